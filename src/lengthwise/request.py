@@ -1,0 +1,59 @@
+"""The REQUEST record: one request as every policy, the vLLM adapter and the simulator see it.
+
+A table of requests is a numpy array of this dtype. Policies are compiled functions that read its
+fields by name. Fields marked *derived* are written by the compiled kernel just before ranking,
+from one clock reading; all others are set when something happens to the request.
+
+The true answer length is deliberately not a field: a policy cannot read what it must not know. An
+oracle is a *predictor*, which puts the truth where other predictors put their estimate.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+FREE: Final = 0  #: the row is not in use
+WAITING: Final = 1  #: queued and may be admitted
+RUNNING: Final = 2  #: holds a slot
+BLOCKED: Final = 3  #: queued, but waits for something other than a slot (a grammar, remote KV)
+
+REQUEST: Final = np.dtype(
+    [
+        # What nearly every rank reads comes first, so that one cache line per row is enough.
+        ("state", np.int32),  # FREE, WAITING, RUNNING or BLOCKED
+        ("age", np.int32),  # output tokens generated so far
+        ("sequence", np.int64),  # place in the queue: append takes ++tail, put back takes --head
+        ("priority", np.int64),  # the request's own class, lower runs sooner
+        ("arrival_index", np.int64),  # order of first arrival; never changes
+        ("score", np.float64),  # predicted score, lower means shorter; no unit
+        ("remaining", np.float64),  # predicted output tokens still to come
+        ("arrival_s", np.float64),  # s, scheduler's monotonic clock, when first seen
+        ("overtaken", np.int32),  # later arrivals that got a slot while this one waited
+        ("promoted", np.int32),  # iterations of promotion left to run (LTR's quantum M)
+        # The prediction made on arrival, in output tokens.
+        ("expected", np.float64),  # mean of the total
+        ("low", np.float64),  # 10 % quantile of the total
+        ("median", np.float64),  # 50 % quantile
+        ("high", np.float64),  # 90 % quantile
+        # What the request has used and would cost.
+        ("prompt_tokens", np.int32),
+        ("cached_tokens", np.int32),  # prompt tokens found in the prefix cache when last looked up
+        ("computed_tokens", np.int32),  # tokens whose KV is held now
+        ("preemptions", np.int32),  # times preempted so far
+        ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
+        # Derived: written by the kernel before it ranks.
+        ("wait_s", np.float64),  # s since arrival
+        ("idle_steps", np.int64),  # steps since it last ran
+    ],
+    align=True,
+)
+
+RequestTable = NDArray[np.void]  #: a one-dimensional array of REQUEST
+
+
+def new_table(capacity: int) -> RequestTable:
+    """An empty table with room for `capacity` requests, every row FREE."""
+    return np.zeros(capacity, dtype=REQUEST)
