@@ -1,0 +1,67 @@
+"""From the name a user gives to a predictor that answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from lengthwise.errors import InputError, unknown_name
+from lengthwise.predict.baselines import Declared, NoisyOracle, Oracle, PromptLength
+from lengthwise.predict.prediction import Predictor
+
+BUILT_IN: Final = ("oracle", "noisy-oracle:TAU", "prompt-length", "declared")
+
+
+def load_predictor(spec: str, tokenizer: str | None = None) -> Predictor:
+    """The predictor that a specification names.
+
+    Args:
+        spec: `oracle`, `noisy-oracle:TAU`, `prompt-length`, `declared`, or the folder of an
+            artifact written by `lengthwise train`.
+        tokenizer: name or path of the tokenizer whose tokens the predictor will see. An artifact
+            trained for another one is refused. None skips the check.
+
+    Raises:
+        InputError: no such predictor, or an artifact that is damaged, too new or for another
+            tokenizer.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "noisy-oracle":
+        return NoisyOracle(_tau(argument))
+    if spec == Oracle.name:
+        return Oracle()
+    if spec == PromptLength.name:
+        return PromptLength()
+    if spec == Declared.name:
+        return Declared()
+    folder = Path(spec)
+    if not folder.exists() and folder.name == spec:
+        raise unknown_name("predictor", spec, [*BUILT_IN, "or the folder of an artifact"])
+    return _load_artifact(folder, tokenizer)
+
+
+def _tau(argument: str) -> float:
+    try:
+        return float(argument)
+    except ValueError:
+        raise InputError(
+            "noisy-oracle needs the Kendall tau to reach, for example noisy-oracle:0.5"
+        ) from None
+
+
+def _load_artifact(folder: Path, tokenizer: str | None) -> Predictor:
+    # Imported here: the baselines need no compiler.
+    from lengthwise.predict.lexical import LexicalPredictor
+
+    predictor = LexicalPredictor.load(folder)
+    if tokenizer is not None:
+        from lengthwise.predict.tokenizer import load_tokenizer
+
+        served = load_tokenizer(tokenizer)
+        if served.fingerprint != predictor.metadata.tokenizer_fingerprint:
+            raise InputError(
+                f"{folder}: trained for the tokenizer of {predictor.metadata.tokenizer}, "
+                f"but {tokenizer} has another vocabulary: "
+                f"train again with --tokenizer {tokenizer}"
+            )
+    return predictor

@@ -1,0 +1,48 @@
+"""What a predictor sees and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from lengthwise.errors import LengthwiseError
+
+
+class Prompt(NamedTuple):
+    """All of a request that a predictor may look at.
+
+    `max_tokens` is deliberately missing: when a trace is replayed it equals the true length.
+    """
+
+    token_ids: Sequence[int]  #: the prompt in the served model's tokens, chat template applied
+    hints: Mapping[str, object]  #: what the caller sent along (`vllm_xargs` over HTTP), {} if none
+
+
+class Prediction(NamedTuple):
+    """How long the answer will be. All in output tokens, except `score`."""
+
+    score: float  #: orders requests: smaller means shorter; no unit
+    expected: float  #: mean of the total length
+    low: float  #: 10 % quantile of the total length
+    median: float  #: 50 % quantile
+    high: float  #: 90 % quantile
+
+
+class Predictor(Protocol):
+    """Anything that turns a prompt into a prediction."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and logs."""
+
+    def predict(self, prompt: Prompt) -> Prediction:
+        """Predict the length of the answer to one prompt.
+
+        Raises:
+            PredictionError: this prompt cannot be predicted, for example because a hint is missing.
+                Callers go on without a prediction; they do the same when a field is NaN.
+        """
+
+
+class PredictionError(LengthwiseError):
+    """One prompt for which a predictor has no answer."""
