@@ -97,14 +97,16 @@ class NoisyOracle:
         if len(self._lengths) < self._REMEMBERED:
             bisect.insort(self._lengths, tokens)
         noise = self._noise_deviation * self._noise(prompt, tokens)
-        score = self._correlation * self._normal_score(tokens) + noise
+        noisy = self._correlation * self._normal_score(tokens) + noise
 
         def length_at(deviations: float) -> float:
-            # Given the noisy score, the true one is normal with mean ρ·score, variance 1 − ρ².
-            return self._length(self._correlation * score + self._noise_deviation * deviations)
+            # Given the noisy score, the true one is normal with mean ρ·noisy, variance 1 − ρ².
+            return self._length(self._correlation * noisy + self._noise_deviation * deviations)
 
         return Prediction(
-            score=score,
+            # In tokens, so that scores stay comparable while the distribution is being learnt. The
+            # last term keeps those apart that fall outside of it.
+            score=self._length(noisy) + 1e-6 * noisy,
             expected=sum(map(length_at, self._MEAN_POINTS)) / len(self._MEAN_POINTS),
             low=length_at(-_QUANTILE_90),
             median=length_at(0.0),
@@ -120,9 +122,12 @@ class NoisyOracle:
         return _STANDARD_NORMAL.inv_cdf(min(max(rank, 0.5), count - 0.5) / count)
 
     def _length(self, normal_score: float) -> float:
-        """The length at a normal score: the inverse of `_normal_score`."""
-        index = int(_STANDARD_NORMAL.cdf(normal_score) * len(self._lengths))
-        return self._lengths[min(index, len(self._lengths) - 1)]
+        """The length at a normal score: the inverse of `_normal_score`, interpolated."""
+        count = len(self._lengths)
+        place = min(max(_STANDARD_NORMAL.cdf(normal_score) * count - 0.5, 0.0), count - 1.0)
+        index = min(int(place), count - 2)
+        left, right = self._lengths[index], self._lengths[index + 1]
+        return left + (place - index) * (right - left)
 
     def _noise(self, prompt: Prompt, tokens: float) -> float:
         """A standard normal number that depends on the request alone."""
