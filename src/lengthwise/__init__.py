@@ -1,0 +1,1 @@
+"""Length-aware scheduling for LLM serving: short answers first, on an unmodified vLLM."""

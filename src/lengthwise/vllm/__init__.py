@@ -1,0 +1,1 @@
+"""The adapter that runs Lengthwise policies inside vLLM."""

@@ -1,0 +1,177 @@
+"""The settings file: everything about scheduling that may change while serving.
+
+A JSON object with the fields of `Settings`. Unknown keys are refused with the nearest known name.
+The scheduler watches the file, takes changes up between two steps, and says in the status file
+beside it which settings are active.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lengthwise.errors import InputError, unknown_name
+from lengthwise.policy import Preemption, get_policy
+
+
+class Settings(BaseModel):
+    """What the scheduler does. The defaults are safe: fcfs, which is stock vLLM's order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str = Field(default="fcfs", description="name of a registered policy, or MODULE#NAME")
+    parameters: dict[str, float] = Field(default={}, description="the policy's own parameters")
+    predictor: str | None = Field(
+        default=None,
+        description="artifact folder, or oracle, noisy-oracle:TAU, prompt-length, declared",
+    )
+    preemption: Preemption | None = Field(
+        default=None, description="never, pays or greedy; null: the policy's default"
+    )
+    max_preemptions: int = Field(
+        default=2, ge=0, description="times that one request may be preempted for another"
+    )
+    max_swaps: int = Field(default=4, ge=1, description="preemptions for newcomers in one step")
+    blend: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        description="share of admissions in policy order; the others go to the longest queued: "
+        "0 is exact fcfs, 1 the policy alone",
+    )
+    max_overtakes: int | None = Field(
+        default=None, ge=0, description="later arrivals that may get a slot before a request does"
+    )
+    max_wait_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="a request that waited this many seconds goes ahead of all others",
+    )
+    starvation_threshold: int | None = Field(
+        default=None,
+        ge=1,
+        description="LTR's N: steps without running after which a request is promoted",
+    )
+    starvation_quantum: int = Field(
+        default=10, ge=1, description="LTR's M: steps that a promoted request keeps its promotion"
+    )
+    memory_growth: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="admit only if the predicted peak of KV blocks, with growth counted this many "
+        "times, fits; 0: as stock vLLM",
+    )
+    record: str | None = Field(
+        default=None,
+        description="folder for one line per step and per finished request (no prompts)",
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="port for Prometheus metrics of the scheduler"
+    )
+
+    def write(self, path: Path) -> str:
+        """Write the settings as a file, atomically.
+
+        Returns:
+            The SHA-256 of the file's bytes, which the status file repeats once it is active.
+        """
+        data = (json.dumps(self.model_dump(), indent=2) + "\n").encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+            temporary.write(data)
+        os.replace(temporary.name, path)
+        return hashlib.sha256(data).hexdigest()
+
+
+def status_path(path: Path) -> Path:
+    """The status file that belongs to a settings file."""
+    return path.with_name(path.stem + ".status.json")
+
+
+def read_settings(path: Path) -> tuple[Settings, str]:
+    """Read and check a settings file.
+
+    Returns:
+        The settings and the SHA-256 of the bytes they were read from.
+
+    Raises:
+        InputError: the file is missing or not a JSON object, or something in it is wrong.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"the settings file {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the settings file {path} must hold a JSON object")
+    return parse_settings(values), hashlib.sha256(data).hexdigest()
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """Check settings given as a mapping.
+
+    Raises:
+        InputError: an unknown key (with the nearest name), a value out of range, an unknown
+            policy or a parameter that the policy does not have.
+    """
+    for key in values:
+        if key not in Settings.model_fields:
+            raise unknown_name("setting", key, Settings.model_fields)
+    try:
+        settings = Settings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from error
+    get_policy(settings.policy).parameter_record(settings.parameters)
+    return settings
+
+
+def parse_spec(spec: str, base: Settings | None = None) -> Settings:
+    """Settings from a policy as written on a command line: NAME or NAME:key=value;key=value.
+
+    Keys are settings (`max_overtakes=50`) or parameters of the policy (`c=0.5`). `off` stands for
+    null.
+
+    Args:
+        spec: the text.
+        base: settings that the spec does not mention are taken from here.
+
+    Raises:
+        InputError: the spec, a name or a value is wrong.
+    """
+    base = base or Settings()
+    name, _, options = spec.partition(":")
+    policy = get_policy(name)
+    values = base.model_dump()
+    values["policy"] = name
+    parameters: dict[str, float] = {}
+    for option in filter(None, options.split(";")):
+        key, separator, text = option.partition("=")
+        if not separator:
+            raise InputError(f"policy {spec!r}: {option!r} must be key=value")
+        if key in policy.parameters:
+            try:
+                parameters[key] = float(text)
+            except ValueError as error:
+                raise InputError(f"policy {spec!r}: {key} must be a number") from error
+        elif key in Settings.model_fields and key not in ("policy", "parameters"):
+            values[key] = None if text == "off" else text
+        else:
+            known = [*Settings.model_fields, *policy.parameters]
+            raise unknown_name(f"option of policy {name!r}", key, known)
+    if parameters or name != base.policy:
+        values["parameters"] = parameters
+    if policy.predictor is not None:
+        values["predictor"] = policy.predictor
+    return parse_settings(values)
