@@ -1,0 +1,49 @@
+# Everything starts from a clean clone: the first target that needs .venv creates it.
+#
+#   make demo     install, then compare the policies on a real vLLM engine (writes demo/)
+#   make test     the whole test suite
+#   make check    ruff and mypy
+#   make docs     the documentation, strict, into site/
+#   make clean    remove what these targets made
+#
+# Another interpreter: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check docs install constraints clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/lengthwise demo --out demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+docs: $(INSTALLED)
+	$(VENV)/bin/mkdocs build --strict
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/install
+	PYTHON="$(PYTHON)" scripts/install $(VENV)
+	touch $@
+
+# After changing a dependency in pyproject.toml: resolve all of them afresh and pin the result.
+# torch and the installers stay out: scripts/install names their versions itself.
+constraints:
+	rm -rf build/venv
+	: > constraints.txt
+	PYTHON="$(PYTHON)" scripts/install build/venv
+	build/venv/bin/uv pip freeze --python build/venv/bin/python --exclude-editable \
+		| grep -v -e '^torch==' -e '^uv==' -e '^pip==' \
+		| sed '1i # The versions that are tested together. Written by: make constraints' > constraints.txt
+	rm -rf build/venv
+
+clean:
+	rm -rf $(VENV) build demo site dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
