@@ -1,0 +1,98 @@
+"""What users may rely on: the exported names, light imports, and arrows that point down only."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lengthwise
+
+SOURCE = Path(lengthwise.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+# Which rooms of the package a room may import; `errors` is open to all, `cli` may import all.
+MAY_IMPORT = {
+    "errors": set(),
+    "request": set(),
+    "policy": {"request"},
+    "workload": {"request"},
+    "measure": set(),
+    "reference": {"workload"},
+    "predict": {"request", "workload", "reference"},
+    "vllm": {"request", "policy", "predict"},
+    "compare": {"workload", "measure", "predict", "reference", "vllm", "policy"},
+}
+LIGHT = ["lengthwise", "lengthwise.policy", "lengthwise.workload", "lengthwise.measure"]
+HEAVY = {"torch", "vllm", "transformers"}
+# Both can run code that hides in data; artifacts are safetensors and JSON.
+FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+FORBIDDEN_CALLS = {"eval", "exec"}
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Every module that a file imports, at the top or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    """The first name below the package: the room that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("module", ["lengthwise", *(f"lengthwise.{room}" for room in MAY_IMPORT)])
+def test_exported_names_are_sorted_and_resolve(module: str) -> None:
+    imported = importlib.import_module(module)
+    exported = getattr(imported, "__all__", [])
+    assert list(exported) == sorted(exported)
+    assert len(set(exported)) == len(exported)
+    for name in exported:
+        assert getattr(imported, name) is not None
+
+
+def test_the_package_says_what_is_public() -> None:
+    assert lengthwise.__all__
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_is_light(module: str) -> None:
+    command = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    finished = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert finished.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    if room in ("cli", "__init__"):
+        return
+    for name in imported_names(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] != "lengthwise" or len(parts) < 2:
+            continue
+        assert parts[1] in MAY_IMPORT[room] | {room, "errors"}, f"{room} must not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_executes_data(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert not {name.split(".")[0] for name in imported_names(tree)} & FORBIDDEN_MODULES
+    calls = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & FORBIDDEN_CALLS
