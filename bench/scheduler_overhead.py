@@ -1,0 +1,235 @@
+"""Time that Lengthwise adds to a scheduler step, paired with stock vLLM in one run.
+
+    python bench/scheduler_overhead.py                      a table
+    python bench/scheduler_overhead.py --json               a list of rows
+    python bench/scheduler_overhead.py --policies stock     stock against itself: the error
+
+vLLM's real scheduler classes run with a stand-in model runner. Stock and ours step in turn (stock
+first, then ours first) with requests of the same shape, so a disturbance of the machine meets
+both. A step is `add_request` for each answer that ended in the step before, `schedule` and
+`update_from_output`; the stand-in runner is not timed. The batch is always full, and one request
+is added for each that finishes, so the queue keeps its length.
+
+Answers are 64 to 192 tokens, independent of what is predicted for them: under every policy the
+same work is done, and the difference is the cost of choosing. Each request carries a prediction
+(log-normal, as a true length to the oracle), so that learnt predictors' own cost is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from engine_harness import Ask, build_scheduler  # type: ignore[import-not-found]
+from stand_in_runner import StandInRunner  # type: ignore[import-not-found]
+
+STOCK = "stock"
+POLICIES = ("fcfs", "sjf", "ltr", "srpt", "trail", "hrrn", "mlfq")
+BASES = ("Scheduler", "AsyncScheduler")
+VLLM_POLICIES = ("fcfs", "priority")
+WAITING = (0, 100, 1_000, 10_000, 100_000)
+WARM_UP_STEPS = 50
+BLOCK_SIZE = 16
+PROMPT_TOKENS = 24
+ANSWER_TOKENS = (64, 192)
+
+
+def requests(seed: int, priorities: bool) -> Iterator[tuple[Any, int]]:
+    """An endless stream of (vLLM request, answer length), the same for the same seed."""
+    rng = random.Random(seed)
+    index = 0
+    while True:
+        ask = Ask(
+            request_id=f"r{index}",
+            prompt=[rng.randrange(2, 1000) for _ in range(PROMPT_TOKENS)],
+            answer=rng.randint(*ANSWER_TOKENS),
+            priority=rng.randrange(3) if priorities else 0,
+            arrival_time=float(index),
+            hints={"lengthwise_true_tokens": max(1, round(rng.lognormvariate(5.0, 0.8)))},
+        )
+        yield ask.request(BLOCK_SIZE), ask.answer
+        index += 1
+
+
+class TimedEngine:
+    """A scheduler with a full batch and a queue of constant length, and a clock on its calls."""
+
+    def __init__(
+        self,
+        scheduler_class: Callable[..., Any] | None,
+        base: str,
+        vllm_policy: str,
+        batch: int,
+        waiting: int,
+        settings: dict[str, object] | None,
+    ) -> None:
+        self._lag = int(base == "AsyncScheduler")
+        num_blocks = 1 + batch * (1 + (PROMPT_TOKENS + ANSWER_TOKENS[1]) // BLOCK_SIZE) * 2
+        self._scheduler = build_scheduler(
+            scheduler_class,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=batch,
+            token_budget=2048,
+            asynchronous=bool(self._lag),
+            policy=vllm_policy,
+            log_stats=True,  # as a server does
+            lengthwise=None if settings is None else {"settings": settings},
+        )
+        self._answer_lengths: dict[str, int] = {}
+        self._runner = StandInRunner(self._answer_lengths, num_blocks, BLOCK_SIZE)
+        self._requests = requests(seed=1, priorities=vllm_policy == "priority")
+        self._in_flight: deque[tuple[Any, Any]] = deque()
+        self._to_replace = 0
+        for _ in range(batch + waiting):
+            self._scheduler.add_request(self._next_request())
+
+    def _next_request(self) -> Any:
+        request, answer = next(self._requests)
+        self._answer_lengths[request.request_id] = answer
+        return request
+
+    def step(self) -> tuple[float, float]:
+        """One step; microseconds in all, and in `schedule` alone."""
+        scheduler = self._scheduler
+        newcomers = [self._next_request() for _ in range(self._to_replace)]
+        start = time.perf_counter_ns()
+        for request in newcomers:
+            scheduler.add_request(request)
+        before_schedule = time.perf_counter_ns()
+        output = scheduler.schedule()
+        after_schedule = time.perf_counter_ns()
+
+        self._in_flight.append((output, self._runner.execute(output)))
+        self._to_replace = 0
+        update_time = 0
+        if len(self._in_flight) > self._lag:
+            due = self._in_flight.popleft()
+            before_update = time.perf_counter_ns()
+            delivered = scheduler.update_from_output(*due)
+            update_time = time.perf_counter_ns() - before_update
+            for outputs in delivered.values():
+                self._to_replace += sum(o.finish_reason is not None for o in outputs.outputs)
+        whole = after_schedule - start + update_time
+        return whole / 1e3, (after_schedule - before_schedule) / 1e3
+
+
+def paired_steps(stock: TimedEngine, ours: TimedEngine, steps: int) -> dict[str, float]:
+    """Step both in turn and compare; all values but the percentage in microseconds."""
+    for _ in range(WARM_UP_STEPS):
+        stock.step()
+        ours.step()
+    gc.collect()
+    gc.freeze()  # a collection over 100,000 queued requests would hit either side at random
+    stock_times, ours_times, stock_schedule_times = [], [], []
+    for index in range(steps):
+        if index % 2:
+            our_time, _ = ours.step()
+            stock_time, stock_schedule = stock.step()
+        else:
+            stock_time, stock_schedule = stock.step()
+            our_time, _ = ours.step()
+        stock_times.append(stock_time)
+        ours_times.append(our_time)
+        stock_schedule_times.append(stock_schedule)
+    gc.unfreeze()
+    stock_us, ours_us = statistics.median(stock_times), statistics.median(ours_times)
+    differences = [ours - stock for stock, ours in zip(stock_times, ours_times, strict=True)]
+    lower, _, upper = statistics.quantiles(differences, n=4)
+    added = statistics.median(differences)
+    return {
+        "stock_us": stock_us,
+        "ours_us": ours_us,
+        "added_us": added,
+        "added_percent": 100 * added / stock_us,
+        "spread": upper - lower,  # interquartile range of the paired differences
+        "stock_mean_us": statistics.fmean(stock_times),
+        "ours_mean_us": statistics.fmean(ours_times),
+        "stock_schedule_us": statistics.median(stock_schedule_times),
+    }
+
+
+def measure(
+    policy: str, base: str, vllm_policy: str, waiting: int, batch: int, steps: int
+) -> dict[str, object]:
+    """One row: a policy on one base class with one queue length."""
+    scheduler_class: Callable[..., Any] | None = None
+    settings: dict[str, object] | None = None
+    if policy != STOCK:
+        from lengthwise.vllm import Scheduler
+
+        scheduler_class = Scheduler
+        settings = {"policy": policy, "predictor": "oracle"}
+    stock = TimedEngine(None, base, vllm_policy, batch, waiting, None)
+    ours = TimedEngine(scheduler_class, base, vllm_policy, batch, waiting, settings)
+    times = paired_steps(stock, ours, steps)
+    return {
+        "policy": policy,
+        "base": base,
+        "vllm_policy": vllm_policy,
+        "waiting": waiting,
+        "batch": batch,
+        "steps": steps,
+        **{name: round(value, 1) for name, value in times.items()},
+    }
+
+
+def table(row: dict[str, object]) -> str:
+    """One row as a line of text."""
+    return (
+        f"{row['policy']:<6} {row['base']:<15} {row['vllm_policy']:<9} {row['waiting']:>7,}"
+        f" {row['stock_us']:>9} {row['ours_us']:>9} {row['added_us']:>9} {row['added_percent']:>7}"
+        f" {row['spread']:>8} {row['stock_mean_us']:>10} {row['ours_mean_us']:>9}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of rows on stdout")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="default: %(default)s")
+    parser.add_argument("--bases", default=",".join(BASES), help="default: %(default)s")
+    parser.add_argument(
+        "--vllm-policies", default=",".join(VLLM_POLICIES), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--waiting", default=",".join(map(str, WAITING)), help="queue lengths, default: %(default)s"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="slots, default: %(default)s")
+    parser.add_argument("--steps", type=int, default=400, help="paired steps, default: %(default)s")
+    arguments = parser.parse_args()
+
+    header = (
+        f"{'policy':<6} {'base':<15} {'vllm':<9} {'waiting':>7} {'stock µs':>9} {'ours µs':>9}"
+        f" {'added µs':>9} {'%':>7} {'spread':>8} {'stock mean':>10} {'ours mean':>9}"
+    )
+    progress = sys.stderr if arguments.json else sys.stdout
+    print(header, file=progress)
+    rows = []
+    for waiting in map(int, arguments.waiting.split(",")):
+        for base in arguments.bases.split(","):
+            for vllm_policy in arguments.vllm_policies.split(","):
+                for policy in arguments.policies.split(","):
+                    row = measure(
+                        policy, base, vllm_policy, waiting, arguments.batch, arguments.steps
+                    )
+                    rows.append(row)
+                    print(table(row), file=progress, flush=True)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
