@@ -1,0 +1,20 @@
+"""Order a queue of four requests under several policies, without an engine."""
+
+from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.select import StepOrder
+from lengthwise.request import WAITING, new_table
+
+queue = [(0.0, 400), (40.0, 25), (60.0, 150), (79.0, 10)]  # arrival in s, expected tokens
+
+table = new_table(len(queue))
+for row, (arrival_s, expected) in enumerate(queue):
+    request = table[row]
+    request["state"] = WAITING
+    request["sequence"] = request["arrival_index"] = row
+    request["arrival_s"] = arrival_s
+    request["expected"] = request["remaining"] = expected
+
+for name in ("fcfs", "sjf", "hrrn"):
+    order, discipline = StepOrder(), make_discipline(name)
+    order.rank(discipline, table, count=len(queue), now=80.0, step=1)
+    print(f"{name:5}", order.first(discipline, table, count=len(queue), want=len(queue)))

@@ -1,0 +1,230 @@
+"""What the documentation says about the code is read from the code when the site is built.
+
+A page asks with a line `<!-- generate: NAME ARGUMENT -->`; `GENERATORS` has the names. MkDocs calls
+`on_page_markdown` (see `hooks:` in mkdocs.yml) and tests/test_docs.py builds the pages too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MARKER = re.compile(r"^<!-- generate: (?P<name>[\w-]+) ?(?P<argument>.*?) *-->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """The hook: every marker of a page replaced by what it asks for."""
+    return MARKER.sub(lambda found: GENERATORS[found["name"]](found["argument"]), markdown)
+
+
+def readme(_: str) -> str:
+    """The README, with its links as seen from docs/ and its images centred as they are."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"(\]\(|src=\")docs/", r"\1", text)
+
+
+def command(verb: str) -> str:
+    """A verb of the command line: its help text and its options as a table."""
+    import typer.main
+    from lengthwise.cli.main import app
+
+    group: Any = typer.main.get_command(app)
+    found = group.commands[verb]
+    usage = " ".join(
+        ["lengthwise", verb, *(p.make_metavar(None) for p in arguments_of(found)), "[OPTIONS]"]
+    )
+    rows = [
+        (
+            ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts)),
+            default_of(option),
+            one_line(option.help),
+        )
+        for option in found.params
+        if option.param_type_name == "option" and "--help" not in option.opts
+    ]
+    arguments = [(f"`{p.name.upper()}`", one_line(p.help)) for p in arguments_of(found)]
+    parts = [plain(found.help), f"```text\n{usage}\n```"]
+    if arguments:
+        parts.append(table(("argument", "meaning"), arguments))
+    parts.append(table(("option", "default", "meaning"), rows))
+    return "\n\n".join(parts)
+
+
+def arguments_of(found: Any) -> list[Any]:
+    """The positional parameters of a command."""
+    return [p for p in found.params if p.param_type_name == "argument"]
+
+
+def default_of(option: Any) -> str:
+    """An option's default as a table shows it."""
+    value = option.default
+    if value is None or callable(value) or isinstance(value, (list, tuple)) or value == "":
+        return ""
+    return f"`{value}`"
+
+
+def plain(text: str | None) -> str:
+    """A command's help as Markdown: Typer's paragraph marks removed, examples as code."""
+    paragraphs = inspect.cleandoc(text or "").replace("\b\n", "").split("\n\n")
+    return "\n\n".join(
+        f"```bash\n{inspect.cleandoc(part)}\n```"
+        if part.startswith(("    ", "lengthwise "))
+        else part
+        for part in paragraphs
+    )
+
+
+def settings(_: str) -> str:
+    """Every key of the settings file."""
+    from lengthwise.vllm.settings import Settings
+
+    rows = [
+        (
+            f"`{name}`",
+            f"`{type_name(field.annotation)}`",
+            f"`{json.dumps(field.default)}`",
+            one_line(field.description),
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def policies(_: str) -> str:
+    """All built-in policies, one row each."""
+    from lengthwise.policy import get_policy, policy_names
+
+    rows = []
+    for name in policy_names():
+        policy = get_policy(name)
+        rows.append((f"[`{name}`](#{name})", policy.summary, f"`{policy.preemption}`"))
+    return table(("policy", "order", "preemption by default"), rows)
+
+
+def policy(name: str) -> str:
+    """What a policy reads and takes, from its function and its registration."""
+    from lengthwise.policy import get_policy
+
+    found = get_policy(name)
+    source = inspect.getsource(found.rank.py_func)
+    body = source[source.index("def ") :]
+    fields = sorted(set(re.findall(r"\brequest\.(\w+)", body)))
+    inputs = ", ".join(f"[`{field}`](request.md#fields)" for field in fields)
+    predictor = f"`{found.predictor}`, always" if found.predictor else "yours"
+    parameters = ", ".join(f"`{key}` = {value:g}" for key, value in found.parameters.items())
+    rows = [
+        ("Inputs", inputs or "none"),
+        ("Predictor", predictor if found.predicts else "not needed"),
+        ("Parameters", parameters or "none"),
+        ("Preemption", f"`{found.preemption}` by default"),
+    ]
+    return table(("", ""), rows)
+
+
+def counters(_: str) -> str:
+    """The scheduler's counters, as the status file and Prometheus have them."""
+    from lengthwise.vllm.counters import _HELP, Counters
+
+    rows = [
+        (f"`{name}`", f"`lengthwise_{name}_total`", _HELP[name]) for name in Counters().snapshot()
+    ]
+    return table(("status file", "Prometheus", "what is counted"), rows)
+
+
+def request(_: str) -> str:
+    """The fields of REQUEST, with the comments that stand beside them."""
+    from lengthwise.request import REQUEST
+
+    text = (ROOT / "src/lengthwise/request.py").read_text(encoding="utf-8")
+    comments = dict(re.findall(r'^ +\("(\w+)", np\.\w+\),  # (.+)$', text, re.MULTILINE))
+    names = REQUEST.names or ()
+    rows = [(f"`{name}`", f"`{REQUEST[name]}`", escape(comments[name])) for name in names]
+    return table(("field", "type", "meaning"), rows)
+
+
+def fields(where: str) -> str:
+    """The fields of a dataclass, `module:Class`, with the comments that stand beside them."""
+    module, _, name = where.partition(":")
+    lines = inspect.getsource(getattr(importlib.import_module(module), name)).splitlines()
+    found = (re.match(r"    (\w+): (.+?)(?: = .+?)?  # (.+)$", line) for line in lines)
+    rows = [(f"`{m[1]}`", f"`{escape(m[2])}`", escape(m[3])) for m in found if m]
+    return table(("field", "type", "meaning"), rows)
+
+
+def python(_: str) -> str:
+    """The public names of every room, with the first line of their docstrings."""
+    parts = []
+    for room in ("", ".policy", ".predict", ".workload", ".measure", ".reference", ".vllm"):
+        module = importlib.import_module(f"lengthwise{room}")
+        names = getattr(module, "__all__", [])
+        if names:
+            rows = [member(getattr(module, name), name) for name in names]
+            parts += [f"## {module.__name__}", first_line(module), table(("name", "meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+def member(value: object, name: str) -> tuple[str, str]:
+    """A table row for one public name."""
+    documented = inspect.isroutine(value) or inspect.isclass(value)
+    return f"`{name}{signature(value)}`", first_line(value) if documented else ""
+
+
+def signature(value: object) -> str:
+    """The names of a function's parameters."""
+    if not inspect.isroutine(value):
+        return ""
+    return f"({', '.join(inspect.signature(value).parameters)})"
+
+
+def first_line(value: object) -> str:
+    """The first line of a docstring."""
+    return escape((inspect.getdoc(value) or "").split("\n")[0])
+
+
+def type_name(annotation: Any) -> str:
+    """A short name for a setting's type, as JSON users know it."""
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_name(part) for part in typing.get_args(annotation))
+    if origin is typing.Literal:
+        return " or ".join(json.dumps(part) for part in typing.get_args(annotation))
+    json_names = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+    name = getattr(annotation, "__name__", str(annotation))
+    return {"NoneType": "null", "dict": "object", **json_names}.get(name, name)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def one_line(text: str | None) -> str:
+    """Text as one table cell."""
+    return escape(" ".join((text or "").split()))
+
+
+def escape(text: str) -> str:
+    """Keep `|` from ending a table cell, and `[` from looking like a link."""
+    return text.replace("|", "\\|").replace("[", "\\[")
+
+
+GENERATORS: dict[str, Callable[[str], str]] = {
+    "command": command,
+    "counters": counters,
+    "fields": fields,
+    "policies": policies,
+    "policy": policy,
+    "python": python,
+    "readme": readme,
+    "request": request,
+    "settings": settings,
+}
