@@ -1,0 +1,1 @@
+"""Policies compared on one real server: the same requests, the same arrivals, in turn."""

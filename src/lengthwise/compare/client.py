@@ -1,0 +1,245 @@
+"""The client: replays requests over streaming HTTP and notes when every token arrives.
+
+Prompts are sent as token ids to `/v1/completions`, so the server sees exactly the ids that
+predictors were trained on. Open loop: each request leaves at its own time, however slow the answers
+are. Closed loop: N clients, each sending its next request when the last one is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+_TOKEN_IDS = b'"token_ids":['
+_FINISH_REASON = b'"finish_reason":"'
+_USAGE = b'"usage":{'
+_ERROR = b'data: {"error"'
+_DONE = b"data: [DONE]"
+
+
+@dataclass(frozen=True)
+class ReplayRequest:
+    """One request of a workload.
+
+    Attributes:
+        number: its number in the workload; the same number is the same request in every round.
+        prompt_ids: the prompt in the served model's tokens, chat template applied.
+        output_tokens: the answer's length to reproduce (ending is forced there and only there);
+            None lets the model end its answer by itself.
+    """
+
+    number: int
+    prompt_ids: Sequence[int]
+    output_tokens: int | None
+
+
+@dataclass(frozen=True)
+class ReplayJob:
+    """One round for the client.
+
+    Attributes:
+        url: the server, without a trailing slash.
+        model: the model's name there.
+        requests: what to send, in this order where times are equal.
+        scheduled_s: when to send each, in seconds from the start of the round; None for the
+            closed loop.
+        clients: for the closed loop, how many requests are under way at any time.
+        tell_truth: send the true length along, for oracles. Other rounds never carry it.
+        max_tokens: the limit where a request's own length is open.
+    """
+
+    url: str
+    model: str
+    requests: Sequence[ReplayRequest]
+    scheduled_s: Sequence[float] | None
+    clients: int | None = None
+    tell_truth: bool = False
+    max_tokens: int = 1024
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the client saw of one request; times in seconds from the start of the round."""
+
+    request: int
+    scheduled_s: float
+    sent_s: float = math.nan
+    first_token_s: float = math.nan
+    finish_s: float = math.nan
+    token_times: array[float] = field(default_factory=lambda: array("f"))  # s from sent_s
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A finished round.
+
+    Attributes:
+        started_s: the monotonic clock (shared by all processes of a machine) at the start, in s.
+        answers: one per request, in the order of the requests.
+    """
+
+    started_s: float
+    answers: list[Answer]
+
+
+class StreamReader:
+    """Takes a server-sent event stream apart without decoding more JSON than it must."""
+
+    def __init__(self, answer: Answer) -> None:
+        """Fill `answer` from the stream."""
+        self._answer = answer
+        self._rest = b""
+        self.done = False
+
+    def feed(self, data: bytes, now_s: float) -> None:
+        """Take the bytes that arrived at `now_s` (s from the start of the round)."""
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        answer = self._answer
+        for event in events:
+            tokens = _count_token_ids(event)
+            if tokens:
+                if not answer.token_times:
+                    answer.first_token_s = now_s
+                answer.finish_s = now_s
+                answer.output_tokens += tokens
+                answer.token_times.extend([now_s - answer.sent_s] * tokens)
+            # Quotes inside of generated text are escaped, so these matches are keys.
+            if _FINISH_REASON in event:
+                answer.finish_reason = _payload(event)["choices"][0]["finish_reason"]
+            if _USAGE in event:
+                answer.prompt_tokens = _payload(event)["usage"]["prompt_tokens"]
+            if event.startswith(_ERROR):
+                answer.error = _error_message(_payload(event))
+            elif event.startswith(_DONE):
+                self.done = True
+
+
+async def replay(job: ReplayJob, progress: Callable[[int, int], None]) -> Replay:
+    """Run one round and return every request's answer, failed ones included.
+
+    Args:
+        job: what to send where and when.
+        progress: called about four times a second with the numbers of answered and failed requests.
+    """
+    loop = asyncio.get_running_loop()
+    times = job.scheduled_s if job.scheduled_s is not None else [0.0] * len(job.requests)
+    answers = [
+        Answer(request.number, scheduled_s)
+        for request, scheduled_s in zip(job.requests, times, strict=True)
+    ]
+    # Connections are not reused: a server that drops an idle one would fail a request for nothing.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=60)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        started = loop.time()
+
+        async def send_at(request: ReplayRequest, answer: Answer) -> None:
+            await asyncio.sleep(started + answer.scheduled_s - loop.time())
+            await _exchange(session, job, request, answer, started)
+
+        async def client(queue: Iterator[tuple[ReplayRequest, Answer]]) -> None:
+            for request, answer in queue:
+                answer.scheduled_s = loop.time() - started
+                await _exchange(session, job, request, answer, started)
+
+        pairs = zip(job.requests, answers, strict=True)
+        if job.scheduled_s is None:
+            work = [client(pairs) for _ in range(job.clients or 1)]
+        else:
+            work = [send_at(request, answer) for request, answer in pairs]
+        tasks = asyncio.gather(*work)
+        while not tasks.done():
+            await asyncio.wait([tasks], timeout=0.25)
+            failed = sum(answer.error is not None for answer in answers)
+            answered = sum(answer.finish_reason is not None for answer in answers)
+            progress(answered, failed)
+        await tasks
+    return Replay(started, answers)
+
+
+async def _exchange(
+    session: aiohttp.ClientSession,
+    job: ReplayJob,
+    request: ReplayRequest,
+    answer: Answer,
+    started: float,
+) -> None:
+    """Send one request and fill in its answer; whatever goes wrong becomes its error."""
+    clock = asyncio.get_running_loop().time
+    body = request_body(job, request)
+    reader = StreamReader(answer)
+    answer.sent_s = clock() - started
+    try:
+        async with session.post(f"{job.url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                answer.error = f"HTTP {response.status}: {await _refusal(response)}"
+                return
+            async for data in response.content.iter_any():
+                reader.feed(data, clock() - started)
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, IndexError) as error:
+        answer.error = f"{type(error).__name__}: {error}".rstrip(": ")
+        return
+    wanted = request.output_tokens
+    if answer.error is None and not reader.done:
+        answer.error = "the stream ended early"
+    elif answer.error is None and wanted is not None and answer.output_tokens != wanted:
+        answer.error = f"answered with {answer.output_tokens} tokens, {wanted} were asked for"
+
+
+def request_body(job: ReplayJob, request: ReplayRequest) -> dict[str, object]:
+    """The JSON body of one request."""
+    hints: dict[str, str | int] = {"lengthwise_id": str(request.number)}
+    body: dict[str, object] = {
+        "model": job.model,
+        "prompt": list(request.prompt_ids),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        "vllm_xargs": hints,
+    }
+    if request.output_tokens is None:
+        body["max_tokens"] = job.max_tokens
+    else:
+        # What is said does not matter here, only for how long: greedy is the cheapest.
+        body |= {"max_tokens": request.output_tokens, "ignore_eos": True, "temperature": 0.0}
+        if job.tell_truth:
+            hints["lengthwise_true_tokens"] = request.output_tokens
+    return body
+
+
+def _count_token_ids(event: bytes) -> int:
+    start = event.find(_TOKEN_IDS)
+    if start < 0:
+        return 0
+    start += len(_TOKEN_IDS)
+    end = event.find(b"]", start)
+    return event.count(b",", start, end) + 1 if end > start else 0
+
+
+def _payload(event: bytes) -> Any:
+    return json.loads(event.removeprefix(b"data: "))
+
+
+def _error_message(payload: Any) -> str:
+    error = payload.get("error", payload) if isinstance(payload, dict) else payload
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return " ".join(str(message).split())[:300]
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    text = await response.text()
+    try:
+        return _error_message(json.loads(text))
+    except ValueError:
+        return " ".join(text.split())[:300]

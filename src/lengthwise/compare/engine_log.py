@@ -1,0 +1,92 @@
+"""What the scheduler wrote about one round: its steps and its finished requests."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+STEPS_FILE = "steps.jsonl"
+REQUESTS_FILE = "requests.jsonl"
+
+
+@dataclass(frozen=True)
+class EngineLog:
+    """One round as the engine saw it.
+
+    Attributes:
+        steps: the steps' fields as float64 columns of equal length; null is NaN.
+        requests: the finished requests' fields by request number.
+    """
+
+    steps: Mapping[str, NDArray[np.float64]]
+    requests: Mapping[int, Mapping[str, object]]
+
+    def capacity(self) -> float | None:
+        """Tokens (prompt and answer) that the engine got done a second with a full batch.
+
+        A batch counts as full when it is as large as the round's largest. None where no such step
+        was timed.
+        """
+        if not len(self.steps["t"]):
+            return None
+        running, seconds = self.steps["running"], self.steps["duration_s"]
+        full = (running == running.max()) & np.isfinite(seconds)
+        tokens = self.steps["prefill_tokens"] + self.steps["decode_tokens"]
+        total_s = float(seconds[full].sum())
+        return float(tokens[full].sum()) / total_s if total_s > 0 else None
+
+
+_STEP_COLUMNS = (
+    "t",
+    "duration_s",
+    "prefill_tokens",
+    "decode_tokens",
+    "running",
+    "waiting",
+    "free_blocks",
+    "preempted",
+)
+
+
+def read_engine_log(folder: Path, finished: int, timeout_s: float = 5.0) -> EngineLog:
+    """Read a round's log once it is complete.
+
+    Args:
+        folder: where the scheduler recorded the round.
+        finished: how many requests it finished; the last lines may be half a second late.
+        timeout_s: after so long the log is read as it is.
+    """
+    deadline = time.monotonic() + timeout_s
+    requests = _read_lines(folder / REQUESTS_FILE)
+    while len(requests) < finished and time.monotonic() < deadline:
+        time.sleep(0.05)
+        requests = _read_lines(folder / REQUESTS_FILE)
+    steps = _read_lines(folder / STEPS_FILE)
+    columns = {
+        name: np.array(
+            [np.nan if step.get(name) is None else step[name] for step in steps], dtype=np.float64
+        )
+        for name in _STEP_COLUMNS
+    }
+    by_number = {
+        int(str(request["id"])): request
+        for request in requests
+        if str(request.get("id", "")).isdecimal()
+    }
+    return EngineLog(columns, by_number)
+
+
+def _read_lines(path: Path) -> list[dict[str, object]]:
+    """The objects of a JSON-lines file behind its header; a line still being written is left."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    return [json.loads(line) for line in complete[1:]]

@@ -1,0 +1,230 @@
+"""The comparison itself: the same requests, the same arrivals, one policy after the other.
+
+Machines drift, so policies take turns: A B C in one repeat, C B A in the next. Every round is saved
+as soon as it ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from lengthwise.compare.client import Answer, ReplayRequest
+from lengthwise.compare.load import Burst, Clients, Load, arrival_times
+from lengthwise.compare.progress import Progress
+from lengthwise.compare.session import Observed, Session
+from lengthwise.errors import LengthwiseError
+from lengthwise.measure.record import RequestRecord
+from lengthwise.measure.results import ResultsWriter
+from lengthwise.measure.round import RoundInfo
+from lengthwise.vllm.settings import Settings
+
+_WARM_UP_REQUESTS = 48
+_CALIBRATION_REQUESTS = 320
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        policies: settings by the label that tables show, in the order of the first repeat.
+        loads: how requests are offered; every policy runs under each.
+        repeats: how often everything is run.
+        cv: coefficient of variation of random gaps between arrivals; 1 is Poisson.
+        seed: arrivals and orders of repeat r follow from seed + r, the same for every policy.
+    """
+
+    policies: Mapping[str, Settings]
+    loads: Sequence[Load]
+    repeats: int
+    cv: float = 1.0
+    seed: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds that makes."""
+        return len(self.policies) * len(self.loads) * self.repeats
+
+
+def run_plan(
+    plan: Plan,
+    session: Session,
+    requests: Sequence[ReplayRequest],
+    writer: ResultsWriter,
+    progress: Progress,
+) -> None:
+    """Calibrate, then run and save every round.
+
+    Raises:
+        LengthwiseError: the server ended or no request of a round was answered.
+    """
+    capacity = calibrate(session, requests, progress)
+    work = float(np.mean([_work(request) for request in requests]))
+    number = 0
+    for repeat in range(plan.repeats):
+        seed = plan.seed + repeat
+        order = list(np.random.default_rng(seed).permutation(len(requests)))
+        in_order = [requests[index] for index in order] if repeat else list(requests)
+        labels = list(plan.policies)[:: -1 if repeat % 2 else 1]
+        for load in plan.loads:
+            times = arrival_times(
+                load,
+                len(requests),
+                cv=plan.cv,
+                seed=seed,
+                capacity_requests_per_s=capacity / work,
+            )
+            for label in labels:
+                progress.stage(
+                    f"round {number + 1} of {plan.rounds}: {label} at {_words(load)}", len(requests)
+                )
+                started = datetime.now(UTC)
+                observed = session.run_round(
+                    f"{number:03d}",
+                    plan.policies[label],
+                    in_order,
+                    scheduled_s=times,
+                    clients=load.count if isinstance(load, Clients) else None,
+                    progress=_advance(progress),
+                )
+                info = describe_round(number, label, load, repeat, started, observed, in_order)
+                writer.append(info, records_of(info, observed))
+                progress.note(summary_line(info, observed, plan.rounds))
+                number += 1
+
+
+def calibrate(session: Session, requests: Sequence[ReplayRequest], progress: Progress) -> float:
+    """Measure the engine's capacity in tokens (prompt and answer) per second, with a full batch.
+
+    Part of the requests runs in a burst under fcfs, after a short warm-up.
+
+    Raises:
+        LengthwiseError: the engine recorded no step with a full batch.
+    """
+    progress.stage("warming the engine up", len(requests[:_WARM_UP_REQUESTS]))
+    for name, count in (("warm-up", _WARM_UP_REQUESTS), ("calibration", _CALIBRATION_REQUESTS)):
+        part = requests[:count]
+        if name == "calibration":
+            progress.stage("measuring capacity under fcfs", len(part))
+        observed = session.run_round(
+            name,
+            Settings(),
+            part,
+            scheduled_s=[0.0] * len(part),
+            progress=_advance(progress),
+        )
+        _require_answers(observed)
+    capacity = observed.engine.capacity()
+    if capacity is None:
+        raise LengthwiseError("the engine recorded no step: its capacity is unknown")
+    progress.note(f"capacity: {capacity:,.0f} tokens/s with a full batch")
+    return capacity
+
+
+def describe_round(
+    number: int,
+    label: str,
+    load: Load,
+    repeat: int,
+    started: datetime,
+    observed: Observed,
+    requests: Sequence[ReplayRequest],
+) -> RoundInfo:
+    """What the saved records say of a round besides its requests."""
+    _require_answers(observed)
+    capacity = observed.engine.capacity()
+    sent = [answer.sent_s for answer in observed.replay.answers if math.isfinite(answer.sent_s)]
+    offered = None
+    if capacity and not isinstance(load, Burst | Clients) and max(sent) > 0:
+        offered = sum(map(_work, requests)) / max(sent) / capacity
+    failed = sum(answer.error is not None for answer in observed.replay.answers)
+    errors = sorted({answer.error for answer in observed.replay.answers if answer.error})
+    flags = (f"{failed} requests failed: {errors[0]}",) if failed else ()
+    return RoundInfo(
+        round=number,
+        policy=label,
+        load=load.label,
+        repeat=repeat,
+        offered_load=offered,
+        capacity_tokens_per_s=capacity,
+        started=started.isoformat(timespec="seconds"),
+        counters=observed.counters,
+        flags=flags,
+    )
+
+
+def records_of(info: RoundInfo, observed: Observed) -> list[RequestRecord]:
+    """One record per request: the client's times and what the engine knew of it."""
+    return [
+        _record(info, answer, observed.engine.requests.get(answer.request, {}))
+        for answer in observed.replay.answers
+    ]
+
+
+def summary_line(info: RoundInfo, observed: Observed, rounds: int) -> str:
+    """One line for the terminal when a round has ended."""
+    latencies = [
+        answer.finish_s - answer.sent_s
+        for answer in observed.replay.answers
+        if answer.error is None
+    ]
+    really = "" if info.offered_load is None else f" (really {info.offered_load:.2f})"
+    flags = "".join(f"; {flag}" for flag in info.flags)
+    return (
+        f"{info.round + 1:>3}/{rounds}  {info.policy:<12} load {info.load}{really}: "
+        f"mean latency {np.mean(latencies):.2f} s, {info.counters.get('preemptions', 0)} "
+        f"preemptions, capacity {info.capacity_tokens_per_s or math.nan:,.0f} tokens/s{flags}"
+    )
+
+
+def _record(info: RoundInfo, answer: Answer, engine: Mapping[str, object]) -> RequestRecord:
+    return RequestRecord(
+        round=info.round,
+        policy=info.policy,
+        load=info.load,
+        request=answer.request,
+        scheduled_s=answer.scheduled_s,
+        sent_s=answer.sent_s,
+        first_token_s=answer.first_token_s,
+        finish_s=answer.finish_s,
+        token_times=np.array(answer.token_times, dtype=np.float32),
+        prompt_tokens=answer.prompt_tokens,
+        output_tokens=answer.output_tokens,
+        expected_tokens=_number(engine.get("expected_tokens")),
+        queue_s=_number(engine.get("queue_s")),
+        preemptions=_count(engine.get("preemptions")),
+        overtaken=_count(engine.get("overtaken")),
+        error=answer.error,
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def _require_answers(observed: Observed) -> None:
+    answers = observed.replay.answers
+    if all(answer.error is not None for answer in answers):
+        raise LengthwiseError(f"no request was answered: {answers[0].error}")
+
+
+def _work(request: ReplayRequest) -> int:
+    """Tokens that the engine must get done for a request."""
+    return len(request.prompt_ids) + (request.output_tokens or 0)
+
+
+def _words(load: Load) -> str:
+    return "once (burst)" if isinstance(load, Burst) else f"load {load.label}"
+
+
+def _advance(progress: Progress) -> Callable[[int, int], None]:
+    return lambda answered, failed: progress.advance(answered, f"{failed} failed" if failed else "")

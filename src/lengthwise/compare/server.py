@@ -1,0 +1,192 @@
+"""One vLLM server as a child process: started, watched, and stopped together with its engine."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from lengthwise.compare.interrupts import interrupts_ignored
+from lengthwise.compare.server_command import ServerCommand
+from lengthwise.errors import LengthwiseError
+
+_STOP_PATIENCE_S = 20.0
+_TAIL_LINES = 400  # enough to reach past a traceback or two, and bounded for a long service
+
+# "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:9] ValueError: text": all but the last is noise
+_LOG_PREFIX = re.compile(
+    r"^(?:\x1b\[[\d;]*m)*(?:\([^)]*pid=\d+\)\s*)?(?:\x1b\[[\d;]*m)*\s*"
+    r"(?:(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s?)?"
+)
+_EXCEPTION = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*(?P<kind>[A-Za-z_]\w*(?:Error|Exception|Interrupt))"
+    r"(?:: (?P<message>.*))?$"
+)
+_USAGE_ERROR = re.compile(r"^\S+: error: (?P<message>.*)$")
+_POINTS_ELSEWHERE = "Engine core initialization failed"  # vLLM's last word, which says nothing
+
+
+class Server:
+    """A running (or starting) server; a context manager that always stops it.
+
+    The child leads a process group of its own, so Ctrl-C in the terminal reaches only this
+    process, which then stops the group: no engine core is left behind.
+    """
+
+    def __init__(self, command: ServerCommand, log: Path | None) -> None:
+        """Start the server's process; `wait_ready` then waits until it answers.
+
+        Args:
+            command: what to start.
+            log: the file that takes what the server prints; None passes it on to stderr.
+        """
+        self.command = command
+        self.log = log
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                *("-m", "lengthwise.compare.server_child", str(os.getpid())),
+                *command.arguments,
+            ],
+            env=command.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._pass_output_on, daemon=True)
+        self._reader.start()
+        atexit.register(self.stop)
+
+    def __enter__(self) -> Server:
+        """The server itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the server."""
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the server, without a trailing slash."""
+        return self.command.url
+
+    def wait_ready(
+        self, timeout_s: float = 900.0, tick: Callable[[float], None] = lambda waited_s: None
+    ) -> None:
+        """Wait until the server answers.
+
+        Args:
+            timeout_s: give up after so many seconds.
+            tick: called about four times a second with the seconds waited.
+
+        Raises:
+            LengthwiseError: the server ended, with its own reason in one line, or took too long.
+        """
+        started = time.monotonic()
+        while not self._answers():
+            self.check()
+            waited = time.monotonic() - started
+            if waited > timeout_s:
+                raise LengthwiseError(
+                    f"the server did not answer within {timeout_s:.0f} s{self._see_log()}"
+                )
+            tick(waited)
+            time.sleep(0.25)
+
+    def check(self) -> None:
+        """Raise LengthwiseError if the server has ended."""
+        code = self._process.poll()
+        if code is None:
+            return
+        self._reader.join(timeout=2.0)
+        if code < 0:
+            reason = f"killed by signal {-code} (out of memory is a common cause of 9)"
+        else:
+            reason = failure_reason(self._tail) or f"exit status {code}"
+        raise LengthwiseError(f"the vLLM server ended: {reason}{self._see_log()}")
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself, and return its exit status."""
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Stop the server and every process of its group. May be called twice."""
+        atexit.unregister(self.stop)
+        # A second Ctrl-C must not leave a half-stopped engine behind.
+        with interrupts_ignored():
+            if self._process.poll() is None:
+                self._signal_group(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_STOP_PATIENCE_S)
+            self._signal_group(signal.SIGKILL)
+            self._process.wait()
+            self._reader.join(timeout=2.0)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as response:
+                return bool(response.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def _pass_output_on(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        if self.log is None:
+            self._copy(output, sys.stderr.buffer)
+        else:
+            with self.log.open("wb") as file:
+                self._copy(output, file)
+
+    def _copy(self, output: IO[bytes], sink: IO[bytes]) -> None:
+        for line in output:
+            sink.write(line)
+            sink.flush()
+            self._tail.append(line.decode(errors="replace").rstrip())
+
+    def _see_log(self) -> str:
+        return f" (its log: {self.log})" if self.log is not None else ""
+
+
+def failure_reason(lines: Iterable[str]) -> str | None:
+    """What a server that ended says of the cause: one line, or None.
+
+    Args:
+        lines: the last lines that it printed.
+    """
+    bare = [_LOG_PREFIX.sub("", line).strip() for line in lines]
+    for line in reversed(bare):
+        if usage := _USAGE_ERROR.match(line):
+            return usage["message"]
+        exception = _EXCEPTION.match(line)
+        if exception and _POINTS_ELSEWHERE not in line:
+            # Our own errors say it all; for others the kind is part of the message.
+            own = exception["kind"] in ("InputError", "LengthwiseError")
+            return exception["message"] if own and exception["message"] else line
+    return next((line for line in reversed(bare) if line), None)

@@ -1,0 +1,37 @@
+"""vLLM's OpenAI server as a child that ends when its parent does, even when that one is killed.
+
+Run as `python -m lengthwise.compare.server_child PARENT_PID [vLLM's own arguments]`. It starts the
+module behind `python -m vllm.entrypoints.openai.api_server`, which also starts where the `vllm`
+command does not (the CPU build's command looks for package metadata of another name).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when the process `parent` ends; leave at once if it has.
+
+    Elsewhere than on Linux nothing is asked: the parent's own clean-up is all there is.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Become the server."""
+    end_with_parent(int(sys.argv.pop(1)))
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

