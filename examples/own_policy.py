@@ -1,6 +1,6 @@
 """A policy of your own: shortest remaining answer first, until patience runs out.
 
-    lengthwise bench prompts.parquet --policy 'fcfs,examples/own_policy.py#patient' --burst ...
+lengthwise bench prompts.parquet --policy 'fcfs,examples/own_policy.py#patient' --burst ...
 """
 
 from lengthwise.policy import register

@@ -25,10 +25,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return MARKER.sub(lambda found: GENERATORS[found["name"]](found["argument"]), markdown)
 
 
-def readme(_: str) -> str:
-    """The README, with its links as seen from docs/ and its images centred as they are."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"(\]\(|src=\")docs/", r"\1", text)
+def file(name: str) -> str:
+    """A Markdown file of the project's root, with its links as seen from docs/."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    text = re.sub(r"(\]\(|src=\")docs/", r"\1", text)
+    text = re.sub(r"\[([^\]]+)\]\(LICENSE\)", r"\1", text)
+    return text.replace("](CHANGELOG.md)", "](changes.md)").replace(
+        "](CONTRIBUTING.md)", "](contributing.md)"
+    )
 
 
 def command(verb: str) -> str:
@@ -38,9 +42,8 @@ def command(verb: str) -> str:
 
     group: Any = typer.main.get_command(app)
     found = group.commands[verb]
-    usage = " ".join(
-        ["lengthwise", verb, *(p.make_metavar(None) for p in arguments_of(found)), "[OPTIONS]"]
-    )
+    names = [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments_of(found)]
+    usage = " ".join(["lengthwise", verb, *names, "[OPTIONS]"])
     rows = [
         (
             ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts)),
@@ -65,6 +68,8 @@ def arguments_of(found: Any) -> list[Any]:
 
 def default_of(option: Any) -> str:
     """An option's default as a table shows it."""
+    if isinstance(option.show_default, str):
+        return f"`{option.show_default}`"
     value = option.default
     if value is None or callable(value) or isinstance(value, (list, tuple)) or value == "":
         return ""
@@ -126,7 +131,7 @@ def policy(name: str) -> str:
         ("Parameters", parameters or "none"),
         ("Preemption", f"`{found.preemption}` by default"),
     ]
-    return table(("", ""), rows)
+    return "\n".join(f"- *{name}:* {value}" for name, value in rows)
 
 
 def counters(_: str) -> str:
@@ -146,7 +151,10 @@ def request(_: str) -> str:
     text = (ROOT / "src/lengthwise/request.py").read_text(encoding="utf-8")
     comments = dict(re.findall(r'^ +\("(\w+)", np\.\w+\),  # (.+)$', text, re.MULTILINE))
     names = REQUEST.names or ()
-    rows = [(f"`{name}`", f"`{REQUEST[name]}`", escape(comments[name])) for name in names]
+    rows = [
+        (f"`{name}`", f"`{REQUEST[name]}`", escape(comments.get(name, name.replace("_", " "))))
+        for name in names
+    ]
     return table(("field", "type", "meaning"), rows)
 
 
@@ -162,7 +170,7 @@ def fields(where: str) -> str:
 def python(_: str) -> str:
     """The public names of every room, with the first line of their docstrings."""
     parts = []
-    for room in ("", ".policy", ".predict", ".workload", ".measure", ".reference", ".vllm"):
+    for room in ("", ".policy", ".predict", ".workload", ".measure", ".reference"):
         module = importlib.import_module(f"lengthwise{room}")
         names = getattr(module, "__all__", [])
         if names:
@@ -221,10 +229,10 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "command": command,
     "counters": counters,
     "fields": fields,
+    "file": file,
     "policies": policies,
     "policy": policy,
     "python": python,
-    "readme": readme,
     "request": request,
     "settings": settings,
 }

