@@ -1,0 +1,103 @@
+"""Memory that Lengthwise adds to the engine core with 100,000 queued requests.
+
+    python bench/queue_memory.py
+    python bench/queue_memory.py --json
+
+Stock vLLM and ours run in processes of their own, one after the other: the same scheduler class
+with a stand-in model runner, a full batch and the queue. What counts is the resident set at the
+end, our imports and compiled code included, and its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.scheduler_overhead import TimedEngine
+
+BATCH = 16
+STEPS = 50
+
+
+def memory_mib(field: str) -> float:
+    """VmRSS (resident now) or VmHWM (its peak) of this process, in MiB. Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"this system does not report {field}: run the benchmark on Linux")
+
+
+def fill_and_measure(policy: str, queued: int) -> dict[str, float]:
+    """In a fresh process: queue the requests, run some steps, and read the resident set."""
+    import vllm.v1.engine.core  # noqa: F401 - what the engine core has loaded in any case
+
+    if policy == "stock":
+        engine = TimedEngine(None, "Scheduler", "fcfs", BATCH, queued, None)
+    else:
+        from lengthwise.vllm import Scheduler
+
+        settings: dict[str, object] = {"policy": policy, "predictor": "oracle"}
+        engine = TimedEngine(Scheduler, "Scheduler", "fcfs", BATCH, queued, settings)
+    for _ in range(STEPS):
+        engine.step()
+    return {"resident_mib": memory_mib("VmRSS"), "peak_mib": memory_mib("VmHWM")}
+
+
+def measure(policy: str, queued: int) -> dict[str, float]:
+    """`fill_and_measure` in a child process."""
+    command = [sys.executable, __file__, "--child", policy, "--queued", str(queued)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--policy", default="srpt", help="default: %(default)s")
+    parser.add_argument("--queued", type=int, default=100_000, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(fill_and_measure(arguments.child, arguments.queued)))
+        return
+
+    samples: dict[str, list[dict[str, float]]] = {"stock": [], arguments.policy: []}
+    for _ in range(arguments.repeats):
+        for policy, results in samples.items():
+            results.append(measure(policy, arguments.queued))
+
+    def middle(policy: str, field: str) -> float:
+        return statistics.median(result[field] for result in samples[policy])
+
+    resident = [middle(policy, "resident_mib") for policy in samples]
+    peak = [middle(policy, "peak_mib") for policy in samples]
+    row = {
+        "policy": arguments.policy,
+        "queued": arguments.queued,
+        "stock_mib": round(resident[0], 1),
+        "ours_mib": round(resident[1], 1),
+        "added_mib": round(resident[1] - resident[0], 1),
+        "added_peak_mib": round(peak[1] - peak[0], 1),
+    }
+    if arguments.json:
+        print(json.dumps(row, indent=2))
+    else:
+        print(
+            f"{row['queued']:,} queued, {row['policy']}: stock {row['stock_mib']} MiB,"
+            f" ours {row['ours_mib']} MiB, added {row['added_mib']} MiB"
+            f" (peak {row['added_peak_mib']} MiB)"
+        )
+
+
+if __name__ == "__main__":
+    main()
