@@ -38,6 +38,7 @@ def file(name: str) -> str:
 def command(verb: str) -> str:
     """A verb of the command line: its help text and its options as a table."""
     import typer.main
+
     from lengthwise.cli.main import app
 
     group: Any = typer.main.get_command(app)

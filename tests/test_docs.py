@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
 
 from lengthwise.cli.main import app
+from lengthwise.measure.record import RequestRecord
+from lengthwise.measure.results import ResultsWriter
+from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run import RunInfo, describe_machine
 from lengthwise.policy import policy_names
 from lengthwise.vllm.settings import parse_settings
 
@@ -34,12 +39,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def blocks(language: str) -> Iterator[Any]:
-    """Every fenced block of a language, as a test parameter."""
-    for page in PAGES:
-        found = [m[2] for m in BLOCK.finditer(page.read_text(encoding="utf-8")) if m[1] == language]
-        for number, text in enumerate(found):
-            yield pytest.param(text, id=f"{name_of(page)}-{number}")
+def blocks(language: str) -> list[Any]:
+    """Every fenced block of a language, as test parameters; included files are no blocks."""
+    return [
+        pytest.param(found[2], id=f"{name_of(page)}-{number}")
+        for page in PAGES
+        for number, found in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8")))
+        if found[1] == language and "--8<--" not in found[2]
+    ]
 
 
 def script(name: str) -> ModuleType:
@@ -68,15 +75,17 @@ def test_examples_run(path: Path) -> None:
 def test_the_policy_of_the_example_can_be_named_by_its_file() -> None:
     finished = run(
         "-c",
-        "from lengthwise.policy import get_policy\n"
-        "policy = get_policy('examples/own_policy.py#patient')\n"
-        "assert policy.parameters == {'patience_s': 10.0}\n"
-        "assert policy.preemption == 'pays'\n",
+        "from lengthwise.policy.discipline import make_discipline\n"
+        "discipline = make_discipline(\n"
+        "    'examples/own_policy.py#patient', parameters={'patience_s': 5.0}\n"
+        ")\n"
+        "discipline.warm_up()\n"
+        "assert discipline.preemption == 'pays'\n",
     )
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize("text", [p for p in blocks("python") if "--8<--" not in p.values[0]])
+@pytest.mark.parametrize("text", blocks("python"))
 def test_python_blocks_run(text: str) -> None:
     finished = run("-c", text)
     assert finished.returncode == 0, finished.stderr
@@ -134,6 +143,37 @@ def test_every_verb_is_described() -> None:
 def test_measured_tables_are_up_to_date() -> None:
     finished = run("scripts/fill_tables.py", "--check")
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_table_is_filled_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = script("fill_tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    info = RunInfo("lengthwise bench x", "2026-01-02T03:04:05+00:00", "reference", "x", 1)
+    writer = ResultsWriter(tmp_path / "run", dataclasses.replace(info, machine=describe_machine()))
+    for number, (policy, latency_s) in enumerate([("fcfs", 3.0), ("srpt", 2.0), ("oracle", 1.0)]):
+        record = RequestRecord(
+            round=number,
+            policy=policy,
+            load="burst",
+            request=0,
+            scheduled_s=0.0,
+            sent_s=0.0,
+            first_token_s=0.5,
+            finish_s=latency_s,
+            token_times=np.array([0.5, latency_s], dtype=np.float32),
+            prompt_tokens=3,
+            output_tokens=2,
+        )
+        writer.append(RoundInfo(number, policy, "burst", 0), [record])
+    tables.keep("bench", [str(tmp_path / "run")])
+    text = tables.filled("a\n<!-- begin: bench -->\nold\n<!-- end: bench -->\nb\n")
+    assert "old" not in text
+    assert text.startswith("a\n<!-- begin: bench -->\n| load |")
+    assert text.endswith("<!-- end: bench -->\nb\n")
+    assert "| All at once | `srpt` | 2.00 | 1.50× | 1.00 | 1.50× | 2.00 |" in text
+    assert "| 50 % |" in text
+    assert "`lengthwise bench x`" in text
+    assert tables.filled(text) == text
 
 
 def test_the_picture_is_the_one_its_script_draws() -> None:
