@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 FREE: Final = 0  #: the row is not in use
 WAITING: Final = 1  #: queued and may be admitted
 RUNNING: Final = 2  #: holds a slot
-BLOCKED: Final = 3  #: queued, but waits for something other than a slot (a grammar, remote KV)
+PARKED: Final = 3  #: neither queued nor running: waits for remote KV or for streaming input
 
 REQUEST: Final = np.dtype(
     [
         # What nearly every rank reads comes first, so that one cache line per row is enough.
-        ("state", np.int32),  # FREE, WAITING, RUNNING or BLOCKED
+        ("state", np.int32),  # FREE, WAITING, RUNNING or PARKED
         ("age", np.int32),  # output tokens generated so far
         ("sequence", np.int64),  # place in the queue: append takes ++tail, put back takes --head
         ("priority", np.int64),  # the request's own class, lower runs sooner
@@ -33,11 +33,12 @@ REQUEST: Final = np.dtype(
         ("arrival_s", np.float64),  # s, scheduler's monotonic clock, when first seen
         ("overtaken", np.int32),  # later arrivals that got a slot while this one waited
         ("promoted", np.int32),  # iterations of promotion left to run (LTR's quantum M)
-        # The prediction made on arrival, in output tokens.
+        # The prediction, in output tokens.
         ("expected", np.float64),  # mean of the total
         ("low", np.float64),  # 10 % quantile of the total
         ("median", np.float64),  # 50 % quantile
         ("high", np.float64),  # 90 % quantile
+        ("predicted", np.int32),  # 1: the five above are its own; 0: the running median stands in
         # What the request has used and would cost.
         ("prompt_tokens", np.int32),
         ("cached_tokens", np.int32),  # prompt tokens found in the prefix cache when last looked up

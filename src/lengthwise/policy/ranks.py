@@ -78,7 +78,7 @@ def hrrn(request: Any, now: float, parameters: Any) -> float:
     return float(-request.wait_s / max(request.remaining, 1.0))
 
 
-@register("shortest-prefill-first", predicts=False)
+@register("shortest-prefill-first", predicts=False, reads_prefix_cache=True)
 def shortest_prefill_first(request: Any, now: float, parameters: Any) -> float:
     """The fewest prompt tokens still to compute: prompt minus what the prefix cache holds."""
     return float(request.prompt_tokens - request.cached_tokens)

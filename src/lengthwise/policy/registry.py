@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lengthwise.compiled import compiled_here
 from lengthwise.errors import InputError, unknown_name
 
 Preemption = Literal["never", "pays", "greedy"]
@@ -48,6 +48,7 @@ class Policy:
             says nothing: "never", "pays" (only when the recompute is repaid) or "greedy".
         predictor: the predictor that the policy insists on ("oracle"), or None for the user's.
         predicts: whether the rank depends on a prediction at all.
+        reads_prefix_cache: whether it reads `cached_tokens`, which costs a look-up a request.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Policy:
     preemption: Preemption = "never"
     predictor: str | None = None
     predicts: bool = True
+    reads_prefix_cache: bool = False
 
     def parameter_record(self, values: Mapping[str, float]) -> NDArray[np.void]:
         """The parameters as an array of one record, the form that compiled ranks read.
@@ -84,6 +86,7 @@ def register(
     preemption: Preemption = "never",
     predictor: str | None = None,
     predicts: bool = True,
+    reads_prefix_cache: bool = False,
 ) -> Callable[[RankFunction], RankFunction]:
     """Register a rank function as a policy; the first line of its docstring is the summary.
 
@@ -105,12 +108,13 @@ def register(
             raise InputError(f"policy {name!r} is already registered: choose another name")
         _policies[name] = Policy(
             name=name,
-            rank=njit(rank),
+            rank=compiled_here(rank),
             summary=(rank.__doc__ or "").strip().split("\n")[0],
             parameters=dict(parameters or {}),
             preemption=preemption,
             predictor=predictor,
             predicts=predicts,
+            reads_prefix_cache=reads_prefix_cache,
         )
         return rank
 

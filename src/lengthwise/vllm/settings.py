@@ -122,7 +122,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
 
     Raises:
         InputError: an unknown key (with the nearest name), a value out of range, an unknown
-            policy or a parameter that the policy does not have.
+            policy, a parameter that the policy does not have, or no predictor where it needs one.
     """
     for key in values:
         if key not in Settings.model_fields:
@@ -133,7 +133,13 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from error
-    get_policy(settings.policy).parameter_record(settings.parameters)
+    policy = get_policy(settings.policy)
+    policy.parameter_record(settings.parameters)
+    if policy.predicts and not (settings.predictor or policy.predictor):
+        raise InputError(
+            f"policy {settings.policy!r} needs a predictor: the folder of an artifact made by "
+            "'lengthwise train', or declared"
+        )
     return settings
 
 

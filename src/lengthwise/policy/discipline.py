@@ -1,0 +1,112 @@
+"""A policy with its parameters, guards and preemption rule: all that decides who runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policy.guards import guard_record
+from lengthwise.policy.order import first_waiting, rank_requests
+from lengthwise.policy.registry import Policy, Preemption, get_policy
+from lengthwise.request import new_table
+
+_NOBODY = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Discipline:
+    """Everything about ordering that a user sets, compiled and ready.
+
+    Attributes:
+        policy: the policy.
+        parameters: its parameters, an array of one record.
+        guards: array of one GUARDS record.
+        preemption: "never", "pays" or "greedy".
+        blend: share of admissions in policy order.
+        max_preemptions: times that one request may be preempted for another.
+        max_swaps: preemptions for newcomers in one step.
+        memory_growth: weight of predicted growth in admission, 0 for none.
+    """
+
+    policy: Policy
+    parameters: NDArray[np.void]
+    guards: NDArray[np.void] = field(default_factory=guard_record)
+    preemption: Preemption = "never"
+    blend: float = 1.0
+    max_preemptions: int = 2
+    max_swaps: int = 4
+    memory_growth: float = 0.0
+
+    @property
+    def is_fcfs(self) -> bool:
+        """Whether the order is exactly that of the queue, so that nothing need be ranked."""
+        return self.policy.name == "fcfs"
+
+    @property
+    def preempts(self) -> bool:
+        """Whether running requests may be preempted for waiting ones."""
+        return not self.is_fcfs and self.preemption != "never"
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether a prediction can change anything."""
+        return not self.is_fcfs and (
+            self.policy.predicts or self.preempts or self.memory_growth > 0.0
+        )
+
+    def warm_up(self) -> None:
+        """Compile now what the first step would otherwise wait for (about a second)."""
+        table = new_table(1)
+        groups, ranks = np.zeros(1, np.int64), np.zeros(1)
+        rank_requests(
+            self.policy.rank,
+            self.parameters,
+            self.guards,
+            table,
+            1,
+            0.0,
+            0,
+            _NOBODY,
+            groups,
+            ranks,
+        )
+        first_waiting(table, 1, groups, ranks, -1, 1)
+
+
+def make_discipline(
+    policy: str = "fcfs",
+    *,
+    parameters: Mapping[str, float] | None = None,
+    preemption: Preemption | None = None,
+    blend: float = 1.0,
+    max_overtakes: int | None = None,
+    max_wait_s: float | None = None,
+    starvation_threshold: int | None = None,
+    starvation_quantum: int = 10,
+    max_preemptions: int = 2,
+    max_swaps: int = 4,
+    memory_growth: float = 0.0,
+) -> Discipline:
+    """A discipline from plain values; the meaning of each is given in the settings reference.
+
+    With `blend` 0 nothing is left of the policy: the discipline is that of fcfs.
+
+    Raises:
+        InputError: an unknown policy or a parameter that it does not have.
+    """
+    chosen = get_policy(policy if blend > 0.0 else "fcfs")
+    if blend == 0.0:
+        parameters, preemption, memory_growth = None, None, 0.0
+    return Discipline(
+        policy=chosen,
+        parameters=chosen.parameter_record(parameters or {}),
+        guards=guard_record(max_overtakes, max_wait_s, starvation_threshold, starvation_quantum),
+        preemption=preemption or chosen.preemption,
+        blend=blend,
+        max_preemptions=max_preemptions,
+        max_swaps=max_swaps,
+        memory_growth=memory_growth,
+    )

@@ -1,0 +1,69 @@
+"""Guards: what no policy may do to a request, however long its answer.
+
+A guard moves a request into a better *tier*; the policy's rank decides within a tier. The request's
+own priority class stays outside of both: the full key is (priority, tier, rank, queue order).
+
+OVERDUE requests run first, in order of arrival:
+  - bounded overtaking: `max_overtakes` = K later arrivals got a slot while this one waited. From
+    then on only earlier overdue requests go before it, so at most K later arrivals overtake it, or
+    K + slots - 1 where a whole batch is admitted in the one frozen step that crosses the bound.
+  - maximum wait: it has waited `max_wait_s` seconds.
+PROMOTED requests come next, in the policy's order: the starvation prevention of LTR (algorithm 1
+of arXiv 2408.15792). A request that has not run for N = `starvation_threshold` steps is promoted
+until it has run for M = `starvation_quantum` steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled
+
+OVERDUE: Final = 0
+PROMOTED: Final = 1
+ORDINARY: Final = 2
+TIERS: Final = 3
+
+NEVER: Final = 2**62  #: a threshold in steps or requests that nothing reaches
+
+GUARDS: Final = np.dtype(
+    [
+        ("max_overtakes", np.int64),  # later arrivals admitted before this request
+        ("max_wait_s", np.float64),  # s
+        ("starvation_threshold", np.int64),  # steps without running
+        ("starvation_quantum", np.int64),  # steps run while promoted
+    ]
+)
+
+
+def guard_record(
+    max_overtakes: int | None = None,
+    max_wait_s: float | None = None,
+    starvation_threshold: int | None = None,
+    starvation_quantum: int = 10,
+) -> NDArray[np.void]:
+    """The guards as an array of one GUARDS record; None turns a guard off."""
+    return np.array(
+        [
+            (
+                NEVER if max_overtakes is None else max_overtakes,
+                np.inf if max_wait_s is None else max_wait_s,
+                NEVER if starvation_threshold is None else starvation_threshold,
+                starvation_quantum,
+            )
+        ],
+        dtype=GUARDS,
+    )
+
+
+@compiled
+def tier(request: Any, guards: Any) -> int:
+    """The tier of a request whose derived fields are up to date."""
+    if request.overtaken >= guards.max_overtakes or request.wait_s >= guards.max_wait_s:
+        return OVERDUE
+    if request.promoted > 0 or request.idle_steps >= guards.starvation_threshold:
+        return PROMOTED
+    return ORDINARY

@@ -1,0 +1,144 @@
+"""Preemption that pays for its recompute.
+
+Preempting frees a slot at once, but the victim's KV may be gone when it comes back, and computing
+it again delays everybody. Whether a swap is worth it depends on the queue, on how much shorter the
+newcomer is and on how much of the victim's KV will still be in the prefix cache. The rule prices
+all three: it list-schedules the running requests and the head of the queue twice, with and without
+the swap, and swaps if and only if
+
+    (sum of completions without - sum of completions with) · step_s  >  N · recompute_s + newcomer_s
+
+where N is the number of requests that the recompute delays, recompute_s the time to compute the
+victim's *uncached* context and newcomer_s the newcomer's own prefill.
+
+The freed blocks go to the tail of an LRU list. They survive as long as the blocks ahead of them
+outlast the allocations made until the victim is back, which the same rollout tells.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled
+
+LOOKAHEAD: Final = 4  #: waiting requests rolled out, per slot
+
+
+@compiled
+def list_schedule(
+    slots: NDArray[np.float64], jobs: NDArray[np.float64], starts: NDArray[np.float64]
+) -> float:
+    """Serve jobs in order, each by the slot that is free first.
+
+    Args:
+        slots: step at which each slot becomes free; a scratch heap, overwritten.
+        jobs: steps that each job needs.
+        starts: output, the step at which each job starts.
+
+    Returns:
+        The sum of the completion steps of the jobs.
+    """
+    size = len(slots)
+    slots.sort()
+    total = 0.0
+    for j in range(len(jobs)):
+        starts[j] = slots[0]
+        completion = slots[0] + jobs[j]
+        total += completion
+        hole = 0
+        while True:
+            child = 2 * hole + 1
+            if child >= size:
+                break
+            if child + 1 < size and slots[child + 1] < slots[child]:
+                child += 1
+            if slots[child] >= completion:
+                break
+            slots[hole] = slots[child]
+            hole = child
+        slots[hole] = completion
+    return total
+
+
+@compiled
+def surviving_tokens(
+    context: float, resume_step: float, free_blocks: float, tokens_per_step: float, block_size: int
+) -> float:
+    """Tokens of a preempted context that the prefix cache will still hold when it resumes.
+
+    Only full blocks are reusable. They are freed last block first, so the tail is lost first and
+    what is left is a usable prefix.
+
+    Args:
+        context: tokens computed for the victim.
+        resume_step: steps until it runs again.
+        free_blocks: blocks ahead of the victim's in the LRU list.
+        tokens_per_step: tokens for which the engine allocates KV in a step.
+        block_size: tokens a block.
+    """
+    full_blocks = context // block_size
+    reused = resume_step * tokens_per_step / block_size
+    lost = min(max(reused - free_blocks, 0.0), full_blocks)
+    return float((full_blocks - np.ceil(lost)) * block_size)
+
+
+@compiled
+def swap_gain(
+    running: NDArray[np.float64],
+    waiting: NDArray[np.float64],
+    victim: int,
+    position: int,
+    context: float,
+    newcomer_tokens: float,
+    requests: int,
+    step_s: float,
+    prefill_s: float,
+    free_blocks: float,
+    tokens_per_step: float,
+    block_size: int,
+    caching: bool,
+) -> float:
+    """Seconds of total completion time that swapping pays beyond its cost.
+
+    Args:
+        running: predicted remaining steps of each running request, shape [slots].
+        waiting: predicted steps of the waiting requests in order; the first is the newcomer.
+        victim: index into `running`.
+        position: place among waiting[1:] that the victim takes in the queue.
+        context: tokens computed for the victim.
+        newcomer_tokens: prompt tokens that the newcomer must compute.
+        requests: N, running and waiting requests.
+        step_s: seconds a decode step.
+        prefill_s: seconds a prefilled token.
+        free_blocks: blocks free before the swap.
+        tokens_per_step: see `surviving_tokens`.
+        block_size: tokens a block.
+        caching: whether freed blocks stay reusable at all.
+
+    Returns:
+        Seconds; the swap pays if and only if it is positive.
+    """
+    queue = len(waiting)
+    starts = np.empty(queue)
+    without = running.sum() + list_schedule(running.copy(), waiting, starts)
+
+    swapped = running.copy()
+    swapped[victim] = waiting[0]
+    jobs = np.empty(queue)
+    jobs[:position] = waiting[1 : position + 1]
+    jobs[position] = running[victim]
+    jobs[position + 1 :] = waiting[position + 1 :]
+    kept = swapped.sum()
+    with_swap = kept + list_schedule(swapped, jobs, starts)
+
+    cached = 0.0
+    if caching:
+        cached = surviving_tokens(
+            context, starts[position], free_blocks, tokens_per_step, block_size
+        )
+    recompute_s = (context - cached) * prefill_s
+    newcomer_s = newcomer_tokens * prefill_s
+    return float((without - with_swap) * step_s - requests * recompute_s - newcomer_s)

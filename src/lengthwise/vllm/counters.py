@@ -1,0 +1,73 @@
+"""What the scheduler counts, for the status file and for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lengthwise.errors import InputError
+
+
+@dataclass
+class Counters:
+    """Totals since the engine started; each is exported as `lengthwise_<name>_total`."""
+
+    steps: int = 0
+    admissions: int = 0
+    finished: int = 0
+    predictions: int = 0
+    fallbacks: int = 0
+    preemptions: int = 0
+    memory_preemptions: int = 0
+    overtakes: int = 0
+    promotions: int = 0
+    settings_changes: int = 0
+    settings_refused: int = 0
+
+    def snapshot(self) -> dict[str, int]:
+        """The counters by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+_HELP = {
+    "steps": "Scheduler steps",
+    "admissions": "Requests given a slot, re-admissions after preemption included",
+    "finished": "Requests finished or aborted",
+    "predictions": "Length predictions made",
+    "fallbacks": "Requests ranked as the running median because no usable prediction came",
+    "preemptions": "Running requests preempted for a waiting one",
+    "memory_preemptions": "Running requests preempted because KV memory ran out",
+    "overtakes": "Times that a later arrival got a slot before a waiting request",
+    "promotions": "Requests promoted by the starvation guard",
+    "settings_changes": "Settings taken up while serving",
+    "settings_refused": "Settings files refused while serving",
+}
+
+
+def serve_metrics(port: int, counters: Counters, gauges: Callable[[], dict[str, float]]) -> None:
+    """Export the counters and gauges for Prometheus on a port of their own.
+
+    The scheduler lives in the engine's process, which the API server's `/metrics` does not reach.
+
+    Raises:
+        InputError: the port is in use.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    class Collector:
+        def collect(self) -> Iterator[Any]:
+            for name, value in counters.snapshot().items():
+                yield CounterMetricFamily(f"lengthwise_{name}", _HELP[name], value=value)
+            for name, gauge in gauges().items():
+                yield GaugeMetricFamily(f"lengthwise_{name}", name.replace("_", " "), value=gauge)
+
+    registry = CollectorRegistry()
+    registry.register(Collector())
+    try:
+        start_http_server(port, registry=registry)
+    except OSError as error:
+        raise InputError(
+            f"metrics_port {port} cannot be opened: {error.strerror}; choose another"
+        ) from error

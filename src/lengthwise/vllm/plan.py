@@ -1,0 +1,316 @@
+"""What the adapter does before vLLM's own step: order the queue, and preempt where it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.guards import NEVER
+from lengthwise.policy.memory import admissible
+from lengthwise.policy.rollout import LOOKAHEAD
+from lengthwise.policy.select import Engine, Rows, StepOrder, blocks_for, choose_swaps
+from lengthwise.policy.step_time import StepTime
+from lengthwise.vllm import compat
+from lengthwise.vllm.table import LiveTable
+
+_SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
+_SWAP_EVERY: Final = 8  #: steps between looks for swaps that pay: a small part of any answer
+
+
+class Planner:
+    """Plans one step after the other for one scheduler.
+
+    Ranking is put off until something asks for the order: where no slot is free and nothing may
+    be preempted, a step costs the same with 100,000 waiting requests as with none.
+
+    Args:
+        scheduler: vLLM's scheduler.
+        live: the table of its requests.
+
+    Attributes:
+        discipline: what decides; exchanged when the settings change.
+        step_time: measured costs.
+        classes_matter: whether requests of several priority classes may be queued.
+        preempting: true while the planner itself preempts, rather than the parent for memory.
+    """
+
+    def __init__(self, scheduler: Any, live: LiveTable) -> None:
+        self.discipline = make_discipline("fcfs")
+        self.step_time = StepTime()
+        self.classes_matter = False
+        self.preempting = False
+        self._scheduler = scheduler
+        self._live = live
+        self._order = StepOrder()
+        self._now = 0.0
+        self._step = 0
+        self._ranked = False
+        self._admissions = 0
+        self._admitted: list[int] = []
+
+    def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
+        """Prepare the step: preempt, arrange memory victims, choose who may come in.
+
+        Args:
+            now: the step's clock reading, seconds.
+            step: the step's number.
+            throttled: the parent was told to hold prefills back.
+
+        Returns:
+            Whether the queue is to be served in the policy's order, and the only rows to serve in
+            this step, None for no limit.
+        """
+        self._now, self._step, self._ranked = now, step, False
+        if self.discipline.is_fcfs and not self.classes_matter:
+            return False, None
+        front = None
+        if self._may_swap(throttled):
+            front = self._swap()
+        if front is None and self.discipline.memory_growth > 0.0:
+            front = self._front_that_fits()
+        if self._memory_is_short():
+            self._put_victims_last()
+        return True, front
+
+    def next_rows(self, after: int) -> list[int]:
+        """The next waiting rows in this step's order, behind the given one (-1: the first)."""
+        self._rank()
+        want = max(self._free_slots(), 0) + _SPARE
+        table, count = self._live.table, self._live.count
+        if after < 0:
+            rows = self._order.first(self.discipline, table, count, want, self._admissions)
+        else:
+            rows = self._order.after(table, count, after, want)
+        return [int(row) for row in rows]
+
+    def admitted(self, row: int) -> bool:
+        """Note that a waiting request got a slot.
+
+        Returns:
+            Whether the starvation guard promoted it.
+        """
+        columns = self._live.table[row]
+        guards = self.discipline.guards[0]
+        self._admissions += 1
+        self._admitted.append(int(columns["arrival_index"]))
+        if columns["promoted"] == 0 and columns["idle_steps"] >= guards["starvation_threshold"]:
+            columns["promoted"] = guards["starvation_quantum"]
+            return True
+        return False
+
+    def ran(self, request_ids: Iterable[str]) -> None:
+        """Note which requests run in this step, for the guard that counts steps."""
+        if self.discipline.guards["starvation_threshold"][0] >= NEVER:
+            return
+        rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
+        self._live.table["last_step"][rows] = self._step
+        self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
+
+    # Order ----------------------------------------------------------------------------------
+
+    def _rank(self) -> None:
+        """Rank all requests, once a step."""
+        if self._ranked:
+            return
+        self._ranked = True
+        if self.discipline.policy.reads_prefix_cache:
+            self._look_up_prefix_cache()
+        self._admitted.sort()
+        self._order.rank(
+            self.discipline,
+            self._live.table,
+            self._live.count,
+            self._now,
+            self._step,
+            np.array(self._admitted, dtype=np.int64),
+        )
+        self._admitted.clear()
+
+    def _look_up_prefix_cache(self) -> None:
+        """Refresh `cached_tokens` of those who would be next: a look-up is too dear for all."""
+        table, count = self._live.table, self._live.count
+        self._order.rank(self.discipline, table, count, self._now, self._step)
+        want = max(self._free_slots(), 0) + _SPARE
+        for row in self._order.first(self.discipline, table, count, want, self._admissions):
+            request = self._live.request(row)
+            table["cached_tokens"][row] = compat.cached_tokens(self._scheduler, request)
+
+    def _free_slots(self) -> int:
+        scheduler = self._scheduler
+        taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
+        return int(scheduler.max_num_active_reqs - taken)
+
+    def _bring_running_up_to_date(self) -> Rows:
+        """Write the columns of running requests that change with every token.
+
+        Returns:
+            Their rows, in the order of `running`.
+        """
+        running = self._scheduler.running
+        rows = np.array([self._live.row(r.request_id) for r in running], dtype=np.int64)
+        self._live.table["age"][rows] = [r.num_output_tokens for r in running]
+        self._live.table["computed_tokens"][rows] = [r.num_computed_tokens for r in running]
+        return rows
+
+    # Preemption for newcomers ---------------------------------------------------------------
+
+    def _may_swap(self, throttled: bool) -> bool:
+        scheduler = self._scheduler
+        return bool(
+            self.discipline.preempts
+            and (self.discipline.preemption == "greedy" or self._step % _SWAP_EVERY == 0)
+            and len(scheduler.waiting) > 0
+            and scheduler.running
+            and not throttled
+            and not scheduler.kv_holding_waiting
+            and scheduler.pause_state.name == "UNPAUSED"
+            and compat.may_preempt_voluntarily(scheduler)
+        )
+
+    def _swap(self) -> list[int] | None:
+        """Preempt for newcomers where that pays.
+
+        Returns:
+            The rows that get in, if anyone was preempted: nobody else may, or a victim could come
+            back in the same step.
+        """
+        scheduler, table = self._scheduler, self._live.table
+        running = list(scheduler.running)
+        rows = self._bring_running_up_to_date()
+        self._rank()
+        slots = max(self._free_slots(), 0)
+        want = LOOKAHEAD * (slots + len(running))
+        waiting = self._order.first(
+            self.discipline, table, self._live.count, want, self._admissions
+        )
+        waiting = self._ready(waiting, slots + self.discipline.max_swaps)
+        if len(waiting) == 0:
+            return None
+        preemptible = np.array([self._is_preemptible(r) for r in running], dtype=np.bool_)
+        preemptible &= table["preemptions"][rows] < self.discipline.max_preemptions
+        wanted = [compat.tokens_this_step(request) for request in running]
+        growth = sum(
+            blocks_for(r.num_computed_tokens + tokens, scheduler.block_size)
+            - blocks_for(r.num_computed_tokens, scheduler.block_size)
+            for r, tokens in zip(running, wanted, strict=True)
+        )
+        engine = Engine(
+            free_slots=slots,
+            free_blocks=compat.free_blocks(scheduler) - growth - compat.watermark_blocks(scheduler),
+            token_budget=scheduler.max_num_scheduled_tokens - sum(wanted),
+            block_size=scheduler.block_size,
+            caching=bool(scheduler.cache_config.enable_prefix_caching),
+            requests=len(running) + len(scheduler.waiting),
+            step_time=self.step_time,
+        )
+        victims, admitted = choose_swaps(
+            self.discipline, self._order, table, waiting, rows, preemptible, engine
+        )
+        if not victims:
+            return None
+        self.preempting = True
+        try:
+            for row in victims:
+                victim = self._live.request(row)
+                scheduler.running.remove(victim)
+                scheduler._preempt_request(
+                    victim, self._now, drop_stale_output=scheduler.requires_kv_delivery
+                )
+        finally:
+            self.preempting = False
+        return [int(row) for row in waiting[:admitted]]
+
+    def _ready(self, waiting: Rows, newcomers: int) -> Rows:
+        """The waiting rows without those that could not be admitted now.
+
+        Only as many as may come in are looked at; further behind it makes no difference.
+        """
+        lora = self._scheduler.lora_config
+        loras = {r.lora_request.lora_int_id for r in self._scheduler.running if r.lora_request}
+        ready: list[int] = []
+        for place, row in enumerate(waiting):
+            if len(ready) >= newcomers:
+                ready.extend(waiting[place:])
+                break
+            request = self._live.request(row)
+            fits_lora = (
+                lora is None
+                or not request.lora_request
+                or request.lora_request.lora_int_id in loras
+                or len(loras) < lora.max_loras
+            )
+            if fits_lora and compat.is_ready(request):
+                ready.append(int(row))
+        return np.array(ready, dtype=np.int64)
+
+    def _is_preemptible(self, request: Any) -> bool:
+        """Whether a running request may be preempted now: not in the middle of its prefill, not
+        when its last token is on its way, not while older output of it is."""
+        return bool(
+            not request.is_prefill_chunk
+            and request.num_output_tokens > 0
+            and not request.has_encoder_inputs
+            and request.num_stale_output_tokens == 0
+            and not compat.finishes_in_flight(request)
+            and self._scheduler._request_blocks_can_be_freed(request)
+        )
+
+    # Memory ---------------------------------------------------------------------------------
+
+    def _front_that_fits(self) -> list[int] | None:
+        """The waiting rows whose predicted growth fits, when some does not."""
+        scheduler, table = self._scheduler, self._live.table
+        slots = self._free_slots()
+        if slots <= 0 or len(scheduler.waiting) == 0 or not scheduler.running:
+            # With nothing running the first request is let in, whatever is predicted for it.
+            return None
+        rows = self._bring_running_up_to_date()
+        self._rank()
+        waiting = self._order.first(
+            self.discipline, table, self._live.count, slots, self._admissions
+        )
+        size = scheduler.block_size
+        held = np.ceil(table["computed_tokens"][rows] / size) * size
+        known = table["prompt_tokens"][waiting] + table["age"][waiting] + 1
+        fitting = admissible(
+            held,
+            table["remaining"][rows],
+            np.ceil(known / size) * size,
+            table["remaining"][waiting],
+            self.discipline.memory_growth,
+            float(compat.free_blocks(scheduler) * size + held.sum()),
+        )
+        return None if fitting == len(waiting) else [int(row) for row in waiting[:fitting]]
+
+    def _memory_is_short(self) -> bool:
+        """Whether the parent may have to preempt in this step because blocks run out."""
+        scheduler = self._scheduler
+        free = compat.free_blocks(scheduler)
+        if free >= len(scheduler.running) + scheduler.max_num_scheduled_tokens:
+            return False
+        wanted: int = sum(
+            blocks_for(compat.tokens_this_step(r), scheduler.block_size) for r in scheduler.running
+        )
+        return bool(free < wanted)
+
+    def _put_victims_last(self) -> None:
+        """Order `running` so that the parent, which takes victims from the tail, takes the worst.
+
+        Requests in the middle of their prefill stay behind the others: in front they would take
+        the token budget of those that decode.
+        """
+        running: list[Any] = self._scheduler.running
+        rows = self._bring_running_up_to_date()
+        self._rank()
+        prefilling: NDArray[np.bool_] = np.array([r.is_prefill_chunk for r in running], np.bool_)
+        keys = (
+            self._live.table["sequence"][rows],
+            self._order.ranks[rows],
+            self._order.groups[rows],
+            prefilling,
+        )
+        running[:] = [running[place] for place in np.lexsort(keys)]

@@ -1,0 +1,137 @@
+"""vLLM's waiting queue, served in the order of a policy.
+
+The queue keeps its requests in the order in which stock vLLM would: append at the tail, put a
+preempted request back at the head. That is all that fcfs needs. For any other policy the scheduler
+opens a step, and from the first look until the step ends the queue hands requests out in one frozen
+order, so that the request that vLLM looked at, allocated for and takes is always the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lengthwise.request import PARKED, RUNNING, WAITING
+from lengthwise.vllm.table import LiveTable
+
+if TYPE_CHECKING:
+    RequestQueue = object
+else:
+    from vllm.v1.core.sched.request_queue import RequestQueue
+
+NextRows = Callable[[int], list[int]]
+
+
+class PolicyQueue(RequestQueue):
+    """A `RequestQueue` over the rows of a `LiveTable`.
+
+    Args:
+        live: the scheduler's table.
+        next_rows: gives the next waiting rows in the step's order, behind the given row (-1: from
+            the start); called when the step first looks, and again when it has used those up.
+    """
+
+    def __init__(self, live: LiveTable, next_rows: NextRows) -> None:
+        self._live = live
+        self._next_rows = next_rows
+        self._queued: OrderedDict[str, Any] = OrderedDict()
+        self._head = 0
+        self._tail = 0
+        self._in_order = False
+        self._front: list[int] | None = None
+        self._last = -1
+        self._exhausted = False
+        self.taken: list[Any] = []
+
+    def open_step(self, in_order: bool, front: list[int] | None = None) -> None:
+        """Start a step.
+
+        Args:
+            in_order: serve in the policy's order; otherwise as queued.
+            front: the only rows to serve in this step, where they are already chosen.
+        """
+        self._in_order = in_order
+        self._exhausted = front is not None
+        self._front = None if front is None else front[::-1]
+        self._last = -1
+        self.taken.clear()
+
+    def close_step(self) -> None:
+        """End a step: the frozen order is forgotten."""
+        self._in_order = False
+        self._front = None
+
+    def add_request(self, request: Any) -> None:
+        """Append at the tail."""
+        self._tail += 1
+        self._queued[request.request_id] = request
+        self._place(request, self._tail)
+
+    def prepend_request(self, request: Any) -> None:
+        """Put back at the head, ahead of its equals."""
+        self._head -= 1
+        self._queued[request.request_id] = request
+        self._queued.move_to_end(request.request_id, last=False)
+        self._place(request, self._head)
+
+    def prepend_requests(self, requests: Iterable[Any]) -> None:
+        """Put several back at the head, one after the other."""
+        for request in requests:
+            self.prepend_request(request)
+
+    def peek_request(self) -> Any:
+        """The next request of the step's order."""
+        if not self._in_order:
+            if not self._queued:
+                raise IndexError("peek from an empty queue")
+            return next(iter(self._queued.values()))
+        row = self._front_row()
+        if row is None:
+            raise IndexError("peek from an empty queue")
+        return self._live.request(row)
+
+    def pop_request(self) -> Any:
+        """Take the request that `peek_request` shows."""
+        request = self.peek_request()
+        del self._queued[request.request_id]
+        row = self._live.row(request.request_id)
+        self._live.table["state"][row] = RUNNING
+        if self._in_order and self._front:
+            self._last = self._front.pop()
+        self.taken.append(request)
+        return request
+
+    def remove_request(self, request: Any) -> None:
+        """Remove one request; one that is not here is ignored, as the parent asks both queues."""
+        if self._queued.pop(request.request_id, None) is not None:
+            self._live.table["state"][self._live.row(request.request_id)] = PARKED
+
+    def remove_requests(self, requests: Iterable[Any]) -> None:
+        """Remove several requests, each in constant time."""
+        for request in requests:
+            self.remove_request(request)
+
+    def __bool__(self) -> bool:
+        # Asked before the parent knows whether a slot is free: do not rank just for that.
+        if self._in_order and (self._front is not None or self._exhausted):
+            return self._front_row() is not None
+        return bool(self._queued)
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._queued.values()))
+
+    def _place(self, request: Any, sequence: int) -> None:
+        row = self._live.row(request.request_id)
+        self._live.table["sequence"][row] = sequence
+        self._live.table["state"][row] = WAITING
+
+    def _front_row(self) -> int | None:
+        """The row to serve next, asking for more when those at hand are used up."""
+        if not self._front and not self._exhausted:
+            self._front = self._next_rows(self._last)[::-1]
+            self._exhausted = not self._front
+        return self._front[-1] if self._front else None

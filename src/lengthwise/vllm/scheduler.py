@@ -1,0 +1,292 @@
+"""vLLM's scheduler with a policy in front of it.
+
+The adapter is a mixin over the class that vLLM itself would use. It adds a short pass before the
+parent's `schedule()`; the parent still does everything that correctness hangs on. In order:
+
+1. take up changed settings, measure the last step, predict what has newly arrived;
+2. let the `Planner` preempt where that pays, and open the queue's step in the frozen order;
+3. call the parent; note who was admitted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lengthwise.errors import InputError
+from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.predict.load import load_predictor
+from lengthwise.predict.prediction import Predictor
+from lengthwise.vllm import compat
+from lengthwise.vllm.counters import Counters, serve_metrics
+from lengthwise.vllm.plan import Planner
+from lengthwise.vllm.predictions import Predictions, prompt_of
+from lengthwise.vllm.queue import PolicyQueue
+from lengthwise.vllm.record import Recorder
+from lengthwise.vllm.settings import Settings, parse_settings
+from lengthwise.vllm.table import LiveTable
+from lengthwise.vllm.watch import SettingsWatcher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Settings made ready in the watcher's thread, for the engine to take up between two steps."""
+
+    settings: Settings
+    discipline: Discipline
+    predictor_spec: str | None
+    predictor: Predictor | None
+
+
+class LengthwiseMixin:
+    """The part of the scheduler that is ours; `scheduler_class` puts it before vLLM's.
+
+    Attributes:
+        counters: totals since the start.
+    """
+
+    if TYPE_CHECKING:
+        # vLLM's own, checked at start-up by `compat`.
+        running: list[Any]
+        requests: dict[str, Any]
+        policy: Any
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        compat.require_supported_version()
+        compat.refuse_unsupported(vllm_config)
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        compat.check_scheduler(self)
+        self.counters = Counters()
+        self._live = LiveTable()
+        self._planner = Planner(self, self._live)
+        self._planner.classes_matter = compat.run_parent_as_fcfs(self)
+        self.waiting = PolicyQueue(self._live, self._planner.next_rows)
+        self._predictions = Predictions(self._live, self.counters)
+        self._predictor_spec: str | None = None
+        self._tokenizer = vllm_config.model_config.tokenizer
+        self._prepared: Prepared | None = None
+        self._recorder: Recorder | None = None
+        self._metrics_port: int | None = None
+        self._step = 0
+        self._now = time.monotonic()
+        self._last_work: dict[str, int] | None = None
+        self._first_admission: dict[str, float] = {}
+        self._watcher = self._start_settings(vllm_config.additional_config)
+
+    # Settings -------------------------------------------------------------------------------
+
+    def _start_settings(self, additional_config: Any) -> SettingsWatcher | None:
+        ours = (additional_config or {}).get("lengthwise")
+        if not isinstance(ours, dict) or "settings" not in ours:
+            raise InputError(
+                "the Lengthwise scheduler needs --additional-config "
+                '\'{"lengthwise": {"settings": "FILE"}}\''
+            )
+        settings = ours["settings"]
+        watcher = None
+        if isinstance(settings, str):
+            watcher = SettingsWatcher(Path(settings), self._apply, self.counters.snapshot)
+        else:
+            self._apply(parse_settings(settings))
+        self._take_up()
+        return watcher
+
+    def _apply(self, settings: Settings) -> None:
+        """Make settings ready; called at start-up and then from the watcher's thread."""
+        discipline = make_discipline(
+            settings.policy,
+            parameters=settings.parameters,
+            preemption=settings.preemption,
+            blend=settings.blend,
+            max_overtakes=settings.max_overtakes,
+            max_wait_s=settings.max_wait_s,
+            starvation_threshold=settings.starvation_threshold,
+            starvation_quantum=settings.starvation_quantum,
+            max_preemptions=settings.max_preemptions,
+            max_swaps=settings.max_swaps,
+            memory_growth=settings.memory_growth,
+        )
+        discipline.warm_up()
+        spec = discipline.policy.predictor or settings.predictor
+        if not discipline.needs_predictions:
+            spec = None
+        predictor = load_predictor(spec, tokenizer=self._tokenizer) if spec else None
+        if settings.metrics_port not in (None, self._metrics_port):
+            serve_metrics(settings.metrics_port, self.counters, self._gauges)
+            self._metrics_port = settings.metrics_port
+        self._prepared = Prepared(settings, discipline, spec, predictor)
+
+    def _take_up(self) -> None:
+        """Exchange the settings, between two steps."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            return
+        self.counters.settings_changes += 1
+        self._planner.discipline = prepared.discipline
+        if prepared.predictor_spec != self._predictor_spec or prepared.predictor is not None:
+            self._predictor_spec = prepared.predictor_spec
+            self._predictions.use(prepared.predictor)
+        record = prepared.settings.record
+        if self._recorder is not None and str(self._recorder.folder) != record:
+            self._recorder.close()
+            self._recorder = None
+        if record is not None and self._recorder is None:
+            self._recorder = Recorder(Path(record))
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "running_requests": float(len(self.running)),
+            "waiting_requests": float(len(self.waiting)),
+            "step_decode_seconds": self._planner.step_time.decode_s(max(len(self.running), 1)),
+            "prefill_token_seconds": self._planner.step_time.prefill_s_per_token,
+        }
+
+    # Requests -------------------------------------------------------------------------------
+
+    def add_request(self, request: Any) -> None:
+        """Give a new request its row before the parent queues it."""
+        if request.request_id not in self.requests:
+            if self._prepared is not None:
+                self._take_up()
+            columns = self._live.table[self._live.add(request.request_id, request)]
+            columns["priority"] = request.priority
+            columns["arrival_s"] = time.monotonic()
+            columns["last_step"] = self._step
+            columns["prompt_tokens"] = request.num_prompt_tokens
+            self._planner.classes_matter |= request.priority != 0
+            if self._planner.discipline.needs_predictions:
+                self._predictions.expect(request.request_id)
+        super().add_request(request)  # type: ignore[misc]
+
+    def _update_request_as_session(self, session: Any, update: Any) -> None:
+        """A session goes on: the same row, a longer prompt, a new prediction."""
+        super()._update_request_as_session(session, update)  # type: ignore[misc]
+        columns = self._live.table[self._live.row(session.request_id)]
+        columns["prompt_tokens"] = session.num_prompt_tokens
+        columns["age"] = 0
+        if self._planner.discipline.needs_predictions:
+            self._predictions.expect(session.request_id)
+
+    def _preempt_request(self, request: Any, timestamp: float, *args: Any, **kwargs: Any) -> None:
+        """Note a preemption, whoever decided on it."""
+        super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
+        columns = self._live.table[self._live.row(request.request_id)]
+        columns["age"] = request.num_output_tokens
+        columns["computed_tokens"] = 0
+        columns["last_step"] = self._step
+        if self._planner.preempting:
+            columns["preemptions"] += 1
+            self.counters.preemptions += 1
+        else:
+            self.counters.memory_preemptions += 1
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """A request ended, one way or another: its row is free."""
+        columns = self._live.table[self._live.row(request.request_id)]
+        self.counters.finished += 1
+        self.counters.overtakes += int(columns["overtaken"])
+        if self._recorder is not None:
+            admitted_s = self._first_admission.pop(request.request_id, None)
+            expected = self._predictions.expected(request.request_id)
+            reason = request.get_finished_reason()
+            self._recorder.request(
+                id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
+                queue_s=None if admitted_s is None else admitted_s - float(columns["arrival_s"]),
+                preemptions=request.num_preemptions,
+                overtaken=int(columns["overtaken"]),
+                expected_tokens=expected,
+                output_tokens=request.num_output_tokens,
+                prompt_tokens=request.num_prompt_tokens,
+                finished=None if reason is None else str(reason),
+            )
+        self._live.release(request.request_id)
+        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+
+    # Steps ----------------------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of the parent, in the policy's order."""
+        throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
+        self._begin_step(time.monotonic())
+        in_order, front = self._planner.plan(self._now, self._step, throttled)
+        self.waiting.open_step(in_order, front)
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        self.waiting.close_step()
+        self._end_step(output)
+        return output
+
+    def _begin_step(self, now: float) -> None:
+        if self._prepared is not None:
+            self._take_up()
+        # Without a running request the engine may have idled since the last step.
+        duration_s = now - self._now if self.running else None
+        if self._last_work is not None:
+            if duration_s is not None and self._planner.discipline.preempts:
+                self._planner.step_time.observe(
+                    self._last_work["prefill_tokens"], self._last_work["decode_tokens"], duration_s
+                )
+            if self._recorder is not None:
+                self._recorder.step(t=self._now, duration_s=duration_s, **self._last_work)
+        self._now = now
+        self._step += 1
+        self.counters.steps += 1
+        if self._planner.discipline.needs_predictions:
+            self._predictions.work()
+
+    def _end_step(self, output: Any) -> None:
+        for request in self.waiting.taken:
+            if compat.is_running(request):
+                self.counters.admissions += 1
+                promoted = self._planner.admitted(self._live.row(request.request_id))
+                self.counters.promotions += promoted
+                if self._recorder is not None:
+                    self._first_admission.setdefault(request.request_id, self._now)
+        scheduled = output.num_scheduled_tokens
+        self._planner.ran(scheduled)
+        if not scheduled:
+            self._last_work = None
+            return
+        cached = output.scheduled_cached_reqs
+        prefilling = len(output.scheduled_new_reqs) + len(cached.resumed_req_ids)
+        decode_tokens = len(scheduled) - prefilling
+        self._last_work = {
+            "prefill_tokens": output.total_num_scheduled_tokens - decode_tokens,
+            "decode_tokens": decode_tokens,
+        }
+        if self._recorder is not None:
+            self._last_work.update(
+                running=len(self.running),
+                waiting=len(self.waiting),
+                free_blocks=compat.free_blocks(self),
+                preempted=len(output.preempted_req_ids or ()),
+            )
+
+
+@cache
+def scheduler_class(base: type) -> type:
+    """The Lengthwise scheduler over one of vLLM's scheduler classes."""
+    return type(f"Lengthwise{base.__name__}", (LengthwiseMixin, base), {})
+
+
+class Scheduler:
+    """What `--scheduler-cls lengthwise.vllm.Scheduler` names.
+
+    Constructing it gives the adapter over the class that vLLM itself would have chosen: the
+    asynchronous scheduler where asynchronous scheduling is on, since anything else would cost most
+    of the throughput there, and the synchronous one elsewhere.
+    """
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build the adapter; takes what vLLM's own schedulers take."""
+        compat.require_supported_version()
+        if vllm_config.scheduler_config.async_scheduling:
+            from vllm.v1.core.sched.async_scheduler import AsyncScheduler as Base
+        else:
+            from vllm.v1.core.sched.scheduler import Scheduler as Base
+        return scheduler_class(Base)(vllm_config, *args, **kwargs)
