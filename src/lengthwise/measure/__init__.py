@@ -6,8 +6,37 @@
     results      the folder that holds all of it
     metrics      one round's latency and throughput, with the keys of `vllm bench serve`
     comparison   policies against a baseline within one run
+    wording      how figures are written for people
     table        tables for a terminal
-    plot, html   report.html
+    report       report.html (plot, svg, html, method) and results.json
 
 Imports nothing of Lengthwise but its errors.
 """
+
+from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, compare
+from lengthwise.measure.metrics import parse_objectives, request_metrics, summarise
+from lengthwise.measure.record import Records, RequestRecord, read_records, write_records
+from lengthwise.measure.report import write_report
+from lengthwise.measure.results import Results, ResultsWriter, read_results
+from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run import RunInfo
+
+__all__ = [
+    "Comparison",
+    "PolicyResult",
+    "Records",
+    "RequestRecord",
+    "Results",
+    "ResultsWriter",
+    "RoundInfo",
+    "RunInfo",
+    "Spread",
+    "compare",
+    "parse_objectives",
+    "read_records",
+    "read_results",
+    "request_metrics",
+    "summarise",
+    "write_records",
+    "write_report",
+]

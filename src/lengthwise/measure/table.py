@@ -38,8 +38,9 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     rounds = comparison.rounds
     flagged = sum(bool(each.flags) for each in rounds)
     note = (
-        f"End-to-end latency in s, medians of the rounds. factor: {comparison.baseline} / policy on "
-        "the mean, round by round (lowest to highest); gap: share of the oracle's gain."
+        "End-to-end latency in s, medians of the rounds. "
+        f"factor: {comparison.baseline} / policy on the mean, round by round (lowest to highest); "
+        "gap: share of the oracle's gain."
         if comparison.baseline is not None
         else "End-to-end latency in s, medians of the rounds."
     )
@@ -142,6 +143,23 @@ def serving_result(
         "=" * _WIDTH,
     ]
     return "\n".join(lines)
+
+
+def serving_results(comparison: Comparison, policy: str) -> str:
+    """One policy at each of its loads, in the layout of `vllm bench serve`."""
+    blocks = []
+    for result in comparison.results:
+        if result.policy != policy:
+            continue
+        kind, _, value = result.load.partition("=")
+        block = serving_result(
+            result.summary(),
+            rounds=len(result.rounds),
+            rate=float(value) if kind == "rate" else None,
+            concurrency=int(value) if kind == "concurrency" else None,
+        )
+        blocks.append(f"{policy}, {load_title(result.load)}\n{block}")
+    return "\n\n".join(blocks)
 
 
 def _rule(title: str, character: str) -> str:

@@ -1,0 +1,28 @@
+"""The report's words on how it was measured and what not to read into it."""
+
+METHOD = """<ul>
+<li><b>Same requests, same arrivals.</b> One server serves all rounds; the policy is switched
+between rounds, while no request is in it. A policy's round is compared with the baseline's round
+of the same load and repeat, and the factor is the median of those ratios, with the lowest and the
+highest below it. Times are medians of the rounds' figures; counts are sums.</li>
+<li><b>Machines drift.</b> Where requests arrive by the clock, a machine that slows down by 5 %
+is under 5 % more load, and near capacity that alone can move latency by more than a policy does.
+Bursts and closed loops do not depend on a clock, so they carry the comparison. For arrivals by
+the clock, read the load really offered: the arriving work over the capacity that the engine showed
+in that same round, from its own steps. Rounds are flagged where capacity moved by more than 10 %
+against the run's median, where the load offered missed the one asked for by more than 10 %, where
+the client fell behind, and where requests failed. Flagged rounds are shown and counted, not
+dropped.</li>
+<li><b>Latency</b> is measured at the client over streaming HTTP, from sending a request to its
+last token; TTFT ends at the first. Latency per output token is a request's latency divided by its
+answer's length, then averaged over requests, so short answers weigh as much as long ones. The
+longest wait is the largest of all times to a first token and gaps between tokens. Percentiles and
+keys follow <code>vllm bench serve</code>.</li>
+<li><b>The oracle</b> knows every answer's true length beforehand. It cannot be deployed; it bounds
+what a better predictor could add. Gap closed is (baseline − policy) / (baseline − oracle) on mean
+latency.</li>
+<li><b>Order is not speed.</b> The engine does the same work under each policy. Running short
+answers first lowers the mean because fewer requests wait behind long ones; long answers may wait
+longer, and p99 and the maximum show it. Without a queue there is nothing to reorder and nothing
+to gain.</li>
+</ul>"""

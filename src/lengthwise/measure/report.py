@@ -1,0 +1,91 @@
+"""From a run's folder to report.html and results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+from lengthwise.errors import InputError
+from lengthwise.measure.comparison import (
+    COMPARED,
+    Comparison,
+    PolicyResult,
+    Spread,
+    compare,
+    load_number,
+)
+from lengthwise.measure.results import Results
+
+REPORT_FILE = "report.html"
+RESULTS_FILE = "results.json"
+
+Row = dict[str, object]
+
+
+def write_report(
+    folder: Path, results: Results, objectives: dict[str, float] | None = None
+) -> Comparison:
+    """Write report.html and results.json into a run's folder, each whole or not at all.
+
+    Args:
+        folder: where to write.
+        results: from `read_results`.
+        objectives: see `metrics.parse_objectives`.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from lengthwise.measure.html import report_page
+
+    comparison = compare(results, objectives)
+    rows = json.dumps(result_rows(comparison), indent=2, allow_nan=False) + "\n"
+    _write(folder / RESULTS_FILE, rows)
+    _write(folder / REPORT_FILE, report_page(results, comparison))
+    return comparison
+
+
+def result_rows(comparison: Comparison) -> list[Row]:
+    """A row for each policy and load, ready for JSON: undefined figures are null.
+
+    Counts are summed over the rounds, other figures are the medians of the rounds. `factor_X` is
+    baseline / policy on figure X, `_low` and `_high` its extremes over the repeats.
+    """
+    return [_row(result) for result in comparison.results]
+
+
+def _row(result: PolicyResult) -> Row:
+    number = load_number(result.load)
+    row: Row = {"policy": result.policy, "load": result.load if number is None else number}
+    row |= {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in result.summary().items()
+    }
+    row |= _spread_keys("gap_closed", result.gap_closed)
+    for name in COMPARED:
+        row |= _spread_keys(f"factor_{name.removesuffix('_ms')}", result.ratios.get(name))
+    for name in ("offered_load", "capacity_tokens_per_s"):
+        values = [getattr(each.info, name) for each in result.rounds]
+        spread = Spread.of(value for value in values if value is not None)
+        row[name] = None if spread is None else spread.median
+    row["rounds"] = len(result.rounds)
+    row["flagged_rounds"] = result.flagged
+    return row
+
+
+def _spread_keys(name: str, spread: Spread | None) -> Row:
+    if spread is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: spread.median, f"{name}_low": spread.low, f"{name}_high": spread.high}
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}: make the folder writable"
+        ) from error
