@@ -103,8 +103,13 @@ class PolicyQueue(RequestQueue):
         return request
 
     def remove_request(self, request: Any) -> None:
-        """Remove one request; one that is not here is ignored, as the parent asks both queues."""
-        if self._queued.pop(request.request_id, None) is not None:
+        """Remove one request; one that is not here is ignored, as the parent asks both queues.
+
+        The request may have given its row back already: output that was in flight when it was
+        preempted can end it.
+        """
+        queued = self._queued.pop(request.request_id, None) is not None
+        if queued and request.request_id in self._live:
             self._live.table["state"][self._live.row(request.request_id)] = PARKED
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
