@@ -43,8 +43,7 @@ def command(verb: str) -> str:
 
     group: Any = typer.main.get_command(app)
     found = group.commands[verb]
-    names = [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments_of(found)]
-    usage = " ".join(["lengthwise", verb, *names, "[OPTIONS]"])
+    usage = " ".join(["lengthwise", verb, *map(shown, arguments_of(found)), "[OPTIONS]"])
     rows = [
         (
             ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts)),
@@ -54,7 +53,7 @@ def command(verb: str) -> str:
         for option in found.params
         if option.param_type_name == "option" and "--help" not in option.opts
     ]
-    arguments = [(f"`{p.name.upper()}`", one_line(p.help)) for p in arguments_of(found)]
+    arguments = [(f"`{shown(p)}`", one_line(p.help)) for p in arguments_of(found)]
     parts = [plain(found.help), f"```text\n{usage}\n```"]
     if arguments:
         parts.append(table(("argument", "meaning"), arguments))
@@ -65,6 +64,12 @@ def command(verb: str) -> str:
 def arguments_of(found: Any) -> list[Any]:
     """The positional parameters of a command."""
     return [p for p in found.params if p.param_type_name == "argument"]
+
+
+def shown(argument: Any) -> str:
+    """How the usage line names an argument."""
+    name = argument.metavar or argument.name.upper()
+    return name if argument.required or name.startswith("[") else f"[{name}]"
 
 
 def default_of(option: Any) -> str:

@@ -21,7 +21,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lengthwise.measure.comparison import PolicyResult, Spread, compare
+from lengthwise.measure.comparison import compare
+from lengthwise.measure.report import result_rows
 from lengthwise.measure.results import read_results
 from lengthwise.measure.run import describe_machine, package_versions
 from lengthwise.measure.wording import load_title, seconds
@@ -34,9 +35,6 @@ COMMANDS = {
     "overhead": "python bench/scheduler_overhead.py --json",
     "memory": "python bench/queue_memory.py --json",
 }
-LATENCIES = ("mean", "median", "p95", "p99", "max")
-PER_TOKEN = "mean_latency_per_output_token_ms"
-
 Row = Mapping[str, Any]
 
 
@@ -77,29 +75,8 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "notes": list(results.run.notes),
         "rounds": len(comparison.rounds),
         "flagged": sum(bool(each.flags) for each in comparison.rounds),
-        "rows": [kept_policy(result) for result in comparison.results],
+        "rows": result_rows(comparison),
     }
-
-
-def kept_policy(result: PolicyResult) -> dict[str, Any]:
-    """One policy at one load: medians over the rounds, ratios with their spread."""
-    offered = [each.info.offered_load for each in result.rounds]
-    figures = result.summary()
-    names = [f"{name}_e2el_ms" for name in LATENCIES]
-    return {
-        "load": result.load,
-        "policy": result.policy,
-        "rounds": len(result.rounds),
-        "offered_load": [value for value in offered if value is not None],
-        **{name: figures[name] for name in (*names, "mean_ttft_ms", PER_TOKEN, "preemptions")},
-        "ratios": {name: spread_list(result.ratios.get(name)) for name in (*names, PER_TOKEN)},
-        "gap_closed": spread_list(result.gap_closed),
-    }
-
-
-def spread_list(spread: Spread | None) -> list[float] | None:
-    """Median, smallest and largest."""
-    return None if spread is None else [spread.median, spread.low, spread.high]
 
 
 def comparison_table(kept: Row) -> list[str]:
@@ -109,14 +86,14 @@ def comparison_table(kept: Row) -> list[str]:
     )
     rows = [
         [
-            load_title(row["load"]),
+            load_title(str(row["load"])),
             f"`{row['policy']}`",
             seconds(row["mean_e2el_ms"]),
-            ratio(row["ratios"]["mean_e2el_ms"]),
-            seconds(row[PER_TOKEN]),
-            ratio(row["ratios"][PER_TOKEN]),
+            ratio(row, "factor_mean_e2el"),
+            seconds(row["mean_latency_per_output_token_ms"]),
+            ratio(row, "factor_mean_latency_per_output_token"),
             *(seconds(row[f"{name}_e2el_ms"]) for name in ("median", "p95", "p99", "max")),
-            share(row["gap_closed"]),
+            number(row["gap_closed"], ".0%"),
         ]
         for row in kept["rows"]
     ]
@@ -130,10 +107,14 @@ def comparison_table(kept: Row) -> list[str]:
 
 def offered_loads(rows: Sequence[Row]) -> str:
     """The loads really offered, one sentence."""
-    offered: dict[str, list[float]] = {}
+    offered: dict[object, list[float]] = {}
     for row in rows:
-        offered.setdefault(row["load"], []).extend(row["offered_load"])
-    parts = [f"{min(v):.2f}–{max(v):.2f} for {load}" for load, v in offered.items() if v]
+        if row["offered_load"] is not None:
+            offered.setdefault(row["load"], []).append(row["offered_load"])
+    parts = [
+        f"{min(values):.2f}–{max(values):.2f} for {load} (medians of the policies)"
+        for load, values in offered.items()
+    ]
     return f" Load really offered: {', '.join(parts)}." if parts else ""
 
 
@@ -195,22 +176,17 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
 
 
-def ratio(spread: Sequence[float] | None) -> str:
-    """1.45× (1.41–1.50)."""
-    if spread is None:
+def ratio(row: Row, name: str) -> str:
+    """1.45× (1.41–1.50): the median, the smallest and the largest of the repeats."""
+    median, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if median is None:
         return "—"
-    median, low, high = spread
     return f"{median:.2f}×" + (f" ({low:.2f}–{high:.2f})" if low < high else "")
-
-
-def share(spread: Sequence[float] | None) -> str:
-    """72 %."""
-    return "—" if spread is None else f"{spread[0] * 100:.0f} %"
 
 
 def number(value: float | None, form: str) -> str:
     """A number, or a dash where there is none."""
-    return "—" if value is None else format(value, form)
+    return "—" if value is None else format(value, form).replace("%", " %")
 
 
 def caption(kept: Row) -> str:
