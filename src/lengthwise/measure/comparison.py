@@ -97,13 +97,21 @@ class PolicyResult:
                 figures[name] = int(sum(each.figure(name) for each in self.rounds))
             else:
                 spread = self.spread(name)
-                figures[name] = None if spread is None else spread.median
+                if spread is None:
+                    figures[name] = None
+                elif isinstance(self.rounds[0].summary[name], int):
+                    figures[name] = round(spread.median)
+                else:
+                    figures[name] = spread.median
         return figures
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A whole run: one result for each load and policy, in the order in which they first ran."""
+    """A whole run: one result for each load and policy, in the order in which they first ran.
+
+    Loads that depend on the clock come last.
+    """
 
     results: list[PolicyResult]
     baseline: str | None  # label of the policy that the others are compared with
@@ -142,7 +150,8 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
     for each in results.rounds:
         summary = summarise(each.records, objectives)
         rounds.append(RoundResult(each.info, summary, _flags(each.info, summary, capacity)))
-    loads = list(dict.fromkeys(info.load for info in infos))
+    # What needs no clock carries the comparison, so it comes first.
+    loads = sorted(dict.fromkeys(info.load for info in infos), key=depends_on_clock)
     compared = []
     for load in loads:
         by_policy = {
@@ -162,6 +171,11 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
 def base_name(policy: str) -> str:
     """The policy's name in a label such as `srpt:max_overtakes=50`."""
     return policy.partition(":")[0]
+
+
+def depends_on_clock(load: str) -> bool:
+    """Whether requests arrive by the clock, so that a slower machine is under more load."""
+    return load_number(load) is not None or load.startswith("rate=")
 
 
 def load_number(load: str) -> float | None:

@@ -6,7 +6,7 @@ from html import escape
 from importlib import resources
 
 from lengthwise.measure import svg
-from lengthwise.measure.comparison import Comparison, PolicyResult, RoundResult, base_name
+from lengthwise.measure.comparison import Comparison, PolicyResult, RoundResult, Spread, base_name
 from lengthwise.measure.method import METHOD
 from lengthwise.measure.plot import Drawing, Series, draw_load, series
 from lengthwise.measure.results import Results
@@ -121,7 +121,7 @@ def _policy_row(result: PolicyResult, best: bool, comparison: Comparison) -> str
             cells += f"<td>1{TIMES}</td>"
         else:
             ratio = result.ratios.get(key)
-            cells += _with_limits(factor(ratio), limits(ratio))
+            cells += _factor_cell(ratio)
     cells += f"<td>{percent(result.gap_closed)}</td>"
     cells += "".join(f"<td>{seconds(figures[key])}</td>" for _, key in _COLUMNS)
     cells += f"<td>{figures['preemptions']}</td><td>{figures['failed']}</td>"
@@ -129,8 +129,11 @@ def _policy_row(result: PolicyResult, best: bool, comparison: Comparison) -> str
     return f"<tr{' class=best' if best else ''}><th>{name}</th>{cells}</tr>\n"
 
 
-def _with_limits(value: str, between: str) -> str:
-    return f"<td>{value}{f'<small>{between}</small>' if between else ''}</td>"
+def _factor_cell(ratio: Spread | None) -> str:
+    between = limits(ratio)
+    small = f"<small>{between}</small>" if between else ""
+    worse = " class=worse" if ratio is not None and ratio.median < 1 else ""
+    return f"<td{worse}>{factor(ratio)}{small}</td>"
 
 
 def _figures(
@@ -161,14 +164,14 @@ def _swatch(look: Series) -> str:
 
 def _rounds(comparison: Comparison) -> str:
     heads = (
-        "round", "load", "policy", "repeat", "load offered", "capacity, tokens/s", "completed",
-        "failed", "mean, s", "p99, s", "output tokens/s", "preemptions", "flags",
+        "repeat", "load offered", "capacity, tokens/s", "completed", "failed", "mean, s", "p99, s",
+        "output tokens/s", "preempted",
     )  # fmt: skip
-    rows = "".join(_round_row(each) for each in comparison.rounds)
     head = "".join(f"<th>{name}</th>" for name in heads)
+    rows = "".join(_round_row(each) for each in comparison.rounds)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>\n"
+        '<div class="scroll"><table class="rounds"><thead><tr><th>round</th><th>load</th>'
+        f"<th>policy</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n"
     )
 
 
@@ -186,10 +189,10 @@ def _round_row(each: RoundResult) -> str:
         str(figures["preemptions"]),
     )
     cells = "".join(f"<td>{number}</td>" for number in numbers)
+    flags = "".join(f'<small class="flag">{escape(flag)}</small>' for flag in each.flags)
     return (
-        f"<tr{' class=flagged' if each.flags else ''}><td>{info.round}</td>"
-        f"<td>{escape(load_title(info.load))}</td><th>{escape(info.policy)}</th>{cells}"
-        f'<td class="text">{escape("; ".join(each.flags))}</td></tr>\n'
+        f"<tr><td>{info.round}</td><td>{escape(load_title(info.load))}</td>"
+        f"<th>{escape(info.policy)}{flags}</th>{cells}</tr>\n"
     )
 
 

@@ -16,7 +16,7 @@ from lengthwise.measure import svg
 from lengthwise.measure.comparison import Comparison, PolicyResult, base_name
 from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.record import Records
-from lengthwise.measure.wording import seconds
+from lengthwise.measure.wording import broken_label, seconds
 
 Floats = NDArray[np.float64]
 Dashes = tuple[float, ...]
@@ -119,7 +119,7 @@ def _bars(
     title: str,
     identifier: str,
 ) -> Drawing:
-    labels = [_broken(result.policy) for result in results]
+    labels = [broken_label(result.policy) for result in results]
     lines = max(label.count("\n") + 1 for label in labels)
     axes = _axes(0.4 + (0.2 + 0.14 * lines) * len(results))
     axes.grid(visible=False, axis="y")
@@ -258,10 +258,3 @@ def _plain_numbers(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _broken(policy: str) -> str:
-    """A label with its options on lines of their own, where it is long."""
-    if len(policy) <= 14:
-        return policy
-    return policy.replace(":", ":\n").replace(";", ";\n")

@@ -11,6 +11,7 @@ from lengthwise.measure.comparison import Comparison, PolicyResult
 from lengthwise.measure.metrics import Summary
 from lengthwise.measure.wording import (
     TIMES,
+    broken_label,
     factor,
     headline,
     limits,
@@ -63,8 +64,9 @@ def _load_table(load: str, results: list[PolicyResult], baseline: str | None) ->
         title_style="bold",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    table.add_column("policy", overflow="fold", min_width=8)
+    table.add_column("policy", overflow="fold", min_width=14)
     for name in ("mean", "p50", "p99", "max", "TTFT", "s/token"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("factor", justify="right", no_wrap=True)
@@ -74,7 +76,7 @@ def _load_table(load: str, results: list[PolicyResult], baseline: str | None) ->
         figures = result.summary()
         ratio = result.ratios.get("mean_e2el_ms") if result.policy != baseline else None
         cells = [
-            ("! " if result.flagged else "") + result.policy,
+            ("! " if result.flagged else "") + broken_label(result.policy),
             seconds(figures["mean_e2el_ms"]),
             seconds(figures["median_e2el_ms"]),
             seconds(figures["p99_e2el_ms"]),
@@ -119,8 +121,8 @@ def serving_result(
         lines.append(_line("Request rate configured (RPS):", rate))
     lines += [
         _line("Benchmark duration (s):", figures["duration"]),
-        _line("Total input tokens:", _whole(figures["total_input_tokens"])),
-        _line("Total generated tokens:", _whole(figures["total_output_tokens"])),
+        _line("Total input tokens:", figures["total_input_tokens"]),
+        _line("Total generated tokens:", figures["total_output_tokens"]),
         _line("Request throughput (req/s):", figures["request_throughput"]),
     ]
     if figures["request_goodput"] is not None:
@@ -169,10 +171,6 @@ def _rule(title: str, character: str) -> str:
 def _line(label: str, value: float | int | None) -> str:
     text = "n/a" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
     return f"{label:<40} {text:<10}"
-
-
-def _whole(value: float | int | None) -> int | None:
-    return None if value is None else round(value)
 
 
 def _float(value: float | int | None) -> float | None:

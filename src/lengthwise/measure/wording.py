@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, base_name, load_number
+from lengthwise.measure.comparison import (
+    Comparison,
+    PolicyResult,
+    Spread,
+    base_name,
+    depends_on_clock,
+    load_number,
+)
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
@@ -51,6 +58,13 @@ def load_title(load: str) -> str:
     return f"{load} {TIMES} capacity" if load_number(load) is not None else load
 
 
+def broken_label(policy: str) -> str:
+    """A policy's label with its options on lines of their own, where it is long."""
+    if len(policy) <= 12:
+        return policy
+    return policy.replace(":", ":\n").replace(";", ";\n")
+
+
 def headline(comparison: Comparison) -> str:
     """The run's result in one sentence: the best policy that does not know the lengths."""
     if comparison.baseline is None:
@@ -79,7 +93,7 @@ def headline(comparison: Comparison) -> str:
             f"; its p99 latency is {1 / tail.median:.2f}{TIMES} that of {comparison.baseline}"
         )
     if chosen.gap_closed is not None:
-        sentence += f"; {percent(chosen.gap_closed)} of what the oracle gains"
+        sentence += f"; it gets {percent(chosen.gap_closed)} of the oracle's gain"
     return sentence + "."
 
 
@@ -96,7 +110,6 @@ def _chosen(comparison: Comparison) -> PolicyResult | None:
 
     def order(result: PolicyResult) -> tuple[bool, float]:
         latency = result.ratios.get("mean_e2el_ms")
-        by_clock = load_number(result.load) is not None or result.load.startswith("rate=")
-        return by_clock, -latency.median if latency is not None else math.inf
+        return depends_on_clock(result.load), -latency.median if latency is not None else math.inf
 
     return min(candidates, key=order)
