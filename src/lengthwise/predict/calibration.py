@@ -1,0 +1,134 @@
+"""From a score, which only orders, to tokens: the mean length and its 10/50/90 % quantiles.
+
+Isotonic regression (Ayer et al., 1955): the best fit among functions that never fall. The quantiles
+are those of held-out answers in bins of neighbouring scores, made monotone in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled
+
+QUANTILES: Final = (0.1, 0.5, 0.9)
+
+#: Columns of a calibration table.
+SCORE, EXPECTED, LOW, MEDIAN, HIGH = range(5)
+
+_BINS: Final = 100  #: at most so many rows of a table
+_BIN_SIZE: Final = 50  #: answers that a bin has at least, where there are so many
+
+
+def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The non-decreasing sequence nearest to `values` in weighted least squares.
+
+    Pool adjacent violators, in linear time.
+
+    Args:
+        values: shape (n,).
+        weights: shape (n,), positive.
+
+    Returns:
+        shape (n,).
+    """
+    return _pool_adjacent_violators(
+        np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    )
+
+
+@compiled
+def _pool_adjacent_violators(
+    values: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    count = values.size
+    means = np.empty(count)
+    masses = np.empty(count)
+    sizes = np.empty(count, dtype=np.int64)
+    pools = 0
+    for index in range(count):
+        means[pools], masses[pools], sizes[pools] = values[index], weights[index], 1
+        pools += 1
+        while pools > 1 and means[pools - 2] > means[pools - 1]:
+            mass = masses[pools - 2] + masses[pools - 1]
+            means[pools - 2] = (
+                means[pools - 2] * masses[pools - 2] + means[pools - 1] * masses[pools - 1]
+            ) / mass
+            masses[pools - 2] = mass
+            sizes[pools - 2] += sizes[pools - 1]
+            pools -= 1
+    fitted = np.empty(count)
+    at = 0
+    for pool in range(pools):
+        fitted[at : at + sizes[pool]] = means[pool]
+        at += sizes[pool]
+    return fitted
+
+
+def fit_calibration(
+    scores: NDArray[np.float64], lengths: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Learn the table from held-out answers.
+
+    Args:
+        scores: shape (n,), n ≥ 1, of prompts that the model was not trained on.
+        lengths: shape (n,), tokens of their answers.
+
+    Returns:
+        shape (bins, 5), columns SCORE (ascending), EXPECTED, LOW, MEDIAN, HIGH, each
+        non-decreasing, and LOW ≤ MEDIAN ≤ HIGH.
+    """
+    order = np.argsort(scores, kind="stable")
+    bins = max(1, min(_BINS, scores.size // _BIN_SIZE))
+    parts = np.array_split(order, bins)
+    table = np.empty((bins, 5))
+    for index, part in enumerate(parts):
+        table[index, SCORE] = scores[part].mean()
+        table[index, EXPECTED] = lengths[part].mean()
+        table[index, LOW : HIGH + 1] = np.quantile(lengths[part], QUANTILES)
+    sizes = np.array([part.size for part in parts], dtype=np.float64)
+    for column in range(EXPECTED, HIGH + 1):
+        table[:, column] = isotonic(table[:, column], sizes)
+    return table
+
+
+@compiled
+def calibrate(score: float, table: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Expected, low, median and high length at a score, by linear interpolation.
+
+    Beyond the first and the last row of the table they stay what they are there.
+    """
+    last = table.shape[0] - 1
+    if not score > table[0, SCORE]:
+        row = table[0]
+        return row[EXPECTED], row[LOW], row[MEDIAN], row[HIGH]
+    if score >= table[last, SCORE]:
+        row = table[last]
+        return row[EXPECTED], row[LOW], row[MEDIAN], row[HIGH]
+    left, right = 0, last
+    while right - left > 1:
+        middle = (left + right) // 2
+        if table[middle, SCORE] <= score:
+            left = middle
+        else:
+            right = middle
+    width = table[right, SCORE] - table[left, SCORE]
+    part = (score - table[left, SCORE]) / width if width > 0 else 0.0
+    below, above = table[left], table[right]
+    return (
+        below[EXPECTED] + part * (above[EXPECTED] - below[EXPECTED]),
+        below[LOW] + part * (above[LOW] - below[LOW]),
+        below[MEDIAN] + part * (above[MEDIAN] - below[MEDIAN]),
+        below[HIGH] + part * (above[HIGH] - below[HIGH]),
+    )
+
+
+@compiled
+def calibrate_many(scores: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`calibrate` of each score: shape (n, 4), columns expected, low, median, high."""
+    lengths = np.empty((scores.size, 4))
+    for index in range(scores.size):
+        lengths[index] = calibrate(scores[index], table)
+    return lengths

@@ -1,0 +1,87 @@
+"""From a table of prompts to features, through the token ids that serving will see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from lengthwise.predict.features import (
+    SPECIAL,
+    Template,
+    Vocabulary,
+    find_features,
+    new_scratch,
+    read_window,
+)
+from lengthwise.predict.linear import FeatureRows
+from lengthwise.predict.tokenizer import PromptTokenizer
+
+_CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
+_ANCHOR_BYTES: Final = 8  #: of the template before the user's words: enough for "user:"
+
+
+def vocabulary_of(tokenizer: PromptTokenizer) -> Vocabulary:
+    """The table of each token's bytes."""
+    table = tokenizer.token_bytes()
+    offsets = np.zeros(len(table) + 1, dtype=np.int64)
+    np.cumsum([len(entry) for entry in table], out=offsets[1:])
+    return Vocabulary(np.frombuffer(b"".join(table), dtype=np.uint8), offsets)
+
+
+def template_of(tokenizer: PromptTokenizer) -> Template:
+    """What the chat template puts around the user's words, found by encoding two probes.
+
+    Only the last few bytes before them are kept: system prompts and dates that stand further ahead
+    may change from day to day.
+    """
+    table = tokenizer.token_bytes()
+    texts = [
+        b"".join(table[index] or bytes([SPECIAL]) for index in ids)
+        for ids in tokenizer.encode_chat_many(["x", "7"])
+    ]
+    before = _common_start(*texts)
+    after = _common_start(*(text[::-1] for text in texts))[::-1]
+    return Template(
+        np.frombuffer(before[-_ANCHOR_BYTES:], dtype=np.uint8),
+        np.frombuffer(after, dtype=np.uint8),
+    )
+
+
+def _common_start(first: bytes, second: bytes) -> bytes:
+    size = 0
+    while size < min(len(first), len(second)) and first[size] == second[size]:
+        size += 1
+    return first[:size]
+
+
+def extract_features(
+    prompts: Sequence[str],
+    tokenizer: PromptTokenizer,
+    vocabulary: Vocabulary,
+    template: Template,
+    report: Callable[[float], None],
+) -> FeatureRows:
+    """The features of each prompt, as a chat of one user message.
+
+    Args:
+        prompts: n texts.
+        tokenizer: that of the model to be served.
+        vocabulary: its tokens' bytes.
+        template: its chat template.
+        report: called with the part that is done, 0 to 1.
+    """
+    scratch = new_scratch()
+    starts = np.zeros(len(prompts) + 1, dtype=np.int64)
+    parts = []
+    for first in range(0, len(prompts), _CHUNK):
+        chunk = tokenizer.encode_chat_many(prompts[first : first + _CHUNK])
+        for row, token_ids in enumerate(chunk, start=first):
+            found = find_features(
+                read_window(token_ids), len(token_ids), vocabulary, template, scratch
+            )
+            parts.append(scratch.buckets[:found].copy())
+            starts[row + 1] = starts[row] + found
+        report(min(1.0, (first + _CHUNK) / len(prompts)))
+    return FeatureRows(starts, np.concatenate(parts))

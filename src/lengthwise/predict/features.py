@@ -1,0 +1,334 @@
+"""What the lexical predictor looks at: words, word pairs, how a prompt opens, and its shape.
+
+The prompt's text is rebuilt from its token ids with a table of each token's bytes, so that features
+are those of the text whatever the tokenizer, and serving, which knows token ids only, finds exactly
+what training found. One compiled function does both. A feature is present or absent: how often it
+occurs was measured to add nothing.
+
+Four groups of features, each hashed into its own part of one table of buckets:
+
+    words     every word
+    pairs     every two adjacent words
+    places    the words of the opening, how the prompt begins (1 to 4 words) and ends (1 or 2)
+    shape     length, number of lines, numbers by magnitude and what they count, last character
+
+A word is a run of letters or of digits, or one other character. ASCII is read in lower case.
+Characters of two UTF-8 bytes (accented Latin, Greek, Cyrillic, Hebrew, Arabic) are letters; those
+of three and four (Chinese, Japanese, Korean, emoji) are a word each, as these scripts put no spaces
+between words.
+
+The text is the last user turn where the chat template can be recognised, else all of it. Of a
+prompt above 1,024 tokens the first and the last 512 are read: the cost of a prompt is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled
+
+GROUPS: Final = 4  #: words, pairs, places, shape
+GROUP_BITS: Final = 17  #: log2 of the buckets of a group
+BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
+WINDOW_TOKENS: Final = 512  #: tokens read at each end of a prompt
+SPECIAL: Final = 0xFF  #: stands for a special token in the text; not a byte of UTF-8
+_GAP: Final = 0xFE  #: stands for what is not read of a long prompt; not a byte of UTF-8 either
+
+_GAP_TOKEN: Final = -1
+_TOKEN_BYTES: Final = 64  #: bytes read of one token; longer ones are runs of spaces and the like
+_TEXT_BYTES: Final = (2 * WINDOW_TOKENS + 1) * _TOKEN_BYTES
+_MOST_WORDS: Final = 2048  #: words read of one prompt
+_MOST_FEATURES: Final = 5 * _MOST_WORDS + 64
+_OPENING_WORDS: Final = 16  #: words that count as the opening
+_MOST_LINES: Final = 12  #: more lines than this count as this many
+_MOST_DIGITS: Final = 6  #: digits read of a number
+
+_WORDS: Final = 0
+_PAIRS: Final = 1
+_PLACES: Final = 2
+_SHAPE: Final = 3
+
+# Kinds of bytes, see `_kind`.
+_SPACE: Final = 0
+_LETTER: Final = 1
+_DIGIT: Final = 2
+_SINGLE: Final = 3
+_BREAK: Final = 4
+
+# What the keys of `places` and `shape` begin with, so that they differ from one another.
+_OPENING: Final = np.uint64(1)
+_BEGINNING: Final = np.uint64(2)
+_ENDING: Final = np.uint64(3)
+_LENGTH: Final = np.uint64(4)
+_LINES: Final = np.uint64(5)
+_MAGNITUDE: Final = np.uint64(6)
+_COUNTED: Final = np.uint64(7)
+_MAGNITUDE_COUNTED: Final = np.uint64(8)
+_LAST: Final = np.uint64(9)
+
+# FNV-1a for words, and the finaliser of MurmurHash3 to mix keys.
+_FNV_OFFSET: Final = np.uint64(0xCBF29CE484222325)
+_FNV_PRIME: Final = np.uint64(0x100000001B3)
+_MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
+_MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
+_PAIR: Final = np.uint64(0x9E3779B97F4A7C15)
+_HALF: Final = np.uint64(33)
+_BUCKET_SHIFT: Final = np.uint64(64 - GROUP_BITS)
+
+
+class Vocabulary(NamedTuple):
+    """The bytes that each token id stands for."""
+
+    flat: NDArray[np.uint8]  #: all tokens' bytes, one after the other
+    offsets: NDArray[np.int64]  #: shape (tokens + 1,): where each begins
+
+
+class Template(NamedTuple):
+    """What a chat template puts around the user's words."""
+
+    before: NDArray[np.uint8]  #: shape (n,): the bytes just before the user's words
+    after: NDArray[np.uint8]  #: shape (m,): the bytes from their end to the end of the prompt
+
+
+class Scratch(NamedTuple):
+    """Room for one prompt's features, reused from call to call."""
+
+    text: NDArray[np.uint8]
+    words: NDArray[np.uint64]  #: hash of each word
+    magnitudes: NDArray[np.int8]  #: int(2 · log2(number + 1)) of each word that is one, else -1
+    buckets: NDArray[np.int32]  #: result: the distinct features
+    slots: NDArray[np.int32]  #: bucket -> its place in `buckets`, meaningless where not listed
+
+
+def new_scratch() -> Scratch:
+    """Room for `find_features`."""
+    return Scratch(
+        text=np.zeros(_TEXT_BYTES, dtype=np.uint8),
+        words=np.zeros(_MOST_WORDS, dtype=np.uint64),
+        magnitudes=np.zeros(_MOST_WORDS, dtype=np.int8),
+        buckets=np.zeros(_MOST_FEATURES, dtype=np.int32),
+        slots=np.zeros(BUCKETS, dtype=np.int32),
+    )
+
+
+def read_window(token_ids: Sequence[int]) -> NDArray[np.int64]:
+    """The tokens that are read: all, or the first and last `WINDOW_TOKENS` around a gap."""
+    count = len(token_ids)
+    if count <= 2 * WINDOW_TOKENS:
+        return np.fromiter(token_ids, np.int64, count)
+    window = np.empty(2 * WINDOW_TOKENS + 1, dtype=np.int64)
+    window[:WINDOW_TOKENS] = token_ids[:WINDOW_TOKENS]
+    window[WINDOW_TOKENS] = _GAP_TOKEN
+    window[WINDOW_TOKENS + 1 :] = token_ids[count - WINDOW_TOKENS :]
+    return window
+
+
+@compiled
+def find_features(
+    window: NDArray[np.int64],
+    total_tokens: int,
+    vocabulary: Vocabulary,
+    template: Template,
+    scratch: Scratch,
+) -> int:
+    """Write the distinct features of one prompt into `scratch.buckets`.
+
+    Args:
+        window: what `read_window` picked. Ids outside of the vocabulary count as special tokens.
+        total_tokens: tokens of the whole prompt.
+        vocabulary: each token's bytes.
+        template: what to leave aside.
+        scratch: where the result goes.
+
+    Returns:
+        how many there are.
+    """
+    size = _rebuild_text(window, vocabulary, scratch.text)
+    start, end = _find_turn(scratch.text, size, template)
+    words = _split_words(scratch.text, start, end, scratch)
+    found = _add_words(words, 0, scratch)
+    found = _add_places(words, found, scratch)
+    # Of a long prompt only a window is read: the rest is taken to have tokens as long.
+    scale = total_tokens / max(1, window.size)
+    return _add_shape(start, end, scale, words, found, scratch)
+
+
+@compiled
+def _rebuild_text(
+    window: NDArray[np.int64], vocabulary: Vocabulary, text: NDArray[np.uint8]
+) -> int:
+    """Write the bytes of the tokens into `text`; return how many."""
+    size = 0
+    tokens = vocabulary.offsets.size - 1
+    for token in window:
+        if token < 0 or token >= tokens:
+            begin, end = 0, 0
+        else:
+            begin, end = vocabulary.offsets[token], vocabulary.offsets[token + 1]
+        if begin == end:
+            text[size] = _GAP if token == _GAP_TOKEN else SPECIAL
+            size += 1
+            continue
+        for index in range(begin, min(end, begin + _TOKEN_BYTES)):
+            text[size] = vocabulary.flat[index]
+            size += 1
+    return size
+
+
+@compiled
+def _find_turn(text: NDArray[np.uint8], size: int, template: Template) -> tuple[int, int]:
+    """The user's last turn: where it begins in `text`, and where it ends."""
+    before, after = template.before, template.after
+    end = size
+    if 0 < after.size <= size and _occurs(text, size - after.size, after):
+        end = size - after.size
+    if before.size > 0:
+        for start in range(end - before.size, -1, -1):
+            if _occurs(text, start, before):
+                return start + before.size, end
+    return 0, end
+
+
+@compiled
+def _occurs(text: NDArray[np.uint8], start: int, part: NDArray[np.uint8]) -> bool:
+    for index in range(part.size):  # noqa: SIM110 (numba knows no generators)
+        if text[start + index] != part[index]:
+            return False
+    return True
+
+
+@compiled
+def _kind(byte: int) -> int:
+    """What a byte is part of."""
+    if byte <= 0x20 or byte == 0x7F:
+        return _SPACE
+    if 0x61 <= byte <= 0x7A or 0x41 <= byte <= 0x5A or 0x80 <= byte < 0xE0:
+        return _LETTER
+    if 0x30 <= byte <= 0x39:
+        return _DIGIT
+    return _BREAK if byte >= 0xF8 else _SINGLE
+
+
+@compiled
+def _split_words(text: NDArray[np.uint8], start: int, end: int, scratch: Scratch) -> int:
+    """Write the words' hashes and magnitudes; return how many. A hash of 0 is a break."""
+    count = 0
+    at = start
+    while at < end and count < _MOST_WORDS:
+        kind = _kind(text[at])
+        if kind == _SPACE:
+            at += 1
+            continue
+        word = _FNV_OFFSET
+        number = 0
+        first = at
+        while at < end:
+            byte = text[at]
+            if at > first:
+                if kind == _SINGLE:
+                    # One character: whatever continues its UTF-8 sequence, and no more.
+                    if text[first] < 0xE0 or byte < 0x80 or byte >= 0xC0:
+                        break
+                elif _kind(byte) != kind and not (
+                    # An apostrophe inside of a word is part of it.
+                    kind == _LETTER
+                    and byte == 0x27
+                    and at + 1 < end
+                    and _kind(text[at + 1]) == _LETTER
+                ):
+                    break
+            if 0x41 <= byte <= 0x5A:
+                byte += 0x20
+            if kind == _DIGIT and at - first < _MOST_DIGITS:
+                number = number * 10 + byte - 0x30
+            word = (word ^ np.uint64(byte)) * _FNV_PRIME
+            at += 1
+        scratch.words[count] = np.uint64(0) if kind == _BREAK else word
+        scratch.magnitudes[count] = int(2 * np.log2(number + 1.0)) if kind == _DIGIT else -1
+        count += 1
+    return count
+
+
+@compiled
+def _mix(first: np.uint64, second: np.uint64) -> np.uint64:
+    """One key of two, all bits well spread."""
+    key = first * _PAIR + second
+    key = (key ^ (key >> _HALF)) * _MIX_1
+    key = (key ^ (key >> _HALF)) * _MIX_2
+    return key ^ (key >> _HALF)
+
+
+@compiled
+def _add(group: int, key: np.uint64, found: int, scratch: Scratch) -> int:
+    """Add the feature of a mixed key, if it is new; return how many there are now."""
+    bucket = np.int32((group << GROUP_BITS) | np.int64(key >> _BUCKET_SHIFT))
+    # A sparse set: a slot is in use only if the list agrees, so that nothing needs clearing.
+    slot = scratch.slots[bucket]
+    if slot < found and scratch.buckets[slot] == bucket:
+        return found
+    scratch.slots[bucket] = found
+    scratch.buckets[found] = bucket
+    return found + 1
+
+
+@compiled
+def _add_words(words: int, found: int, scratch: Scratch) -> int:
+    """Words and pairs."""
+    previous = np.uint64(0)
+    for index in range(words):
+        word = scratch.words[index]
+        if word != 0:
+            found = _add(_WORDS, _mix(word, np.uint64(0)), found, scratch)
+            if previous != 0:
+                found = _add(_PAIRS, _mix(previous, word), found, scratch)
+        previous = word
+    return found
+
+
+@compiled
+def _add_places(words: int, found: int, scratch: Scratch) -> int:
+    """The opening's words, the beginning and the end."""
+    beginning = _BEGINNING
+    for index in range(min(words, _OPENING_WORDS)):
+        word = scratch.words[index]
+        found = _add(_PLACES, _mix(_OPENING, word), found, scratch)
+        if index < 4:
+            beginning = _mix(beginning, word)
+            found = _add(_PLACES, beginning, found, scratch)
+    ending = _ENDING
+    for index in range(words - 1, max(-1, words - 3), -1):
+        ending = _mix(ending, scratch.words[index])
+        found = _add(_PLACES, ending, found, scratch)
+    return found
+
+
+@compiled
+def _add_shape(start: int, end: int, scale: float, words: int, found: int, scratch: Scratch) -> int:
+    """Length, lines, numbers and the last character."""
+    length = int(2 * np.log2(max(1.0, (end - start) * scale)))
+    for near in range(length - 1, length + 2):
+        found = _add(_SHAPE, _mix(_LENGTH, np.uint64(near + 1)), found, scratch)
+    lines = 0
+    last = np.uint64(0)
+    for index in range(start, end):
+        byte = scratch.text[index]
+        if byte == 0x0A and lines < _MOST_LINES:
+            lines += 1
+        if byte > 0x20:
+            last = np.uint64(byte)
+    found = _add(_SHAPE, _mix(_LINES, np.uint64(lines)), found, scratch)
+    found = _add(_SHAPE, _mix(_LAST, last), found, scratch)
+    for index in range(words):
+        if scratch.magnitudes[index] < 0:
+            continue
+        magnitude = np.uint64(scratch.magnitudes[index])
+        counted = scratch.words[index + 1] if index + 1 < words else np.uint64(0)
+        both = _mix(_mix(_MAGNITUDE_COUNTED, magnitude), counted)
+        found = _add(_SHAPE, _mix(_MAGNITUDE, magnitude), found, scratch)
+        found = _add(_SHAPE, _mix(_COUNTED, counted), found, scratch)
+        found = _add(_SHAPE, both, found, scratch)
+    return found
