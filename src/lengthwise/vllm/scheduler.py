@@ -56,6 +56,7 @@ class LengthwiseMixin:
         running: list[Any]
         requests: dict[str, Any]
         policy: Any
+        max_num_active_reqs: int
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         compat.require_supported_version()
@@ -104,7 +105,7 @@ class LengthwiseMixin:
             parameters=settings.parameters,
             preemption=settings.preemption,
             blend=settings.blend,
-            max_overtakes=settings.max_overtakes,
+            max_overtakes=settings.overtakes_for(self.max_num_active_reqs),
             max_wait_s=settings.max_wait_s,
             starvation_threshold=settings.starvation_threshold,
             starvation_quantum=settings.starvation_quantum,
@@ -154,7 +155,8 @@ class LengthwiseMixin:
         if request.request_id not in self.requests:
             if self._prepared is not None:
                 self._take_up()
-            columns = self._live.table[self._live.add(request.request_id, request)]
+            row = self._live.add(request.request_id, request)  # may replace the table
+            columns = self._live.table[row]
             columns["priority"] = request.priority
             columns["arrival_s"] = time.monotonic()
             columns["last_step"] = self._step

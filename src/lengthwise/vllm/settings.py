@@ -13,12 +13,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lengthwise.errors import InputError, unknown_name
 from lengthwise.policy import Preemption, get_policy
+
+OVERTAKES_PER_SLOT: Final = 5
 
 
 class Settings(BaseModel):
@@ -46,8 +48,10 @@ class Settings(BaseModel):
         description="share of admissions in policy order; the others go to the longest queued: "
         "0 is exact fcfs, 1 the policy alone",
     )
-    max_overtakes: int | None = Field(
-        default=None, ge=0, description="later arrivals that may get a slot before a request does"
+    max_overtakes: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="later arrivals that may get a slot before a request does; auto: "
+        f"{OVERTAKES_PER_SLOT} for each slot; null: no bound",
     )
     max_wait_s: float | None = Field(
         default=None,
@@ -75,6 +79,10 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="port for Prometheus metrics of the scheduler"
     )
+
+    def overtakes_for(self, slots: int) -> int | None:
+        """The bound on overtaking in an engine with so many slots (`max_num_seqs`)."""
+        return OVERTAKES_PER_SLOT * slots if self.max_overtakes == "auto" else self.max_overtakes
 
     def write(self, path: Path) -> str:
         """Write the settings as a file, atomically.
@@ -131,7 +139,9 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         settings = Settings.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        # Only a parameter has a name of its own below that of the setting.
+        depth = 2 if first["loc"][0] == "parameters" else 1
+        where = ".".join(str(part) for part in first["loc"][:depth])
         raise InputError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from error
     policy = get_policy(settings.policy)
     policy.parameter_record(settings.parameters)
