@@ -30,16 +30,16 @@ class EngineLog:
     def capacity(self) -> float | None:
         """Tokens (prompt and answer) that the engine got done a second with a full batch.
 
-        A batch counts as full when it is as large as the round's largest. None where no such step
-        was timed.
+        A batch counts as full when it is the round's largest or when requests were left waiting
+        behind it. None where no such step was timed.
         """
-        if not len(self.steps["t"]):
+        seconds, running = self.steps["duration_s"], self.steps["running"]
+        timed = np.isfinite(seconds) & np.isfinite(running)
+        if not timed.any():
             return None
-        running, seconds = self.steps["running"], self.steps["duration_s"]
-        full = (running == running.max()) & np.isfinite(seconds)
+        full = timed & ((running == running[timed].max()) | (self.steps["waiting"] > 0))
         tokens = self.steps["prefill_tokens"] + self.steps["decode_tokens"]
-        total_s = float(seconds[full].sum())
-        return float(tokens[full].sum()) / total_s if total_s > 0 else None
+        return float(tokens[full].sum() / seconds[full].sum())
 
 
 _STEP_COLUMNS = (

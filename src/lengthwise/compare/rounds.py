@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -98,6 +99,25 @@ def run_plan(
                 number += 1
 
 
+def run_and_keep(
+    plan: Plan,
+    session: Session,
+    requests: Sequence[ReplayRequest],
+    writer: ResultsWriter,
+    progress: Progress,
+) -> None:
+    """`run_plan`; where it is stopped or fails, say what is kept of it.
+
+    Raises:
+        LengthwiseError: the run was stopped or failed; the message says what is left.
+    """
+    try:
+        run_plan(plan, session, requests, writer, progress)
+    except (KeyboardInterrupt, LengthwiseError) as error:
+        reason = "stopped" if isinstance(error, KeyboardInterrupt) else str(error)
+        raise LengthwiseError(f"{reason}: {_kept(writer.folder, plan.rounds)}") from error
+
+
 def calibrate(session: Session, requests: Sequence[ReplayRequest], progress: Progress) -> float:
     """Measure the engine's capacity in tokens (prompt and answer) per second, with a full batch.
 
@@ -142,9 +162,7 @@ def describe_round(
     offered = None
     if capacity and not isinstance(load, Burst | Clients) and max(sent) > 0:
         offered = sum(map(_work, requests)) / max(sent) / capacity
-    failed = sum(answer.error is not None for answer in observed.replay.answers)
-    errors = sorted({answer.error for answer in observed.replay.answers if answer.error})
-    flags = (f"{failed} requests failed: {errors[0]}",) if failed else ()
+    errors = [answer.error for answer in observed.replay.answers if answer.error]
     return RoundInfo(
         round=number,
         policy=label,
@@ -154,7 +172,7 @@ def describe_round(
         capacity_tokens_per_s=capacity,
         started=started.isoformat(timespec="seconds"),
         counters=observed.counters,
-        flags=flags,
+        flags=(f"an error: {errors[0]}",) if errors else (),
     )
 
 
@@ -220,6 +238,13 @@ def _require_answers(observed: Observed) -> None:
 def _work(request: ReplayRequest) -> int:
     """Tokens that the engine must get done for a request."""
     return len(request.prompt_ids) + (request.output_tokens or 0)
+
+
+def _kept(folder: Path, planned: int) -> str:
+    finished = len(list(folder.glob("round-*.parquet")))
+    if not finished:
+        return "no round was finished"
+    return f"{finished} of {planned} rounds are kept, `lengthwise report {folder}` shows them"
 
 
 def _words(load: Load) -> str:

@@ -27,9 +27,9 @@ _STOP_PATIENCE_S = 20.0
 _TAIL_LINES = 400  # enough to reach past a traceback or two, and bounded for a long service
 
 # "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:9] ValueError: text": all but the last is noise
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _LOG_PREFIX = re.compile(
-    r"^(?:\x1b\[[\d;]*m)*(?:\([^)]*pid=\d+\)\s*)?(?:\x1b\[[\d;]*m)*\s*"
-    r"(?:(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s?)?"
+    r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s?)?"
 )
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*(?P<kind>[A-Za-z_]\w*(?:Error|Exception|Interrupt))"
@@ -180,7 +180,7 @@ def failure_reason(lines: Iterable[str]) -> str | None:
     Args:
         lines: the last lines that it printed.
     """
-    bare = [_LOG_PREFIX.sub("", line).strip() for line in lines]
+    bare = [_LOG_PREFIX.sub("", _COLOUR.sub("", line)).strip() for line in lines]
     for line in reversed(bare):
         if usage := _USAGE_ERROR.match(line):
             return usage["message"]

@@ -49,6 +49,7 @@ class Session:
         self._client = client
         self._switch = switch
         self._folder = folder
+        self.server_arguments = server.command.arguments
         model = json.loads(self._call("/v1/models"))["data"][0]
         self.model: str = model["id"]
         self.max_model_len: int = model["max_model_len"]
@@ -61,6 +62,7 @@ class Session:
         *,
         scheduled_s: Sequence[float] | None,
         clients: int | None = None,
+        max_tokens: int = 1024,
         progress: Callable[[int, int], None] = lambda answered, failed: None,
     ) -> Observed:
         """Switch to a policy, replay the requests, and wait until all are answered.
@@ -73,6 +75,7 @@ class Session:
             requests: what to send.
             scheduled_s: when to send each, in s from the start; None for a closed loop.
             clients: the number of clients of a closed loop.
+            max_tokens: the limit for requests whose answer's length is open.
             progress: called with the numbers of answered and failed requests.
 
         Raises:
@@ -89,6 +92,7 @@ class Session:
             requests=requests,
             scheduled_s=scheduled_s,
             clients=clients,
+            max_tokens=max_tokens,
             tell_truth=(settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),
         )
         replay = self._client.replay(job, progress, self._server.check)

@@ -1,0 +1,90 @@
+"""The `lengthwise` command: its verbs, and how errors leave it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import metadata
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from lengthwise.cli.bench import bench
+from lengthwise.cli.demo import demo
+from lengthwise.cli.evaluate import evaluate
+from lengthwise.cli.report import report
+from lengthwise.cli.serve import serve
+from lengthwise.cli.train import train
+from lengthwise.errors import LengthwiseError
+
+app = typer.Typer(
+    name="lengthwise",
+    help="Answer sooner: an unmodified vLLM that runs short answers first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(demo)
+# vLLM's own flags are passed on, so options that are not ours are no error here.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command()(bench)
+app.command()(train)
+app.command()(evaluate)
+app.command()(report)
+
+# The base of typer's usage errors, which it does not export under this name.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lengthwise {metadata.version('lengthwise')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every error a user can cause ends in one line and an exit code.
+
+    0: done. 1: a run failed or was stopped. 2: something given is wrong.
+    """
+    # What ends a service politely gets the same clean-up as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "lengthwise"
+        _leave(f"{error.format_message()} (see {where} --help)", 2)
+    except LengthwiseError as error:
+        _leave(str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _leave("stopped", 1)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    print(f"lengthwise: {line}", file=sys.stderr)
+    sys.exit(code)

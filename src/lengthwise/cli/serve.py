@@ -1,0 +1,138 @@
+"""`lengthwise serve`: vLLM's OpenAI server with the Lengthwise scheduler."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lengthwise.vllm.settings import Settings
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder or hub name, as vLLM takes it; `reference` is the built-in model."
+        ),
+    ],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Who runs first: `fcfs`, `ltr`, `srpt`, … with options as in "
+            "`srpt:max_overtakes=50;blend=0.9`.",
+            show_default="srpt",
+        ),
+    ] = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder made by `lengthwise train`, or `declared`, `prompt-length`.",
+            show_default="declared",
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="Your own settings file, watched while serving; made if missing."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+) -> None:
+    """Serve a model through vLLM's OpenAI server, short answers first.
+
+    Every other option is passed on to vLLM as it is.
+
+    Example: `lengthwise serve reference --policy srpt --predictor build/p --port 8123`
+
+    Policy, bounds and predictor can be changed while serving: edit the settings file that is
+    printed at the start.
+    """
+    from lengthwise.compare.server import Server
+    from lengthwise.compare.server_command import server_command
+    from lengthwise.policy import get_policy
+
+    if model.startswith("-"):
+        raise typer.BadParameter(
+            f"name the model first: lengthwise serve MODEL {model} …", ctx=context
+        )
+    chosen, path = _settings(policy, predictor, settings, port)
+    require_matching_predictor(chosen, model)
+    command = server_command(model, path, host=host, port=port, flags=context.args)
+    if sys.stderr.isatty():
+        command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
+    predicts = get_policy(chosen.policy).predicts
+    _say(f"policy {chosen.policy}" + (f", predictor {chosen.predictor}" if predicts else ""))
+    if predicts and chosen.predictor == "declared":
+        _say(
+            "lengths are what callers declare (vllm_xargs: lengthwise_expected_tokens); "
+            "requests without are served as they come: --predictor DIR learns them instead"
+        )
+    _say(f"settings, watched while serving: {path}")
+    try:
+        with Server(command, log=None) as server:
+            server.wait_ready()
+            _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
+            server.wait()
+            server.check()
+    except KeyboardInterrupt:
+        _say("stopped")
+
+
+def require_matching_predictor(settings: Settings, model: str) -> None:
+    """Refuse a predictor that the engine would refuse, half a minute before the engine would.
+
+    Raises:
+        InputError: the predictor is damaged, missing or for another model's tokenizer.
+    """
+    if settings.predictor is None:
+        return
+    from lengthwise.compare.server_command import model_path
+    from lengthwise.predict import load_predictor
+
+    # A hub's model is not here yet: the engine checks its tokenizer itself.
+    here = Path(model_path(model))
+    load_predictor(settings.predictor, tokenizer=str(here) if here.is_dir() else None)
+
+
+def _settings(
+    policy: str | None, predictor: str | None, file: Path | None, port: int
+) -> tuple[Settings, Path]:
+    """The settings to begin with and the file they are in."""
+    from lengthwise.errors import InputError
+    from lengthwise.vllm.settings import Settings, parse_spec, read_settings
+
+    if file is not None and file.exists():
+        if policy is not None or predictor is not None:
+            raise InputError(
+                f"{file} exists and says what to do: leave --policy and --predictor out, "
+                "or remove it to have it made anew"
+            )
+        return read_settings(file)[0], file.absolute()
+    base = Settings(predictor=predictor_setting(predictor) or "declared")
+    chosen = parse_spec(policy or "srpt", base)
+    path = (file or _state_folder() / f"serve-{port}" / "settings.json").absolute()
+    chosen.write(path)
+    return chosen, path
+
+
+def predictor_setting(predictor: str | None) -> str | None:
+    """A predictor's folder as an absolute path, since the engine may run elsewhere."""
+    if predictor is not None and Path(predictor).exists():
+        return str(Path(predictor).absolute())
+    return predictor
+
+
+def _state_folder() -> Path:
+    """Where programs keep what should outlive them (XDG Base Directory Specification)."""
+    import os
+
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "lengthwise"
+
+
+def _say(line: str) -> None:
+    print(f"lengthwise: {line}", file=sys.stderr, flush=True)

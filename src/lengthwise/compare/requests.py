@@ -1,0 +1,87 @@
+"""The requests of a comparison, chosen from a table of prompts and answer lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lengthwise.compare.client import ReplayRequest
+from lengthwise.errors import InputError
+from lengthwise.workload.dataset import Dataset
+
+_ENCODED_AT_ONCE = 512
+
+
+class Tokenizer(Protocol):
+    """Turns prompts into the served model's tokens, chat template applied."""
+
+    def encode_chat_many(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The ids that the server sees for a chat of each one prompt."""
+
+
+def choose_requests(
+    table: Dataset, tokenizer: Tokenizer, *, count: int, max_model_len: int, seed: int
+) -> tuple[list[ReplayRequest], list[str]]:
+    """Choose requests at random, those that fit the model's context and have an answer.
+
+    Args:
+        table: prompts and answer lengths in tokens.
+        tokenizer: of the served model; prediction and serving see its ids.
+        count: how many; all that fit where the table has fewer.
+        max_model_len: the context in tokens; prompt and answer must fit together.
+        seed: same seed, same requests.
+
+    Returns:
+        The requests, numbered from 0, and notes on what was left out, for the reader of the
+        results.
+
+    Raises:
+        InputError: no row of the table fits.
+    """
+    chosen: list[ReplayRequest] = []
+    too_long = empty = 0
+    order = np.random.default_rng(seed).permutation(len(table.prompts))
+    for start in range(0, len(order), _ENCODED_AT_ONCE):
+        rows = order[start : start + _ENCODED_AT_ONCE]
+        encoded = tokenizer.encode_chat_many([table.prompts[row] for row in rows])
+        for length, prompt_ids in zip(table.lengths[rows].tolist(), encoded, strict=True):
+            if len(chosen) == count:
+                break
+            if length < 1:
+                empty += 1
+            elif len(prompt_ids) + length > max_model_len:
+                too_long += 1
+            else:
+                chosen.append(ReplayRequest(len(chosen), prompt_ids, length))
+        if len(chosen) == count:
+            break
+    if not chosen:
+        raise InputError(
+            f"none of the {len(table.prompts):,} rows of {table.name} fits: prompt and answer "
+            f"together may have {max_model_len:,} tokens (vLLM's --max-model-len), and the answer "
+            "must have at least one"
+        )
+    notes = []
+    if too_long:
+        notes.append(
+            f"{too_long} of {len(chosen) + too_long + empty} rows were left out: longer than the "
+            f"model's context of {max_model_len:,} tokens"
+        )
+    if empty:
+        notes.append(f"{empty} rows were left out: an answer of 0 tokens")
+    if len(chosen) < count:
+        notes.append(f"{count:,} requests were asked for, {len(chosen):,} rows fit")
+    return chosen, notes
+
+
+def describe_requests(requests: Sequence[ReplayRequest]) -> str:
+    """One line: how many requests, and how long."""
+    prompts = np.array([len(request.prompt_ids) for request in requests])
+    answers = np.array([request.output_tokens or 0 for request in requests])
+    return (
+        f"{len(requests):,} requests: prompts of {prompts.mean():.0f} tokens on average, answers "
+        f"of {answers.mean():.0f} (median {np.median(answers):.0f}, "
+        f"p99 {np.percentile(answers, 99):.0f}, longest {answers.max()})"
+    )

@@ -1,0 +1,100 @@
+"""Policies and loads as users write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lengthwise.compare.load import Burst, Capacity, Clients, Load, Rate, Trace
+from lengthwise.errors import InputError
+from lengthwise.policy import get_policy
+from lengthwise.vllm.settings import Settings, parse_spec
+
+
+def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Settings]:
+    """Settings by label, from policy specs separated by commas.
+
+    Args:
+        specs: such as `fcfs,srpt:max_overtakes=50;blend=0.9`; the spec is the label.
+        predictor: what policies predict with that do not name a predictor of their own.
+
+    Raises:
+        InputError: a spec is wrong, given twice, or needs a predictor and has none.
+    """
+    labels = [label.strip() for text in specs for label in text.split(",") if label.strip()]
+    if not labels:
+        raise InputError("no policy was given: for example --policy fcfs,srpt")
+    settings: dict[str, Settings] = {}
+    for label in labels:
+        if label in settings:
+            raise InputError(f"policy {label!r} was given twice: give each once, use --repeats")
+        policy = get_policy(label.partition(":")[0])
+        if policy.predicts and not (predictor or policy.predictor or "predictor=" in label):
+            raise InputError(
+                f"policy {label!r} needs a predictor: add --predictor DIR (`lengthwise train` "
+                "makes one), or --predictor noisy-oracle:0.5 to try it without"
+            )
+        settings[label] = parse_spec(label, Settings(predictor=predictor))
+    return settings
+
+
+def parse_loads(
+    loads: Iterable[str],
+    rates: Iterable[float],
+    clients: Iterable[int],
+    *,
+    burst: bool,
+    trace: Trace | None,
+) -> list[Load]:
+    """The loads of a comparison, from the options that name them; a burst without any.
+
+    Args:
+        loads: multiples of capacity, or `burst`; each text may hold several, with commas.
+        rates: requests per second.
+        clients: clients of closed loops.
+        burst: all requests at once.
+        trace: recorded arrivals.
+
+    Raises:
+        InputError: a load is not a number above 0.
+    """
+    chosen: list[Load] = []
+    for name in (name.strip() for text in loads for name in text.split(",") if name.strip()):
+        if name == "burst":
+            chosen.append(Burst())
+            continue
+        try:
+            chosen.append(Capacity(float(name)))
+        except ValueError:
+            raise InputError(
+                f"--load {name!r} is neither a number (1.05: just above capacity) nor 'burst'"
+            ) from None
+    chosen += [Rate(rate) for rate in rates]
+    chosen += [Clients(count) for count in clients]
+    if trace is not None:
+        chosen.append(trace)
+    if burst:
+        chosen.append(Burst())
+    return list(dict.fromkeys(chosen)) or [Burst()]
+
+
+def read_trace(path: Path, speed: float) -> Trace:
+    """Recorded arrivals from a parquet file with a column `arrival_s`.
+
+    Raises:
+        InputError: no such file or column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        columns = parquet.read_schema(path).names
+        if "arrival_s" not in columns:
+            raise InputError(
+                f"{path} has no column arrival_s (it has {', '.join(columns)}): "
+                "give the recorded arrivals with --trace FILE"
+            )
+        times = parquet.read_table(path, columns=["arrival_s"]).column("arrival_s")
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot read arrivals from {path}: {error}") from error
+    return Trace(tuple(float(time) for time in times.to_numpy()), speed)
