@@ -58,10 +58,7 @@ def rank_requests(
                 request.expected, request.low, request.median, request.high, request.age
             )
         if request.state == WAITING and len(admitted) > 0:
-            k = len(admitted) - 1
-            while k >= 0 and admitted[k] > request.arrival_index:
-                request.overtaken += 1
-                k -= 1
+            request.overtaken += len(admitted) - np.searchsorted(admitted, request.arrival_index)
         place = tier(request, guards[0])
         groups[i] = request.priority * TIERS + place
         if place == OVERDUE:

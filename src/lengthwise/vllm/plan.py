@@ -65,7 +65,7 @@ class Planner:
             this step, None for no limit.
         """
         self._now, self._step, self._ranked = now, step, False
-        if self.discipline.is_fcfs and not self.classes_matter:
+        if not self._reorders:
             return False, None
         front = None
         if self._may_swap(throttled):
@@ -93,9 +93,11 @@ class Planner:
         Returns:
             Whether the starvation guard promoted it.
         """
+        self._admissions += 1
+        if not self._reorders:
+            return False
         columns = self._live.table[row]
         guards = self.discipline.guards[0]
-        self._admissions += 1
         self._admitted.append(int(columns["arrival_index"]))
         if columns["promoted"] == 0 and columns["idle_steps"] >= guards["starvation_threshold"]:
             columns["promoted"] = guards["starvation_quantum"]
@@ -111,6 +113,11 @@ class Planner:
         self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
 
     # Order ----------------------------------------------------------------------------------
+
+    @property
+    def _reorders(self) -> bool:
+        """Whether the queue may be served in another order than its own."""
+        return self.classes_matter or not self.discipline.is_fcfs
 
     def _rank(self) -> None:
         """Rank all requests, once a step."""
@@ -168,6 +175,7 @@ class Planner:
             and not throttled
             and not scheduler.kv_holding_waiting
             and scheduler.pause_state.name == "UNPAUSED"
+            and scheduler.scheduler_config.enable_chunked_prefill
             and compat.may_preempt_voluntarily(scheduler)
         )
 
@@ -290,7 +298,8 @@ class Planner:
         """Whether the parent may have to preempt in this step because blocks run out."""
         scheduler = self._scheduler
         free = compat.free_blocks(scheduler)
-        if free >= len(scheduler.running) + scheduler.max_num_scheduled_tokens:
+        budget_blocks = blocks_for(scheduler.max_num_scheduled_tokens, scheduler.block_size)
+        if free >= len(scheduler.running) + budget_blocks:
             return False
         wanted: int = sum(
             blocks_for(compat.tokens_this_step(r), scheduler.block_size) for r in scheduler.running

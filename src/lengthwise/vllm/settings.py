@@ -122,7 +122,13 @@ def read_settings(path: Path) -> tuple[Settings, str]:
         raise InputError(f"the settings file {path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"the settings file {path} must hold a JSON object")
-    return parse_settings(values), hashlib.sha256(data).hexdigest()
+    settings = parse_settings(values)
+    if settings.predictor is not None and (path.parent / settings.predictor).is_dir():
+        # As in any file that names another: relative to itself, not to where the engine started.
+        settings = settings.model_copy(
+            update={"predictor": str((path.parent / settings.predictor).resolve())}
+        )
+    return settings, hashlib.sha256(data).hexdigest()
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
