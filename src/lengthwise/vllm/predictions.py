@@ -8,6 +8,7 @@ requests look alike, which is exactly fcfs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import deque
@@ -34,6 +35,12 @@ def prompt_of(request: Any) -> Prompt:
     sampling = request.sampling_params
     hints = (sampling.extra_args if sampling is not None else None) or {}
     return Prompt(request.prompt_token_ids or (), hints)
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Let a predictor compile what it needs before a request waits for it."""
+    with contextlib.suppress(Exception):  # one that needs hints says so for each request
+        predictor.predict(Prompt([0, 1, 2], {}))
 
 
 def usable(prediction: Prediction) -> bool:

@@ -24,7 +24,7 @@ from lengthwise.predict.prediction import Predictor
 from lengthwise.vllm import compat
 from lengthwise.vllm.counters import Counters, serve_metrics
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, prompt_of
+from lengthwise.vllm.predictions import Predictions, prompt_of, warm_up
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import Settings, parse_settings
@@ -118,6 +118,8 @@ class LengthwiseMixin:
         if not discipline.needs_predictions:
             spec = None
         predictor = load_predictor(spec, tokenizer=self._tokenizer) if spec else None
+        if predictor is not None:
+            warm_up(predictor)
         if settings.metrics_port not in (None, self._metrics_port):
             serve_metrics(settings.metrics_port, self.counters, self._gauges)
             self._metrics_port = settings.metrics_port
