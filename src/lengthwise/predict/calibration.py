@@ -100,14 +100,7 @@ def calibrate(score: float, table: NDArray[np.float64]) -> tuple[float, float, f
 
     Beyond the first and the last row of the table they stay what they are there.
     """
-    last = table.shape[0] - 1
-    if not score > table[0, SCORE]:
-        row = table[0]
-        return row[EXPECTED], row[LOW], row[MEDIAN], row[HIGH]
-    if score >= table[last, SCORE]:
-        row = table[last]
-        return row[EXPECTED], row[LOW], row[MEDIAN], row[HIGH]
-    left, right = 0, last
+    left, right = 0, table.shape[0] - 1
     while right - left > 1:
         middle = (left + right) // 2
         if table[middle, SCORE] <= score:
@@ -116,12 +109,12 @@ def calibrate(score: float, table: NDArray[np.float64]) -> tuple[float, float, f
             right = middle
     width = table[right, SCORE] - table[left, SCORE]
     part = (score - table[left, SCORE]) / width if width > 0 else 0.0
-    below, above = table[left], table[right]
+    part = min(max(part, 0.0), 1.0)
     return (
-        below[EXPECTED] + part * (above[EXPECTED] - below[EXPECTED]),
-        below[LOW] + part * (above[LOW] - below[LOW]),
-        below[MEDIAN] + part * (above[MEDIAN] - below[MEDIAN]),
-        below[HIGH] + part * (above[HIGH] - below[HIGH]),
+        table[left, EXPECTED] + part * (table[right, EXPECTED] - table[left, EXPECTED]),
+        table[left, LOW] + part * (table[right, LOW] - table[left, LOW]),
+        table[left, MEDIAN] + part * (table[right, MEDIAN] - table[left, MEDIAN]),
+        table[left, HIGH] + part * (table[right, HIGH] - table[left, HIGH]),
     )
 
 
@@ -130,5 +123,7 @@ def calibrate_many(scores: NDArray[np.float64], table: NDArray[np.float64]) -> N
     """`calibrate` of each score: shape (n, 4), columns expected, low, median, high."""
     lengths = np.empty((scores.size, 4))
     for index in range(scores.size):
-        lengths[index] = calibrate(scores[index], table)
+        expected, low, median, high = calibrate(scores[index], table)
+        lengths[index, 0], lengths[index, 1] = expected, low
+        lengths[index, 2], lengths[index, 3] = median, high
     return lengths

@@ -36,38 +36,39 @@ class SparseRows(NamedTuple):
     values: NDArray[np.float32]  #: shape (entries,)
 
 
+class _Moments(NamedTuple):
+    """What Adam remembers between steps, shape (columns,) each."""
+
+    mean: NDArray[np.float64]  #: of the slope
+    square: NDArray[np.float64]  #: of its square
+
+
 @compiled
-def listmle(
-    scores: NDArray[np.float64], lengths: NDArray[np.float64], tie_break: NDArray[np.int64]
-) -> tuple[float, NDArray[np.float64]]:
-    """The loss of one list, and its gradient with respect to the scores.
+def listmle(scores: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The loss of one list, and its gradient.
 
     Args:
-        scores: shape (n,), smaller = shorter.
-        lengths: shape (n,), the true lengths.
-        tie_break: shape (n,), a permutation: of equal lengths, the one named first counts as
-            shorter.
+        scores: shape (n,), smaller = shorter, of prompts sorted by the true length of their
+            answers, shortest first.
 
     Returns:
-        the loss, and the gradient of shape (n,).
+        the loss, and the gradient with respect to the scores, shape (n,).
     """
     count = scores.size
-    order = tie_break[np.argsort(lengths[tie_break], kind="mergesort")]
     shift = -np.min(scores)
     tails = np.empty(count)
     tail = 0.0
     for place in range(count - 1, -1, -1):
-        tail += np.exp(-scores[order[place]] - shift)
+        tail += np.exp(-scores[place] - shift)
         tails[place] = tail
     loss = 0.0
     inverse = 0.0
     gradient = np.empty(count)
     for place in range(count):
-        index = order[place]
-        strength = -scores[index] - shift
+        strength = -scores[place] - shift
         loss += np.log(tails[place] + _EPSILON) - strength
         inverse += 1 / (tails[place] + _EPSILON)
-        gradient[index] = 1 - np.exp(strength) * inverse
+        gradient[place] = 1 - np.exp(strength) * inverse
     return loss, gradient
 
 
@@ -80,55 +81,69 @@ def fit_listmle(
         rows: the features of n prompts.
         lengths: shape (n,), tokens of their answers.
         weights: shape (columns,), where to start.
-        seed: of the order of prompts and of tie-breaks.
+        seed: of the lists and of tie-breaks.
 
     Returns:
         the trained weights, shape (columns,).
     """
+    random = np.random.default_rng(seed)
+    weights = weights.copy()
+    moments = _Moments(np.zeros_like(weights), np.zeros_like(weights))
     list_length = max(LIST_LENGTH, -(-lengths.size * EPOCHS // MOST_STEPS))
-    return _descend(rows, lengths, weights.copy(), list_length, seed)
+    for epoch in range(EPOCHS):
+        _descend(rows, _sorted_lists(lengths, list_length, random), weights, moments, epoch)
+    return weights
+
+
+def _sorted_lists(
+    lengths: NDArray[np.float64], list_length: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Deal the prompts into lists, each sorted by length with ties in random order.
+
+    Returns:
+        shape (lists, list_length); the few that are left over sit out.
+    """
+    count = lengths.size
+    list_length = min(list_length, count)
+    dealt = random.permutation(count)[: count - count % list_length].reshape(-1, list_length)
+    # Prompts are dealt in random order, and a stable sort keeps it among equals.
+    order = np.argsort(lengths[dealt], axis=1, kind="stable")
+    return np.take_along_axis(dealt, order, axis=1)
 
 
 @compiled
 def _descend(
     rows: SparseRows,
-    lengths: NDArray[np.float64],
+    lists: NDArray[np.int64],
     weights: NDArray[np.float64],
-    list_length: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """Adam (Kingma and Ba, arXiv 1412.6980) over lists, in place."""
-    np.random.seed(seed)
-    count = lengths.size
-    mean = np.zeros_like(weights)
-    square = np.zeros_like(weights)
+    moments: _Moments,
+    epoch: int,
+) -> None:
+    """One epoch of Adam (Kingma and Ba, arXiv 1412.6980), one step a list, in place."""
+    mean, square = moments
     slope = np.zeros_like(weights)
-    steps = EPOCHS * ((count + list_length - 1) // list_length)
-    step = 0
-    for _ in range(EPOCHS):
-        shuffled = np.random.permutation(count)
-        for start in range(0, count, list_length):
-            chosen = shuffled[start : start + list_length]
-            scores = np.zeros(chosen.size)
-            for place in range(chosen.size):
-                row = chosen[place]
-                for entry in range(rows.starts[row], rows.starts[row + 1]):
-                    scores[place] += rows.values[entry] * weights[rows.columns[entry]]
-            # The list is shuffled already: its own order breaks ties at random.
-            _, gradient = listmle(scores, lengths[chosen], np.arange(chosen.size))
-            slope[:] = 0.0
-            for place in range(chosen.size):
-                row = chosen[place]
-                for entry in range(rows.starts[row], rows.starts[row + 1]):
-                    slope[rows.columns[entry]] += rows.values[entry] * gradient[place]
-            rate = LEARNING_RATE * (1 - step / steps)
-            step += 1
-            mean_scale = 1 / (1 - 0.9**step)
-            square_scale = 1 / (1 - 0.999**step)
-            for column in range(weights.size):
-                towards = slope[column] + WEIGHT_DECAY * weights[column]
-                mean[column] = 0.9 * mean[column] + 0.1 * towards
-                square[column] = 0.999 * square[column] + 0.001 * towards * towards
-                adaptive = np.sqrt(square[column] * square_scale) + 1e-8
-                weights[column] -= rate * mean[column] * mean_scale / adaptive
-    return weights
+    scores = np.zeros(lists.shape[1])
+    step = epoch * lists.shape[0]
+    steps = EPOCHS * lists.shape[0]
+    for prompts in lists:
+        for place in range(prompts.size):
+            row = prompts[place]
+            scores[place] = 0.0
+            for entry in range(rows.starts[row], rows.starts[row + 1]):
+                scores[place] += rows.values[entry] * weights[rows.columns[entry]]
+        _, gradient = listmle(scores)
+        slope[:] = 0.0
+        for place in range(prompts.size):
+            row = prompts[place]
+            for entry in range(rows.starts[row], rows.starts[row + 1]):
+                slope[rows.columns[entry]] += rows.values[entry] * gradient[place]
+        rate = LEARNING_RATE * (1 - step / steps)
+        step += 1
+        mean_scale = 1 / (1 - 0.9**step)
+        square_scale = 1 / (1 - 0.999**step)
+        for column in range(weights.size):
+            towards = slope[column] + WEIGHT_DECAY * weights[column]
+            mean[column] = 0.9 * mean[column] + 0.1 * towards
+            square[column] = 0.999 * square[column] + 0.001 * towards * towards
+            adaptive = np.sqrt(square[column] * square_scale) + 1e-8
+            weights[column] -= rate * mean[column] * mean_scale / adaptive

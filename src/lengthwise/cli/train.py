@@ -1,0 +1,114 @@
+"""`lengthwise train`: learn a predictor of answer lengths from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    dataset: Annotated[
+        Path,
+        typer.Argument(help="Table of prompts and answer lengths: .parquet, .jsonl or .csv."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the predictor to.")],
+    split: Annotated[
+        str | None, typer.Option(help="Only rows whose column `split` has it.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given again.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
+    length_column: Annotated[
+        str | None, typer.Option(help="Column of the answers' lengths in tokens.")
+    ] = None,
+    answer_column: Annotated[
+        str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
+    ] = None,
+    skip_malformed: Annotated[
+        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
+    ] = False,
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="Model whose tokenizer the server will use: a folder, a hub name, or `reference`."
+        ),
+    ] = "reference",
+    seed: Annotated[int, typer.Option(min=0, help="For folds, lists and tie-breaks.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Learn from past answers how long the next ones will be.
+
+    The table has a prompt and the length of its answer in each row (or its text, then its tokens
+    are counted). Give the answers of the very model that will be served. Takes seconds.
+
+    Example: `lengthwise train prompts.parquet --split train --limit 10000 --out build/p`
+    """
+    from rich.console import Console
+
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.predict.tokenizer import load_tokenizer
+    from lengthwise.predict.train import train as train_predictor
+    from lengthwise.workload.dataset import load_dataset
+
+    with ConsoleProgress() as progress:
+        progress.stage("reading the table")
+        encoder = load_tokenizer(tokenizer)
+        table = load_dataset(
+            dataset,
+            prompt_column=prompt_column,
+            length_column=length_column,
+            answer_column=answer_column,
+            split=split,
+            where=parse_where(where),
+            limit=limit,
+            count_tokens=encoder.count_tokens,
+        )
+        if not skip_malformed:
+            table.refuse_rejected()
+        progress.stage("training", total=100)
+        predictor = train_predictor(
+            table,
+            encoder,
+            seed=seed,
+            progress=lambda stage, part: progress.advance(int(100 * part), f"% {stage}"),
+        )
+        predictor.save(out)
+        if table.rejected:
+            progress.note(f"left out {len(table.rejected)} malformed rows:")
+            for rejection in table.rejected[:5]:
+                progress.note(f"  row {rejection.row}: {rejection.reason}")
+    if json:
+        print(predictor.metadata.model_dump_json(indent=2, by_alias=True))
+        return
+    training, held_out = predictor.metadata.training, predictor.metadata.held_out
+    tau = "undefined" if held_out.tau is None else f"{held_out.tau:.3f}"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{out}: trained on {training.rows:,} prompts in {training.seconds:.1f} s")
+    console.print(
+        f"held out within them: tau {tau}, mean absolute error {held_out.mae:.0f} tokens, "
+        f"{held_out.coverage_80:.0%} of answers between the 10 % and 90 % quantile"
+    )
+
+
+def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:
+    """Columns and the values that they must have, from `COLUMN=VALUE` each.
+
+    Raises:
+        InputError: a condition without an equals sign.
+    """
+    from lengthwise.errors import InputError
+
+    parsed: dict[str, str] = {}
+    for condition in conditions or ():
+        column, equals, value = condition.partition("=")
+        if not equals or not column:
+            raise InputError(
+                f"--where {condition}: give COLUMN=VALUE, for example --where model=my-model"
+            )
+        parsed[column] = value
+    return parsed
