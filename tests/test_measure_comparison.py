@@ -124,18 +124,19 @@ def test_a_client_that_sends_late_is_flagged(tmp_path: Path) -> None:
 def test_loads_that_need_no_clock_come_first(tmp_path: Path) -> None:
     writer = ResultsWriter(tmp_path, RUN)
     number = 0
-    for load in ("1.2", "rate=3", "concurrency=8", "burst"):
+    for load in ("1.2", "rate=3", "trace=2", "concurrency=8", "burst"):
         for policy, latency in (("fcfs", 2.0), ("ltr", 1.0)):
             append_round(writer, number, policy, [latency], load=load)
             number += 1
     comparison = compared(tmp_path)
     loads = [load for load, _ in comparison.by_load()]
-    assert loads == ["concurrency=8", "burst", "1.2", "rate=3"]
+    assert loads == ["concurrency=8", "burst", "1.2", "rate=3", "trace=2"]
     assert [load_title(load) for load in loads] == [
         "8 clients in a closed loop",
         "All at once",
         "1.2 \N{MULTIPLICATION SIGN} capacity",
         "3 requests/s",
+        "The trace, 2 times as fast",
     ]
 
 

@@ -175,7 +175,7 @@ def base_name(policy: str) -> str:
 
 def depends_on_clock(load: str) -> bool:
     """Whether requests arrive by the clock, so that a slower machine is under more load."""
-    return load_number(load) is not None or load.startswith("rate=")
+    return load_number(load) is not None or load.startswith(("rate=", "trace="))
 
 
 def load_number(load: str) -> float | None:

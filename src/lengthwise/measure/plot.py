@@ -137,7 +137,9 @@ def _bars(
             continue
         if len(result.rounds) > 1:
             values = [each.figure(name) / 1000 for each in result.rounds]
-            axes.plot(values, [row] * len(values), "o", color=svg.INK, markersize=2.6)
+            # The edge keeps dots apart from one another and from a bar of their own colour.
+            dots = {"markersize": 3.6, "markeredgecolor": svg.CARD, "markeredgewidth": 0.7}
+            axes.plot(values, [row] * len(values), "o", color=svg.INK, **dots)
         axes.text(spread.high / 1000 + 0.045 * right, row, seconds(spread.median), va="center")
     axes.set_yticks(rows, labels, fontsize=8.5 if lines > 1 else None)
     axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
@@ -149,8 +151,9 @@ def _bars(
         f"{result.policy} {seconds(None if spread is None else spread.median)}"
         for result, spread in zip(results, spreads, strict=True)
     )
-    dots = " Dots: the single rounds." if max(len(each.rounds) for each in results) > 1 else ""
-    return _finish(axes, identifier, title, f"{title}: {words}", f"Less is better.{dots}")
+    repeated = max(len(each.rounds) for each in results) > 1
+    caption = "Less is better. Dots: the single rounds." if repeated else "Less is better."
+    return _finish(axes, identifier, title, f"{title}: {words}", caption)
 
 
 def _distribution(latency: dict[str, Floats], looks: dict[str, Series], identifier: str) -> Drawing:
@@ -236,14 +239,16 @@ def _open_requests(
     )
 
 
-def _axes(height: float = _HEIGHT, left: float = 0.5, bottom: float = 0.45) -> Any:
+def _axes(height: float = _HEIGHT, left: float = 0.62, bottom: float = 0.45) -> Any:
     """Axes to draw on, in a figure of their own; sizes and margins in inches."""
     from matplotlib.figure import Figure
 
     # Fixed margins: a layout engine would double the time, for fonts that the page replaces.
     figure = Figure(figsize=(_WIDTH, height))
     box = (left / _WIDTH, bottom / height, (3.9 - left) / _WIDTH, (height - bottom - 0.08) / height)
-    return figure.add_axes(box)
+    axes = figure.add_axes(box)
+    axes.yaxis.set_label_coords(0.1 / _WIDTH, 0.5, transform=figure.transFigure)
+    return axes
 
 
 def _finish(axes: Any, identifier: str, title: str, description: str, caption: str) -> Drawing:

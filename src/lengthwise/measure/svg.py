@@ -14,6 +14,7 @@ from typing import Any
 INK = "#0a0b01"  # text and axes
 MUTED = "#0a0b02"  # ticks
 GRID = "#0a0b03"  # grid lines
+CARD = "#0a0b0c"  # what the figure lies on
 BASELINE = "#0a0b04"  # the baseline's series
 ORACLE = "#0a0b05"  # the oracle's series
 SERIES = ("#0a0b06", "#0a0b07", "#0a0b08", "#0a0b09", "#0a0b0a", "#0a0b0b")  # all others
@@ -22,6 +23,7 @@ CSS_VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     GRID: "--grid",
+    CARD: "--card",
     BASELINE: "--baseline",
     ORACLE: "--oracle",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},

@@ -53,6 +53,8 @@ def load_title(load: str) -> str:
         return "All at once"
     if kind == "rate":
         return f"{value} requests/s"
+    if kind == "trace":
+        return "As in the trace" if value == "1" else f"The trace, {value} times as fast"
     if kind == "concurrency":
         return f"{value} clients in a closed loop"
     return f"{load} {TIMES} capacity" if load_number(load) is not None else load
