@@ -18,7 +18,7 @@ from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
 
 _SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
-_SWAP_EVERY: Final = 8  #: steps between looks for swaps that pay: a small part of any answer
+_SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most steps cost nothing
 
 
 class Planner:
@@ -169,7 +169,7 @@ class Planner:
         scheduler = self._scheduler
         return bool(
             self.discipline.preempts
-            and (self.discipline.preemption == "greedy" or self._step % _SWAP_EVERY == 0)
+            and self._step % _SWAP_EVERY == 0
             and len(scheduler.waiting) > 0
             and scheduler.running
             and not throttled
