@@ -121,8 +121,7 @@ def offered_loads(rows: Sequence[Row]) -> str:
 def predictor_table(kept: Row) -> list[str]:
     """One row for each evaluated predictor."""
     heads = (
-        "data,tau (95 % interval),tau of prompt length,tau of another sample,"
-        "MAE tokens,80 % coverage,µs a prompt"
+        "data,tau (95 % interval),tau of prompt length,ceiling,MAE tokens,80 % coverage,µs a prompt"
     )
     rows = [
         [
