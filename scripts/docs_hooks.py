@@ -208,6 +208,8 @@ def type_name(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_name(part) for part in typing.get_args(annotation))
+    if origin is typing.Annotated:
+        return type_name(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return " or ".join(json.dumps(part) for part in typing.get_args(annotation))
     json_names = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
