@@ -77,7 +77,13 @@ def default_of(option: Any) -> str:
     if isinstance(option.show_default, str):
         return f"`{option.show_default}`"
     value = option.default
-    if value is None or callable(value) or isinstance(value, (list, tuple)) or value == "":
+    if (
+        value is None
+        or value is False
+        or callable(value)
+        or isinstance(value, (list, tuple))
+        or value == ""
+    ):
         return ""
     return f"`{value}`"
 
@@ -169,7 +175,7 @@ def fields(where: str) -> str:
     module, _, name = where.partition(":")
     lines = inspect.getsource(getattr(importlib.import_module(module), name)).splitlines()
     found = (re.match(r"    (\w+): (.+?)(?: = .+?)?  # (.+)$", line) for line in lines)
-    rows = [(f"`{m[1]}`", f"`{escape(m[2])}`", escape(m[3])) for m in found if m]
+    rows = [(f"`{m[1]}`", code(m[2]), escape(m[3])) for m in found if m]
     return table(("field", "type", "meaning"), rows)
 
 
@@ -188,7 +194,7 @@ def python(_: str) -> str:
 def member(value: object, name: str) -> tuple[str, str]:
     """A table row for one public name."""
     documented = inspect.isroutine(value) or inspect.isclass(value)
-    return f"`{name}{signature(value)}`", first_line(value) if documented else ""
+    return f"`{name}{signature(value)}`", first_line(value) if documented else "a constant"
 
 
 def signature(value: object) -> str:
@@ -226,6 +232,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def one_line(text: str | None) -> str:
     """Text as one table cell."""
     return escape(" ".join((text or "").split()))
+
+
+def code(text: str) -> str:
+    """Text as code in a table cell."""
+    return "`" + text.replace("|", "\\|") + "`"
 
 
 def escape(text: str) -> str:
