@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
 from lengthwise.predict.features import BUCKETS, Template, Vocabulary
@@ -84,7 +84,7 @@ def write_artifact(folder: Path, metadata: Metadata, parameters: LexicalParamete
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
+        tensors = save(
             {
                 "vocabulary.flat": parameters.vocabulary.flat,
                 "vocabulary.offsets": parameters.vocabulary.offsets,
@@ -94,9 +94,9 @@ def write_artifact(folder: Path, metadata: Metadata, parameters: LexicalParamete
                 "model.weights": parameters.model.weights,
                 "model.idf": parameters.model.idf,
                 "calibration": parameters.calibration,
-            },
-            folder / _TENSORS,
+            }
         )
+        (folder / _TENSORS).write_bytes(tensors)
         (folder / _CARD).write_text(model_card(metadata), encoding="utf-8")
         # Last, since a folder without it is not an artifact.
         (folder / _CONFIG).write_text(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.predict.features import BUCKETS, GROUP_BITS, GROUPS
+from lengthwise.predict.features import BUCKETS, GROUPS
 from lengthwise.predict.listmle import SparseRows, fit_listmle
 from lengthwise.predict.ridge import fit_ridge, normal_scores
 
@@ -39,11 +39,27 @@ class LinearModel(NamedTuple):
     idf: NDArray[np.float32]  #: inverse document frequency
 
     def table(self) -> NDArray[np.float32]:
-        """For `score`: by bucket, idf · weight and idf². Shape (BUCKETS, 2)."""
+        """For `score`: by group and bucket, idf · weight and idf².
+
+        Shape (GROUPS, buckets of a group, 2).
+        """
         table = np.zeros((BUCKETS, 2), dtype=np.float32)
         table[self.buckets, 0] = self.idf * self.weights
         table[self.buckets, 1] = self.idf**2
-        return table
+        return table.reshape(GROUPS, -1, 2)
+
+
+@compiled
+def _bits(size: int) -> int:
+    """The binary logarithm of a power of two.
+
+    Sizes come with the tables: compiled functions are cached, and would not notice a change of
+    constants in another file.
+    """
+    bits = 0
+    while (1 << bits) < size:
+        bits += 1
+    return bits
 
 
 @compiled
@@ -54,14 +70,17 @@ def score(buckets: NDArray[np.int32], table: NDArray[np.float32]) -> float:
         buckets: shape (n,), its distinct features.
         table: what `LinearModel.table` gives.
     """
-    sums = np.zeros(GROUPS)
-    squares = np.zeros(GROUPS)
+    groups = table.shape[0]
+    bits = _bits(table.shape[1])
+    flat = table.reshape(-1, 2)
+    sums = np.zeros(groups)
+    squares = np.zeros(groups)
     for bucket in buckets:
-        group = bucket >> GROUP_BITS
-        sums[group] += table[bucket, 0]
-        squares[group] += table[bucket, 1]
+        group = bucket >> bits
+        sums[group] += flat[bucket, 0]
+        squares[group] += flat[bucket, 1]
     total = 0.0
-    for group in range(GROUPS):
+    for group in range(groups):
         if squares[group] > 0:
             total += sums[group] / np.sqrt(squares[group])
     return total
@@ -92,25 +111,26 @@ def fit_linear(
         lengths: shape (n,), tokens of their answers.
         seed: of the order of lists and of tie-breaks.
     """
-    prompts = _document_frequency(features, rows)
+    prompts = np.zeros(BUCKETS, dtype=np.int64)
+    _count_prompts(features, rows, prompts)
     buckets = np.flatnonzero(prompts >= LEAST_PROMPTS)
     idf = (np.log((1 + rows.size) / (1 + prompts[buckets])) + 1).astype(np.float32)
     columns = np.full(BUCKETS, -1, dtype=np.int32)
     columns[buckets] = np.arange(buckets.size, dtype=np.int32)
-    matrix = _normalised(features, rows, columns, idf)
+    matrix = _normalised(features, rows, columns.reshape(GROUPS, -1), idf)
     weights = fit_ridge(matrix, buckets.size, normal_scores(lengths))
     weights = fit_listmle(matrix, lengths, _START_SCALE * weights, seed)
     return LinearModel(buckets.astype(np.int32), weights.astype(np.float32), idf)
 
 
 @compiled
-def _document_frequency(features: FeatureRows, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many of the rows have each bucket."""
-    frequency = np.zeros(BUCKETS, dtype=np.int64)
+def _count_prompts(
+    features: FeatureRows, rows: NDArray[np.int64], prompts: NDArray[np.int64]
+) -> None:
+    """Add to `prompts`, by bucket, how many of the rows have it."""
     for row in rows:
         for entry in range(features.starts[row], features.starts[row + 1]):
-            frequency[features.buckets[entry]] += 1
-    return frequency
+            prompts[features.buckets[entry]] += 1
 
 
 @compiled
@@ -120,30 +140,39 @@ def _normalised(
     columns: NDArray[np.int32],
     idf: NDArray[np.float32],
 ) -> SparseRows:
-    """The matrix that the loss sees: idf, each row's groups scaled to length 1."""
+    """The matrix that the loss sees: idf, each row's groups scaled to length 1.
+
+    Args:
+        features: of all prompts.
+        rows: shape (n,), those that are wanted.
+        columns: shape (GROUPS, buckets of a group), the column of each bucket, −1 for none.
+        idf: by column.
+    """
+    groups = columns.shape[0]
+    bits = _bits(columns.shape[1])
+    flat = columns.reshape(-1)
+    most = 0
+    for row in rows:
+        most += features.starts[row + 1] - features.starts[row]
     starts = np.zeros(rows.size + 1, dtype=np.int64)
+    kept = np.empty(most, dtype=np.int32)
+    values = np.empty(most, dtype=np.float32)
+    squares = np.empty(groups)
+    at = 0
     for place in range(rows.size):
         row = rows[place]
-        used = 0
+        squares[:] = 0.0
         for entry in range(features.starts[row], features.starts[row + 1]):
-            if columns[features.buckets[entry]] >= 0:
-                used += 1
-        starts[place + 1] = starts[place] + used
-    kept = np.empty(starts[-1], dtype=np.int32)
-    values = np.empty(starts[-1], dtype=np.float32)
-    for place in range(rows.size):
-        row = rows[place]
-        squares = np.zeros(GROUPS)
-        for entry in range(features.starts[row], features.starts[row + 1]):
-            column = columns[features.buckets[entry]]
+            bucket = features.buckets[entry]
+            column = flat[bucket]
             if column >= 0:
-                squares[features.buckets[entry] >> GROUP_BITS] += idf[column] ** 2
-        at = starts[place]
+                squares[bucket >> bits] += idf[column] ** 2
         for entry in range(features.starts[row], features.starts[row + 1]):
-            column = columns[features.buckets[entry]]
+            bucket = features.buckets[entry]
+            column = flat[bucket]
             if column >= 0:
                 kept[at] = column
-                norm = np.sqrt(squares[features.buckets[entry] >> GROUP_BITS])
-                values[at] = idf[column] / norm
+                values[at] = idf[column] / np.sqrt(squares[bucket >> bits])
                 at += 1
-    return SparseRows(starts, kept, values)
+        starts[place + 1] = at
+    return SparseRows(starts, kept[:at].copy(), values[:at].copy())

@@ -15,8 +15,9 @@ from lengthwise.predict.listmle import SparseRows
 
 PENALTY: Final = 3.0  #: of squared weights; rows have norm at most 2
 
-_TOLERANCE: Final = 1e-4
-_MOST_ITERATIONS: Final = 200
+#: Of the relative residual: taus were the same within 0.0002 at a tenth of it.
+_TOLERANCE: Final = 1e-3
+_MOST_ITERATIONS: Final = 100
 
 
 def normal_scores(lengths: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,11 +55,13 @@ def fit_ridge(rows: SparseRows, columns: int, targets: NDArray[np.float64]) -> N
     transposed = matrix.T
 
     def apply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-        image: NDArray[np.float64] = matrix @ (transposed @ vector) + PENALTY * vector
-        return image
+        # In single precision like the matrix, which would else be copied at each step.
+        image: NDArray[np.float64] = matrix @ (transposed @ vector.astype(np.float32))
+        return image + PENALTY * vector
 
     operator = LinearOperator((count, count), matvec=apply, dtype=np.float64)
-    # What is left after so many iterations is far below the noise of one answer's length.
     dual, _ = cg(operator, targets - targets.mean(), rtol=_TOLERANCE, maxiter=_MOST_ITERATIONS)
-    weights: NDArray[np.float64] = np.asarray(transposed @ dual, dtype=np.float64)
+    weights: NDArray[np.float64] = np.asarray(
+        transposed @ dual.astype(np.float32), dtype=np.float64
+    )
     return weights

@@ -23,7 +23,7 @@ from lengthwise.workload.dataset import Dataset
 LEAST_ROWS: Final = 20  #: fewer prompts teach nothing
 
 _FOLDS: Final = 5  #: of cross-fitting
-_CALIBRATION_ROWS: Final = 20_000  #: enough held-out rows: further folds are not fitted
+_CALIBRATION_ROWS: Final = 10_000  #: enough held-out rows: further folds are not fitted
 Progress = Callable[[str, float], None]  #: what is being done, and the part done of it all, 0 to 1
 
 
@@ -39,7 +39,7 @@ def train(
     The final model is trained on all rows. Calibration and the metrics in the metadata come from
     cross-fitting: rows are dealt into five folds, and each is scored by a model trained on the
     other four, so that no row is calibrated by a model that saw it. With many rows, folds beyond
-    the first 20,000 rows are not fitted.
+    the first 10,000 rows are not fitted.
 
     Args:
         dataset: prompts and lengths. Where a prompt has several answers, the geometric mean of
