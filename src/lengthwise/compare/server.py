@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -24,6 +23,8 @@ from lengthwise.compare.server_command import ServerCommand
 from lengthwise.errors import LengthwiseError
 
 _STOP_PATIENCE_S = 20.0
+# Whatever proxy the environment names, it does not lead to this machine.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _TAIL_LINES = 400  # enough to reach past a traceback or two, and bounded for a long service
 
 # "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:9] ValueError: text": all but the last is noise
@@ -150,10 +151,21 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as response:
-                return bool(response.status == 200)
-        except (OSError, urllib.error.URLError):
+            self.call("/health", timeout_s=5.0)
+        except OSError:
             return False
+        return True
+
+    def call(self, path: str, *, method: str = "GET", timeout_s: float = 60.0) -> bytes:
+        """Ask the server for one of its paths.
+
+        Raises:
+            OSError: it does not answer, or not with success.
+        """
+        request = urllib.request.Request(f"{self.url}{path}", method=method)
+        with _DIRECT.open(request, timeout=timeout_s) as response:
+            data: bytes = response.read()
+            return data
 
     def _pass_output_on(self) -> None:
         output = self._process.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +48,7 @@ class Session:
         self._client = client
         self._switch = switch
         self._folder = folder
+        self.url = server.url
         self.server_arguments = server.command.arguments
         model = json.loads(self._call("/v1/models"))["data"][0]
         self.model: str = model["id"]
@@ -99,9 +99,7 @@ class Session:
         self._server.check()
         finished = sum(answer.error is None for answer in replay.answers)
         engine = read_engine_log(records, finished)
-        after = self._switch.counters()
-        counters = {name: count - before.get(name, 0) for name, count in after.items()}
-        return Observed(replay, engine, counters)
+        return Observed(replay, engine, self._switch.growth(before, finished))
 
     def _reset_prefix_cache(self) -> None:
         """Empty the prefix cache: a round must not find the previous one's prompts in it."""
@@ -109,11 +107,8 @@ class Session:
             raise LengthwiseError("the server did not reset its prefix cache: is it in use?")
 
     def _call(self, path: str, method: str = "GET") -> bytes:
-        request = urllib.request.Request(f"{self._server.url}{path}", method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60.0) as response:
-                data: bytes = response.read()
-                return data
+            return self._server.call(path, method=method)
         except OSError as error:
             self._server.check()
             raise LengthwiseError(f"the server failed at {path}: {error}") from error

@@ -34,7 +34,7 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
                 f"policy {label!r} needs a predictor: add --predictor DIR (`lengthwise train` "
                 "makes one), or --predictor noisy-oracle:0.5 to try it without"
             )
-        settings[label] = parse_spec(label, Settings(predictor=predictor))
+        settings[label] = parse_spec(label, Settings(predictor=predictor, max_overtakes=None))
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lengthwise.errors import LengthwiseError
@@ -32,20 +32,28 @@ class SettingsSwitch:
             LengthwiseError: the scheduler refused the settings (its own line says why) or did not
                 take them up in time.
         """
+        refused_before = self._refusal()
         digest = settings.write(self.path)
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             status = self.status()
-            if status.get("settings_sha256") == digest:
-                if status.get("state") == "active":
-                    return
-                raise LengthwiseError(f"the scheduler refused the settings: {status.get('error')}")
+            if status.get("settings_sha256") == digest and status.get("state") == "active":
+                return
+            refused = self._refusal()
+            # The words of an earlier refusal stay until something new is active.
+            if refused is not None and refused != refused_before:
+                raise LengthwiseError(f"the scheduler refused the settings: {refused}")
             check()
             time.sleep(0.02)
         raise LengthwiseError(
             f"the scheduler did not take up {self.path} within {timeout_s:.0f} s: "
-            "see the server's log"
+            f"{self._refusal() or 'see the log of the server'}"
         )
+
+    def _refusal(self) -> object:
+        """Why the scheduler keeps its last good settings; None where it does not."""
+        status = self.status()
+        return status.get("error") if status.get("state") == "refused" else None
 
     def status(self) -> dict[str, object]:
         """The scheduler's status file; empty while there is none."""
@@ -59,3 +67,20 @@ class SettingsSwitch:
         """The scheduler's counters since the server started."""
         counters = self.status().get("counters")
         return dict(counters) if isinstance(counters, dict) else {}
+
+    def growth(
+        self, before: Mapping[str, int], finished: int, timeout_s: float = 2.0
+    ) -> dict[str, int]:
+        """By how much each counter grew, once `finished` more requests are counted.
+
+        Args:
+            before: the counters at the start.
+            finished: requests that are known to have finished since; the status file may lag.
+            timeout_s: after so long the counters are taken as they are.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            grown = {name: count - before.get(name, 0) for name, count in self.counters().items()}
+            if grown.get("finished", 0) >= finished or time.monotonic() > deadline:
+                return grown
+            time.sleep(0.02)

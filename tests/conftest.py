@@ -1,0 +1,19 @@
+"""What tests with a real engine share: one server, since a start takes half a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lengthwise.compare.progress import Silent
+from lengthwise.compare.session import Session, open_session
+
+
+@pytest.fixture(scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """The built-in model, served by vLLM with the Lengthwise scheduler."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    out = tmp_path_factory.mktemp("session")
+    with open_session("reference", out, flags=(), port=None, progress=Silent()) as running:
+        yield running
