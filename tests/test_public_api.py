@@ -16,7 +16,7 @@ import lengthwise
 SOURCE = Path(lengthwise.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-# Which rooms of the package a room may import; `errors` and `compiled` are open to all, `cli` may import all.
+# Which rooms a room may import. `errors` and `compiled` are open to all, everything to `cli`.
 MAY_IMPORT = {
     "errors": set(),
     "compiled": set(),
