@@ -125,7 +125,7 @@ def predictor_table(kept: Row) -> list[str]:
     )
     rows = [
         [
-            row.get("label", ""),
+            row.get("label") or row["model"] or row["dataset"],
             f"{row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})",
             number(row["prompt_length_tau"], ".2f"),
             number(row["ceiling_tau"], ".2f"),
