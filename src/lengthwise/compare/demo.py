@@ -38,8 +38,8 @@ LOADS = (Burst(), Capacity(1.0), Capacity(1.2))
 PREDICTOR_FOLDER = "predictor"
 
 # Time is divided so that the whole stays under five minutes on two cores of whatever speed.
-_COLLECTING_S = 55.0
-_COMPARING_S = 130.0
+_COLLECTING_S = 45.0
+_COMPARING_S = 110.0
 _PROBE_PROMPTS = 64  # answered first, to see how fast the machine is
 _PROMPTS = (200, 2000)  # fewest and most that the predictor learns from
 _REQUESTS = (60, 400)  # fewest and most in a round

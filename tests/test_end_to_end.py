@@ -1,0 +1,169 @@
+"""The commands as users run them: real processes, a real engine, Ctrl-C, and nothing left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lengthwise.compare.server_command import free_port
+from lengthwise.vllm.settings import status_path
+
+pytestmark = pytest.mark.engine
+
+psutil: Any = pytest.importorskip("psutil", reason="psutil, which vLLM brings, is not installed")
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+START_S = 400.0  # generous: a loaded machine takes minutes to import vLLM three times
+COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
+
+
+@contextmanager
+def started(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command of ours in a terminal of its own, its output in files."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=out, stderr=err, env=environment, text=True
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str], tmp_path: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not what():
+        assert process.poll() is None, (tmp_path / "err").read_text()[-3000:]
+        assert time.monotonic() < deadline, (tmp_path / "err").read_text()[-3000:]
+        time.sleep(0.1)
+
+
+def children_of(process: subprocess.Popen[str]) -> list[Any]:
+    found: list[Any] = psutil.Process(process.pid).children(recursive=True)
+    return found
+
+
+def assert_gone(processes: list[Any]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+
+
+def last_line(tmp_path: Path) -> str:
+    text = (tmp_path / "err").read_text()
+    assert "Traceback" not in text
+    return text.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.jsonl"
+    rows = [{"prompt": f"Name {row} cities.", "length": 5 + 3 * (row % 20)} for row in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_bench_stopped_by_ctrl_c_keeps_its_rounds(tmp_path: Path, table: Path) -> None:
+    results = tmp_path / "results"
+    options = ["--policy", "fcfs,oracle", "--repeats", "500", "--requests", "40", "--burst"]
+    with started(tmp_path, "bench", str(table), *options, "--out", str(results)) as process:
+        wait_for((results / "round-002.parquet").exists, process, tmp_path)
+        children = children_of(process)
+        assert len(children) >= 3  # the client, the API server and the engine core
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 1
+    assert_gone(children)
+    assert last_line(tmp_path).startswith("lengthwise: stopped: ")
+    assert f"lengthwise report {results}" in last_line(tmp_path)
+
+    shown = subprocess.run(
+        [*COMMAND, "report", str(results), "--json"], capture_output=True, text=True, check=True
+    )
+    rows = {row["policy"]: row for row in json.loads(shown.stdout)}
+    assert set(rows) == {"fcfs", "oracle"}
+    assert rows["fcfs"]["load"] == "burst"
+    assert rows["fcfs"]["failed"] == 0
+    assert rows["fcfs"]["completed"] >= 40
+    # A B in the first repeat, B A in the second.
+    lines = (results / "rounds.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["policy"] for line in lines[:3]] == ["fcfs", "oracle", "oracle"]
+
+
+def test_a_server_takes_up_new_settings_and_stops_cleanly(tmp_path: Path) -> None:
+    port = free_port()
+    settings = tmp_path / "settings.json"
+
+    def post(tokens: int) -> dict[str, Any]:
+        body = {"model": "reference", "prompt": "Hello", "max_tokens": tokens, "ignore_eos": True}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with DIRECT.open(request, timeout=60) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+
+    def status() -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(status_path(settings).read_text())
+        return value
+
+    arguments = ["serve", "reference", "--settings", str(settings), "--port", str(port)]
+    with started(tmp_path, *arguments, "--max-num-seqs", "4") as process:
+        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
+        children = children_of(process)
+        assert json.loads(settings.read_text())["policy"] == "srpt"
+        assert post(7)["usage"]["completion_tokens"] == 7
+        settings.write_text('{"policy": "fcfs"}')
+        wait_for(lambda: status()["policy"] == "fcfs", process, tmp_path)
+        settings.write_text('{"policy": "nonsense"}')
+        wait_for(lambda: status()["state"] == "refused", process, tmp_path)
+        assert "nonsense" in status()["error"]
+        assert status()["policy"] == "fcfs"
+        assert post(3)["usage"]["completion_tokens"] == 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert_gone(children)
+    assert last_line(tmp_path) == "lengthwise: stopped"
+
+
+def test_a_killed_command_takes_its_server_along(tmp_path: Path) -> None:
+    arguments = ["serve", "reference", "--policy", "fcfs", "--port", str(free_port())]
+    with started(tmp_path, *arguments) as process:
+        wait_for(lambda: len(children_of(process)) > 0, process, tmp_path)
+        children = children_of(process)
+        time.sleep(2.0)  # long enough for the child to have asked for its end
+        process.kill()
+        process.wait()
+    assert_gone(children)
+
+
+def test_a_model_that_does_not_load_ends_in_one_line(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "nonsense"}')
+    port = str(free_port())
+    arguments = ["serve", str(model), "--policy", "fcfs", "--port", port]
+    with started(tmp_path, *arguments) as process:
+        assert process.wait(timeout=START_S) == 1
+    lines = (tmp_path / "err").read_text().strip().splitlines()
+    assert lines[-1].startswith("lengthwise: the vLLM server ended: ")
+    assert "nonsense" in lines[-1]
+
+
+def test_a_flag_that_vllm_does_not_know_ends_in_one_line(tmp_path: Path) -> None:
+    arguments = ["serve", "reference", "--port", str(free_port()), "--no-such-flag", "3"]
+    with started(tmp_path, *arguments) as process:
+        assert process.wait(timeout=START_S) == 1
+    assert "unrecognized arguments: --no-such-flag" in last_line(tmp_path)
