@@ -118,9 +118,8 @@ def read_artifact(folder: Path) -> tuple[Metadata, LexicalParameters]:
 def _read_config(folder: Path) -> Metadata:
     path = folder / _CONFIG
     if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder: give one written by lengthwise train --out DIR"
-        )
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {problem}: give a folder written by lengthwise train --out DIR")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -67,7 +67,8 @@ class NoisyOracle:
     quantiles are those of the length given its noisy score, so they are calibrated as well.
 
     A request has the same noise whenever it is predicted, also in another process. The first few
-    dozen predictions are less exact: the distribution of lengths is not known yet.
+    dozen predictions are less exact, as the distribution of lengths is not known yet, and so are
+    all where many lengths are equal.
     """
 
     _REMEMBERED: Final = 4096  #: lengths kept
@@ -75,7 +76,7 @@ class NoisyOracle:
         128 * math.exp(_STANDARD_NORMAL.inv_cdf((index + 0.5) / 16)) for index in range(16)
     )  #: lengths assumed before any is seen: log-normal about 128 tokens, as in common chat traffic
     _MEAN_POINTS: Final = tuple(
-        _STANDARD_NORMAL.inv_cdf((index + 0.5) / 16) for index in range(16)
+        _STANDARD_NORMAL.inv_cdf((index + 0.5) / 8) for index in range(8)
     )  #: where the posterior is evaluated for its mean
 
     def __init__(self, tau: float, seed: int = 0) -> None:
@@ -158,4 +159,4 @@ def _tokens_hint(hints: Mapping[str, object], key: str) -> float:
         tokens = math.nan
     if not (math.isfinite(tokens) and tokens >= 0):
         raise PredictionError(f"{key} must be a number of tokens, not {value!r}")
-    return tokens
+    return max(1.0, tokens)  # an answer has at least the token that ends it

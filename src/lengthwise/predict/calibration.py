@@ -78,7 +78,7 @@ def fit_calibration(
 
     Returns:
         shape (bins, 5), columns SCORE (ascending), EXPECTED, LOW, MEDIAN, HIGH, each
-        non-decreasing, and LOW ≤ MEDIAN ≤ HIGH.
+        non-decreasing and at least 1, and LOW ≤ MEDIAN ≤ HIGH.
     """
     order = np.argsort(scores, kind="stable")
     bins = max(1, min(_BINS, scores.size // _BIN_SIZE))
@@ -90,7 +90,8 @@ def fit_calibration(
         table[index, LOW : HIGH + 1] = np.quantile(lengths[part], QUANTILES)
     sizes = np.array([part.size for part in parts], dtype=np.float64)
     for column in range(EXPECTED, HIGH + 1):
-        table[:, column] = isotonic(table[:, column], sizes)
+        # An answer has at least the token that ends it.
+        table[:, column] = np.maximum(1.0, isotonic(table[:, column], sizes))
     return table
 
 

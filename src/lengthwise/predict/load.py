@@ -36,7 +36,9 @@ def load_predictor(spec: str, tokenizer: str | None = None) -> Predictor:
         return Declared()
     folder = Path(spec)
     if not folder.exists() and folder.name == spec:
-        raise unknown_name("predictor", spec, [*BUILT_IN, "or the folder of an artifact"])
+        raise InputError(
+            f"{unknown_name('predictor', spec, BUILT_IN)}; and there is no folder {spec!r}"
+        )
     return _load_artifact(folder, tokenizer)
 
 

@@ -1,15 +1,20 @@
-"""How well an order agrees with the truth: Kendall's tau-b."""
+"""How well an order agrees with the truth: Kendall's tau-b, in n·log n steps."""
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from lengthwise.compiled import compiled
 
 _RESAMPLES: Final = 1_000
 _LEAST_RESAMPLES: Final = 100
-_RESAMPLED_ROWS: Final = 4_000_000  #: in all, to bound the time on large tables
+_RESAMPLED_ROWS: Final = 10_000_000  #: in all, to bound the time on large tables
+
+_Ranks = NDArray[np.int64]
 
 
 def kendall_tau(truth: ArrayLike, scores: ArrayLike) -> float | None:
@@ -22,12 +27,7 @@ def kendall_tau(truth: ArrayLike, scores: ArrayLike) -> float | None:
     Returns:
         −1 to 1, or None where it is undefined: fewer than two rows, or one side all equal.
     """
-    from scipy.stats import kendalltau
-
-    truth, scores = np.asarray(truth), np.asarray(scores)
-    if truth.size < 2 or np.all(truth == truth[0]) or np.all(scores == scores[0]):
-        return None
-    return float(kendalltau(truth, scores).statistic)
+    return _tau_of_ranks(dense_ranks(truth), dense_ranks(scores))
 
 
 def tau_interval(
@@ -44,16 +44,72 @@ def tau_interval(
     Returns:
         the two ends, or None where tau is undefined.
     """
-    truth, scores = np.asarray(truth), np.asarray(scores)
-    if kendall_tau(truth, scores) is None:
+    truth_ranks, score_ranks = dense_ranks(truth), dense_ranks(scores)
+    count = truth_ranks.size
+    if _tau_of_ranks(truth_ranks, score_ranks) is None:
         return None
     random = np.random.default_rng(seed)
-    resamples = int(np.clip(_RESAMPLED_ROWS // truth.size, _LEAST_RESAMPLES, _RESAMPLES))
+    resamples = int(np.clip(_RESAMPLED_ROWS // count, _LEAST_RESAMPLES, _RESAMPLES))
     taus = []
     for _ in range(resamples):
-        drawn = random.integers(truth.size, size=truth.size)
-        tau = kendall_tau(truth[drawn], scores[drawn])
+        drawn = random.integers(count, size=count)
+        tau = _tau_of_ranks(truth_ranks[drawn], score_ranks[drawn])
         if tau is not None:
             taus.append(tau)
+    if not taus:  # of very few rows, every draw may be one row many times
+        return None
     low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def dense_ranks(values: ArrayLike) -> _Ranks:
+    """Ranks from 0 without gaps; equal values share one. Shape (n,)."""
+    _, ranks = np.unique(np.asarray(values), return_inverse=True)
+    return ranks.astype(np.int64)
+
+
+def _tau_of_ranks(truth: _Ranks, scores: _Ranks) -> float | None:
+    """Tau-b of two sides given as dense ranks, or as draws from them."""
+    pairs = _pairs(np.array([truth.size]))
+    tied_truth = _pairs(np.bincount(truth))
+    tied_scores = _pairs(np.bincount(scores))
+    if tied_truth == pairs or tied_scores == pairs:
+        return None
+    order = np.lexsort((scores, truth))
+    discordant, tied_both = _count_pairs(truth[order], scores[order])
+    # What is left of all pairs when the tied and the discordant are taken away is concordant.
+    net = pairs - tied_truth - tied_scores + tied_both - 2 * discordant
+    return net / math.sqrt(pairs - tied_truth) / math.sqrt(pairs - tied_scores)
+
+
+def _pairs(sizes: NDArray[np.int64]) -> int:
+    """How many pairs can be made within groups of these sizes."""
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
+@compiled
+def _count_pairs(truth: _Ranks, scores: _Ranks) -> tuple[int, int]:
+    """Discordant pairs, and pairs tied on both sides, of rows sorted by truth, then by score.
+
+    A Fenwick tree (1994) over scores counts, for each row, the earlier ones that scored more. Rows
+    of equal truth are sorted by score, so that none of them counts against another.
+    """
+    tree = np.zeros(scores.max() + 2, dtype=np.int64)
+    discordant = 0
+    tied_both = 0
+    run = 0
+    for place in range(scores.size):
+        not_more = 0
+        node = scores[place] + 1
+        while node > 0:
+            not_more += tree[node]
+            node -= node & -node
+        discordant += place - not_more
+        node = scores[place] + 1
+        while node < tree.size:
+            tree[node] += 1
+            node += node & -node
+        same = place > 0 and truth[place] == truth[place - 1] and scores[place] == scores[place - 1]
+        run = run + 1 if same else 0
+        tied_both += run
+    return discordant, tied_both

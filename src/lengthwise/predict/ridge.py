@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.predict.listmle import SparseRows
+from lengthwise.predict.ranking import dense_ranks
 
 PENALTY: Final = 3.0  #: of squared weights; rows have norm at most 2
 
@@ -27,9 +28,12 @@ def normal_scores(lengths: NDArray[np.float64]) -> NDArray[np.float64]:
     decide the fit.
     """
     from scipy.special import ndtri
-    from scipy.stats import rankdata
 
-    scores: NDArray[np.float64] = ndtri((rankdata(lengths) - 0.5) / lengths.size)
+    ranks = dense_ranks(lengths)
+    sizes = np.bincount(ranks)
+    # Of a group of ties, the mean of the places that they fill together.
+    places = np.cumsum(sizes) - (sizes - 1) / 2
+    scores: NDArray[np.float64] = ndtri((places[ranks] - 0.5) / lengths.size)
     return scores
 
 

@@ -17,6 +17,8 @@ from lengthwise.errors import InputError, missing_extra
 
 REFERENCE: Final = "reference"  #: the name of the built-in model
 
+_FILES: Final = ("*token*", "*vocab*", "*.tiktoken")  #: what a folder with a tokenizer may hold
+
 
 class PromptTokenizer:
     """A tokenizer with its chat template."""
@@ -99,18 +101,24 @@ def load_tokenizer(name_or_path: str) -> PromptTokenizer:
         from lengthwise.reference import model_path
 
         source = str(model_path())
+    folder = Path(source)
+    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _FILES):
+        raise InputError(
+            f"{folder} holds no tokenizer: give the folder of a model, the name of one on the hub, "
+            "or 'reference'"
+        )
     try:
         import transformers
     except ImportError:
         raise missing_extra("transformers", "reference") from None
     try:
-        if _is_plain(Path(source)):
+        if _is_plain(folder):
             # What AutoTokenizer would choose, without importing torch first (several seconds).
             backend = transformers.PreTrainedTokenizerFast.from_pretrained(source)
         else:
             backend = transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise InputError(
             f"cannot load the tokenizer of {name_or_path!r}: {reason}; "
             "give the folder of a model, the name of one on the hub, or 'reference'"

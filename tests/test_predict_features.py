@@ -1,0 +1,154 @@
+"""Features: those of the text, whatever the tokens; bounded; the same wherever they are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lengthwise.predict.extract import extract_features, template_of, vocabulary_of
+from lengthwise.predict.features import (
+    BUCKETS,
+    GROUP_BITS,
+    GROUPS,
+    WINDOW_TOKENS,
+    Template,
+    Vocabulary,
+    find_features,
+    new_scratch,
+    read_window,
+)
+from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
+
+BYTES = Vocabulary(np.arange(256, dtype=np.uint8), np.arange(257, dtype=np.int64))
+NO_TEMPLATE = Template(np.zeros(0, np.uint8), np.zeros(0, np.uint8))
+WORDS, PAIRS, PLACES, SHAPE = range(GROUPS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PromptTokenizer:
+    return load_tokenizer("reference")
+
+
+def features(
+    token_ids: list[int],
+    vocabulary: Vocabulary = BYTES,
+    template: Template = NO_TEMPLATE,
+) -> set[int]:
+    scratch = new_scratch()
+    found = find_features(read_window(token_ids), len(token_ids), vocabulary, template, scratch)
+    distinct = set(scratch.buckets[:found].tolist())
+    assert len(distinct) == found
+    return distinct
+
+
+def of_text(text: str, group: int | None = None) -> set[int]:
+    return {
+        bucket
+        for bucket in features(list(text.encode()))
+        if group is None or bucket >> GROUP_BITS == group
+    }
+
+
+def test_words_are_letters_digits_and_single_other_characters() -> None:
+    assert len(of_text("Don't count 12 apples, I don't!", WORDS)) == 7  # don't , ! i 12 …
+    assert of_text("apples 12", WORDS) == of_text("12 APPLES", WORDS)
+    assert of_text("a1", WORDS) == of_text("a 1", WORDS)
+
+
+def test_pairs_know_their_order() -> None:
+    assert of_text("dog bites man", PAIRS) != of_text("man bites dog", PAIRS)
+    assert of_text("dog bites man", WORDS) == of_text("man bites dog", WORDS)
+
+
+def test_the_opening_counts_for_itself() -> None:
+    filler = " word" * 40
+    assert of_text("List" + filler, PLACES) != of_text("Word" + filler, PLACES)
+    end, start = of_text(filler + " essay", PLACES), of_text("essay" + filler, PLACES)
+    assert end != start
+
+
+def test_numbers_are_read_with_what_they_count() -> None:
+    few, many = of_text("5 words", SHAPE), of_text("500 words", SHAPE)
+    assert few - many
+    assert many - few
+    assert of_text("500 words", SHAPE) & of_text("500 pages", SHAPE)
+    assert of_text("500 words", SHAPE) != of_text("500 pages", SHAPE)
+
+
+def test_characters_of_scripts_without_spaces_are_words() -> None:
+    assert len(of_text("写一个故事", WORDS)) == 5
+    assert len(of_text("Здравствуй мир", WORDS)) == 2
+    assert of_text("写 一", PAIRS) == of_text("写一", PAIRS)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200))
+def test_features_of_a_text_do_not_depend_on_its_tokens(text: str) -> None:
+    """One token per byte, or the whole text in pieces of three bytes: the same features."""
+    data = text.encode()
+    pieces = [data[at : at + 3] for at in range(0, len(data), 3)]
+    offsets = np.cumsum([0, *map(len, pieces)]).astype(np.int64)
+    vocabulary = Vocabulary(np.frombuffer(data, dtype=np.uint8), offsets)
+    whole, split = features(list(data)), features(list(range(len(pieces))), vocabulary)
+    assert whole == split
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-(2**62), 2**62), max_size=60))
+def test_any_token_ids_give_features_in_range(token_ids: list[int]) -> None:
+    assert all(0 <= bucket < BUCKETS for bucket in features(token_ids))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_give_features_in_range(data: bytes) -> None:
+    assert all(0 <= bucket < BUCKETS for bucket in features(list(data)))
+
+
+def test_a_long_prompt_is_read_at_both_ends_only() -> None:
+    head, tail = [65] * WINDOW_TOKENS, [66] * WINDOW_TOKENS
+    first = head + [67] * 5_000 + tail
+    other = head + [68] * 5_000 + tail
+    assert features(first) == features(other)
+    # The gap joins nothing: no word runs across it.
+    scratch = new_scratch()
+    window = read_window(first)
+    assert window.size == 2 * WINDOW_TOKENS + 1
+    assert find_features(window, len(first), BYTES, NO_TEMPLATE, scratch) > 0
+    assert features(first) != features(head + tail)
+
+
+def test_the_worst_prompt_fits_in_the_scratch() -> None:
+    """Tokens of 64 punctuation marks, each a word of its own, all pairs different."""
+    random = np.random.default_rng(0)
+    flat = random.integers(0x3A, 0x40, 64 * 1_024).astype(np.uint8)
+    flat[::2] = random.integers(0x30, 0x3A, 32 * 1_024)  # and digits, which give most features
+    vocabulary = Vocabulary(flat, np.arange(0, flat.size + 1, 64))
+    assert len(features(list(range(1_024)), vocabulary)) > 100
+
+
+def test_the_chat_template_is_left_aside(tokenizer: PromptTokenizer) -> None:
+    vocabulary, template = vocabulary_of(tokenizer), template_of(tokenizer)
+    prompt = "Tell me a short story about 3 cats."
+    chat = features(tokenizer.encode_chat(prompt), vocabulary, template)
+    plain = features(tokenizer.encode_plain(prompt), vocabulary, NO_TEMPLATE)
+    assert chat == plain == of_text(prompt)
+
+
+def test_of_a_conversation_the_last_turn_is_read(tokenizer: PromptTokenizer) -> None:
+    vocabulary, template = vocabulary_of(tokenizer), template_of(tokenizer)
+    first, last = tokenizer.encode_chat("What is 2 + 2?"), tokenizer.encode_chat("And 3 + 3?")
+    conversation = [*first, *tokenizer.encode_plain("It is 4."), *last]
+    assert features(conversation, vocabulary, template) == features(last, vocabulary, template)
+
+
+def test_training_extracts_what_serving_finds(tokenizer: PromptTokenizer) -> None:
+    vocabulary, template = vocabulary_of(tokenizer), template_of(tokenizer)
+    prompts = ["Name 2 tools.", "naïve café, 10 €\n" * 9, "écris-moi une histoire", "x" * 9_000]
+    rows = extract_features(prompts, tokenizer, vocabulary, template, lambda part: None)
+    for row, prompt in enumerate(prompts):
+        trained = rows.buckets[rows.starts[row] : rows.starts[row + 1]].tolist()
+        served = features(tokenizer.encode_chat(prompt), vocabulary, template)
+        assert set(trained) == served
