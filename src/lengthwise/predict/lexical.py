@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lengthwise.compiled import compiled_here
 from lengthwise.predict.artifact import LexicalParameters, Metadata, read_artifact, write_artifact
 from lengthwise.predict.calibration import calibrate
-from lengthwise.predict.features import (
-    Scratch,
-    Template,
-    Vocabulary,
-    find_features,
-    new_scratch,
-    read_window,
-)
+from lengthwise.predict.features import find_features, new_scratch, read_window
 from lengthwise.predict.linear import score
 from lengthwise.predict.prediction import Prediction, Prompt
 
@@ -53,31 +42,13 @@ class LexicalPredictor:
     def predict(self, prompt: Prompt) -> Prediction:
         """The prediction for any token ids; those that the tokenizer does not know are skipped."""
         token_ids = prompt.token_ids
-        return Prediction(
-            *_predict(
-                read_window(token_ids),
-                len(token_ids),
-                self.parameters.vocabulary,
-                self.parameters.template,
-                self._table,
-                self.parameters.calibration,
-                self._scratch,
-            )
+        parameters, scratch = self.parameters, self._scratch
+        found = find_features(
+            read_window(token_ids),
+            len(token_ids),
+            parameters.vocabulary,
+            parameters.template,
+            scratch,
         )
-
-
-@compiled_here
-def _predict(
-    window: NDArray[np.int64],
-    total_tokens: int,
-    vocabulary: Vocabulary,
-    template: Template,
-    table: NDArray[np.float32],
-    calibration: NDArray[np.float64],
-    scratch: Scratch,
-) -> tuple[float, float, float, float, float]:
-    """Score, expected, low, median and high."""
-    found = find_features(window, total_tokens, vocabulary, template, scratch)
-    value = score(scratch.buckets[:found], table)
-    expected, low, median, high = calibrate(value, calibration)
-    return value, expected, low, median, high
+        value = score(scratch.buckets[:found], self._table)
+        return Prediction(value, *calibrate(value, parameters.calibration))
