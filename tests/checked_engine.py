@@ -15,6 +15,13 @@ from typing import Any
 from engine_harness import Ask, Step, SteppedEngine
 
 
+class AnyText:
+    """A compiled grammar that accepts everything."""
+
+    def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class Preemption:
     """One preemption: in which step, of whom, and why."""
@@ -68,15 +75,16 @@ class CheckedEngine(SteppedEngine):
             if not _is_ready(request):
                 self._was_blocked.add(request.request_id)
         ready, idle_excused = self._ready(), self._all_about_to_finish()
+        slots_taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         self._step_before = scheduler.current_step
         step = super().step()
         self._step_before = None
         self._check_swaps(step, self.preemptions[known:], queued)
         self._check_overtaking(step)
         if not step.scheduled and scheduler.pause_state.name == "UNPAUSED":
-            # With requests that only wait for their last token, memory may still be taken.
+            # Requests that only wait for their last token still hold their slots and memory.
             assert idle_excused, "requests are running, but none was scheduled"
-            assert scheduler.running or not ready, "requests are ready, but none was scheduled"
+            assert slots_taken or not ready, "requests are ready, but none was scheduled"
         self.check()
         return step
 

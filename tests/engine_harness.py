@@ -251,6 +251,8 @@ class SteppedEngine:
             self.requests[ask.request_id] = request
             self.answers[ask.request_id] = []
         self.scheduler.add_request(request)
+        if ask.request_id not in self.scheduler.requests:
+            self._finish(ask.request_id, "abort")  # the end of a session that waited for input
         return request
 
     def abort(self, request_ids: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from checked_engine import CheckedEngine
+from checked_engine import AnyText, CheckedEngine
 from engine_harness import Ask, build_scheduler
 from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.vllm import Scheduler
@@ -187,13 +187,6 @@ class PromisesMachine(RuleBasedStateMachine):
             request.structured_output_request.grammar = AnyText()
         self.engine.drain()
         assert len(self.engine.scheduler._live) == 0
-
-
-class AnyText:
-    """A compiled grammar that accepts everything."""
-
-    def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
-        return True
 
 
 TestPromises = PromisesMachine.TestCase
