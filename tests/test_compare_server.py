@@ -31,6 +31,14 @@ PREFIX = "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:1061] "
             ["\x1b[31m(APIServer pid=3)\x1b[0m lengthwise.errors.InputError: build/p: no model"],
             "build/p: no model",
         ),
+        (
+            [
+                "pydantic_core.ValidationError: 1 validation error for ModelConfig",
+                "  Value error, unknown model type [type=value_error, input_value=1]",
+                "    For further information visit a page",
+            ],
+            "Value error, unknown model type",
+        ),
         (["torch.cuda.OutOfMemoryError: 3 GiB"], "torch.cuda.OutOfMemoryError: 3 GiB"),
     ],
 )

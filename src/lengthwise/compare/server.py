@@ -37,6 +37,7 @@ _EXCEPTION = re.compile(
     r"(?:: (?P<message>.*))?$"
 )
 _USAGE_ERROR = re.compile(r"^\S+: error: (?P<message>.*)$")
+_VALIDATION = re.compile(r"\b\d+ validation errors? for \w+$")
 _POINTS_ELSEWHERE = "Engine core initialization failed"  # vLLM's last word, which says nothing
 
 
@@ -193,9 +194,14 @@ def failure_reason(lines: Iterable[str]) -> str | None:
         lines: the last lines that it printed.
     """
     bare = [_LOG_PREFIX.sub("", _COLOUR.sub("", line)).strip() for line in lines]
-    for line in reversed(bare):
+    for index in reversed(range(len(bare))):
+        line = bare[index]
         if usage := _USAGE_ERROR.match(line):
             return usage["message"]
+        if _VALIDATION.search(line):
+            # pydantic names the model class first; what is wrong stands below it.
+            details = [text for text in bare[index + 1 :] if text]
+            return details[0].partition(" [type=")[0] if details else line
         exception = _EXCEPTION.match(line)
         if exception and _POINTS_ELSEWHERE not in line:
             # Our own errors say it all; for others the kind is part of the message.
