@@ -64,7 +64,7 @@ def run_plan(
     Raises:
         LengthwiseError: the server ended or no request of a round was answered.
     """
-    capacity = calibrate(session, requests, progress)
+    capacities = [calibrate(session, requests, progress)]
     work = float(np.mean([_work(request) for request in requests]))
     number = 0
     for repeat in range(plan.repeats):
@@ -73,6 +73,8 @@ def run_plan(
         in_order = [requests[index] for index in order] if repeat else list(requests)
         labels = list(plan.policies)[:: -1 if repeat % 2 else 1]
         for load in plan.loads:
+            # Machines drift: the latest turn of all policies says what this one can do now.
+            capacity = float(np.median(capacities[-len(labels) :]))
             times = arrival_times(
                 load,
                 len(requests),
@@ -94,6 +96,8 @@ def run_plan(
                     progress=_advance(progress),
                 )
                 info = describe_round(number, label, load, repeat, started, observed, in_order)
+                if info.capacity_tokens_per_s is not None and not isinstance(load, Clients):
+                    capacities.append(info.capacity_tokens_per_s)
                 writer.append(info, records_of(info, observed))
                 progress.note(summary_line(info, observed, plan.rounds))
                 number += 1
