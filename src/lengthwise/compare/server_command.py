@@ -23,7 +23,7 @@ REFERENCE_FLAGS: Mapping[str, str | None] = {
     # The least that the CPU backend takes. Its default, 128, would keep short requests from ever
     # reusing cached KV.
     "--block-size": "32",
-    # Processors without bfloat16 instructions emulate them: a matrix product takes ten times longer.
+    # Processors without bfloat16 instructions take ten times longer for a product in bfloat16.
     "--dtype": "float32",
     "--enforce-eager": None,
 }
