@@ -156,6 +156,14 @@ def counters(_: str) -> str:
     return table(("status file", "Prometheus", "what is counted"), rows)
 
 
+def reference_flags(_: str) -> str:
+    """What the built-in model is served with."""
+    from lengthwise.compare.server_command import REFERENCE_FLAGS
+
+    flags = (f"{name} {value}" if value else name for name, value in REFERENCE_FLAGS.items())
+    return "\n".join(("```text", *flags, "```"))
+
+
 def request(_: str) -> str:
     """The fields of REQUEST, with the comments that stand beside them."""
     from lengthwise.request import REQUEST
@@ -252,6 +260,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "policies": policies,
     "policy": policy,
     "python": python,
+    "reference-flags": reference_flags,
     "request": request,
     "settings": settings,
 }
