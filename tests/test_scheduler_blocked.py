@@ -94,6 +94,23 @@ def test_one_that_waits_for_an_adapter_is_passed_over_until_there_is_room() -> N
     assert next(iter(engine.finished)) == "first"
 
 
+def test_nobody_makes_way_for_an_adapter_that_another_newcomer_leaves_no_room_for() -> None:
+    scheduler = build_scheduler(
+        Scheduler, max_num_seqs=2, max_loras=1, lengthwise={"settings": SRPT}
+    )
+    engine = CheckedEngine(scheduler)
+    for name in ("long", "longer"):
+        engine.add(_ask(name, 100 + len(name)))
+    for _ in range(3):
+        engine.step()
+    engine.add(_ask("one adapter", 4, lora=1))
+    engine.add(_ask("another adapter", 5, lora=2))
+    for _ in range(30):
+        engine.step()  # `CheckedEngine` fails if somebody made way in vain
+    assert set(engine.finished) == {"one adapter", "another adapter"}
+    engine.drain()
+
+
 def _turn(name: str, prompt: list[int], answer: int, more: bool) -> Ask:
     """One input of a session, answered by exactly so many tokens."""
     hints = {"lengthwise_true_tokens": answer}
