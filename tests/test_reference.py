@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
+from scipy.stats import kendalltau
 from tokenizers import Tokenizer
 
 from lengthwise.errors import InputError
 from lengthwise.reference import model_path
 from lengthwise.reference.corpus import WRITERS, answer, exchanges
 from lengthwise.reference.prompts import FAMILIES, generate
-from lengthwise.reference.tokenizer import SPECIAL_TOKENS, VOCABULARY
+from lengthwise.reference.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY
 
 MODEL = model_path()
 FILES = (
@@ -55,18 +55,17 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 def test_the_weights_are_finite_bfloat16_and_as_many_as_the_card_says() -> None:
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
-    parameters = 0
-    with safe_open(MODEL / "model.safetensors", framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (not a mapping)
-            tensor = file.get_tensor(name)
-            parameters += tensor.numel()
-            assert str(tensor.dtype) == "torch.bfloat16"
-            assert bool(tensor.isfinite().all()), name
-        assert file.get_slice("model.embed_tokens.weight").get_shape() == [
-            config["vocab_size"],
-            config["hidden_size"],
-        ]
-    assert f"{parameters:,} parameters" in (MODEL / "README.md").read_text(encoding="utf-8")
+    content = (MODEL / "model.safetensors").read_bytes()
+    header_bytes = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + header_bytes])
+    del header["__metadata__"]
+    assert {entry["dtype"] for entry in header.values()} == {"BF16"}
+    embedding = header["model.embed_tokens.weight"]
+    assert embedding["shape"] == [config["vocab_size"], config["hidden_size"]]
+    values = np.frombuffer(content, dtype="<u2", offset=8 + header_bytes)
+    assert np.all(values & 0x7F80 != 0x7F80)  # an exponent of ones is NaN or infinite
+    assert np.unique(values).size > 1000
+    assert f"{values.size:,} parameters" in (MODEL / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_configuration_agrees_with_the_tokenizer(tokenizer: Tokenizer) -> None:
@@ -96,21 +95,23 @@ def test_numbers_are_the_same_tokens_in_a_plan_and_in_its_parts(tokenizer: Token
 
 
 def test_the_chat_template_renders_turns_and_opens_the_answer(tokenizer: Tokenizer) -> None:
-    transformers = pytest.importorskip("transformers")
-    served = transformers.AutoTokenizer.from_pretrained(MODEL)
+    jinja2 = pytest.importorskip("jinja2")
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = (MODEL / "chat_template.jinja").read_text(encoding="utf-8")
+    assert settings["chat_template"] == template == CHAT_TEMPLATE
     turns = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hello!"},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": "Grüß dich 你好"},
     ]
-    text = served.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = jinja2.Template(template).render(messages=turns, add_generation_prompt=True)
     assert text == (
         "<|user|>Be kind.<|user|>Hello!<|assistant|>Hello!<|end|>"
         "<|user|>Grüß dich 你好<|assistant|>"
     )
-    assert served(text)["input_ids"] == tokenizer.encode(text).ids
-    assert served.eos_token == "<|end|>"
+    specials = [i for i in tokenizer.encode(text).ids if i < len(SPECIAL_TOKENS)]
+    assert specials == [2, 2, 3, 1, 2, 3]
 
 
 def test_prompts_are_the_same_for_a_seed_and_distinct() -> None:
@@ -126,10 +127,9 @@ def test_a_longer_list_of_prompts_starts_with_the_shorter_one() -> None:
     assert generate(50, seed=3) == generate(80, seed=3)[:50]
 
 
-@pytest.mark.parametrize("count", [-1])
-def test_a_senseless_number_of_prompts_is_refused(count: int) -> None:
+def test_a_negative_number_of_prompts_is_refused() -> None:
     with pytest.raises(InputError, match="give zero or more"):
-        generate(count, seed=0)
+        generate(-1, seed=0)
 
 
 def test_no_prompt_leaves_a_slot_unfilled_and_no_answer_is_empty() -> None:
@@ -147,9 +147,8 @@ def test_answers_keep_the_number_of_parts_that_was_asked_for() -> None:
 
 
 def test_answer_lengths_depend_on_the_prompt_and_on_chance(tokenizer: Tokenizer) -> None:
-    scipy_stats = pytest.importorskip("scipy.stats")
     rng = random.Random(0)
-    prompts = generate(1500, seed=4)
+    prompts = generate(800, seed=4)
     first, second = (
         np.array([len(tokenizer.encode(answer(prompt, rng)).ids) + 1 for prompt in prompts])
         for _ in range(2)
@@ -157,6 +156,6 @@ def test_answer_lengths_depend_on_the_prompt_and_on_chance(tokenizer: Tokenizer)
     assert first.min() <= 3
     assert first.max() >= 100 * first.min()
     assert first.var() / first.mean() ** 2 > 1
-    assert 0.5 < scipy_stats.kendalltau(first, second).statistic < 0.75
+    assert 0.5 < kendalltau(first, second).statistic < 0.75
     prompt_lengths = [len(tokenizer.encode(prompt.text).ids) for prompt in prompts]
-    assert abs(scipy_stats.kendalltau(prompt_lengths, first).statistic) < 0.3
+    assert abs(kendalltau(prompt_lengths, first).statistic) < 0.3

@@ -1,7 +1,7 @@
 """What the reference model's answers are like: python -m lengthwise.reference.evaluate.
 
-Serves the model with vLLM, samples two answers to each of many prompts that training did not draw,
-and prints the figures that stand in the model card.
+Serves the model with vLLM, samples two answers to each of many prompts, and prints the figures that
+stand in the model card. The prompts have a seed of their own, but the short ones recur in training.
 """
 
 from __future__ import annotations
