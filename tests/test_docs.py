@@ -61,9 +61,7 @@ def script(name: str) -> ModuleType:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the project's root."""
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
