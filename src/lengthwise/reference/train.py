@@ -151,6 +151,8 @@ def train_model(data: Sequence[Example], steps: int, seed: int) -> Any:
             muon.step(height)
             smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
             progress.update(task, advance=1, loss=smoothed)
+            if (step + 1) % 100 == 0:  # for where the bar cannot be drawn
+                progress.console.log(f"step {step + 1} of {steps}, loss {smoothed:.3f}")
     return model
 
 
