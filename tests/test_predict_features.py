@@ -23,7 +23,7 @@ from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 
 BYTES = Vocabulary(np.arange(256, dtype=np.uint8), np.arange(257, dtype=np.int64))
 NO_TEMPLATE = Template(np.zeros(0, np.uint8), np.zeros(0, np.uint8))
-WORDS, PAIRS, PLACES, SHAPE = range(GROUPS)
+WORDS, PAIRS, SKIPS, PLACES, OPENINGS, SHAPE = range(GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,30 @@ def test_pairs_know_their_order() -> None:
     assert of_text("dog bites man", WORDS) == of_text("man bites dog", WORDS)
 
 
-def test_the_opening_counts_for_itself() -> None:
+def test_skips_join_words_with_one_between() -> None:
+    assert of_text("dog never bites", SKIPS) == of_text("dog always bites", SKIPS)
+    assert len(of_text("dog never bites man", SKIPS)) == 2
+    assert not of_text("dog bites", SKIPS)
+
+
+def test_places_count_for_themselves() -> None:
     filler = " word" * 40
     assert of_text("List" + filler, PLACES) != of_text("Word" + filler, PLACES)
-    end, start = of_text(filler + " essay", PLACES), of_text("essay" + filler, PLACES)
-    assert end != start
+    assert of_text(filler + " essay", PLACES) != of_text("essay" + filler, PLACES)
+
+
+def test_the_first_line_is_told_from_what_follows() -> None:
+    alone, followed = of_text("Mend this", PLACES), of_text("Mend this\nhe go", PLACES)
+    assert alone & followed
+    assert alone - followed
+    assert of_text("\n\nMend this\n\n", PLACES) == alone
+    assert of_text("Mend this\nhe go", SHAPE) != of_text("Mend this he go", SHAPE)
+
+
+def test_openings_are_pairs_far_apart_in_the_first_words() -> None:
+    assert len(of_text("a b c d", OPENINGS)) == 3
+    words = [chr(ord("a") + index) for index in range(26)]
+    assert of_text(" ".join(words), OPENINGS) == of_text(" ".join(words[:10]), OPENINGS)
 
 
 def test_numbers_are_read_with_what_they_count() -> None:

@@ -5,12 +5,16 @@ are those of the text whatever the tokenizer, and serving, which knows token ids
 what training found. One compiled function does both. A feature is present or absent: how often it
 occurs was measured to add nothing.
 
-Four groups of features, each hashed into its own part of one table of buckets:
+Six groups of features, each hashed into its own part of one table of buckets:
 
-    words     every word
-    pairs     every two adjacent words
-    places    the words of the opening, how the prompt begins (1 to 4 words) and ends (1 or 2)
-    shape     length, number of lines, numbers by magnitude and what they count, last character
+    words      every word
+    pairs      every two adjacent words
+    skips      every two words with one between them
+    places     the words of the first line, with and without whether another line follows; how the
+               prompt begins (1 to 4 words), and how its first line and all of it end (1 or 2)
+    openings   every two of the first ten words that are further apart
+    shape      length and lines of the whole, of the first line and of the rest; the first word with
+               the length; numbers by magnitude and what they count; the last character
 
 A word is a run of letters or of digits, or one other character. ASCII is read in lower case.
 Characters of two UTF-8 bytes (accented Latin, Greek, Cyrillic, Hebrew, Arabic) are letters; those
@@ -31,7 +35,7 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 
-GROUPS: Final = 4  #: words, pairs, places, shape
+GROUPS: Final = 6  #: words, pairs, skips, places, openings, shape
 GROUP_BITS: Final = 17  #: log2 of the buckets of a group
 BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
 WINDOW_TOKENS: Final = 512  #: tokens read at each end of a prompt
@@ -42,15 +46,18 @@ _GAP_TOKEN: Final = -1
 _TOKEN_BYTES: Final = 64  #: bytes read of one token; longer ones are runs of spaces and the like
 _TEXT_BYTES: Final = (2 * WINDOW_TOKENS + 1) * _TOKEN_BYTES
 _MOST_WORDS: Final = 2048  #: words read of one prompt
-_MOST_FEATURES: Final = 5 * _MOST_WORDS + 64
-_OPENING_WORDS: Final = 16  #: words that count as the opening
+_MOST_FEATURES: Final = 6 * _MOST_WORDS + 256
+_LINE_WORDS: Final = 16  #: words of the first line that are looked at
+_OPENING_WORDS: Final = 10  #: words whose pairs are the openings
 _MOST_LINES: Final = 12  #: more lines than this count as this many
 _MOST_DIGITS: Final = 6  #: digits read of a number
 
 _WORDS: Final = 0
 _PAIRS: Final = 1
-_PLACES: Final = 2
-_SHAPE: Final = 3
+_SKIPS: Final = 2
+_PLACES: Final = 3
+_OPENINGS: Final = 4
+_SHAPE: Final = 5
 
 # Kinds of bytes, see `_kind`.
 _SPACE: Final = 0
@@ -60,15 +67,21 @@ _SINGLE: Final = 3
 _BREAK: Final = 4
 
 # What the keys of `places` and `shape` begin with, so that they differ from one another.
-_OPENING: Final = np.uint64(1)
-_BEGINNING: Final = np.uint64(2)
-_ENDING: Final = np.uint64(3)
-_LENGTH: Final = np.uint64(4)
-_LINES: Final = np.uint64(5)
-_MAGNITUDE: Final = np.uint64(6)
-_COUNTED: Final = np.uint64(7)
-_MAGNITUDE_COUNTED: Final = np.uint64(8)
-_LAST: Final = np.uint64(9)
+_IN_LINE: Final = np.uint64(1)
+_IN_ONLY_LINE: Final = np.uint64(2)
+_IN_FIRST_LINE: Final = np.uint64(3)
+_BEGINNING: Final = np.uint64(4)
+_ENDING: Final = np.uint64(5)
+_LINE_ENDING: Final = np.uint64(6)
+_LENGTH: Final = np.uint64(7)
+_LINES: Final = np.uint64(8)
+_LINE_LENGTH: Final = np.uint64(9)
+_REST_LENGTH: Final = np.uint64(10)
+_FIRST_AND_LENGTH: Final = np.uint64(11)
+_MAGNITUDE: Final = np.uint64(12)
+_COUNTED: Final = np.uint64(13)
+_MAGNITUDE_COUNTED: Final = np.uint64(14)
+_LAST: Final = np.uint64(15)
 
 # FNV-1a for words, and the finaliser of MurmurHash3 to mix keys.
 _FNV_OFFSET: Final = np.uint64(0xCBF29CE484222325)
@@ -149,12 +162,14 @@ def find_features(
     """
     size = _rebuild_text(window, vocabulary, scratch.text)
     start, end = _find_turn(scratch.text, size, template)
-    words = _split_words(scratch.text, start, end, scratch)
+    words, line = _split_words(scratch.text, start, end, scratch)
     found = _add_words(words, 0, scratch)
-    found = _add_places(words, found, scratch)
+    found = _add_places(words, line, found, scratch)
+    found = _add_openings(words, found, scratch)
     # Of a long prompt only a window is read: the rest is taken to have tokens as long.
     scale = total_tokens / max(1, window.size)
-    return _add_shape(start, end, scale, words, found, scratch)
+    found = _add_lengths(start, end, scale, words, line, found, scratch)
+    return _add_numbers(words, found, scratch)
 
 
 @compiled
@@ -214,13 +229,22 @@ def _kind(byte: int) -> int:
 
 
 @compiled
-def _split_words(text: NDArray[np.uint8], start: int, end: int, scratch: Scratch) -> int:
-    """Write the words' hashes and magnitudes; return how many. A hash of 0 is a break."""
+def _split_words(
+    text: NDArray[np.uint8], start: int, end: int, scratch: Scratch
+) -> tuple[int, int]:
+    """Write the words' hashes and magnitudes. A hash of 0 is a break.
+
+    Returns:
+        how many words there are, and how many of them are in the first line that has any.
+    """
     count = 0
+    line = -1
     at = start
     while at < end and count < _MOST_WORDS:
         kind = _kind(text[at])
         if kind == _SPACE:
+            if text[at] == 0x0A and line < 0 and count > 0:
+                line = count
             at += 1
             continue
         word = _FNV_OFFSET
@@ -248,9 +272,9 @@ def _split_words(text: NDArray[np.uint8], start: int, end: int, scratch: Scratch
             word = (word ^ np.uint64(byte)) * _FNV_PRIME
             at += 1
         scratch.words[count] = np.uint64(0) if kind == _BREAK else word
-        scratch.magnitudes[count] = int(2 * np.log2(number + 1.0)) if kind == _DIGIT else -1
+        scratch.magnitudes[count] = _magnitude(number + 1.0) if kind == _DIGIT else -1
         count += 1
-    return count
+    return count, line if line >= 0 else count
 
 
 @compiled
@@ -277,41 +301,80 @@ def _add(group: int, key: np.uint64, found: int, scratch: Scratch) -> int:
 
 @compiled
 def _add_words(words: int, found: int, scratch: Scratch) -> int:
-    """Words and pairs."""
-    previous = np.uint64(0)
+    """Words, pairs and skips."""
+    before, previous = np.uint64(0), np.uint64(0)
     for index in range(words):
         word = scratch.words[index]
         if word != 0:
             found = _add(_WORDS, _mix(word, np.uint64(0)), found, scratch)
             if previous != 0:
                 found = _add(_PAIRS, _mix(previous, word), found, scratch)
-        previous = word
+                if before != 0:
+                    found = _add(_SKIPS, _mix(before, word), found, scratch)
+        before, previous = previous, word
     return found
 
 
 @compiled
-def _add_places(words: int, found: int, scratch: Scratch) -> int:
-    """The opening's words, the beginning and the end."""
-    beginning = _BEGINNING
-    for index in range(min(words, _OPENING_WORDS)):
+def _add_places(words: int, line: int, found: int, scratch: Scratch) -> int:
+    """The first line's words, the beginning and the ends."""
+    in_which = _IN_ONLY_LINE if line == words else _IN_FIRST_LINE
+    for index in range(min(line, _LINE_WORDS)):
         word = scratch.words[index]
-        found = _add(_PLACES, _mix(_OPENING, word), found, scratch)
-        if index < 4:
-            beginning = _mix(beginning, word)
-            found = _add(_PLACES, beginning, found, scratch)
+        found = _add(_PLACES, _mix(_IN_LINE, word), found, scratch)
+        found = _add(_PLACES, _mix(in_which, word), found, scratch)
+    beginning = _BEGINNING
+    for index in range(min(words, 4)):
+        beginning = _mix(beginning, scratch.words[index])
+        found = _add(_PLACES, beginning, found, scratch)
     ending = _ENDING
     for index in range(words - 1, max(-1, words - 3), -1):
+        ending = _mix(ending, scratch.words[index])
+        found = _add(_PLACES, ending, found, scratch)
+    ending = _LINE_ENDING
+    for index in range(line - 1, max(-1, line - 3), -1):
         ending = _mix(ending, scratch.words[index])
         found = _add(_PLACES, ending, found, scratch)
     return found
 
 
 @compiled
-def _add_shape(start: int, end: int, scale: float, words: int, found: int, scratch: Scratch) -> int:
-    """Length, lines, numbers and the last character."""
-    length = int(2 * np.log2(max(1.0, (end - start) * scale)))
-    for near in range(length - 1, length + 2):
-        found = _add(_SHAPE, _mix(_LENGTH, np.uint64(near + 1)), found, scratch)
+def _add_openings(words: int, found: int, scratch: Scratch) -> int:
+    """Pairs of the first words."""
+    most = min(words, _OPENING_WORDS)
+    for first in range(most):
+        for second in range(first + 2, most):
+            key = _mix(scratch.words[first], scratch.words[second])
+            found = _add(_OPENINGS, key, found, scratch)
+    return found
+
+
+@compiled
+def _magnitude(number: float) -> np.uint64:
+    """A step of a scale on which each doubling is two steps."""
+    return np.uint64(int(2 * np.log2(max(1.0, number))))
+
+
+@compiled
+def _add_lengths(
+    start: int, end: int, scale: float, words: int, line: int, found: int, scratch: Scratch
+) -> int:
+    """How long the prompt and its parts are, and its last character."""
+    one = np.uint64(1)
+    length = _magnitude((end - start) * scale)
+    # Neighbouring steps too, so that nearly equal lengths have something in common.
+    found = _add(_SHAPE, _mix(_LENGTH, length), found, scratch)
+    found = _add(_SHAPE, _mix(_LENGTH, length + one), found, scratch)
+    found = _add(_SHAPE, _mix(_LENGTH, length + one + one), found, scratch)
+    length = _magnitude(float(line))
+    found = _add(_SHAPE, _mix(_LINE_LENGTH, length), found, scratch)
+    found = _add(_SHAPE, _mix(_LINE_LENGTH, length + one), found, scratch)
+    length = _magnitude(1.0 + words - line)
+    found = _add(_SHAPE, _mix(_REST_LENGTH, length), found, scratch)
+    if words > 0:
+        length = _magnitude(1.0 + words) >> one
+        key = _mix(_mix(_FIRST_AND_LENGTH, length), scratch.words[0])
+        found = _add(_SHAPE, key, found, scratch)
     lines = 0
     last = np.uint64(0)
     for index in range(start, end):
@@ -321,7 +384,12 @@ def _add_shape(start: int, end: int, scale: float, words: int, found: int, scrat
         if byte > 0x20:
             last = np.uint64(byte)
     found = _add(_SHAPE, _mix(_LINES, np.uint64(lines)), found, scratch)
-    found = _add(_SHAPE, _mix(_LAST, last), found, scratch)
+    return _add(_SHAPE, _mix(_LAST, last), found, scratch)
+
+
+@compiled
+def _add_numbers(words: int, found: int, scratch: Scratch) -> int:
+    """Numbers by magnitude, and what they count."""
     for index in range(words):
         if scratch.magnitudes[index] < 0:
             continue
