@@ -13,7 +13,6 @@ from lengthwise.predict.features import (
     Vocabulary,
     find_features,
     new_scratch,
-    read_window,
 )
 from lengthwise.predict.linear import FeatureRows
 from lengthwise.predict.tokenizer import PromptTokenizer
@@ -78,9 +77,7 @@ def extract_features(
     for first in range(0, len(prompts), _CHUNK):
         chunk = tokenizer.encode_chat_many(prompts[first : first + _CHUNK])
         for row, token_ids in enumerate(chunk, start=first):
-            found = find_features(
-                read_window(token_ids), len(token_ids), vocabulary, template, scratch
-            )
+            found = find_features(token_ids, vocabulary, template, scratch)
             parts.append(scratch.buckets[:found].copy())
             starts[row + 1] = starts[row] + found
         report(min(1.0, (first + _CHUNK) / len(prompts)))

@@ -140,19 +140,13 @@ def read_window(token_ids: Sequence[int]) -> NDArray[np.int64]:
     return window
 
 
-@compiled
 def find_features(
-    window: NDArray[np.int64],
-    total_tokens: int,
-    vocabulary: Vocabulary,
-    template: Template,
-    scratch: Scratch,
+    token_ids: Sequence[int], vocabulary: Vocabulary, template: Template, scratch: Scratch
 ) -> int:
     """Write the distinct features of one prompt into `scratch.buckets`.
 
     Args:
-        window: what `read_window` picked. Ids outside of the vocabulary count as special tokens.
-        total_tokens: tokens of the whole prompt.
+        token_ids: the prompt. Ids outside of the vocabulary count as special tokens.
         vocabulary: each token's bytes.
         template: what to leave aside.
         scratch: where the result goes.
@@ -160,16 +154,36 @@ def find_features(
     Returns:
         how many there are.
     """
+    # Handing over arrays one by one is five times as fast as in tuples.
+    return _find_features(read_window(token_ids), len(token_ids), *vocabulary, *template, *scratch)
+
+
+@compiled
+def _find_features(
+    window: NDArray[np.int64],
+    total_tokens: int,
+    flat: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    text: NDArray[np.uint8],
+    words: NDArray[np.uint64],
+    magnitudes: NDArray[np.int8],
+    buckets: NDArray[np.int32],
+    slots: NDArray[np.int32],
+) -> int:
+    vocabulary, template = Vocabulary(flat, offsets), Template(before, after)
+    scratch = Scratch(text, words, magnitudes, buckets, slots)
     size = _rebuild_text(window, vocabulary, scratch.text)
     start, end = _find_turn(scratch.text, size, template)
-    words, line = _split_words(scratch.text, start, end, scratch)
-    found = _add_words(words, 0, scratch)
-    found = _add_places(words, line, found, scratch)
-    found = _add_openings(words, found, scratch)
+    count, line = _split_words(scratch.text, start, end, scratch)
+    found = _add_words(count, 0, scratch)
+    found = _add_places(count, line, found, scratch)
+    found = _add_openings(count, found, scratch)
     # Of a long prompt only a window is read: the rest is taken to have tokens as long.
     scale = total_tokens / max(1, window.size)
-    found = _add_lengths(start, end, scale, words, line, found, scratch)
-    return _add_numbers(words, found, scratch)
+    found = _add_lengths(start, end, scale, count, line, found, scratch)
+    return _add_numbers(count, found, scratch)
 
 
 @compiled

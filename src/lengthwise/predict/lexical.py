@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lengthwise.predict.artifact import LexicalParameters, Metadata, read_artifact, write_artifact
 from lengthwise.predict.calibration import calibrate
-from lengthwise.predict.features import find_features, new_scratch, read_window
+from lengthwise.predict.features import find_features, new_scratch
 from lengthwise.predict.linear import score
 from lengthwise.predict.prediction import Prediction, Prompt
 
@@ -41,14 +41,7 @@ class LexicalPredictor:
 
     def predict(self, prompt: Prompt) -> Prediction:
         """The prediction for any token ids; those that the tokenizer does not know are skipped."""
-        token_ids = prompt.token_ids
         parameters, scratch = self.parameters, self._scratch
-        found = find_features(
-            read_window(token_ids),
-            len(token_ids),
-            parameters.vocabulary,
-            parameters.template,
-            scratch,
-        )
+        found = find_features(prompt.token_ids, parameters.vocabulary, parameters.template, scratch)
         value = score(scratch.buckets[:found], self._table)
         return Prediction(value, *calibrate(value, parameters.calibration))
