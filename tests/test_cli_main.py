@@ -142,6 +142,12 @@ def test_serve_refuses_a_broken_settings_file(run: Run, tmp_path: Path) -> None:
     assert "did you mean 'policy'" in ended.err
 
 
+def test_results_that_cannot_be_written_are_refused(run: Run, table: Path) -> None:
+    ended = run("bench", str(table), "--policy", "fcfs", "--out", str(table))
+    assert ended.code == 2
+    assert "--out" in ended.err
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['lengthwise', '--help']\n"

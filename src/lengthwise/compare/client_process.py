@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import resource
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
 
 from lengthwise.compare.client import Replay, ReplayJob, replay
-from lengthwise.compare.interrupts import interrupts_ignored
+from lengthwise.compare.interrupts import ignored
 from lengthwise.errors import InputError, LengthwiseError
 
 _DESCRIPTORS_BESIDES = 100  # files and sockets that are open besides one per request
@@ -25,7 +27,7 @@ class ClientProcess:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         # Ctrl-C reaches every process of the terminal; this process is the one that heeds it.
-        with interrupts_ignored():
+        with ignored(signal.SIGINT):
             self._process.start()
         theirs.close()
 
@@ -91,13 +93,13 @@ def _serve(connection: Connection[object, object]) -> None:
     """The process: rounds come in, progress and results go out, until the pipe is closed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    while True:
-        try:
+    # Where the other end is gone, so is everybody who could want to know.
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
             job = connection.recv()
-        except EOFError:
-            return
-        assert isinstance(job, ReplayJob)
-        result = asyncio.run(
-            replay(job, lambda answered, failed: connection.send((answered, failed)))
-        )
-        connection.send(result)
+            assert isinstance(job, ReplayJob)
+            connection.send(
+                asyncio.run(
+                    replay(job, lambda answered, failed: connection.send((answered, failed)))
+                )
+            )

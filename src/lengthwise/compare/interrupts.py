@@ -1,4 +1,4 @@
-"""Ctrl-C held off where stopping half-way would leave processes behind."""
+"""Signals held off where stopping half-way would leave processes behind."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C within the block; programs started in it ignore theirs from the beginning.
+def ignored(*signals: signal.Signals) -> Iterator[None]:
+    """Ignore signals within the block; programs started in it ignore them from the beginning.
 
     Only the main thread may set signals: elsewhere the block runs as it is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = {each: signal.signal(each, signal.SIG_IGN) for each in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)

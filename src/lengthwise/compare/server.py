@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from lengthwise.compare.interrupts import interrupts_ignored
+from lengthwise.compare.interrupts import ignored
 from lengthwise.compare.server_command import ServerCommand
 from lengthwise.errors import LengthwiseError
 
@@ -137,7 +137,7 @@ class Server:
         """Stop the server and every process of its group. May be called twice."""
         atexit.unregister(self.stop)
         # A second Ctrl-C must not leave a half-stopped engine behind.
-        with interrupts_ignored():
+        with ignored(signal.SIGINT, signal.SIGTERM):
             if self._process.poll() is None:
                 self._signal_group(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +11,17 @@ from pathlib import Path
 
 from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
 from lengthwise.compare.client_process import ClientProcess
-from lengthwise.compare.engine_log import EngineLog, read_engine_log
+from lengthwise.compare.engine_log import REQUESTS_FILE, STEPS_FILE, EngineLog, read_engine_log
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.server import Server
 from lengthwise.compare.server_command import free_port, server_command
 from lengthwise.compare.switch import SettingsSwitch
-from lengthwise.errors import LengthwiseError
+from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.vllm.settings import Settings
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
+_ROUNDS_FOLDER = "rounds"
+_DRAIN_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Session:
             LengthwiseError: the server ended, refused the settings or keeps its prefix cache.
         """
         records = self._folder / name
-        records.mkdir(parents=True)
+        records.mkdir(parents=True, exist_ok=True)
         self._switch.apply(settings.model_copy(update={"record": str(records)}), self._server.check)
         self._reset_prefix_cache()
         before = self._switch.counters()
@@ -103,8 +105,14 @@ class Session:
 
     def _reset_prefix_cache(self) -> None:
         """Empty the prefix cache: a round must not find the previous one's prompts in it."""
-        if not json.loads(self._call("/reset_prefix_cache", method="POST"))["success"]:
-            raise LengthwiseError("the server did not reset its prefix cache: is it in use?")
+        deadline = time.monotonic() + _DRAIN_PATIENCE_S
+        # Requests that their client gave up may hold blocks for a moment more.
+        while not json.loads(self._call("/reset_prefix_cache", method="POST"))["success"]:
+            if time.monotonic() > deadline:
+                raise LengthwiseError(
+                    "the server does not reset its prefix cache: is somebody else using it?"
+                )
+            time.sleep(0.2)
 
     def _call(self, path: str, method: str = "GET") -> bytes:
         try:
@@ -132,10 +140,14 @@ def open_session(
         LengthwiseError: the server did not come up.
     """
     folder = out / SERVER_FOLDER
-    if folder.exists():
-        # The scheduler appends to its records: those of an earlier run must be gone.
-        shutil.rmtree(folder)
     settings = folder / "settings.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}: choose another folder with --out"
+        ) from error
     command = server_command(
         model,
         settings.absolute(),
@@ -148,4 +160,13 @@ def open_session(
     progress.stage(f"starting vLLM with {model}")
     with Server(command, folder / "server.log") as server, ClientProcess() as client:
         server.wait_ready(tick=lambda waited_s: progress.advance(int(waited_s), "s"))
-        yield Session(server, client, SettingsSwitch(settings), (folder / "rounds").absolute())
+        yield Session(
+            server, client, SettingsSwitch(settings), (folder / _ROUNDS_FOLDER).absolute()
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier run's records, to which the scheduler would append, and nothing else."""
+    for name in (STEPS_FILE, REQUESTS_FILE):
+        for path in folder.glob(f"{_ROUNDS_FOLDER}/*/{name}"):
+            path.unlink()
