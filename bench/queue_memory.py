@@ -1,11 +1,12 @@
-"""Memory that Lengthwise adds to the engine core with 100,000 queued requests.
+"""Memory that Lengthwise adds to the engine core, with no request queued and with 100,000.
 
     python bench/queue_memory.py
     python bench/queue_memory.py --json
 
 Stock vLLM and ours run in processes of their own, one after the other: the same scheduler class
 with a stand-in model runner, a full batch and the queue. What counts is the resident set at the
-end, our imports and compiled code included, and its peak.
+end, our imports and compiled code included, and its peak. The row without a queue tells what is
+there from the start (numba and LLVM, mostly) from what the requests add.
 """
 
 from __future__ import annotations
@@ -57,6 +58,28 @@ def measure(policy: str, queued: int) -> dict[str, float]:
     return result
 
 
+def compare(policy: str, queued: int, repeats: int) -> dict[str, str | int | float]:
+    """One row: medians over fresh processes, stock and ours in turn."""
+    stock, ours = [], []
+    for _ in range(repeats):
+        stock.append(measure("stock", queued))
+        ours.append(measure(policy, queued))
+
+    def middle(results: list[dict[str, float]], field: str) -> float:
+        return statistics.median(result[field] for result in results)
+
+    resident = middle(stock, "resident_mib"), middle(ours, "resident_mib")
+    peak = middle(stock, "peak_mib"), middle(ours, "peak_mib")
+    return {
+        "policy": policy,
+        "queued": queued,
+        "stock_mib": round(resident[0], 1),
+        "ours_mib": round(resident[1], 1),
+        "added_mib": round(resident[1] - resident[0], 1),
+        "added_peak_mib": round(peak[1] - peak[0], 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,36 +87,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--policy", default="srpt", help="default: %(default)s")
     parser.add_argument("--queued", type=int, default=100_000, help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(fill_and_measure(arguments.child, arguments.queued)))
         return
 
-    samples: dict[str, list[dict[str, float]]] = {"stock": [], arguments.policy: []}
-    for _ in range(arguments.repeats):
-        for policy, results in samples.items():
-            results.append(measure(policy, arguments.queued))
-
-    def middle(policy: str, field: str) -> float:
-        return statistics.median(result[field] for result in samples[policy])
-
-    resident = [middle(policy, "resident_mib") for policy in samples]
-    peak = [middle(policy, "peak_mib") for policy in samples]
-    row = {
-        "policy": arguments.policy,
-        "queued": arguments.queued,
-        "stock_mib": round(resident[0], 1),
-        "ours_mib": round(resident[1], 1),
-        "added_mib": round(resident[1] - resident[0], 1),
-        "added_peak_mib": round(peak[1] - peak[0], 1),
-    }
+    rows = [
+        compare(arguments.policy, queued, arguments.repeats) for queued in (0, arguments.queued)
+    ]
     if arguments.json:
-        print(json.dumps(row, indent=2))
-    else:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
         print(
-            f"{row['queued']:,} queued, {row['policy']}: stock {row['stock_mib']} MiB,"
+            f"{row['queued']:>7,} queued, {row['policy']}: stock {row['stock_mib']} MiB,"
             f" ours {row['ours_mib']} MiB, added {row['added_mib']} MiB"
             f" (peak {row['added_peak_mib']} MiB)"
         )
