@@ -12,14 +12,11 @@ from lengthwise.predict.features import (
     BUCKETS,
     GROUP_BITS,
     GROUPS,
-    WINDOW_TOKENS,
-    Template,
-    Vocabulary,
     find_features,
     new_scratch,
-    read_window,
 )
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
+from lengthwise.predict.words import WINDOW_TOKENS, Template, Vocabulary, read_window
 
 BYTES = Vocabulary(np.arange(256, dtype=np.uint8), np.arange(257, dtype=np.int64))
 NO_TEMPLATE = Template(np.zeros(0, np.uint8), np.zeros(0, np.uint8))

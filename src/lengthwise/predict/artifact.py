@@ -13,13 +13,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
-from lengthwise.predict.features import BUCKETS, Template, Vocabulary
+from lengthwise.predict.features import BUCKETS
 from lengthwise.predict.linear import LinearModel
 from lengthwise.predict.model_card import model_card
+from lengthwise.predict.words import Template, Vocabulary
 
 SCHEMA: Final = "lengthwise.predictor"
 SCHEMA_VERSION: Final = 1  #: of the folder's layout
-FEATURES_VERSION: Final = 1  #: of what `features.py` extracts: one number per meaning of a bucket
+FEATURES_VERSION: Final = (
+    1  #: of what `words.py` and `features.py` extract: one number per meaning of a bucket
+)
 
 _CONFIG: Final = "config.json"
 _TENSORS: Final = "model.safetensors"

@@ -7,15 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from lengthwise.predict.features import (
-    SPECIAL,
-    Template,
-    Vocabulary,
-    find_features,
-    new_scratch,
-)
+from lengthwise.predict.features import find_features, new_scratch
 from lengthwise.predict.linear import FeatureRows
 from lengthwise.predict.tokenizer import PromptTokenizer
+from lengthwise.predict.words import SPECIAL, Template, Vocabulary
 
 _CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
 _ANCHOR_BYTES: Final = 8  #: of the template before the user's words: enough for "user:"
