@@ -165,6 +165,7 @@ class Batch:
             **engine,
         }
         preemptible = np.ones(len(self.running), np.bool_)
+        freed = -(-self.table["computed_tokens"][self.running].astype(np.int64) // 16)
         return choose_swaps(
             discipline,
             order,
@@ -172,6 +173,7 @@ class Batch:
             waiting,
             self.running,
             preemptible,
+            freed,
             Engine(**given_),
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy.guards import guard_record
+from lengthwise.policy.guards import NEVER, guard_record
 from lengthwise.policy.order import first_waiting, rank_requests
 from lengthwise.policy.registry import Policy, Preemption, get_policy
 from lengthwise.request import new_table
@@ -39,6 +40,11 @@ class Discipline:
     max_preemptions: int = 2
     max_swaps: int = 4
     memory_growth: float = 0.0
+
+    @cached_property
+    def counts_steps(self) -> bool:
+        """Whether the guard against starvation is on, which counts steps."""
+        return bool(self.guards["starvation_threshold"][0] < NEVER)
 
     @property
     def is_fcfs(self) -> bool:

@@ -82,6 +82,10 @@ class StepOrder:
         """The best `want` waiting rows that come behind `row` in the policy's order."""
         return first_waiting(table, count, self.groups, self.ranks, row, want)
 
+    def outranked(self, running: Rows, newcomers: Rows) -> NDArray[np.bool_]:
+        """Which of the running rows rank truly behind any of the newcomers."""
+        return _outranked_by_any(self.groups, self.ranks, running, newcomers)
+
 
 @dataclass
 class Engine:
@@ -119,6 +123,7 @@ def choose_swaps(
     waiting: Rows,
     running: Rows,
     preemptible: NDArray[np.bool_],
+    freed: Rows,
     engine: Engine,
 ) -> tuple[list[int], int]:
     """Which running requests to preempt, and how many waiting ones get in this step.
@@ -134,6 +139,8 @@ def choose_swaps(
         waiting: the first waiting rows in order.
         running: rows of the running requests.
         preemptible: which of them may be preempted, shape of `running`.
+        freed: KV blocks that preempting each of them would free, shape of `running`: those that
+            it shares with another running request stay taken.
         engine: what is left to give.
 
     Returns:
@@ -154,13 +161,13 @@ def choose_swaps(
     free = preemptible.copy()
     while queue and budget > 0 and len(victims) < discipline.max_swaps:
         newcomer = queue[0]
-        place = _choose_victim(discipline, order, table, queue, held, free, blocks, engine)
+        place = _choose_victim(discipline, order, table, queue, held, free, freed + blocks, engine)
         if place is None:
             break
         victim = int(held[place])
         victims.append(victim)
         admitted += 1
-        blocks += blocks_for(table[victim]["computed_tokens"], engine.block_size)
+        blocks += int(freed[place])
         blocks -= _need(table, newcomer, engine)
         budget += 1 - _uncached(table, newcomer)
         held[place] = newcomer
@@ -191,14 +198,14 @@ def _choose_victim(
     queue: list[int],
     held: Rows,
     free: NDArray[np.bool_],
-    blocks: int,
+    blocks: Rows,
     engine: Engine,
 ) -> int | None:
     """The place in `held` of the request that makes way for queue[0], if any should."""
     newcomer = queue[0]
     outranked = _outranked(table, order.groups, order.ranks, held, free, newcomer)
     contexts = table["computed_tokens"][held].astype(np.float64)
-    fits = np.ceil(contexts / engine.block_size) + blocks >= _need(table, newcomer, engine)
+    fits = blocks >= _need(table, newcomer, engine)
     candidates = np.flatnonzero(outranked & fits)
     if len(candidates) == 0:
         return None
@@ -248,6 +255,23 @@ def _outranked(
             groups[row] == groups[newcomer] and ranks[row] > ranks[newcomer]
         )
         result[place] = free[place] and behind
+    return result
+
+
+@compiled
+def _outranked_by_any(
+    groups: NDArray[np.int64], ranks: NDArray[np.float64], held: Rows, newcomers: Rows
+) -> NDArray[np.bool_]:
+    """Which running requests rank truly behind any of the newcomers."""
+    result = np.zeros(len(held), np.bool_)
+    for place in range(len(held)):
+        row = held[place]
+        for newcomer in newcomers:
+            if groups[row] > groups[newcomer] or (
+                groups[row] == groups[newcomer] and ranks[row] > ranks[newcomer]
+            ):
+                result[place] = True
+                break
     return result
 
 

@@ -38,6 +38,7 @@ class StepTime:
         scale = np.diag([2.0, 2.0 * 64.0**2, 2.0 * 8.0**2])
         self._gram = scale.copy()
         self._moment = scale @ self._prior
+        self._recent: list[tuple[int, int, float]] = []  # steps seen since the last fit
         self._mean_s = 0.0
         self._mean_tokens = 0.0
         self._steps = 0
@@ -51,9 +52,11 @@ class StepTime:
         weight = max(1.0 - _MEMORY, 1.0 / (self._steps + 1))
         self._mean_s += weight * (seconds - self._mean_s)
         self._mean_tokens += weight * (prefill_tokens + decode_tokens - self._mean_tokens)
-        _accumulate(self._gram, self._moment, float(prefill_tokens), float(decode_tokens), seconds)
+        self._recent.append((prefill_tokens, decode_tokens, seconds))
         self._steps += 1
         if self._steps % _REFIT_EVERY == 0:
+            _accumulate(self._gram, self._moment, np.array(self._recent, dtype=np.float64))
+            self._recent.clear()
             solution = np.linalg.lstsq(self._gram, self._moment, rcond=None)[0]
             self._cost = np.maximum(solution, 0.05 * self._prior)
 
@@ -79,15 +82,12 @@ class StepTime:
 
 @compiled
 def _accumulate(
-    gram: NDArray[np.float64],
-    moment: NDArray[np.float64],
-    prefill_tokens: float,
-    decode_tokens: float,
-    seconds: float,
+    gram: NDArray[np.float64], moment: NDArray[np.float64], steps: NDArray[np.float64]
 ) -> None:
-    """Fade the normal equations and add one observation."""
-    features = (1.0, prefill_tokens, decode_tokens)
-    for i in range(3):
-        moment[i] = _MEMORY * moment[i] + seconds * features[i]
-        for j in range(3):
-            gram[i, j] = _MEMORY * gram[i, j] + features[i] * features[j]
+    """Fade the normal equations and add observations: prefill tokens, decode tokens, seconds."""
+    for k in range(len(steps)):
+        features = (1.0, steps[k, 0], steps[k, 1])
+        for i in range(3):
+            moment[i] = _MEMORY * moment[i] + steps[k, 2] * features[i]
+            for j in range(3):
+                gram[i, j] = _MEMORY * gram[i, j] + features[i] * features[j]

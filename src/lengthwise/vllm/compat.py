@@ -107,6 +107,12 @@ def free_blocks(scheduler: Any) -> int:
     return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
 
+def blocks_freed(scheduler: Any, request: Any) -> int:
+    """KV blocks that preempting a request frees: those that no other request shares with it."""
+    blocks = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+    return sum(block.ref_cnt == 1 for block in blocks)
+
+
 def watermark_blocks(scheduler: Any) -> int:
     """Blocks that admission leaves free."""
     return int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0))

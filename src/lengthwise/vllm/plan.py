@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.guards import NEVER
 from lengthwise.policy.memory import admissible
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import Engine, Rows, StepOrder, blocks_for, choose_swaps
@@ -97,8 +96,10 @@ class Planner:
         if not self._reorders:
             return False
         columns = self._live.table[row]
-        guards = self.discipline.guards[0]
         self._admitted.append(int(columns["arrival_index"]))
+        if not self.discipline.counts_steps:
+            return False
+        guards = self.discipline.guards[0]
         if columns["promoted"] == 0 and columns["idle_steps"] >= guards["starvation_threshold"]:
             columns["promoted"] = guards["starvation_quantum"]
             return True
@@ -106,7 +107,7 @@ class Planner:
 
     def ran(self, request_ids: Iterable[str]) -> None:
         """Note which requests run in this step, for the guard that counts steps."""
-        if self.discipline.guards["starvation_threshold"][0] >= NEVER:
+        if not self.discipline.counts_steps:
             return
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
         self._live.table["last_step"][rows] = self._step
@@ -198,25 +199,39 @@ class Planner:
         waiting = self._ready(waiting, slots + self.discipline.max_swaps)
         if len(waiting) == 0:
             return None
-        preemptible = np.array([self._is_preemptible(r) for r in running], dtype=np.bool_)
-        preemptible &= table["preemptions"][rows] < self.discipline.max_preemptions
-        wanted = [compat.tokens_this_step(request) for request in running]
-        growth = sum(
-            blocks_for(r.num_computed_tokens + tokens, scheduler.block_size)
-            - blocks_for(r.num_computed_tokens, scheduler.block_size)
-            for r, tokens in zip(running, wanted, strict=True)
+        newcomers = waiting[: slots + self.discipline.max_swaps]
+        outranked = self._order.outranked(rows, newcomers)
+        outranked &= table["preemptions"][rows] < self.discipline.max_preemptions
+        if not outranked.any():
+            return None
+        preemptible = np.array(
+            [
+                candidate and self._is_preemptible(request)
+                for request, candidate in zip(running, outranked.tolist(), strict=True)
+            ],
+            dtype=np.bool_,
         )
+        freed = np.array(
+            [
+                compat.blocks_freed(scheduler, request) if candidate else 0
+                for request, candidate in zip(running, preemptible.tolist(), strict=True)
+            ],
+            dtype=np.int64,
+        )
+        wanted = np.array([compat.tokens_this_step(r) for r in running], dtype=np.int64)
+        computed, size = table["computed_tokens"][rows], scheduler.block_size
+        growth = int((-(-(computed + wanted) // size) - -(-computed // size)).sum())
         engine = Engine(
             free_slots=slots,
             free_blocks=compat.free_blocks(scheduler) - growth - compat.watermark_blocks(scheduler),
-            token_budget=scheduler.max_num_scheduled_tokens - sum(wanted),
+            token_budget=scheduler.max_num_scheduled_tokens - int(wanted.sum()),
             block_size=scheduler.block_size,
             caching=bool(scheduler.cache_config.enable_prefix_caching),
             requests=len(running) + len(scheduler.waiting),
             step_time=self.step_time,
         )
         victims, admitted = choose_swaps(
-            self.discipline, self._order, table, waiting, rows, preemptible, engine
+            self.discipline, self._order, table, waiting, rows, preemptible, freed, engine
         )
         if not victims:
             return None
@@ -253,6 +268,8 @@ class Planner:
             )
             if fits_lora and compat.is_ready(request):
                 ready.append(int(row))
+                if request.lora_request:
+                    loras.add(request.lora_request.lora_int_id)
         return np.array(ready, dtype=np.int64)
 
     def _is_preemptible(self, request: Any) -> bool:
@@ -309,8 +326,8 @@ class Planner:
     def _put_victims_last(self) -> None:
         """Order `running` so that the parent, which takes victims from the tail, takes the worst.
 
-        Requests in the middle of their prefill stay behind the others: in front they would take
-        the token budget of those that decode.
+        Within a priority class, requests in the middle of their prefill stay behind the others:
+        in front they would take the token budget of those that decode.
         """
         running: list[Any] = self._scheduler.running
         rows = self._bring_running_up_to_date()
@@ -321,5 +338,6 @@ class Planner:
             self._order.ranks[rows],
             self._order.groups[rows],
             prefilling,
+            self._live.table["priority"][rows],
         )
         running[:] = [running[place] for place in np.lexsort(keys)]
