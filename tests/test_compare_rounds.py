@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
-from lengthwise.compare.demo import choose_sizes
+from lengthwise.compare.demo import Sizes, choose_sizes
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.load import Burst, Capacity, Load
 from lengthwise.compare.requests import choose_requests
@@ -149,8 +149,10 @@ def test_a_round_without_any_answer_is_a_failure() -> None:
 
 
 def test_the_demo_does_what_the_machine_can_do_in_the_time() -> None:
-    fast = choose_sizes([answer(number, 0.0, 60) for number in range(64)])
-    slow = choose_sizes([answer(number, 0.0, 60) for number in range(4)])
-    assert (fast.prompts, fast.requests) == (2000, 400)
-    assert slow.prompts < fast.prompts
-    assert 60 <= slow.requests < fast.requests
+    quick = [answer(number, 0.0, 60) for number in range(64)]
+    slow = [answer(number, 0.0, 60) for number in range(10)]
+    assert choose_sizes(quick, 250.0) == Sizes(prompts=2000, requests=400)
+    assert choose_sizes(slow, 0.0) == Sizes(prompts=200, requests=60)
+    fewer = choose_sizes(slow, 250.0)
+    assert 200 < fewer.prompts < 2000
+    assert 60 < fewer.requests < 400
