@@ -104,6 +104,7 @@ def test_a_better_class_preempts_only_where_the_policy_preempts() -> None:
         engine.step()
         engine.step()
         engine.add(Ask("urgent", [6] * 4, 90, priority=0, hints={"lengthwise_true_tokens": 90}))
-        engine.step()
+        for _ in range(6):  # swaps are looked for every eighth step
+            engine.step()
         assert [preemption.request_id for preemption in engine.preemptions] == expected
         engine.drain()

@@ -203,7 +203,7 @@ TestPromises.settings = settings(
 def test_long_run(policy: str, lag: int, prefix_caching: bool) -> None:
     scheduler = build_scheduler(
         Scheduler,
-        num_blocks=40,
+        num_blocks=30,
         max_num_seqs=6,
         token_budget=64,
         asynchronous=bool(lag),
