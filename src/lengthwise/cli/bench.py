@@ -30,7 +30,7 @@ def bench(
         list[str],
         typer.Option(
             help="Policies, separated by commas, with options as in "
-            "`fcfs,srpt:max_overtakes=50;blend=0.9`."
+            "`fcfs,srpt:max_overtakes=50;blend=0.9`. Overtaking is not bounded unless it says so."
         ),
     ] = ["fcfs,ltr,srpt,oracle"],  # noqa: B006  (typer copies it)
     predictor: Annotated[

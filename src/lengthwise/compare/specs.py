@@ -14,6 +14,9 @@ from lengthwise.vllm.settings import Settings, parse_spec
 def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Settings]:
     """Settings by label, from policy specs separated by commas.
 
+    A comparison is of bare policies: overtaking is bounded where a spec says so (`serve` bounds it
+    by default).
+
     Args:
         specs: such as `fcfs,srpt:max_overtakes=50;blend=0.9`; the spec is the label.
         predictor: what policies predict with that do not name a predictor of their own.
