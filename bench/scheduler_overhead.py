@@ -16,7 +16,8 @@ same work is done, and the difference is the cost of choosing. Each request carr
 
 Times are CPU time of the scheduler's thread, which never waits for anything: on an idle machine the
 same as time on the clock, and on a busy one not what the neighbours took. A median leaves out what
-is done only now and then (admission, the look for swaps); the means have it.
+is done only now and then (admission, the look for swaps); the means have it. The queue comes all at
+once, and the steps until every request in it has its prediction are reported apart (`in burst`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ POLICIES = ("fcfs", "sjf", "ltr", "srpt", "trail", "hrrn", "mlfq")
 BASES = ("Scheduler", "AsyncScheduler")
 VLLM_POLICIES = ("fcfs", "priority")
 WAITING = (0, 100, 1_000, 10_000, 100_000)
-WARM_UP_STEPS = 50
+BLOCK_OF_STEPS = 50
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 24
 ANSWER_TOKENS = (64, 192)
@@ -104,6 +105,12 @@ class TimedEngine:
         self._answer_lengths[request.request_id] = answer
         return request
 
+    @property
+    def predicted(self) -> int:
+        """Requests whose prediction has been tried; always 0 for stock."""
+        counters = getattr(self._scheduler, "counters", None)
+        return 0 if counters is None else int(counters.predictions + counters.fallbacks)
+
     def step(self) -> tuple[float, float]:
         """One step; microseconds in all, and in `schedule` alone."""
         scheduler = self._scheduler
@@ -129,14 +136,11 @@ class TimedEngine:
         return whole / 1e3, (after_schedule - before_schedule) / 1e3
 
 
-def paired_steps(stock: TimedEngine, ours: TimedEngine, steps: int) -> dict[str, float]:
-    """Step both in turn and compare; all values but the percentage in microseconds."""
-    for _ in range(WARM_UP_STEPS):
-        stock.step()
-        ours.step()
-    gc.collect()
-    gc.freeze()  # a collection over 100,000 queued requests would hit either side at random
-    stock_times, ours_times, stock_schedule_times = [], [], []
+def paired_steps(
+    stock: TimedEngine, ours: TimedEngine, steps: int
+) -> list[tuple[float, float, float]]:
+    """Step both in turn; (stock, ours, stock's `schedule` alone) in microseconds for each step."""
+    times = []
     for index in range(steps):
         if index % 2:
             our_time, _ = ours.step()
@@ -144,24 +148,44 @@ def paired_steps(stock: TimedEngine, ours: TimedEngine, steps: int) -> dict[str,
         else:
             stock_time, stock_schedule = stock.step()
             our_time, _ = ours.step()
-        stock_times.append(stock_time)
-        ours_times.append(our_time)
-        stock_schedule_times.append(stock_schedule)
+        times.append((stock_time, our_time, stock_schedule))
+    return times
+
+
+def warm_up(stock: TimedEngine, ours: TimedEngine) -> list[tuple[float, float, float]]:
+    """Step until the queue that came all at once has its predictions; `paired_steps`' times."""
+    times = []
+    while True:
+        before = ours.predicted
+        times += paired_steps(stock, ours, BLOCK_OF_STEPS)
+        if ours.predicted - before < BLOCK_OF_STEPS:
+            return times
+
+
+def compare(stock: TimedEngine, ours: TimedEngine, steps: int) -> dict[str, float]:
+    """Step both and compare; all values but the percentage in microseconds."""
+    burst = warm_up(stock, ours)
+    gc.collect()
+    gc.freeze()  # a collection over 100,000 queued requests would hit either side at random
+    times = paired_steps(stock, ours, steps)
     gc.unfreeze()
-    stock_us, ours_us = statistics.median(stock_times), statistics.median(ours_times)
-    differences = [ours - stock for stock, ours in zip(stock_times, ours_times, strict=True)]
-    lower, _, upper = statistics.quantiles(differences, n=4)
-    added = statistics.median(differences)
+    stock_times, our_times, schedule_times = zip(*times, strict=True)
+    differences = [our_time - stock_time for stock_time, our_time, _ in times]
+    lower, added, upper = statistics.quantiles(differences, n=4)
+    stock_us = statistics.median(stock_times)
     return {
         "stock_us": stock_us,
-        "ours_us": ours_us,
+        "ours_us": statistics.median(our_times),
         "added_us": added,
         "added_percent": 100 * added / stock_us,
         "spread": upper - lower,  # interquartile range of the paired differences
         "stock_mean_us": statistics.fmean(stock_times),
-        "ours_mean_us": statistics.fmean(ours_times),
+        "ours_mean_us": statistics.fmean(our_times),
         "added_mean_us": statistics.fmean(differences),
-        "stock_schedule_us": statistics.median(stock_schedule_times),
+        "stock_schedule_us": statistics.median(schedule_times),
+        "added_in_burst_us": statistics.fmean(
+            our_time - stock_time for stock_time, our_time, _ in burst
+        ),
     }
 
 
@@ -178,7 +202,7 @@ def measure(
         settings = {"policy": policy, "predictor": "oracle"}
     stock = TimedEngine(None, base, vllm_policy, batch, waiting, None)
     ours = TimedEngine(scheduler_class, base, vllm_policy, batch, waiting, settings)
-    times = paired_steps(stock, ours, steps)
+    times = compare(stock, ours, steps)
     return {
         "policy": policy,
         "base": base,
@@ -196,6 +220,7 @@ def table(row: dict[str, object]) -> str:
         f"{row['policy']:<6} {row['base']:<15} {row['vllm_policy']:<9} {row['waiting']:>7,}"
         f" {row['stock_us']:>9} {row['ours_us']:>9} {row['added_us']:>9} {row['added_percent']:>7}"
         f" {row['spread']:>8} {row['stock_mean_us']:>10} {row['added_mean_us']:>10}"
+        f" {row['added_in_burst_us']:>9}"
     )
 
 
@@ -219,6 +244,7 @@ def main() -> None:
     header = (
         f"{'policy':<6} {'base':<15} {'vllm':<9} {'waiting':>7} {'stock µs':>9} {'ours µs':>9}"
         f" {'added µs':>9} {'%':>7} {'spread':>8} {'stock mean':>10} {'added mean':>10}"
+        f" {'in burst':>9}"
     )
     progress = sys.stderr if arguments.json else sys.stdout
     print(header, file=progress)
