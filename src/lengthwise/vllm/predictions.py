@@ -22,7 +22,7 @@ from lengthwise.request import FREE, RequestTable
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.table import LiveTable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.lengthwise")
 
 PER_STEP: Final = 128
 _RECENT: Final = 512

@@ -10,7 +10,7 @@ parent's `schedule()`; the parent still does everything that correctness hangs o
 
 from __future__ import annotations
 
-import logging
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +30,6 @@ from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import Settings, parse_settings
 from lengthwise.vllm.table import LiveTable
 from lengthwise.vllm.watch import SettingsWatcher
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class LengthwiseMixin:
         settings = ours["settings"]
         watcher = None
         if isinstance(settings, str):
-            watcher = SettingsWatcher(Path(settings), self._apply, self.counters.snapshot)
+            watcher = SettingsWatcher(Path(settings), self._apply, self.counters)
         else:
             self._apply(parse_settings(settings))
         self._take_up()
@@ -141,6 +139,7 @@ class LengthwiseMixin:
             self._recorder = None
         if record is not None and self._recorder is None:
             self._recorder = Recorder(Path(record))
+            self._last_work = None  # the step before was not measured for this record
 
     def _gauges(self) -> dict[str, float]:
         return {
@@ -198,13 +197,15 @@ class LengthwiseMixin:
         if self._recorder is not None:
             admitted_s = self._first_admission.pop(request.request_id, None)
             expected = self._predictions.expected(request.request_id)
+            # JSON has no NaN.
+            known = None if math.isnan(expected) else expected
             reason = request.get_finished_reason()
             self._recorder.request(
                 id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
                 queue_s=None if admitted_s is None else admitted_s - float(columns["arrival_s"]),
                 preemptions=request.num_preemptions,
                 overtaken=int(columns["overtaken"]),
-                expected_tokens=expected,
+                expected_tokens=known,
                 output_tokens=request.num_output_tokens,
                 prompt_tokens=request.num_prompt_tokens,
                 finished=None if reason is None else str(reason),

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import LengthwiseError
+from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.settings import Settings, read_settings, status_path
 
-logger = logging.getLogger(__name__)
+# vLLM shows what is logged below its own name, and nothing else.
+logger = logging.getLogger("vllm.lengthwise")
 
 _POLL_S: Final = 0.1
 
@@ -28,7 +30,7 @@ class SettingsWatcher:
     Args:
         path: the settings file.
         apply: takes new settings up; raises LengthwiseError to refuse them.
-        counters: gives the numbers for the status file.
+        counters: the numbers for the status file; refusals are counted there.
 
     Raises:
         InputError: the file is not usable at the start.
@@ -38,7 +40,7 @@ class SettingsWatcher:
         self,
         path: Path,
         apply: Callable[[Settings], None],
-        counters: Callable[[], dict[str, int]],
+        counters: Counters,
     ) -> None:
         self.path = path
         self._apply = apply
@@ -48,6 +50,7 @@ class SettingsWatcher:
         apply(settings)
         self._policy = settings.policy
         self._error: str | None = None
+        self._read_again = True
         self._written = ""
         self._write_status()
         self._closed = threading.Event()
@@ -75,13 +78,23 @@ class SettingsWatcher:
                 self._apply(settings)
                 logger.info("Lengthwise: policy %s is active", settings.policy)
         except LengthwiseError as error:
-            self._error = str(error)
-            logger.error("Lengthwise: kept the last good settings: %s", error)
+            self._refuse(str(error))
         except Exception as error:  # the engine must outlive whatever a predictor's file does
-            self._error = f"{type(error).__name__}: {error}"
-            logger.error("Lengthwise: kept the last good settings: %s", self._error)
+            self._refuse(f"{type(error).__name__}: {error}")
         else:
             self._policy, self._active, self._error = settings.policy, digest, None
+            self._read_again = True
+
+    def _refuse(self, reason: str) -> None:
+        """Keep the last good settings, unless a second look finds the file whole."""
+        if self._read_again:
+            # An editor may have been in the middle of writing.
+            self._read_again, self._seen = False, None
+            return
+        self._read_again = True
+        self._error = reason
+        self._counters.settings_refused += 1
+        logger.error("Lengthwise: kept the last good settings: %s", reason)
 
     def _signature(self) -> tuple[int, int, int] | None:
         """What changes when the file does."""
@@ -97,7 +110,7 @@ class SettingsWatcher:
             "policy": self._policy,
             "state": "active" if self._error is None else "refused",
             "error": self._error,
-            "counters": self._counters(),
+            "counters": self._counters.snapshot(),
         }
         text = json.dumps(status, indent=2) + "\n"
         if text == self._written:
