@@ -50,7 +50,7 @@ class SettingsWatcher:
         apply(settings)
         self._policy = settings.policy
         self._error: str | None = None
-        self._read_again = True
+        self._doubtful = False
         self._written = ""
         self._write_status()
         self._closed = threading.Event()
@@ -66,7 +66,7 @@ class SettingsWatcher:
     def _run(self) -> None:
         while not self._closed.wait(_POLL_S):
             signature = self._signature()
-            if signature != self._seen:
+            if signature != self._seen or self._doubtful:
                 self._seen = signature
                 self._reload()
             self._write_status()
@@ -83,15 +83,14 @@ class SettingsWatcher:
             self._refuse(f"{type(error).__name__}: {error}")
         else:
             self._policy, self._active, self._error = settings.policy, digest, None
-            self._read_again = True
+            self._doubtful = False
 
     def _refuse(self, reason: str) -> None:
         """Keep the last good settings, unless a second look finds the file whole."""
-        if self._read_again:
-            # An editor may have been in the middle of writing.
-            self._read_again, self._seen = False, None
+        # An editor may have been in the middle of writing.
+        self._doubtful = not self._doubtful
+        if self._doubtful:
             return
-        self._read_again = True
         self._error = reason
         self._counters.settings_refused += 1
         logger.error("Lengthwise: kept the last good settings: %s", reason)
