@@ -121,8 +121,21 @@ def test_a_broken_file_keeps_the_last_good_settings(
 
 def test_a_deleted_file_keeps_the_last_good_settings(engine: CheckedEngine, path: Path) -> None:
     path.unlink()
-    _status_once(path, state="refused", policy="fcfs")
+    status = _status_once(path, state="refused", policy="fcfs")
+    assert status["counters"]["settings_refused"] == 1
     _status_once(path, settings_sha256=Settings(policy="oracle").write(path), state="active")
+
+
+def test_a_file_caught_in_the_middle_of_writing_is_not_refused(
+    engine: CheckedEngine, path: Path
+) -> None:
+    whole = tuple(Settings(policy="oracle").model_dump_json())
+    with path.open("w") as file:  # as an editor does that does not replace the file at once
+        file.write("".join(whole[:10]))
+        file.flush()
+        file.write("".join(whole[10:]))
+    status = _status_once(path, policy="oracle", state="active")
+    assert status["counters"]["settings_refused"] == 0
 
 
 def test_counters_reach_the_status_file(engine: CheckedEngine, path: Path) -> None:
