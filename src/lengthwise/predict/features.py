@@ -38,6 +38,7 @@ GROUP_BITS: Final = 17  #: log2 of the buckets of a group
 BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
 
 _MOST_FEATURES: Final = 6 * MOST_WORDS + 256
+_ENTRIES: Final = 1 << 15  #: of the table that finds repeated features; above _MOST_FEATURES
 _LINE_WORDS: Final = 16  #: words of the first line that are looked at
 _OPENING_WORDS: Final = 10  #: words whose pairs are the openings
 _MOST_NEWLINES: Final = 12  #: more than this count as this many
@@ -79,7 +80,8 @@ class Scratch(NamedTuple):
 
     words: Words
     buckets: NDArray[np.int32]  #: result: the distinct features
-    slots: NDArray[np.int32]  #: bucket -> its place in `buckets`, meaningless where not listed
+    homes: NDArray[np.int32]  #: of each of them, its entry in `entries`
+    entries: NDArray[np.int32]  #: hash table: a feature's place in `buckets`, if its home agrees
 
 
 class _Found(NamedTuple):
@@ -88,7 +90,8 @@ class _Found(NamedTuple):
     hashes: NDArray[np.uint64]
     numbers: NDArray[np.int32]
     buckets: NDArray[np.int32]
-    slots: NDArray[np.int32]
+    homes: NDArray[np.int32]
+    entries: NDArray[np.int32]
 
 
 def new_scratch() -> Scratch:
@@ -96,7 +99,8 @@ def new_scratch() -> Scratch:
     return Scratch(
         words=new_words(),
         buckets=np.zeros(_MOST_FEATURES, dtype=np.int32),
-        slots=np.zeros(BUCKETS, dtype=np.int32),
+        homes=np.zeros(_MOST_FEATURES, dtype=np.int32),
+        entries=np.zeros(_ENTRIES, dtype=np.int32),
     )
 
 
@@ -116,7 +120,12 @@ def find_features(
     """
     outline = read_words(token_ids, vocabulary, template, scratch.words)
     return _find_features(
-        *outline, scratch.words.hashes, scratch.words.numbers, scratch.buckets, scratch.slots
+        *outline,
+        scratch.words.hashes,
+        scratch.words.numbers,
+        scratch.buckets,
+        scratch.homes,
+        scratch.entries,
     )
 
 
@@ -130,9 +139,10 @@ def _find_features(
     hashes: NDArray[np.uint64],
     numbers: NDArray[np.int32],
     buckets: NDArray[np.int32],
-    slots: NDArray[np.int32],
+    homes: NDArray[np.int32],
+    entries: NDArray[np.int32],
 ) -> int:
-    room = _Found(hashes, numbers, buckets, slots)
+    room = _Found(hashes, numbers, buckets, homes, entries)
     found = _add_words(words, 0, room)
     found = _add_places(words, line_words, found, room)
     found = _add_openings(words, found, room)
@@ -155,11 +165,17 @@ def _mix(first: np.uint64, second: np.uint64) -> np.uint64:
 def _add(group: int, key: np.uint64, found: int, room: _Found) -> int:
     """Add the feature of a mixed key, if it is new; return how many there are now."""
     bucket = np.int32((group << GROUP_BITS) | np.int64(key >> _BUCKET_SHIFT))
-    # A sparse set: a slot is in use only if the list agrees, so that nothing needs clearing.
-    slot = room.slots[bucket]
-    if slot < found and room.buckets[slot] == bucket:
-        return found
-    room.slots[bucket] = found
+    # Open addressing. An entry is in use only if the feature that it names calls it home, so that
+    # nothing needs clearing between prompts; the table is small enough to stay in cache.
+    home = bucket & (_ENTRIES - 1)
+    place = room.entries[home]
+    while place < found and room.homes[place] == home:
+        if room.buckets[place] == bucket:
+            return found
+        home = (home + 1) & (_ENTRIES - 1)
+        place = room.entries[home]
+    room.entries[home] = found
+    room.homes[found] = home
     room.buckets[found] = bucket
     return found + 1
 

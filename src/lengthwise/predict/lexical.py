@@ -14,7 +14,7 @@ from lengthwise.predict.prediction import Prediction, Prompt
 class LexicalPredictor:
     """Predicts from the words of the prompt; trained by `lengthwise train`.
 
-    It keeps 9 MiB of tables besides the tokenizer's vocabulary. One object serves one thread.
+    It keeps 7 MiB of tables besides the tokenizer's vocabulary. One object serves one thread.
     """
 
     name = "lexical"
