@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "policy": {"request"},
     "workload": {"request"},
     "measure": set(),
+    "theory": set(),
     "reference": {"workload"},
     "predict": {"request", "workload", "reference"},
     "vllm": {"request", "policy", "predict"},

@@ -16,6 +16,7 @@ from lengthwise.cli.demo import demo
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
+from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
 from lengthwise.errors import LengthwiseError
 
@@ -34,6 +35,7 @@ app.command()(bench)
 app.command()(train)
 app.command()(evaluate)
 app.command()(report)
+app.command()(theory)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]
