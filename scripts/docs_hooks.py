@@ -178,6 +178,31 @@ def request(_: str) -> str:
     return table(("field", "type", "meaning"), rows)
 
 
+def layouts(_: str) -> str:
+    """The layouts of traces, in the order in which they are tried."""
+    from lengthwise.workload import layouts as known
+
+    units = {1.0: "s", 1e-3: "ms"}
+    rows = [
+        (
+            f"`{each.name}`",
+            each.source,
+            f"`{each.arrival}` ({units[each.unit_s]})",
+            f"`{each.prompt}`",
+            f"`{each.output}`",
+            ", ".join(
+                [f"`{mark}`" for mark in each.marks]
+                + [f"`{each.blocks}` (optional, {each.block_tokens} tokens)"] * bool(each.blocks)
+            ),
+        )
+        for each in known.LAYOUTS
+    ]
+    guesses = (known.ARRIVAL_COLUMNS, known.PROMPT_COLUMNS, known.OUTPUT_COLUMNS)
+    arrival, prompt, output = (" or ".join(f"`{name}`" for name in each) for each in guesses)
+    rows.append((f"`{known.PLAIN}`", "any other table", f"{arrival} (s)", prompt, output, ""))
+    return table(("layout", "from", "arrival", "prompt", "answer", "further columns"), rows)
+
+
 def fields(where: str) -> str:
     """The fields of a dataclass, `module:Class`, with the comments that stand beside them."""
     module, _, name = where.partition(":")
@@ -257,6 +282,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "counters": counters,
     "fields": fields,
     "file": file,
+    "layouts": layouts,
     "policies": policies,
     "policy": policy,
     "python": python,

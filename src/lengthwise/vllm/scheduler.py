@@ -76,6 +76,7 @@ class LengthwiseMixin:
         self._now = time.monotonic()
         self._last_work: dict[str, int] | None = None
         self._first_admission: dict[str, float] = {}
+        self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._watcher = self._start_settings(vllm_config.additional_config)
 
     # Settings -------------------------------------------------------------------------------
@@ -202,12 +203,14 @@ class LengthwiseMixin:
             reason = request.get_finished_reason()
             self._recorder.request(
                 id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
+                arrival_s=float(columns["arrival_s"]),
                 queue_s=None if admitted_s is None else admitted_s - float(columns["arrival_s"]),
                 preemptions=request.num_preemptions,
                 overtaken=int(columns["overtaken"]),
                 expected_tokens=known,
                 output_tokens=request.num_output_tokens,
                 prompt_tokens=request.num_prompt_tokens,
+                cached_tokens=self._cached_tokens.pop(request.request_id, None),
                 finished=None if reason is None else str(reason),
             )
         self._live.release(request.request_id)
@@ -252,6 +255,9 @@ class LengthwiseMixin:
                 self.counters.promotions += promoted
                 if self._recorder is not None:
                     self._first_admission.setdefault(request.request_id, self._now)
+        if self._recorder is not None:
+            for new in output.scheduled_new_reqs:
+                self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         if not scheduled:

@@ -53,17 +53,8 @@ def read_table(path: Path) -> Table:
     Raises:
         InputError: the file is missing, of another kind, unreadable or has no rows.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if not path.is_file():
-        raise InputError(f"{path}: not a file: give a {', '.join(SUFFIXES)} file")
-    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{path}: tables are read from {', '.join(SUFFIXES)} files, "
-            f"not from {path.suffix or 'files without a suffix'}"
-        )
+    suffix = require_table(path)
+    reader = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}[suffix]
     try:
         table = reader(path)
     except UnicodeDecodeError as error:
@@ -73,6 +64,28 @@ def read_table(path: Path) -> Table:
     if not table.numbers and not table.unreadable:
         raise InputError(f"{path}: the table is empty: it has no rows")
     return table
+
+
+def require_table(path: Path) -> str:
+    """Refuse what cannot be a table.
+
+    Returns:
+        One of SUFFIXES.
+
+    Raises:
+        InputError: the file is missing or of another kind.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a file: give a {', '.join(SUFFIXES)} file")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(
+            f"{path}: tables are read from {', '.join(SUFFIXES)} files, "
+            f"not from {path.suffix or 'files without a suffix'}"
+        )
+    return suffix
 
 
 def _read_parquet(path: Path) -> Table:

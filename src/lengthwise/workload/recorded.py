@@ -1,0 +1,55 @@
+"""The folders that Lengthwise itself leaves behind, as traces.
+
+    requests.jsonl, steps.jsonl      what the scheduler writes where the setting `record` says
+    rounds.jsonl, round-000.parquet  what `lengthwise bench` writes
+
+Their formats are described in docs/reference/records.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lengthwise.errors import InputError
+
+
+def recorded_requests(folder: Path) -> Path:
+    """The file of a folder that says when requests arrived and how long they were.
+
+    That is the scheduler's own record, or the first round of a benchmark under fcfs (the first of
+    all where there is none).
+
+    Raises:
+        InputError: the folder is neither, or no round of the benchmark was finished.
+    """
+    log = folder / "requests.jsonl"
+    if log.is_file():
+        return log
+    rounds = folder / "rounds.jsonl"
+    if not rounds.is_file():
+        raise InputError(
+            f"{folder}: neither a folder that the setting `record` names (no requests.jsonl) nor "
+            "one that `lengthwise bench` wrote (no rounds.jsonl): give such a folder, or a file"
+        )
+    finished = [
+        (policy, path)
+        for number, policy in _rounds(rounds)
+        if (path := folder / f"round-{number:03d}.parquet").is_file()
+    ]
+    if not finished:
+        raise InputError(f"{folder}: no finished round: run `lengthwise bench` again")
+    return next((path for policy, path in finished if policy == "fcfs"), finished[0][1])
+
+
+def _rounds(path: Path) -> list[tuple[int, str]]:
+    """Number and policy of every round that has a whole line."""
+    rounds = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:  # the line that a crash cut off
+            continue
+        if isinstance(value, dict) and isinstance(value.get("round"), int):
+            rounds.append((value["round"], str(value.get("policy"))))
+    return rounds

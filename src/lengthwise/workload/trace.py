@@ -1,0 +1,306 @@
+"""Requests as a simulator wants them: when each arrived, and how long it was. No text.
+
+`load_trace` reads the layouts of `layouts.py` from a table on disk, or a folder that Lengthwise
+recorded. A malformed row is left out, and kept on a list with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.workload.cells import (
+    LATEST_S,
+    LONGEST,
+    read_block_lists,
+    read_numbers,
+    read_seconds,
+    why_no_length,
+    why_no_time,
+)
+from lengthwise.workload.columns import Columns, open_columns
+from lengthwise.workload.layouts import Layout, recognise
+from lengthwise.workload.recorded import recorded_requests
+from lengthwise.workload.table import Rejection
+
+
+@dataclass(frozen=True)
+class Trace:
+    """n requests with arrival times and lengths, in the order in which they arrived.
+
+    The prompt of request i starts with the blocks
+    `block_hashes[block_offsets[i] : block_offsets[i + 1]]`, of `hash_tokens` tokens each, the last
+    one perhaps only begun; two blocks with one number have the same content and the same content
+    before them. Prompt tokens beyond its blocks are shared with nobody.
+
+    Raises:
+        InputError: the columns differ in length, times decrease or are negative or not finite, or a
+            length is below 1.
+    """
+
+    name: str  # the file's or the folder's
+    arrival_s: NDArray[np.float64]  # shape (n,), s from the start of the trace, non-decreasing
+    prompt_tokens: NDArray[np.int64]  # shape (n,), at least 1
+    output_tokens: NDArray[np.int64]  # shape (n,), at least 1
+    rejected: list[Rejection]  # malformed rows that were left out
+    layout: str  # "azure", "plain" and so on (see layouts.py), or "synthetic"
+    block_hashes: NDArray[np.int64] | None = None  # block numbers from 0, of all prompts in turn
+    block_offsets: NDArray[np.int64] | None = None  # shape (n + 1,), where prompts begin in it
+    hash_tokens: int = 0  # tokens of a block
+
+    def __post_init__(self) -> None:
+        """Refuse columns that are no trace."""
+        if not len(self.arrival_s) == len(self.prompt_tokens) == len(self.output_tokens):
+            raise InputError(
+                f"{self.name}: {len(self.arrival_s)} arrival times, {len(self.prompt_tokens)} "
+                f"prompt lengths and {len(self.output_tokens)} answer lengths: give as many of each"
+            )
+        gaps = np.diff(self.arrival_s, prepend=0.0)
+        if not (np.isfinite(self.arrival_s).all() and (gaps >= 0).all()):
+            raise InputError(f"{self.name}: arrival times must be finite, from 0, never decreasing")
+        if len(self) and min(self.prompt_tokens.min(), self.output_tokens.min()) < 1:
+            raise InputError(f"{self.name}: prompts and answers must have at least one token")
+
+    def __len__(self) -> int:
+        """The number of requests, n."""
+        return len(self.arrival_s)
+
+    @property
+    def rate(self) -> float:
+        """Mean arrivals per second; inf where all requests arrive at once."""
+        span = float(self.arrival_s[-1] - self.arrival_s[0]) if len(self) else 0.0
+        return (len(self) - 1) / span if span > 0 else math.inf
+
+    def refuse_rejected(self) -> None:
+        """Raise an InputError if any row was malformed, naming the first."""
+        if self.rejected:
+            first = self.rejected[0]
+            raise InputError(
+                f"{self.name}, row {first.row}: {first.reason} "
+                f"(malformed rows in all: {len(self.rejected)}); mend the trace, or leave such "
+                "rows out with --skip-malformed"
+            )
+
+    def first(self, count: int) -> Trace:
+        """The first `count` requests.
+
+        Raises:
+            InputError: the trace has fewer, or `count` is below 1.
+        """
+        if not 1 <= count <= len(self):
+            raise InputError(
+                f"{self.name}: {count:,} requests were asked for, the trace has {len(self):,}: "
+                f"ask for 1 to {len(self):,}, or give a longer trace"
+            )
+        return self._of(np.arange(count))
+
+    def between(self, start_s: float, end_s: float) -> Trace:
+        """The requests that arrive from `start_s` (s) on and before `end_s`, the first at 0 s.
+
+        Raises:
+            InputError: no request arrives then.
+        """
+        start, end = np.searchsorted(self.arrival_s, [start_s, end_s])
+        if start >= end:
+            last = self.arrival_s[-1] if len(self) else 0.0
+            raise InputError(
+                f"{self.name}: no request arrives between {start_s:g} s and {end_s:g} s: the last "
+                f"one arrives at {last:g} s"
+            )
+        part = self._of(np.arange(start, end))
+        return replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
+
+    def scaled(self, factor: float) -> Trace:
+        """The same requests, arriving `factor` times as fast.
+
+        Raises:
+            InputError: the factor is no number above 0.
+        """
+        if not (math.isfinite(factor) and factor > 0):
+            raise InputError(f"the speed of a trace must be a number above 0, got {factor}")
+        return replace(self, arrival_s=self.arrival_s / factor)
+
+    def with_arrivals(self, times_s: ArrayLike) -> Trace:
+        """The same requests at other times.
+
+        Args:
+            times_s: shape (n,), s from the start of the trace, non-decreasing.
+
+        Raises:
+            InputError: they are no such times.
+        """
+        return replace(self, arrival_s=np.array(times_s, dtype=np.float64))
+
+    def _of(self, rows: NDArray[np.int64]) -> Trace:
+        """Some of the requests, blocks numbered from 0 again."""
+        part = {
+            name: getattr(self, name)[rows]
+            for name in ("arrival_s", "prompt_tokens", "output_tokens")
+        }
+        if self.block_hashes is None or self.block_offsets is None:
+            return replace(self, **part)
+        counts = np.diff(self.block_offsets)[rows]
+        offsets = _offsets(counts)
+        places = np.repeat(self.block_offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
+        _, hashes = np.unique(self.block_hashes[places], return_inverse=True)
+        return replace(self, **part, block_hashes=hashes, block_offsets=offsets)
+
+
+def load_trace(path: str | Path, *, limit: int | None = None) -> Trace:
+    """Read a trace from a .parquet, .jsonl or .csv file or from a folder that Lengthwise recorded.
+
+    Of a benchmark's folder this is its first round under fcfs, as its requests were sent.
+
+    Args:
+        path: the file or folder; its layout is told by the names of its columns.
+        limit: keep at most so many sound rows, the first ones.
+
+    Returns:
+        The sound rows, the first at 0 s, and the malformed ones with their reasons: lengths that
+        are missing, no whole numbers, below 1 or above 10⁸; times that are missing or unreadable,
+        or earlier than in a row above. Only the layouts that are written when a request ends, which
+        are Lengthwise's own, are sorted: in others such a row is a mistake that sorting would hide.
+
+    Raises:
+        InputError: no such file, not a table, no known layout, or no sound row is left.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit of rows must be at least 1, not {limit}")
+    path = Path(path)
+    columns = open_columns(recorded_requests(path) if path.is_dir() else path)
+    layout = recognise(columns.path, columns.names)
+    return _Reading(columns, layout).trace(path.absolute().name, limit)
+
+
+class _Reading:
+    """The rows of one file, each of them sound or with a reason why it is not."""
+
+    def __init__(self, columns: Columns, layout: Layout) -> None:
+        self._columns = columns
+        self._layout = layout
+        self._reasons: dict[int, str] = {}
+        self._arrival_s = read_seconds(columns.read(layout.arrival), layout.unit_s)
+        self._refuse(~(np.abs(self._arrival_s) <= LATEST_S), layout.arrival, why_no_time)
+        self._prompt = self._lengths(layout.prompt, why_no_length)
+        self._output = self._lengths(layout.output, self._why_no_output)
+        self._blocks = self._block_lists()
+        self._refuse_back_in_time()
+
+    def trace(self, name: str, limit: int | None) -> Trace:
+        """The sound rows as a trace."""
+        rows = self._sound()
+        if not self._layout.by_arrival:
+            rows = rows[np.argsort(self._arrival_s[rows], kind="stable")]
+        numbers = self._columns.numbers
+        rejected = [Rejection(int(numbers[row]), why) for row, why in self._reasons.items()]
+        rejected = sorted([*self._columns.unreadable, *rejected])
+        if len(rows) == 0:
+            first = rejected[0]
+            raise InputError(
+                f"{self._columns.path}: none of {len(rejected)} rows is usable; row {first.row}: "
+                f"{first.reason}"
+            )
+        if limit is not None and limit < len(rows):
+            rows = rows[:limit]
+            last = numbers[rows].max()
+            rejected = [rejection for rejection in rejected if rejection.row < last]
+        hashes, offsets = self._block_numbers(rows)
+        return Trace(
+            name=name,
+            arrival_s=self._arrival_s[rows] - self._arrival_s[rows[0]],
+            prompt_tokens=self._prompt[rows].astype(np.int64),
+            output_tokens=self._output[rows].astype(np.int64),
+            rejected=rejected,
+            layout=self._layout.name,
+            block_hashes=hashes,
+            block_offsets=offsets,
+            hash_tokens=0 if hashes is None else self._layout.block_tokens,
+        )
+
+    def _sound(self) -> NDArray[np.int64]:
+        sound = np.ones(len(self._columns.numbers), dtype=np.bool_)
+        sound[list(self._reasons)] = False
+        return np.flatnonzero(sound)
+
+    def _refuse(
+        self, rows: NDArray[np.bool_], name: str, why: Callable[[str, object], str]
+    ) -> None:
+        """Note why rows are malformed, if nothing is known against them yet."""
+        if rows.any():
+            cells = self._columns.read(name)
+            for row in np.flatnonzero(rows).tolist():
+                if row not in self._reasons:
+                    self._reasons[row] = why(name, cells[row].as_py())
+
+    def _lengths(self, name: str, why: Callable[[str, object], str]) -> NDArray[np.float64]:
+        lengths = read_numbers(self._columns.read(name))
+        sound = (lengths >= 1) & (lengths <= LONGEST) & (lengths == np.floor(lengths))
+        self._refuse(~sound, name, why)
+        return lengths
+
+    def _why_no_output(self, name: str, cell: object) -> str:
+        reason = why_no_length(name, cell)
+        meaning = self._layout.without_output
+        return f"{reason}: {meaning}" if meaning and reason == f"{name} is 0" else reason
+
+    def _block_lists(self) -> Any:
+        """The lists of block ids, or None where the trace has none."""
+        import pyarrow.compute as pc
+
+        name = self._layout.blocks
+        if name is None or name not in self._columns.names:
+            return None
+        cells = self._columns.read(name)
+        lists = read_block_lists(cells)
+        missing = cells.is_null().to_numpy(zero_copy_only=False)
+        unreadable = lists.is_null().to_numpy(zero_copy_only=False) & ~missing
+        parents = pc.list_parent_indices(lists).to_numpy()
+        unreadable[parents[lists.flatten().is_null().to_numpy(zero_copy_only=False)]] = True
+        self._refuse(unreadable, name, lambda name, _: f"{name} is not a list of block ids")
+        size = self._layout.block_tokens
+        counts = pc.list_value_length(lists).fill_null(0).to_numpy()
+        self._refuse(
+            counts > np.ceil(self._prompt / size),
+            name,
+            lambda name, _: f"{name} has more blocks of {size} tokens than the prompt fills",
+        )
+        return lists
+
+    def _block_numbers(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """Blocks of some rows as numbers from 0, and where each row begins in them."""
+        import pyarrow.compute as pc
+
+        if self._blocks is None:
+            return None, None
+        lists = self._blocks.take(rows)
+        counts = pc.list_value_length(lists).fill_null(0).to_numpy()
+        numbers = lists.flatten().dictionary_encode().indices.to_numpy()
+        return numbers.astype(np.int64), _offsets(counts)
+
+    def _refuse_back_in_time(self) -> None:
+        if not self._layout.by_arrival:
+            return
+        rows = self._sound()
+        times = self._arrival_s[rows]
+        back = np.zeros(len(self._columns.numbers), dtype=np.bool_)
+        back[rows] = times < np.maximum.accumulate(times)
+        self._refuse(
+            back,
+            self._layout.arrival,
+            lambda name, cell: f"{name} goes back in time, to {cell}: sort the rows by arrival",
+        )
+
+
+def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
