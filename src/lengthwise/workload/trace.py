@@ -7,28 +7,18 @@ recorded. A malformed row is left out, and kept on a list with the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.cells import (
-    LATEST_S,
-    LONGEST,
-    read_block_lists,
-    read_numbers,
-    read_seconds,
-    why_no_length,
-    why_no_time,
-)
-from lengthwise.workload.columns import Columns, open_columns
-from lengthwise.workload.layouts import Layout, recognise
+from lengthwise.workload.columns import open_columns
+from lengthwise.workload.layouts import recognise
 from lengthwise.workload.recorded import recorded_requests
 from lengthwise.workload.table import Rejection
+from lengthwise.workload.trace_rows import TraceRows, offsets_of
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ class Trace:
         if self.block_hashes is None or self.block_offsets is None:
             return replace(self, **part)
         counts = np.diff(self.block_offsets)[rows]
-        offsets = _offsets(counts)
+        offsets = offsets_of(counts)
         places = np.repeat(self.block_offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
         _, hashes = np.unique(self.block_hashes[places], return_inverse=True)
         return replace(self, **part, block_hashes=hashes, block_offsets=offsets)
@@ -176,131 +166,27 @@ def load_trace(path: str | Path, *, limit: int | None = None) -> Trace:
     path = Path(path)
     columns = open_columns(recorded_requests(path) if path.is_dir() else path)
     layout = recognise(columns.path, columns.names)
-    return _Reading(columns, layout).trace(path.absolute().name, limit)
-
-
-class _Reading:
-    """The rows of one file, each of them sound or with a reason why it is not."""
-
-    def __init__(self, columns: Columns, layout: Layout) -> None:
-        self._columns = columns
-        self._layout = layout
-        self._reasons: dict[int, str] = {}
-        self._arrival_s = read_seconds(columns.read(layout.arrival), layout.unit_s)
-        self._refuse(~(np.abs(self._arrival_s) <= LATEST_S), layout.arrival, why_no_time)
-        self._prompt = self._lengths(layout.prompt, why_no_length)
-        self._output = self._lengths(layout.output, self._why_no_output)
-        self._blocks = self._block_lists()
-        self._refuse_back_in_time()
-
-    def trace(self, name: str, limit: int | None) -> Trace:
-        """The sound rows as a trace."""
-        rows = self._sound()
-        if not self._layout.by_arrival:
-            rows = rows[np.argsort(self._arrival_s[rows], kind="stable")]
-        numbers = self._columns.numbers
-        rejected = [Rejection(int(numbers[row]), why) for row, why in self._reasons.items()]
-        rejected = sorted([*self._columns.unreadable, *rejected])
-        if len(rows) == 0:
-            first = rejected[0]
-            raise InputError(
-                f"{self._columns.path}: none of {len(rejected)} rows is usable; row {first.row}: "
-                f"{first.reason}"
-            )
-        if limit is not None and limit < len(rows):
-            rows = rows[:limit]
-            last = numbers[rows].max()
-            rejected = [rejection for rejection in rejected if rejection.row < last]
-        hashes, offsets = self._block_numbers(rows)
-        return Trace(
-            name=name,
-            arrival_s=self._arrival_s[rows] - self._arrival_s[rows[0]],
-            prompt_tokens=self._prompt[rows].astype(np.int64),
-            output_tokens=self._output[rows].astype(np.int64),
-            rejected=rejected,
-            layout=self._layout.name,
-            block_hashes=hashes,
-            block_offsets=offsets,
-            hash_tokens=0 if hashes is None else self._layout.block_tokens,
+    rows = TraceRows(columns, layout)
+    kept, rejected = rows.sound, rows.rejected
+    if len(kept) == 0:
+        first = rejected[0]
+        raise InputError(
+            f"{columns.path}: none of {len(rejected)} rows is usable; row {first.row}: "
+            f"{first.reason}"
         )
-
-    def _sound(self) -> NDArray[np.int64]:
-        sound = np.ones(len(self._columns.numbers), dtype=np.bool_)
-        sound[list(self._reasons)] = False
-        return np.flatnonzero(sound)
-
-    def _refuse(
-        self, rows: NDArray[np.bool_], name: str, why: Callable[[str, object], str]
-    ) -> None:
-        """Note why rows are malformed, if nothing is known against them yet."""
-        if rows.any():
-            cells = self._columns.read(name)
-            for row in np.flatnonzero(rows).tolist():
-                if row not in self._reasons:
-                    self._reasons[row] = why(name, cells[row].as_py())
-
-    def _lengths(self, name: str, why: Callable[[str, object], str]) -> NDArray[np.float64]:
-        lengths = read_numbers(self._columns.read(name))
-        sound = (lengths >= 1) & (lengths <= LONGEST) & (lengths == np.floor(lengths))
-        self._refuse(~sound, name, why)
-        return lengths
-
-    def _why_no_output(self, name: str, cell: object) -> str:
-        reason = why_no_length(name, cell)
-        meaning = self._layout.without_output
-        return f"{reason}: {meaning}" if meaning and reason == f"{name} is 0" else reason
-
-    def _block_lists(self) -> Any:
-        """The lists of block ids, or None where the trace has none."""
-        import pyarrow.compute as pc
-
-        name = self._layout.blocks
-        if name is None or name not in self._columns.names:
-            return None
-        cells = self._columns.read(name)
-        lists = read_block_lists(cells)
-        missing = cells.is_null().to_numpy(zero_copy_only=False)
-        unreadable = lists.is_null().to_numpy(zero_copy_only=False) & ~missing
-        parents = pc.list_parent_indices(lists).to_numpy()
-        unreadable[parents[lists.flatten().is_null().to_numpy(zero_copy_only=False)]] = True
-        self._refuse(unreadable, name, lambda name, _: f"{name} is not a list of block ids")
-        size = self._layout.block_tokens
-        counts = pc.list_value_length(lists).fill_null(0).to_numpy()
-        self._refuse(
-            counts > np.ceil(self._prompt / size),
-            name,
-            lambda name, _: f"{name} has more blocks of {size} tokens than the prompt fills",
-        )
-        return lists
-
-    def _block_numbers(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-        """Blocks of some rows as numbers from 0, and where each row begins in them."""
-        import pyarrow.compute as pc
-
-        if self._blocks is None:
-            return None, None
-        lists = self._blocks.take(rows)
-        counts = pc.list_value_length(lists).fill_null(0).to_numpy()
-        numbers = lists.flatten().dictionary_encode().indices.to_numpy()
-        return numbers.astype(np.int64), _offsets(counts)
-
-    def _refuse_back_in_time(self) -> None:
-        if not self._layout.by_arrival:
-            return
-        rows = self._sound()
-        times = self._arrival_s[rows]
-        back = np.zeros(len(self._columns.numbers), dtype=np.bool_)
-        back[rows] = times < np.maximum.accumulate(times)
-        self._refuse(
-            back,
-            self._layout.arrival,
-            lambda name, cell: f"{name} goes back in time, to {cell}: sort the rows by arrival",
-        )
-
-
-def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
+    if limit is not None and limit < len(kept):
+        kept = kept[:limit]
+        last = columns.numbers[kept].max()
+        rejected = [rejection for rejection in rejected if rejection.row < last]
+    hashes, offsets = rows.block_numbers(kept)
+    return Trace(
+        name=path.absolute().name,
+        arrival_s=rows.arrival_s[kept] - rows.arrival_s[kept[0]],
+        prompt_tokens=rows.prompt_tokens[kept].astype(np.int64),
+        output_tokens=rows.output_tokens[kept].astype(np.int64),
+        rejected=rejected,
+        layout=layout.name,
+        block_hashes=hashes,
+        block_offsets=offsets,
+        hash_tokens=0 if hashes is None else layout.block_tokens,
+    )
