@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lengthwise.theory.disciplines import Queue, make_queue
-from lengthwise.theory.laws import Array, JobLaw
+from lengthwise.theory.laws import Array, JobLaw, job_samples
 
 
 def mean_response_time(jobs: JobLaw, rate: float, policy: str, c: float = 0.8) -> float:
@@ -47,7 +47,7 @@ def mean_response_time_tagged_cutoff(jobs: JobLaw, rate: float, c: float) -> flo
     """The other reading of the paper's lemma: the tagged job's cutoff c r serves for all jobs.
 
     That is not what the rule does; it is here to show by how much the readings differ. Takes time
-    and memory proportional to the square of the number of points: give it a law of a thousand.
+    proportional to the square of the number of points: a thousand are plenty.
 
     Args:
         jobs: the law of sizes and predictions.
@@ -59,9 +59,11 @@ def mean_response_time_tagged_cutoff(jobs: JobLaw, rate: float, c: float) -> flo
     """
 
     def squared_work_ahead(jobs: JobLaw, c: float, r: Array) -> Array:
-        served = np.clip(jobs.predictions - r[:, None], 0, np.minimum(c * r[:, None], jobs.sizes))
-        result: Array = (jobs.sizes - served) ** 2 @ jobs.weights
-        return result
+        squares = np.empty(len(r))
+        for index, rank in enumerate(r):
+            served = np.clip(jobs.predictions - rank, 0, np.minimum(c * rank, jobs.sizes))
+            squares[index] = jobs.weights @ (jobs.sizes - served) ** 2
+        return squares
 
     queue = make_queue(jobs, rate, "trail", c)
     times = _response_times(queue, jobs.sizes, jobs.predictions, squared_work_ahead)
@@ -83,44 +85,43 @@ def conditional_response_time(
         rate: mean arrivals per unit of time.
         policy: one of POLICIES.
         c: see `mean_response_time`.
-        sizes: shape (n,), in any order.
-        predictions: shape (n,); fcfs does not look at them.
+        sizes: shape (n,), above 0, in any order.
+        predictions: shape (n,), not negative; fcfs does not look at them.
 
     Returns:
         Times in the unit of the sizes, shape (n,).
 
     Raises:
-        InputError: see `make_queue`.
+        InputError: see `make_queue` and `job_samples`.
     """
     queue = make_queue(jobs, rate, policy, c)
-    asked = np.asarray(predictions, dtype=np.float64)
+    asked = job_samples(sizes, predictions)
     if policy == "fcfs":
-        asked = np.zeros_like(asked)
-    return _response_times(queue, np.asarray(sizes, dtype=np.float64), asked)
+        asked = asked.without_predictions()
+    return _response_times(queue, asked.sizes, asked.predictions)
 
 
 def _squared_work_ahead(jobs: JobLaw, c: float, r: Array) -> Array:
-    """E[(Y − m(T))²] for each r: what a job still needs when it gets ahead of one predicted r.
+    """E[(Y − m(T))²] for each r: of the jobs that go before one predicted r, what they still need.
 
-    As a function of r, each job's y − m is flat up to `start`, then grows with slope 1 up to r = t,
-    and is y from there. Its square is a polynomial on each piece, so the sum over all jobs is a
-    polynomial whose coefficients change at `start` and at t: cumulated changes give it for all r.
+    As a function of r, each job's y − m is flat up to `start`, grows with slope 1 up to r = t, and
+    is y from there. So the sum of the squares is a continuous piecewise polynomial, whose value and
+    slope are carried from corner to corner.
     """
     y, t, weight = jobs.sizes, jobs.predictions, jobs.weights
     start = np.maximum((1 - c) * t, t - y)
-    flat = np.maximum(y - c * t, 0) ** 2
-    level = y - t  # (level + r)² between start and t
-    result = np.full(len(r), weight @ flat)
-    for corner, constant, sign in (
-        (start, level**2 - flat, 1.0),
-        (t, level**2 - y**2, -1.0),
-    ):
-        order = np.argsort(corner)
-        passed = np.searchsorted(corner[order], r, side="right")
-        w = sign * weight[order]
-        result += _cumulated(w * constant[order])[passed]
-        result += _cumulated(w * level[order])[passed] * 2 * r
-        result += _cumulated(w)[passed] * r**2
+    flat = np.maximum(y - c * t, 0)
+    corners = np.concatenate((start, t))
+    order = np.argsort(corners)
+    corners = corners[order]
+    gaps = np.diff(corners)
+    growing = np.cumsum(np.concatenate((weight, -weight))[order])
+    slope = np.cumsum(2 * np.concatenate((weight * flat, -weight * y))[order])
+    slope += 2 * _cumulated(growing[:-1] * gaps)
+    value = weight @ flat**2 + _cumulated((slope[:-1] + growing[:-1] * gaps) * gaps)
+    left = np.maximum(np.searchsorted(corners, r, side="right") - 1, 0)
+    beyond = np.maximum(r - corners[left], 0)
+    result: Array = value[left] + (slope[left] + growing[left] * beyond) * beyond
     return result
 
 

@@ -21,10 +21,11 @@ from lengthwise.errors import InputError
 
 Array = NDArray[np.float64]
 
-POINTS: Final = 2**17  #: of a law, at most, except where each size has NOISE_POINTS predictions
-NOISE_POINTS: Final = 128  #: predictions of a size, at least, where they are noisy
+POINTS: Final = 2**17  #: of a law, at most; samples and densities have their own number
+NOISE_POINTS: Final = 64  #: predictions of a size, at least, where they are noisy
 DENSITY_POINTS: Final = 512  #: on each axis of a joint density
 _LOGITS: Final = (-35.0, 120.0)  #: quantiles from e^-35 to 1 - e^-120 are looked at
+_GOLDEN_RATIO: Final = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -165,16 +166,18 @@ def noisily_predicted(
         return sizes, predictor(sizes, random.standard_exponential(count))
 
     sizes, weights = law.points(POINTS // NOISE_POINTS)
-    noise, chances = exponential().points(POINTS // len(sizes))
-    weights = np.outer(weights, chances).ravel()
-    tiled = np.tile(noise, len(sizes))
-    sizes = np.repeat(sizes, len(noise))
-    predictions = _checked("prediction", predictor(sizes, tiled))
+    count = POINTS // len(sizes)
+    # Each size has its noise at other places, lest the grid line up with the corners of the rule.
+    shifts = np.arange(len(sizes))[:, None] * _GOLDEN_RATIO % 1
+    noise, chances = _exponential_points((np.arange(count) + shifts) / count)
+    chances *= (weights / chances.sum(axis=1))[:, None]
+    sizes = np.repeat(sizes, count)
+    predictions = _checked("prediction", predictor(sizes, noise.ravel()))
     if len(predictions) != len(sizes) or predictions.min() < 0:
         raise InputError(
             "a predictor must give one prediction for each size, none of them negative"
         )
-    return JobLaw(sizes, predictions, weights, draw)
+    return JobLaw(sizes, predictions, chances.ravel(), draw)
 
 
 def job_samples(sizes: ArrayLike, predictions: ArrayLike) -> JobLaw:
@@ -227,21 +230,25 @@ def job_density(
 
 
 def _smooth(size_at: Callable[[Array], Array]) -> SizeLaw:
-    """The law of a function of an exponential variable with mean 1.
-
-    The points are fine in the middle and reach far into both tails. They are a double exponential
-    quadrature (Takahasi and Mori 1974): for integrals of smooth functions its error falls
-    exponentially with their number.
-    """
+    """The law of a function of an exponential variable with mean 1."""
 
     def points(limit: int) -> tuple[Array, Array]:
-        # Each cell's midpoint stands for it; the last factors are the derivative of its quantile.
-        place = (np.arange(limit) + 0.5) / limit
-        logit = _logits(place)
-        weights = np.sqrt(1 + logit**2) / (2 + np.exp(logit) + np.exp(-logit))
-        return size_at(np.logaddexp(0, logit)), weights / weights.sum()
+        hazards, weights = _exponential_points((np.arange(limit) + 0.5) / limit)
+        return size_at(hazards), weights / weights.sum()
 
     return SizeLaw(points, lambda random, count: size_at(random.standard_exponential(count)))
+
+
+def _exponential_points(place: Array) -> tuple[Array, Array]:
+    """Values of an exponential variable at evenly spaced places from 0 to 1, and their weights.
+
+    They are fine in the middle and reach far into both tails: a double exponential quadrature
+    (Takahasi and Mori 1974), whose error for smooth functions falls exponentially with the number
+    of places. The weights are in proportion; their sum is the caller's.
+    """
+    logits = _logits(place)
+    weights = np.sqrt(1 + logits**2) / (2 + np.exp(logits) + np.exp(-logits))
+    return np.logaddexp(0, logits), weights
 
 
 def _logits(place: Array) -> Array:
