@@ -6,10 +6,12 @@ A page asks with a line `<!-- generate: NAME ARGUMENT -->`; `GENERATORS` has the
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
 import re
+import runpy
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -215,7 +217,7 @@ def fields(where: str) -> str:
 def python(_: str) -> str:
     """The public names of every room, with the first line of their docstrings."""
     parts = []
-    for room in ("", ".policy", ".predict", ".workload", ".measure", ".reference"):
+    for room in ("", ".policy", ".predict", ".workload", ".measure", ".theory", ".reference"):
         module = importlib.import_module(f"lengthwise{room}")
         names = getattr(module, "__all__", [])
         if names:
@@ -240,6 +242,18 @@ def signature(value: object) -> str:
 def first_line(value: object) -> str:
     """The first line of a docstring."""
     return escape((inspect.getdoc(value) or "").split("\n")[0])
+
+
+def theory(name: str) -> str:
+    """A part of the theory page, computed now: a function of scripts/theory_numbers.py."""
+    part = theory_numbers()[name]()
+    return part if isinstance(part, str) else table(*part)
+
+
+@functools.cache
+def theory_numbers() -> dict[str, Any]:
+    """The names of that script, which runs once however many parts are asked for."""
+    return runpy.run_path(str(ROOT / "scripts" / "theory_numbers.py"))
 
 
 def type_name(annotation: Any) -> str:
@@ -289,4 +303,5 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "reference-flags": reference_flags,
     "request": request,
     "settings": settings,
+    "theory": theory,
 }

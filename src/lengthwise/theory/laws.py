@@ -1,8 +1,8 @@
 """Who arrives: the joint law of a job's size and of what is predicted for it.
 
 A law has two forms. The formulas take it as weighted points, for which they are exact; a smooth law
-is cut into so many that the result has six correct digits. The simulation draws from the law itself
-and knows nothing of the points. (A joint density is the exception: it is drawn from its points.)
+is cut into so many that the result has five correct digits. The simulation draws from the law
+itself and knows nothing of the points. (Only a joint density is drawn from its points.)
 
 Sizes and predictions have one unit, which is also that of time: the server works off 1 per 1.
 """
@@ -21,8 +21,8 @@ from lengthwise.errors import InputError
 
 Array = NDArray[np.float64]
 
-POINTS: Final = 2**17  #: of a law, at most; samples and densities have their own number
-NOISE_POINTS: Final = 64  #: predictions of a size, at least, where they are noisy
+POINTS: Final = 2**16  #: of a law, at most; samples and densities have their own number
+NOISE_POINTS: Final = 128  #: predictions of a size, at least, where they are noisy
 DENSITY_POINTS: Final = 512  #: on each axis of a joint density
 _LOGITS: Final = (-35.0, 120.0)  #: quantiles from e^-35 to 1 - e^-120 are looked at
 _GOLDEN_RATIO: Final = (math.sqrt(5) - 1) / 2
