@@ -161,14 +161,18 @@ class Batch:
             "block_size": 16,
             "caching": True,
             "requests": len(self.table),
-            "step_time": StepTime(),
+            "step_s": StepTime().decode_s(len(self.running)),
+            "prefill_s": StepTime().prefill_s_per_token,
+            "tokens_per_step": 0.0,
             **engine,
         }
         preemptible = np.ones(len(self.running), np.bool_)
         freed = -(-self.table["computed_tokens"][self.running].astype(np.int64) // 16)
-        return choose_swaps(
-            discipline,
-            order,
+        victims, admitted = choose_swaps(
+            discipline.preemption == "greedy",
+            discipline.max_swaps,
+            order.groups,
+            order.ranks,
             self.table,
             waiting,
             self.running,
@@ -176,6 +180,7 @@ class Batch:
             freed,
             Engine(**given_),
         )
+        return victims.tolist(), admitted
 
 
 LONG = {"remaining": 500.0, "computed_tokens": 64}

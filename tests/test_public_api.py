@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "workload": {"request"},
     "measure": set(),
     "theory": set(),
+    "simulate": {"request", "policy", "workload", "measure"},
     "reference": {"workload"},
     "predict": {"request", "workload", "reference"},
     "vllm": {"request", "policy", "predict"},

@@ -1,25 +1,57 @@
-"""numba's `njit`, with its type kept.
+"""numba's `njit`, with its type kept and its cache made safe.
 
-`compiled` functions are cached on disk between processes. numba notices a change of the file that
-a function stands in, but not of functions that it calls from other files: one that does so is
-`compiled_here`, compiled anew in each process.
+numba keeps compiled code on disk and compiles anew when the file of the function has changed, but
+does not notice a change in another file whose functions it has inlined. Here the sources of all
+rooms that compiled code comes from are part of the key, so that a stale schedule is impossible.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import TypeVar, cast
+from functools import cache
+from pathlib import Path
+from types import CellType, FunctionType
+from typing import Any, Final, TypeVar, cast
 
 from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+_ROOMS: Final = (".", "policy", "simulate")  # whose functions call one another's
+
 
 def compiled(function: Function) -> Function:
     """Compile, and keep the machine code for the next process."""
-    return cast(Function, njit(cache=True)(function))
+    return cast(Function, njit(cache=True)(_with_sources(function)))
 
 
 def compiled_here(function: Function) -> Function:
-    """Compile for this process only."""
+    """Compile for this process only: for functions that take or are a user's policy."""
     return cast(Function, njit(function))
+
+
+def _with_sources(function: Any) -> Any:
+    """The function with the digest of the sources as a closure variable.
+
+    It reads none, but numba's key contains the values of closure variables.
+    """
+    if function.__closure__:
+        return function
+    code = function.__code__.replace(co_freevars=("sources",))
+    copy = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, (_sources(),)
+    )
+    copy.__doc__, copy.__module__ = function.__doc__, function.__module__
+    copy.__qualname__, copy.__annotations__ = function.__qualname__, function.__annotations__
+    return copy
+
+
+@cache
+def _sources() -> CellType:
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for room in _ROOMS:
+        for path in sorted((here / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return CellType(digest.hexdigest())

@@ -10,11 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.guards import NEVER, guard_record
-from lengthwise.policy.order import first_waiting, rank_requests
 from lengthwise.policy.registry import Policy, Preemption, get_policy
-from lengthwise.request import new_table
-
-_NOBODY = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -62,24 +58,6 @@ class Discipline:
         return not self.is_fcfs and (
             self.policy.predicts or self.preempts or self.memory_growth > 0.0
         )
-
-    def warm_up(self) -> None:
-        """Compile now what the first step would otherwise wait for (about a second)."""
-        table = new_table(1)
-        groups, ranks = np.zeros(1, np.int64), np.zeros(1)
-        rank_requests(
-            self.policy.rank,
-            self.parameters,
-            self.guards,
-            table,
-            1,
-            0.0,
-            0,
-            _NOBODY,
-            groups,
-            ranks,
-        )
-        first_waiting(table, 1, groups, ranks, -1, 1)
 
 
 def make_discipline(

@@ -152,6 +152,38 @@ def _replace_root(
     heap[hole] = row
 
 
+@compiled
+def first_in_order(
+    table: RequestTable,
+    count: int,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
+    blend: float,
+    admissions: int,
+    want: int,
+) -> NDArray[np.int64]:
+    """The best `want` waiting rows; with a blend, merged with those first in the queue.
+
+    Args:
+        table: array of REQUEST.
+        count: rows in use.
+        groups: of `rank_requests`.
+        ranks: of `rank_requests`.
+        blend: share of admissions by policy, between 0 and 1.
+        admissions: how many have been made before.
+        want: how many rows at most.
+    """
+    chosen = first_waiting(table, count, groups, ranks, -1, want)
+    if blend >= 1.0:
+        return chosen
+    classes = np.empty(count, np.int64)
+    for i in range(count):
+        classes[i] = table[i].priority
+    queued = first_waiting(table, count, classes, np.zeros(count), -1, want)
+    return interleave(chosen, queued, blend, admissions)
+
+
+@compiled
 def interleave(
     by_policy: NDArray[np.int64],
     by_arrival: NDArray[np.int64],
@@ -173,17 +205,82 @@ def interleave(
     Returns:
         Rows, as many as `by_policy` has.
     """
-    merged: list[int] = []
-    taken: set[int] = set()
-    policy, arrival = iter(by_policy.tolist()), iter(by_arrival.tolist())
-    for slot in range(admissions, admissions + len(by_policy)):
+    highest = -1
+    for row in by_policy:
+        highest = max(highest, row)
+    for row in by_arrival:
+        highest = max(highest, row)
+    taken = np.zeros(highest + 1, np.bool_)
+    merged = np.empty(len(by_policy), np.int64)
+    policy, arrival = 0, 0
+    for place in range(len(by_policy)):
+        slot = admissions + place
+        while policy < len(by_policy) and taken[by_policy[policy]]:
+            policy += 1
+        while arrival < len(by_arrival) and taken[by_arrival[arrival]]:
+            arrival += 1
         in_turn = math.floor((slot + 1) * (1.0 - blend)) > math.floor(slot * (1.0 - blend))
-        source = arrival if in_turn else policy
-        row = next((r for r in source if r not in taken), None)
-        if row is None:
-            row = next((r for r in policy if r not in taken), None)
-        if row is None:
-            break
-        taken.add(row)
-        merged.append(row)
-    return np.array(merged, dtype=np.int64)
+        if in_turn and arrival < len(by_arrival):
+            row = by_arrival[arrival]
+        elif policy < len(by_policy):
+            row = by_policy[policy]
+        else:
+            return merged[:place]
+        taken[row] = True
+        merged[place] = row
+    return merged
+
+
+@compiled
+def victims_last(
+    table: RequestTable,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
+    running: NDArray[np.int64],
+    prefilling: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """The running requests in an order from whose tail the engine may take memory victims.
+
+    Within a priority class, requests in the middle of their prefill stay behind the others: in
+    front they would take the token budget of those that decode.
+
+    Args:
+        table: array of REQUEST.
+        groups: of `rank_requests`.
+        ranks: of `rank_requests`.
+        running: rows of the running requests, shape [n].
+        prefilling: which of them are in the middle of their prefill, shape [n].
+
+    Returns:
+        Places in `running`, those to be kept longest first.
+    """
+    order = np.arange(len(running))
+    # Insertion sort: a few hundred at most, and nearly in order from one step to the next.
+    for place in range(1, len(order)):
+        moved = order[place]
+        hole = place
+        while hole > 0 and _is_kept_longer(
+            table, groups, ranks, running, prefilling, moved, order[hole - 1]
+        ):
+            order[hole] = order[hole - 1]
+            hole -= 1
+        order[hole] = moved
+    return order
+
+
+@compiled
+def _is_kept_longer(
+    table: RequestTable,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
+    running: NDArray[np.int64],
+    prefilling: NDArray[np.bool_],
+    a: int,
+    b: int,
+) -> bool:
+    first, second = table[running[a]].priority, table[running[b]].priority
+    if first != second:
+        return bool(first < second)
+    if prefilling[a] != prefilling[b]:
+        return bool(prefilling[b])
+    return precedes(table, groups, ranks, running[a], running[b])

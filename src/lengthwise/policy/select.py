@@ -8,20 +8,21 @@ share them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.policy.discipline import Discipline
-from lengthwise.policy.order import first_waiting, interleave, rank_requests
+from lengthwise.policy.order import first_in_order, first_waiting, rank_requests
 from lengthwise.policy.rollout import swap_gain
-from lengthwise.policy.step_time import StepTime
 from lengthwise.request import RequestTable
 
 Rows = NDArray[np.int64]
+
+SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
+SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most steps cost nothing
 
 _NOBODY: Final = np.empty(0, dtype=np.int64)
 
@@ -71,24 +72,16 @@ class StepOrder:
         admissions: int = 0,
     ) -> Rows:
         """The best `want` waiting rows; with a blend, merged with those first in the queue."""
-        chosen = first_waiting(table, count, self.groups, self.ranks, -1, want)
-        if discipline.blend >= 1.0:
-            return chosen
-        classes = np.ascontiguousarray(table["priority"])
-        queued = first_waiting(table, count, classes, np.zeros(len(table)), -1, want)
-        return interleave(chosen, queued, discipline.blend, admissions)
+        return first_in_order(
+            table, count, self.groups, self.ranks, discipline.blend, admissions, want
+        )
 
     def after(self, table: RequestTable, count: int, row: int, want: int) -> Rows:
         """The best `want` waiting rows that come behind `row` in the policy's order."""
         return first_waiting(table, count, self.groups, self.ranks, row, want)
 
-    def outranked(self, running: Rows, newcomers: Rows) -> NDArray[np.bool_]:
-        """Which of the running rows rank truly behind any of the newcomers."""
-        return _outranked_by_any(self.groups, self.ranks, running, newcomers)
 
-
-@dataclass
-class Engine:
+class Engine(NamedTuple):
     """What the engine has to give in this step.
 
     Attributes:
@@ -99,7 +92,9 @@ class Engine:
         block_size: tokens a KV block.
         caching: whether freed blocks stay reusable (prefix caching).
         requests: running and waiting requests.
-        step_time: measured costs.
+        step_s: seconds of a step in which all slots decode.
+        prefill_s: seconds a prefilled token adds to a step.
+        tokens_per_step: tokens whose KV is written in a step, on average.
     """
 
     free_slots: int
@@ -108,24 +103,44 @@ class Engine:
     block_size: int
     caching: bool
     requests: int
-    step_time: StepTime
+    step_s: float
+    prefill_s: float
+    tokens_per_step: float
 
 
+@compiled
 def blocks_for(tokens: float, block_size: int) -> int:
     """KV blocks that hold so many tokens."""
     return math.ceil(tokens / block_size)
 
 
+@compiled
+def outranked_by_any(
+    groups: NDArray[np.int64], ranks: NDArray[np.float64], running: Rows, newcomers: Rows
+) -> NDArray[np.bool_]:
+    """Which of the running rows rank truly behind any of the newcomers, shape of `running`."""
+    result = np.zeros(len(running), np.bool_)
+    for place in range(len(running)):
+        for newcomer in newcomers:
+            if _ranks_behind(groups, ranks, running[place], newcomer):
+                result[place] = True
+                break
+    return result
+
+
+@compiled
 def choose_swaps(
-    discipline: Discipline,
-    order: StepOrder,
+    greedy: bool,
+    max_swaps: int,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
     table: RequestTable,
     waiting: Rows,
     running: Rows,
     preemptible: NDArray[np.bool_],
     freed: Rows,
     engine: Engine,
-) -> tuple[list[int], int]:
+) -> tuple[Rows, int]:
     """Which running requests to preempt, and how many waiting ones get in this step.
 
     Newcomers are taken strictly in order, since one that was passed over would be overtaken
@@ -133,8 +148,10 @@ def choose_swaps(
     may take the place of one running request, if its prompt fits in what the victim gives back.
 
     Args:
-        discipline: the policy and its preemption rule.
-        order: the step's order, already ranked.
+        greedy: preempt whoever ranks last, whatever it costs; otherwise only where it pays.
+        max_swaps: preemptions in one step.
+        groups: of `rank_requests`.
+        ranks: of `rank_requests`.
         table: array of REQUEST.
         waiting: the first waiting rows in order.
         running: rows of the running requests.
@@ -146,133 +163,126 @@ def choose_swaps(
     Returns:
         Rows of the victims, and the number of leading rows of `waiting` that get in.
     """
-    queue = list(waiting)
+    queue = np.empty(len(waiting), np.int64)
+    queue[:] = waiting
     admitted = 0
     slots, blocks, budget = engine.free_slots, engine.free_blocks, engine.token_budget
-    while queue and slots > 0 and budget > 0 and _need(table, queue[0], engine) <= blocks:
-        blocks -= _need(table, queue[0], engine)
+    while len(queue) > 0 and slots > 0 and budget > 0:
+        need = _need(table, queue[0], engine.block_size)
+        if need > blocks:
+            break
+        blocks -= need
         budget -= _uncached(table, queue[0])
         slots -= 1
         admitted += 1
-        queue.pop(0)
+        queue = queue[1:]
 
-    victims: list[int] = []
+    victims = np.empty(max_swaps, np.int64)
+    swaps = 0
     held = running.copy()
     free = preemptible.copy()
-    while queue and budget > 0 and len(victims) < discipline.max_swaps:
-        newcomer = queue[0]
-        place = _choose_victim(discipline, order, table, queue, held, free, freed + blocks, engine)
-        if place is None:
+    while len(queue) > 0 and budget > 0 and swaps < max_swaps:
+        place = _choose_victim(
+            greedy, groups, ranks, table, queue, held, free, freed, blocks, engine
+        )
+        if place < 0:
             break
-        victim = int(held[place])
-        victims.append(victim)
+        victim, newcomer = held[place], queue[0]
+        victims[swaps] = victim
+        swaps += 1
         admitted += 1
-        blocks += int(freed[place])
-        blocks -= _need(table, newcomer, engine)
+        blocks += freed[place] - _need(table, newcomer, engine.block_size)
         budget += 1 - _uncached(table, newcomer)
         held[place] = newcomer
         free[place] = False
-        queue.pop(0)
-        rest = np.array(queue, dtype=np.int64)
-        queue.insert(_place(table, order.groups, order.ranks, rest, victim), victim)
-        if queue[0] == victim:
+        # The victim takes its place in the queue. Where it is the next, nobody else gets in.
+        returns = _place(table, groups, ranks, queue[1:], victim)
+        if returns == 0:
             break
-    return victims, admitted
+        queue[:returns] = queue[1 : returns + 1]
+        queue[returns] = victim
+    return victims[:swaps], admitted
 
 
-def _need(table: RequestTable, row: int, engine: Engine) -> int:
+@compiled
+def _need(table: RequestTable, row: int, block_size: int) -> int:
     """Blocks for the whole of a waiting request's known tokens and the first new one."""
-    return blocks_for(table[row]["prompt_tokens"] + table[row]["age"] + 1, engine.block_size)
+    return blocks_for(table[row].prompt_tokens + table[row].age + 1, block_size)
 
 
+@compiled
 def _uncached(table: RequestTable, row: int) -> int:
     """Tokens that a waiting request has to compute when admitted."""
     request = table[row]
-    return max(int(request["prompt_tokens"] + request["age"] - request["cached_tokens"]), 1)
+    return max(int(request.prompt_tokens + request.age - request.cached_tokens), 1)
 
 
+@compiled
 def _choose_victim(
-    discipline: Discipline,
-    order: StepOrder,
+    greedy: bool,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
     table: RequestTable,
-    queue: list[int],
+    queue: Rows,
     held: Rows,
     free: NDArray[np.bool_],
-    blocks: Rows,
+    freed: Rows,
+    blocks: int,
     engine: Engine,
-) -> int | None:
-    """The place in `held` of the request that makes way for queue[0], if any should."""
+) -> int:
+    """The place in `held` of the request that makes way for queue[0]; -1 where none should."""
     newcomer = queue[0]
-    outranked = _outranked(table, order.groups, order.ranks, held, free, newcomer)
-    contexts = table["computed_tokens"][held].astype(np.float64)
-    fits = blocks >= _need(table, newcomer, engine)
-    candidates = np.flatnonzero(outranked & fits)
-    if len(candidates) == 0:
-        return None
-    if discipline.preemption == "greedy":
-        worst = np.lexsort((order.ranks[held[candidates]], order.groups[held[candidates]]))[-1]
-        return int(candidates[worst])
+    need = _need(table, newcomer, engine.block_size)
+    remaining = np.empty(len(held))
+    chosen, best = -1, -math.inf
+    for place in range(len(held)):
+        row = held[place]
+        remaining[place] = table[row].remaining
+        if not free[place] or freed[place] + blocks < need:
+            continue
+        if not _ranks_behind(groups, ranks, row, newcomer):
+            continue
+        if greedy:
+            if chosen < 0 or _ranks_behind(groups, ranks, row, held[chosen]):
+                chosen = place
+            continue
+        context = table[row].computed_tokens
+        lost = context % engine.block_size if engine.caching else context
+        promise = remaining[place] * engine.step_s - engine.requests * lost * engine.prefill_s
+        if promise > best:
+            chosen, best = place, promise
+    if greedy or chosen < 0:
+        return chosen
 
-    step_s = engine.step_time.decode_s(len(held))
-    prefill_s = engine.step_time.prefill_s_per_token
-    remaining = table["remaining"][held]
-    lost = contexts % engine.block_size if engine.caching else contexts
-    promise = remaining * step_s - engine.requests * lost * prefill_s
-    victim = int(candidates[np.argmax(promise[candidates])])
-    rows = np.array(queue, dtype=np.int64)
+    waiting = np.empty(len(queue))
+    for place in range(len(queue)):
+        waiting[place] = table[queue[place]].remaining
     gain = swap_gain(
         remaining,
-        table["remaining"][rows],
-        victim,
-        _place(table, order.groups, order.ranks, rows[1:], int(held[victim])),
-        contexts[victim],
+        waiting,
+        chosen,
+        _place(table, groups, ranks, queue[1:], held[chosen]),
+        float(table[held[chosen]].computed_tokens),
         float(_uncached(table, newcomer)),
         engine.requests,
-        step_s,
-        prefill_s,
+        engine.step_s,
+        engine.prefill_s,
         float(max(engine.free_blocks, 0)),
-        engine.step_time.tokens_per_step,
+        engine.tokens_per_step,
         engine.block_size,
         engine.caching,
     )
-    return victim if gain > 0.0 else None
+    return chosen if gain > 0.0 else -1
 
 
 @compiled
-def _outranked(
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-    held: Rows,
-    free: NDArray[np.bool_],
-    newcomer: int,
-) -> NDArray[np.bool_]:
-    """Which running requests rank truly behind the newcomer: a tie is no reason to preempt."""
-    result = np.zeros(len(held), np.bool_)
-    for place in range(len(held)):
-        row = held[place]
-        behind = groups[row] > groups[newcomer] or (
-            groups[row] == groups[newcomer] and ranks[row] > ranks[newcomer]
-        )
-        result[place] = free[place] and behind
-    return result
-
-
-@compiled
-def _outranked_by_any(
-    groups: NDArray[np.int64], ranks: NDArray[np.float64], held: Rows, newcomers: Rows
-) -> NDArray[np.bool_]:
-    """Which running requests rank truly behind any of the newcomers."""
-    result = np.zeros(len(held), np.bool_)
-    for place in range(len(held)):
-        row = held[place]
-        for newcomer in newcomers:
-            if groups[row] > groups[newcomer] or (
-                groups[row] == groups[newcomer] and ranks[row] > ranks[newcomer]
-            ):
-                result[place] = True
-                break
-    return result
+def _ranks_behind(
+    groups: NDArray[np.int64], ranks: NDArray[np.float64], row: int, other: int
+) -> bool:
+    """Whether `row` ranks truly behind `other`: a tie is no reason to preempt."""
+    return bool(
+        groups[row] > groups[other] or (groups[row] == groups[other] and ranks[row] > ranks[other])
+    )
 
 
 @compiled

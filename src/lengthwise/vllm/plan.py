@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.memory import admissible
+from lengthwise.policy.order import victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
-from lengthwise.policy.select import Engine, Rows, StepOrder, blocks_for, choose_swaps
+from lengthwise.policy.select import (
+    SPARE,
+    SWAP_EVERY,
+    Engine,
+    Rows,
+    StepOrder,
+    blocks_for,
+    choose_swaps,
+    outranked_by_any,
+)
 from lengthwise.policy.step_time import StepTime
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
-
-_SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
-_SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most steps cost nothing
 
 
 class Planner:
@@ -78,7 +84,7 @@ class Planner:
     def next_rows(self, after: int) -> list[int]:
         """The next waiting rows in this step's order, behind the given one (-1: the first)."""
         self._rank()
-        want = max(self._free_slots(), 0) + _SPARE
+        want = max(self._free_slots(), 0) + SPARE
         table, count = self._live.table, self._live.count
         if after < 0:
             rows = self._order.first(self.discipline, table, count, want, self._admissions)
@@ -142,7 +148,7 @@ class Planner:
         """Refresh `cached_tokens` of those who would be next: a look-up is too dear for all."""
         table, count = self._live.table, self._live.count
         self._order.rank(self.discipline, table, count, self._now, self._step)
-        want = max(self._free_slots(), 0) + _SPARE
+        want = max(self._free_slots(), 0) + SPARE
         for row in self._order.first(self.discipline, table, count, want, self._admissions):
             request = self._live.request(row)
             table["cached_tokens"][row] = compat.cached_tokens(self._scheduler, request)
@@ -170,7 +176,7 @@ class Planner:
         scheduler = self._scheduler
         return bool(
             self.discipline.preempts
-            and self._step % _SWAP_EVERY == 0
+            and self._step % SWAP_EVERY == 0
             and len(scheduler.waiting) > 0
             and scheduler.running
             and not throttled
@@ -200,7 +206,7 @@ class Planner:
         if len(waiting) == 0:
             return None
         newcomers = waiting[: slots + self.discipline.max_swaps]
-        outranked = self._order.outranked(rows, newcomers)
+        outranked = outranked_by_any(self._order.groups, self._order.ranks, rows, newcomers)
         outranked &= table["preemptions"][rows] < self.discipline.max_preemptions
         if not outranked.any():
             return None
@@ -228,12 +234,23 @@ class Planner:
             block_size=scheduler.block_size,
             caching=bool(scheduler.cache_config.enable_prefix_caching),
             requests=len(running) + len(scheduler.waiting),
-            step_time=self.step_time,
+            step_s=self.step_time.decode_s(len(running)),
+            prefill_s=self.step_time.prefill_s_per_token,
+            tokens_per_step=self.step_time.tokens_per_step,
         )
         victims, admitted = choose_swaps(
-            self.discipline, self._order, table, waiting, rows, preemptible, freed, engine
+            self.discipline.preemption == "greedy",
+            self.discipline.max_swaps,
+            self._order.groups,
+            self._order.ranks,
+            table,
+            waiting,
+            rows,
+            preemptible,
+            freed,
+            engine,
         )
-        if not victims:
+        if len(victims) == 0:
             return None
         self.preempting = True
         try:
@@ -324,20 +341,11 @@ class Planner:
         return bool(free < wanted)
 
     def _put_victims_last(self) -> None:
-        """Order `running` so that the parent, which takes victims from the tail, takes the worst.
-
-        Within a priority class, requests in the middle of their prefill stay behind the others:
-        in front they would take the token budget of those that decode.
-        """
+        """Order `running`, from whose tail the parent takes its victims."""
         running: list[Any] = self._scheduler.running
         rows = self._bring_running_up_to_date()
         self._rank()
-        prefilling: NDArray[np.bool_] = np.array([r.is_prefill_chunk for r in running], np.bool_)
-        keys = (
-            self._live.table["sequence"][rows],
-            self._order.ranks[rows],
-            self._order.groups[rows],
-            prefilling,
-            self._live.table["priority"][rows],
-        )
-        running[:] = [running[place] for place in np.lexsort(keys)]
+        prefilling = np.array([r.is_prefill_chunk for r in running], np.bool_)
+        table, order = self._live.table, self._order
+        places = victims_last(table, order.groups, order.ranks, rows, prefilling)
+        running[:] = [running[place] for place in places]

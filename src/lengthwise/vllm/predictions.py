@@ -37,7 +37,7 @@ def prompt_of(request: Any) -> Prompt:
     return Prompt(request.prompt_token_ids or (), hints)
 
 
-def warm_up(predictor: Predictor) -> None:
+def warm_up_predictor(predictor: Predictor) -> None:
     """Let a predictor compile what it needs before a request waits for it."""
     with contextlib.suppress(Exception):  # one that needs hints says so for each request
         predictor.predict(Prompt([0, 1, 2], {}))

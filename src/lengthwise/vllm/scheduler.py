@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.warm_up import warm_up
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Predictor
 from lengthwise.vllm import compat
 from lengthwise.vllm.counters import Counters, serve_metrics
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, prompt_of, warm_up
+from lengthwise.vllm.predictions import Predictions, prompt_of, warm_up_predictor
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import Settings, parse_settings
@@ -112,13 +113,13 @@ class LengthwiseMixin:
             max_swaps=settings.max_swaps,
             memory_growth=settings.memory_growth,
         )
-        discipline.warm_up()
+        warm_up(discipline)
         spec = discipline.policy.predictor or settings.predictor
         if not discipline.needs_predictions:
             spec = None
         predictor = load_predictor(spec, tokenizer=self._tokenizer) if spec else None
         if predictor is not None:
-            warm_up(predictor)
+            warm_up_predictor(predictor)
         if settings.metrics_port not in (None, self._metrics_port):
             serve_metrics(settings.metrics_port, self.counters, self._gauges)
             self._metrics_port = settings.metrics_port

@@ -1,0 +1,1 @@
+"""Step-level simulation of continuous batching, under the very policies that vLLM runs."""

@@ -1,0 +1,175 @@
+"""Several engines behind a router, from event to event."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled, compiled_here
+from lengthwise.simulate.kv_blocks import Memory
+from lengthwise.simulate.plan import Ranking
+from lengthwise.simulate.state import Batch, Integers, Queue, Shared
+from lengthwise.simulate.step import arrive, enter, run_step
+
+#: How a request finds its engine; all look at it as it arrives.
+ROUTERS: Final = ("round-robin", "least-outstanding", "power-of-two", "least-predicted-work")
+
+# Why `advance` came back.
+DONE: Final = 0  #: every request has been served
+PAUSED: Final = 1  #: as many steps as it was asked for
+MORE_ROWS: Final = 2  #: more requests are there than the tables hold
+MORE_MEMORY: Final = 3  #: more requests are preempted than can be remembered
+STUCK: Final = 4  #: requests wait and none can run
+
+
+@compiled
+def advance(
+    ranking: Ranking,
+    limits: NDArray[np.void],
+    terms: NDArray[np.float64],
+    engines: NDArray[np.void],
+    requests: NDArray[np.void],
+    shared: Shared,
+    queues: Queue,
+    batches: Batch,
+    memories: Memory,
+    token_times: NDArray[np.float32],
+    token_offsets: Integers,
+    log: NDArray[np.void],
+    router: int,
+    coins: Integers,
+    arrived: int,
+    steps: int,
+) -> tuple[int, int, int]:
+    """Simulate until something is needed from outside, or for a number of steps.
+
+    Args:
+        ranking: the rank pointer, its parameter values, the guards and the rules.
+        limits: array of one LIMITS record.
+        terms: `StepCost.terms`.
+        engines: array of ENGINE, written.
+        requests: array of SERVED in order of arrival, written.
+        shared: what prompts share.
+        queues: of all engines, written.
+        batches: of all engines, written.
+        memories: of all engines, written.
+        token_times: see `run_step`.
+        token_offsets: see `run_step`.
+        log: array of STEP for the steps from here on; of length 1 where none is wanted.
+        router: index into ROUTERS.
+        coins: for each request two engines, drawn at random, shape [n, 2].
+        arrived: how many requests have arrived before.
+        steps: how many steps to take.
+
+    Returns:
+        Why it came back, how many requests have arrived, and the steps taken.
+    """
+    taken = 0
+    viewed = 0
+    queue, batch, memory = _of_engine(queues, batches, memories, viewed)
+    while taken < steps:
+        r = 0
+        for k in range(1, len(engines)):
+            if engines[k].plans_s < engines[r].plans_s:
+                r = k
+        engine = engines[r]
+        if arrived < len(requests) and requests[arrived].arrival_s <= engine.plans_s:
+            r = _route(engines, router, coins, arrived)
+            engine = engines[r]
+            if engine.live >= queues.table.shape[1]:
+                return MORE_ROWS, arrived, taken
+            requests[arrived].engine = r
+            arrive(engine, requests, ranking[3][0], arrived)
+            if ranking[3][0].reorders:
+                if viewed != r:
+                    viewed = r
+                    queue, batch, memory = _of_engine(queues, batches, memories, viewed)
+                enter(engine, requests[arrived], queue, arrived)
+            if engine.plans_s == math.inf:
+                engine.plans_s = max(requests[arrived].arrival_s, engine.starts_s)
+                engine.starts_s = engine.plans_s
+            arrived += 1
+            continue
+        if engine.plans_s == math.inf:
+            return DONE, arrived, taken
+        if engine.remembered + engine.running > memories.remembered.shape[1]:
+            return MORE_MEMORY, arrived, taken
+        if viewed != r:
+            viewed = r
+            queue, batch, memory = _of_engine(queues, batches, memories, viewed)
+        step = log[taken] if len(log) > 1 else log[0]
+        step.engine = r
+        ran = run_step(
+            ranking,
+            limits[0],
+            terms,
+            engine,
+            requests,
+            shared,
+            queue,
+            batch,
+            memory,
+            token_times,
+            token_offsets,
+            step,
+        )
+        if ran:
+            taken += 1
+        elif engine.running == 0 and engine.waiting > 0:
+            return STUCK, arrived, taken
+    return PAUSED, arrived, taken
+
+
+@compiled_here
+def _of_engine(
+    queues: Queue, batches: Batch, memories: Memory, r: int
+) -> tuple[Queue, Batch, Memory]:
+    """One engine's part of everything."""
+    return (
+        Queue(
+            queues.table[r],
+            queues.groups[r],
+            queues.ranks[r],
+            queues.request[r],
+            queues.admitted[r],
+        ),
+        Batch(batches.slots[r], batches.running[r], batches.free[r]),
+        Memory(
+            memories.blocks[r],
+            memories.shared[r],
+            memories.of_slot[r],
+            memories.remembered[r],
+            memories.remembered_count[r],
+            memories.free_remembered[r],
+        ),
+    )
+
+
+@compiled_here
+def _route(engines: Any, router: int, coins: Integers, arrived: int) -> int:
+    """The engine that a request goes to."""
+    if len(engines) == 1:
+        return 0
+    if router == 0:
+        return arrived % len(engines)
+    if router == 2:
+        first, second = coins[arrived, 0], coins[arrived, 1]
+        prefers_first = _outstanding(engines[first]) <= _outstanding(engines[second])
+        return int(first if prefers_first else second)
+    best = 0
+    for k in range(1, len(engines)):
+        if router == 1:
+            better = _outstanding(engines[k]) < _outstanding(engines[best])
+        else:
+            better = engines[k].predicted_work < engines[best].predicted_work
+        if better:
+            best = k
+    return best
+
+
+@compiled_here
+def _outstanding(engine: Any) -> int:
+    return int(engine.running + engine.waiting)

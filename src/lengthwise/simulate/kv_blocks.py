@@ -1,0 +1,148 @@
+"""The KV blocks of an engine, as vLLM V1's block pool keeps them.
+
+With prefix caching a freed block keeps its content until it is handed out again. Free blocks wait
+in a list: those without reusable content at its head, the others at its tail, the last block of a
+request first; new blocks are taken from the head (vLLM v1/core/block_pool.py). So what a preempted
+request finds again when it resumes is decided here.
+
+What a block holds is named by `owner`: a request, whose `place`-th block it is, or a block of
+prompt that several requests share. Without prefix caching blocks need no names and are counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled_here
+
+NOTHING: Final = -1  #: owner of a block without reusable content; -2 - h: the shared content h
+
+BLOCK: Final = np.dtype(
+    [
+        ("next", np.int32),  # in the list of free blocks
+        ("previous", np.int32),
+        ("users", np.int32),  # requests that hold it
+        ("place", np.int32),  # its number among its owner's blocks
+        ("owner", np.int64),
+    ],
+    align=True,
+)
+
+
+class Memory(NamedTuple):
+    """An engine's KV memory. Arrays of several engines have one more axis, the first.
+
+    The last of `blocks` is none: its links are head and tail of the list of free blocks.
+    """
+
+    blocks: NDArray[np.void]  # [blocks + 1], BLOCK
+    shared: NDArray[np.int32]  # [shared contents], the block that holds it, or -1
+    of_slot: NDArray[np.int32]  # [slots, blocks of the longest request]
+    remembered: NDArray[np.int32]  # [preempted, blocks]: where a preempted request's KV was
+    remembered_count: NDArray[np.int64]  # [preempted]
+    free_remembered: NDArray[np.int64]  # [preempted], a stack of free rows of `remembered`
+
+
+def new_memory(
+    engines: int, slots: int, blocks: int, shared: int, longest: int, block_size: int, caching: bool
+) -> Memory:
+    """The memories of several engines, all free and empty.
+
+    Without prefix caching free blocks are only counted, and nothing is kept here.
+
+    Args:
+        engines: how many.
+        slots: of each.
+        blocks: KV blocks of each.
+        shared: how many different shared contents there are.
+        longest: tokens of the longest request.
+        block_size: tokens a block.
+        caching: whether there is prefix caching.
+    """
+    if not caching:
+        blocks, shared, longest = 1, 1, 1
+    ring = np.arange(blocks + 1, dtype=np.int32)
+    pool = np.zeros((engines, blocks + 1), BLOCK)
+    pool["next"], pool["previous"] = np.roll(ring, -1), np.roll(ring, 1)
+    pool["owner"] = NOTHING
+    places = -(-(longest + 1) // block_size)
+    preempted = slots + 16  # to start with
+    return Memory(
+        blocks=pool,
+        shared=np.full((engines, shared), -1, np.int32),
+        of_slot=np.zeros((engines, slots, places), np.int32),
+        remembered=np.zeros((engines, preempted, places), np.int32),
+        remembered_count=np.zeros((engines, preempted), np.int64),
+        free_remembered=np.tile(np.arange(preempted)[::-1], (engines, 1)),
+    )
+
+
+@compiled_here
+def take_block(blocks: Any, shared: NDArray[np.int32]) -> int:
+    """The first free block, its old content forgotten. There must be one."""
+    block = blocks[len(blocks) - 1].next
+    _unlink(blocks, block)
+    owner = blocks[block].owner
+    if owner < NOTHING and shared[-2 - owner] == block:
+        shared[-2 - owner] = -1
+    blocks[block].owner = NOTHING
+    blocks[block].users = 1
+    return int(block)
+
+
+@compiled_here
+def share_block(blocks: Any, block: int) -> bool:
+    """One more request uses a block with its content. Returns whether it was free."""
+    was_free = blocks[block].users == 0
+    if was_free:
+        _unlink(blocks, block)
+    blocks[block].users += 1
+    return bool(was_free)
+
+
+@compiled_here
+def free_block(blocks: Any, block: int) -> bool:
+    """A request lets go of a block. Returns whether it is free now."""
+    blocks[block].users -= 1
+    if blocks[block].users > 0:
+        return False
+    end = len(blocks) - 1
+    after = end if blocks[block].owner != NOTHING else blocks[end].next
+    before = blocks[after].previous
+    blocks[before].next = block
+    blocks[block].previous = before
+    blocks[block].next = after
+    blocks[after].previous = block
+    return True
+
+
+@compiled_here
+def name_block(
+    blocks: Any, shared: NDArray[np.int32], block: int, request: int, place: int, content: int
+) -> None:
+    """A block is full: from now on its content can be found.
+
+    Args:
+        blocks: of the engine's memory.
+        shared: of the engine's memory.
+        block: the block.
+        request: whose it is.
+        place: its number among the request's blocks.
+        content: the number of its content where that is shared, else -1.
+    """
+    if content < 0:
+        blocks[block].owner = request
+        blocks[block].place = place
+    elif shared[content] < 0:
+        blocks[block].owner = -2 - content
+        shared[content] = block
+
+
+@compiled_here
+def _unlink(blocks: Any, block: int) -> None:
+    before, after = blocks[block].previous, blocks[block].next
+    blocks[before].next = after
+    blocks[after].previous = before

@@ -1,0 +1,296 @@
+"""The pre-pass of a step: the policy's order, and swaps that pay. As in `vllm/plan.py`.
+
+What decides (ranks, guards, swaps, victims, predicted growth) is imported from `policy`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled_here
+from lengthwise.policy.memory import admissible
+from lengthwise.policy.order import first_in_order, rank_requests, victims_last
+from lengthwise.policy.rollout import LOOKAHEAD
+from lengthwise.policy.select import (
+    SPARE,
+    SWAP_EVERY,
+    Engine,
+    blocks_for,
+    choose_swaps,
+    outranked_by_any,
+)
+from lengthwise.simulate.kv_blocks import Memory
+from lengthwise.simulate.prefix_cache import find_cached
+from lengthwise.simulate.slots import preempt
+from lengthwise.simulate.state import Batch, Integers, Queue, Shared
+
+Ranking = Any  #: the rank pointer, its parameter values, the guards and the rules
+
+
+@compiled_here
+def plan_step(
+    ranking: Ranking,
+    limits: Any,
+    terms: NDArray[np.float64],
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+) -> tuple[Integers, bool]:
+    """Preempt where that pays, and put memory victims last; see `run_step` for the arguments.
+
+    Returns:
+        The only rows that may come in, and whether there is such a limit.
+    """
+    rules = ranking[3][0]
+    front = np.empty(0, np.int64)
+    has_front = False
+    if not rules.reorders:
+        return front, has_front
+    busy = engine.waiting > 0 and engine.running > 0
+    if busy and rules.preempts and engine.step % SWAP_EVERY == 0:
+        front, has_front = _swap(
+            ranking, limits, terms, engine, requests, shared, queue, batch, memory
+        )
+    if busy and not has_front and rules.memory_growth > 0.0 and engine.running < limits.slots:
+        front, has_front = _front_that_fits(
+            ranking, limits, engine, requests, shared, queue, batch, memory
+        )
+    if _memory_is_short(limits, engine, batch):
+        _put_victims_last(ranking, limits, engine, requests, shared, queue, batch, memory)
+    return front, has_front
+
+
+@compiled_here
+def rank_once(
+    ranking: Ranking,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    memory: Memory,
+) -> None:
+    """Rank all requests, once a step."""
+    if engine.ranked_step == engine.step:
+        return
+    engine.ranked_step = engine.step
+    rules = ranking[3][0]
+    if rules.reads_prefix_cache and limits.caching:
+        # A look-up is too dear for all: those who would be next.
+        _rank(ranking, engine, queue, np.empty(0, np.int64))
+        want = max(limits.slots - engine.running, 0) + SPARE
+        for row in first_rows(rules, engine, queue, want):
+            hits, _ = find_cached(limits, requests, shared, memory, queue.request[row])
+            queue.table[row].cached_tokens = hits * limits.block_size
+    admitted = np.sort(queue.admitted[: engine.admitted])
+    engine.admitted = 0
+    _rank(ranking, engine, queue, admitted)
+
+
+@compiled_here
+def first_rows(rules: Any, engine: Any, queue: Queue, want: int) -> Integers:
+    """The best `want` waiting rows."""
+    return first_in_order(
+        queue.table,
+        engine.live,
+        queue.groups,
+        queue.ranks,
+        rules.blend,
+        engine.admissions,
+        want,
+    )
+
+
+@compiled_here
+def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers) -> None:
+    rank_requests(
+        ranking[0],
+        ranking[1],
+        ranking[2],
+        queue.table,
+        engine.live,
+        engine.plans_s,
+        engine.step,
+        admitted,
+        queue.groups,
+        queue.ranks,
+    )
+
+
+@compiled_here
+def _bring_running_up_to_date(engine: Any, requests: Any, queue: Queue, batch: Batch) -> Integers:
+    """Write the columns of running requests that change with every token; returns their rows."""
+    rows = np.empty(engine.running, np.int64)
+    for k in range(engine.running):
+        slot = batch.slots[batch.running[k]]
+        rows[k] = requests[slot.request].row
+        queue.table[rows[k]].age = slot.age
+        queue.table[rows[k]].computed_tokens = slot.computed
+    return rows
+
+
+@compiled_here
+def _swap(
+    ranking: Ranking,
+    limits: Any,
+    terms: NDArray[np.float64],
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+) -> tuple[Integers, bool]:
+    """Preempt for newcomers where that pays; then only those newcomers may come in."""
+    rules = ranking[3][0]
+    nobody = np.empty(0, np.int64)
+    rows = _bring_running_up_to_date(engine, requests, queue, batch)
+    rank_once(ranking, limits, engine, requests, shared, queue, memory)
+    free_slots = max(limits.slots - engine.running, 0)
+    waiting = first_rows(rules, engine, queue, LOOKAHEAD * (free_slots + engine.running))
+    newcomers = waiting[: free_slots + rules.max_swaps]
+    preemptible = outranked_by_any(queue.groups, queue.ranks, rows, newcomers)
+    freed = np.zeros(engine.running, np.int64)
+    growth, wanted, context, anyone = 0, 0, 0, False
+    for k in range(engine.running):
+        slot = batch.slots[batch.running[k]]
+        tokens = slot.known - slot.computed
+        wanted += tokens
+        context += slot.computed
+        growth += blocks_for(slot.known, limits.block_size)
+        growth -= blocks_for(slot.computed, limits.block_size)
+        preemptible[k] = (
+            preemptible[k]
+            and tokens == 1
+            and 0 < slot.age < slot.output
+            and queue.table[rows[k]].preemptions < rules.max_preemptions
+        )
+        if preemptible[k]:
+            anyone = True
+            freed[k] = _blocks_freed(limits, slot, batch.running[k], memory)
+    if not anyone:
+        return nobody, False
+    victims, admitted = choose_swaps(
+        rules.greedy,
+        rules.max_swaps,
+        queue.groups,
+        queue.ranks,
+        queue.table,
+        waiting,
+        rows,
+        preemptible,
+        freed,
+        Engine(
+            free_slots,
+            engine.free_blocks - growth - limits.watermark_blocks,
+            limits.token_budget - wanted,
+            limits.block_size,
+            limits.caching,
+            engine.running + engine.waiting,
+            terms[0] + (terms[2] + terms[4]) * engine.running + terms[3] * context,
+            terms[1],
+            engine.tokens_per_step,
+        ),
+    )
+    if len(victims) == 0:
+        return nobody, False
+    for row in victims:
+        i = queue.request[row]
+        place = 0
+        while batch.slots[batch.running[place]].request != i:
+            place += 1
+        queue.table[row].preemptions += 1
+        requests[i].preemptions += 1
+        preempt(rules, limits, engine, requests, queue, batch, memory, place)
+    return waiting[:admitted], True
+
+
+@compiled_here
+def _blocks_freed(limits: Any, slot: Any, s: int, memory: Memory) -> int:
+    """Blocks that preempting a slot's request frees: those that no other request shares."""
+    if not limits.caching:
+        return int(slot.blocks)
+    freed = 0
+    for place in range(slot.blocks):
+        freed += memory.blocks[memory.of_slot[s, place]].users == 1
+    return freed
+
+
+@compiled_here
+def _front_that_fits(
+    ranking: Ranking,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+) -> tuple[Integers, bool]:
+    """The waiting rows whose predicted growth fits, when some does not."""
+    table = queue.table
+    size = limits.block_size
+    rows = _bring_running_up_to_date(engine, requests, queue, batch)
+    rank_once(ranking, limits, engine, requests, shared, queue, memory)
+    waiting = first_rows(ranking[3][0], engine, queue, limits.slots - engine.running)
+    held, remaining = np.empty(len(rows)), np.empty(len(rows))
+    total = 0.0
+    for k in range(len(rows)):
+        held[k] = size * blocks_for(table[rows[k]].computed_tokens, size)
+        remaining[k] = table[rows[k]].remaining
+        total += held[k]
+    new_held, new_remaining = np.empty(len(waiting)), np.empty(len(waiting))
+    for k in range(len(waiting)):
+        request = table[waiting[k]]
+        new_held[k] = size * blocks_for(request.prompt_tokens + request.age + 1, size)
+        new_remaining[k] = request.remaining
+    fitting = admissible(
+        held,
+        remaining,
+        new_held,
+        new_remaining,
+        ranking[3][0].memory_growth,
+        engine.free_blocks * size + total,
+    )
+    return waiting[:fitting], fitting < len(waiting)
+
+
+@compiled_here
+def _memory_is_short(limits: Any, engine: Any, batch: Batch) -> bool:
+    """Whether requests may have to be preempted in this step because blocks run out."""
+    size = limits.block_size
+    if engine.free_blocks >= engine.running + blocks_for(limits.token_budget, size):
+        return False
+    wanted = 0
+    for k in range(engine.running):
+        slot = batch.slots[batch.running[k]]
+        wanted += blocks_for(slot.known - slot.computed, size)
+    return bool(engine.free_blocks < wanted)
+
+
+@compiled_here
+def _put_victims_last(
+    ranking: Ranking,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+) -> None:
+    """Order `running`, from whose tail memory victims are taken."""
+    rows = _bring_running_up_to_date(engine, requests, queue, batch)
+    rank_once(ranking, limits, engine, requests, shared, queue, memory)
+    prefilling = np.empty(engine.running, np.bool_)
+    for k in range(engine.running):
+        slot = batch.slots[batch.running[k]]
+        prefilling[k] = slot.known - slot.computed > 1
+    places = victims_last(queue.table, queue.groups, queue.ranks, rows, prefilling)
+    batch.running[: engine.running] = batch.running[: engine.running][places]

@@ -1,0 +1,60 @@
+"""What a request finds of its KV before it starts or resumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lengthwise.compiled import compiled_here
+from lengthwise.simulate.kv_blocks import Memory
+from lengthwise.simulate.state import Shared
+
+
+@compiled_here
+def find_cached(
+    limits: Any, requests: Any, shared: Shared, memory: Memory, i: int
+) -> tuple[int, int]:
+    """Leading blocks of a waiting request that are cached, and how many of them are free.
+
+    At least one of its tokens has to be computed.
+    """
+    known = requests[i].prompt_tokens + requests[i].age
+    hits, free = 0, 0
+    if shared.tokens == 0 and requests[i].memory < 0:
+        return hits, free
+    while (hits + 1) * limits.block_size < known:
+        block = cached_block(limits, requests, shared, memory, i, hits)
+        if block < 0:
+            break
+        free += memory.blocks[block].users == 0
+        hits += 1
+    return hits, free
+
+
+@compiled_here
+def cached_block(
+    limits: Any, requests: Any, shared: Shared, memory: Memory, i: int, place: int
+) -> int:
+    """The block that holds the request's `place`-th block of tokens, -1 for none."""
+    content = content_of(limits, requests, shared, i, place)
+    if content >= 0:
+        return int(memory.shared[content])
+    row = requests[i].memory
+    if row < 0 or place >= memory.remembered_count[row]:
+        return -1
+    block = memory.remembered[row, place]
+    if memory.blocks[block].owner == i and memory.blocks[block].place == place:
+        return int(block)
+    return -1
+
+
+@compiled_here
+def content_of(limits: Any, requests: Any, shared: Shared, i: int, place: int) -> int:
+    """What the request's `place`-th block holds where that is shared between prompts, else -1."""
+    size = limits.block_size
+    if shared.tokens == 0 or (place + 1) * size > requests[i].prompt_tokens:
+        return -1
+    which = shared.offsets[i] + place * size // shared.tokens
+    if which >= shared.offsets[i + 1]:
+        return -1
+    per_content = shared.tokens // size
+    return int(shared.contents[which] * per_content + place % per_content)

@@ -1,0 +1,257 @@
+"""Simulate requests on one or several engines under a discipline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import NumbaExperimentalFeatureWarning
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, LengthwiseError, unknown_name
+from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.pointer import parameter_values, rank_pointer
+from lengthwise.simulate import cluster
+from lengthwise.simulate.cluster import ROUTERS, advance
+from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.kv_blocks import new_memory
+from lengthwise.simulate.state import (
+    SERVED,
+    STEP,
+    Shared,
+    limits_of,
+    new_batches,
+    new_engines,
+    new_queues,
+    rules_of,
+    with_more_memory,
+    with_more_rows,
+)
+from lengthwise.simulate.step_cost import StepCost
+from lengthwise.workload.trace import Trace
+
+_STRETCH = 1 << 17  # steps between two looks at the outside
+
+#: Columns of predictions: in output tokens, but for the score.
+PREDICTION = ("score", "expected", "low", "median", "high")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What happened.
+
+    Attributes:
+        requests: array of SERVED, shape [n], in order of arrival.
+        steps: array of STEP; empty unless asked for.
+        step_count: steps of all engines.
+        token_times: s from arrival of every token, all requests' one after another; empty unless
+            asked for.
+        token_offsets: shape [n + 1]: where each request's begin.
+    """
+
+    requests: NDArray[np.void]
+    steps: NDArray[np.void]
+    step_count: int
+    token_times: NDArray[np.float32]
+    token_offsets: NDArray[np.int64]
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all answers."""
+        return int(self.requests["output_tokens"].sum())
+
+    @property
+    def makespan_s(self) -> float:
+        """From the first arrival to the last answer's end."""
+        if len(self.requests) == 0:
+            return 0.0
+        return float(self.requests["finish_s"].max() - self.requests["arrival_s"][0])
+
+    @property
+    def e2el_s(self) -> NDArray[np.float64]:
+        """End-to-end latency of each request, shape [n]."""
+        latency: NDArray[np.float64] = self.requests["finish_s"] - self.requests["arrival_s"]
+        return latency
+
+    @property
+    def ttft_s(self) -> NDArray[np.float64]:
+        """Time to first token, shape [n]."""
+        latency: NDArray[np.float64] = self.requests["first_token_s"] - self.requests["arrival_s"]
+        return latency
+
+    @property
+    def tpot_s(self) -> NDArray[np.float64]:
+        """Time per output token behind the first, shape [n]; NaN for answers of one token."""
+        tokens = self.requests["output_tokens"] - 1
+        span = self.requests["finish_s"] - self.requests["first_token_s"]
+        return np.where(tokens > 0, span / np.maximum(tokens, 1), np.nan)
+
+    @property
+    def latency_per_output_token_s(self) -> NDArray[np.float64]:
+        """End-to-end latency over the answer's length, shape [n]."""
+        per_token: NDArray[np.float64] = self.e2el_s / self.requests["output_tokens"]
+        return per_token
+
+
+def simulate(
+    trace: Trace,
+    discipline: Discipline,
+    cost: StepCost,
+    engine: EngineSettings | None = None,
+    *,
+    predictions: NDArray[np.float64] | None = None,
+    priority: NDArray[np.int64] | None = None,
+    replicas: int = 1,
+    router: str = "least-outstanding",
+    seed: int = 0,
+    log_steps: bool = False,
+    token_times: bool = False,
+    progress: Callable[[int], None] = lambda arrived: None,
+) -> Simulation:
+    """Serve a trace. Same inputs, same bytes.
+
+    Args:
+        trace: arrivals and lengths; only ends of answers, and oracles, know the lengths.
+        discipline: what decides who runs.
+        cost: how long steps take.
+        engine: each engine's limits.
+        predictions: shape [n, 5]: score, expected, low, median, high, in output tokens but for the
+            score. None where the discipline needs none. A request without one (NaN) ranks as the
+            median of the others.
+        priority: each request's own class, lower runs sooner.
+        replicas: engines behind the router.
+        router: one of ROUTERS.
+        seed: for the router's draws.
+        log_steps: keep what every step did.
+        token_times: keep when every token came.
+        progress: called now and then with the number of requests that have arrived.
+
+    Raises:
+        InputError: predictions are missing, a request can never fit, an unknown router.
+        LengthwiseError: the engine came to a standstill.
+    """
+    engine = engine or EngineSettings()
+    n = len(trace)
+    if router not in ROUTERS:
+        raise unknown_name("router", router, ROUTERS)
+    if replicas < 1:
+        raise InputError(f"the number of replicas must be at least 1, got {replicas}")
+    requests = _requests(trace, discipline, predictions, priority)
+    longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
+    blocks = engine.blocks(longest)
+    shared, contents = _shared(trace, engine)
+    engines = new_engines(replicas, blocks)
+    queues = new_queues(replicas, engine.slots)
+    batches = new_batches(replicas, engine.slots)
+    memories = new_memory(
+        replicas,
+        engine.slots,
+        blocks,
+        contents,
+        longest,
+        engine.block_size,
+        engine.prefix_caching,
+    )
+    ranking = (
+        rank_pointer(discipline.policy),
+        parameter_values(discipline.parameters),
+        discipline.guards,
+        rules_of(discipline, bool(requests["priority"].any())),
+    )
+    offsets = np.zeros(n + 1, np.int64)
+    if token_times:
+        np.cumsum(requests["output_tokens"], out=offsets[1:])
+    times = np.full(offsets[-1], np.nan, np.float32)
+    limits, terms = limits_of(engine, blocks), cost.terms
+    coins = np.random.default_rng(seed).integers(replicas, size=(n if replicas > 1 else 1, 2))
+    logs: list[NDArray[np.void]] = []
+    arrived = taken = 0
+    while True:
+        log = np.zeros(_STRETCH if log_steps else 1, STEP)
+        with warnings.catch_warnings():
+            # The rank is a function pointer, which numba calls experimental.
+            warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
+            why, arrived, steps = advance(
+                ranking,
+                limits,
+                terms,
+                engines,
+                requests,
+                shared,
+                queues,
+                batches,
+                memories,
+                times,
+                offsets,
+                log,
+                ROUTERS.index(router),
+                coins,
+                arrived,
+                _STRETCH,
+            )
+        taken += steps
+        if log_steps:
+            logs.append(log[:steps].copy())
+        if why == cluster.DONE:
+            break
+        if why == cluster.STUCK:
+            raise LengthwiseError("the simulated engine stands still: requests wait, none can run")
+        if why == cluster.MORE_ROWS:
+            queues = with_more_rows(queues)
+        elif why == cluster.MORE_MEMORY:
+            memories = with_more_memory(memories)
+        progress(arrived)
+    steps_done = np.concatenate(logs) if logs else np.zeros(0, STEP)
+    return Simulation(requests, steps_done, taken, times, offsets)
+
+
+def _requests(
+    trace: Trace,
+    discipline: Discipline,
+    predictions: NDArray[np.float64] | None,
+    priority: NDArray[np.int64] | None,
+) -> NDArray[np.void]:
+    """The trace as an array of SERVED to which nothing has happened."""
+    n = len(trace)
+    requests = np.zeros(n, SERVED)
+    requests["arrival_s"] = trace.arrival_s
+    requests["prompt_tokens"] = trace.prompt_tokens
+    requests["output_tokens"] = trace.output_tokens
+    if priority is not None:
+        requests["priority"] = priority
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        requests[name] = np.nan
+    requests["memory"] = -1
+    if predictions is None:
+        if discipline.needs_predictions:
+            raise InputError(
+                f"policy {discipline.policy.name!r} needs predictions: name a predictor"
+            )
+        return requests
+    if predictions.shape != (n, len(PREDICTION)):
+        raise InputError(f"predictions have the shape {predictions.shape}, not ({n}, 5)")
+    missing = np.isnan(predictions.sum(axis=1) - predictions.sum(axis=1))
+    if missing.any():
+        known = predictions[~missing]
+        stand_in = np.median(known, axis=0) if len(known) else np.ones(len(PREDICTION))
+        predictions = np.where(missing[:, None], stand_in, predictions)
+    for column, name in enumerate(PREDICTION):
+        requests[name] = predictions[:, column]
+    return requests
+
+
+def _shared(trace: Trace, engine: EngineSettings) -> tuple[Shared, int]:
+    """What prompts share, and how many different blocks of it there are."""
+    if trace.block_hashes is None or trace.block_offsets is None or not engine.prefix_caching:
+        return Shared(np.zeros(0, np.int64), np.zeros(1, np.int64), 0), 1
+    if trace.hash_tokens % engine.block_size:
+        raise InputError(
+            f"{trace.name} names prompts' content by {trace.hash_tokens} tokens, which is no "
+            f"multiple of the block size {engine.block_size}: choose another block size"
+        )
+    contents = np.ascontiguousarray(trace.block_hashes, np.int64)
+    blocks = trace.hash_tokens // engine.block_size
+    offsets = np.ascontiguousarray(trace.block_offsets, np.int64)
+    return Shared(contents, offsets, trace.hash_tokens), int(contents.max(initial=0) + 1) * blocks

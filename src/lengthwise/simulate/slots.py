@@ -1,0 +1,241 @@
+"""How requests take slots of an engine, use them and leave them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled_here
+from lengthwise.policy.select import blocks_for
+from lengthwise.request import RUNNING, WAITING
+from lengthwise.simulate.kv_blocks import (
+    Memory,
+    free_block,
+    name_block,
+    share_block,
+    take_block,
+)
+from lengthwise.simulate.prefix_cache import cached_block, content_of
+from lengthwise.simulate.state import Batch, Queue, Shared
+
+
+@compiled_here
+def start(
+    rules: Any,
+    guards: Any,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+    i: int,
+    hits: int,
+    tokens: int,
+) -> None:
+    """Request i takes a slot, finds `hits` blocks of its KV and computes some tokens."""
+    served = requests[i]
+    s = batch.free[limits.slots - engine.running - 1]
+    batch.running[engine.running] = s
+    engine.running += 1
+    engine.waiting -= 1
+    engine.admissions += 1
+    slot = batch.slots[s]
+    slot.request = i
+    slot.age = served.age
+    slot.known = served.prompt_tokens + served.age
+    slot.output = served.output_tokens
+    slot.computed = hits * limits.block_size
+    slot.blocks = hits
+    slot.last_token_s = served.last_token_s
+    slot.gap_s = served.longest_gap_s
+    for place in range(hits):
+        block = cached_block(limits, requests, shared, memory, i, place)
+        memory.of_slot[s, place] = block
+        engine.free_blocks -= share_block(memory.blocks, block)
+    if served.memory >= 0:
+        # What is left of its old blocks is in use again, the rest is computed anew.
+        engine.remembered -= 1
+        top = len(memory.free_remembered) - engine.remembered - 1
+        memory.free_remembered[top] = served.memory
+        served.memory = -1
+    if math.isnan(served.scheduled_s):
+        served.scheduled_s = engine.starts_s
+        served.cached_tokens = slot.computed
+    else:
+        served.recomputed_tokens += max(served.lost - slot.computed, 0)
+    if rules.reorders:
+        request = queue.table[served.row]
+        request.state = RUNNING
+        queue.admitted[engine.admitted] = request.arrival_index
+        engine.admitted += 1
+        if (
+            rules.counts_steps
+            and request.promoted == 0
+            and request.idle_steps >= guards.starvation_threshold
+        ):
+            request.promoted = guards.starvation_quantum
+    else:
+        engine.first = served.next
+        if engine.first < 0:
+            engine.last = -1
+    compute(
+        limits,
+        engine,
+        requests,
+        shared,
+        slot,
+        memory.blocks,
+        memory.shared,
+        memory.of_slot[s],
+        tokens,
+    )
+
+
+@compiled_here
+def compute(
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    slot: Any,
+    blocks: Any,
+    found: NDArray[np.int32],
+    own: NDArray[np.int32],
+    tokens: int,
+) -> None:
+    """A slot's request computes some tokens in this step; there are enough blocks.
+
+    Args:
+        limits: a LIMITS record.
+        engine: an ENGINE record.
+        requests: array of SERVED.
+        shared: what prompts share.
+        slot: a SLOT record.
+        blocks: of the engine's memory.
+        found: `shared` of the engine's memory.
+        own: the slot's row of `of_slot`.
+        tokens: how many.
+    """
+    size = limits.block_size
+    first = slot.computed // size
+    slot.computed += tokens
+    slot.scheduled = tokens
+    need = blocks_for(slot.computed, size)
+    count = slot.blocks
+    if need > count:
+        engine.free_blocks -= need - count
+        slot.blocks = need
+    if not limits.caching:
+        return
+    for place in range(count, need):
+        own[place] = take_block(blocks, found)
+    for place in range(first, slot.computed // size):
+        content = content_of(limits, requests, shared, slot.request, place)
+        name_block(blocks, found, own[place], slot.request, place, content)
+
+
+@compiled_here
+def retire(
+    rules: Any, limits: Any, engine: Any, requests: Any, queue: Queue, batch: Batch, memory: Memory
+) -> None:
+    """Requests whose answers have ended give everything back."""
+    slots, running = batch.slots, batch.running
+    kept = 0
+    for k in range(engine.running):
+        slot = slots[running[k]]
+        if slot.age < slot.output:
+            running[kept] = running[k]
+            kept += 1
+            continue
+        slot.scheduled = 0
+        _give_blocks_back(limits, engine, slot, running[k], memory)
+        # The list is still being read, its free end is not: k is at least `kept`.
+        batch.free[limits.slots - engine.running] = running[k]
+        engine.running -= 1
+        if rules.reorders:
+            _release_row(engine, requests, queue, slot.request)
+
+
+@compiled_here
+def preempt(
+    rules: Any,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+    place: int,
+) -> None:
+    """The request at a place of `running` goes back to the head of the queue."""
+    s = batch.running[place]
+    slot = batch.slots[s]
+    i = slot.request
+    served = requests[i]
+    for k in range(place, engine.running - 1):
+        batch.running[k] = batch.running[k + 1]
+    slot.scheduled = 0
+    ended = slot.age >= slot.output
+    if limits.caching and not ended:
+        served.memory = memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1]
+        engine.remembered += 1
+        memory.remembered_count[served.memory] = slot.blocks
+        for k in range(slot.blocks):
+            memory.remembered[served.memory, k] = memory.of_slot[s, k]
+    _give_blocks_back(limits, engine, slot, s, memory)
+    batch.free[limits.slots - engine.running] = s
+    engine.running -= 1
+    if ended:
+        # With a lag its last token was on its way: it is done, and not put back.
+        if rules.reorders:
+            _release_row(engine, requests, queue, i)
+        return
+    engine.waiting += 1
+    engine.head -= 1
+    served.age = slot.age
+    served.lost = slot.computed
+    served.last_token_s = slot.last_token_s
+    served.longest_gap_s = slot.gap_s
+    if rules.reorders:
+        request = queue.table[served.row]
+        request.state = WAITING
+        request.sequence = engine.head
+        request.age = slot.age
+        request.computed_tokens = 0
+        request.last_step = engine.step
+        return
+    served.next = engine.first
+    if engine.first < 0:
+        engine.last = i
+    engine.first = i
+
+
+@compiled_here
+def _give_blocks_back(limits: Any, engine: Any, slot: Any, s: int, memory: Memory) -> None:
+    """The last block first, so that it is overwritten first and a usable prefix is left."""
+    if limits.caching:
+        for place in range(slot.blocks - 1, -1, -1):
+            engine.free_blocks += free_block(memory.blocks, memory.of_slot[s, place])
+    else:
+        engine.free_blocks += slot.blocks
+    slot.blocks = 0
+
+
+@compiled_here
+def _release_row(engine: Any, requests: Any, queue: Queue, i: int) -> None:
+    """Take the row of a request that is gone back: the last row moves into its place."""
+    row = requests[i].row
+    requests[i].overtaken = queue.table[row].overtaken
+    engine.live -= 1
+    last = engine.live
+    if row != last:
+        queue.table[row] = queue.table[last]
+        queue.groups[row] = queue.groups[last]
+        queue.ranks[row] = queue.ranks[last]
+        queue.request[row] = queue.request[last]
+        requests[queue.request[row]].row = row

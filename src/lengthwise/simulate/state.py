@@ -1,0 +1,252 @@
+"""All that the simulation keeps, as arrays of records that compiled code reads and writes.
+
+Names in compiled code: i is a request by its place in order of arrival, s a slot of an engine.
+Arrays of several engines have the engine as their first axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policy.discipline import Discipline
+from lengthwise.request import new_table
+from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.kv_blocks import Memory
+
+Integers = NDArray[np.int64]
+
+LIMITS: Final = np.dtype(
+    [
+        ("slots", np.int64),
+        ("token_budget", np.int64),
+        ("block_size", np.int64),
+        ("watermark_blocks", np.int64),
+        ("long_prefill_tokens", np.int64),
+        ("lag", np.int64),
+        ("caching", np.bool_),
+    ]
+)
+
+RULES: Final = np.dtype(
+    [
+        ("reorders", np.bool_),  # the queue may be served in another order than its own
+        ("preempts", np.bool_),
+        ("greedy", np.bool_),
+        ("counts_steps", np.bool_),
+        ("reads_prefix_cache", np.bool_),
+        ("max_swaps", np.int64),
+        ("max_preemptions", np.int64),
+        ("blend", np.float64),
+        ("memory_growth", np.float64),
+    ]
+)
+
+#: One request from its arrival to its end; times in s, NaN where it never happened.
+SERVED: Final = np.dtype(
+    [
+        # From outside.
+        ("arrival_s", np.float64),
+        ("prompt_tokens", np.int64),
+        ("output_tokens", np.int64),  # the truth: only the end of an answer reads it
+        ("priority", np.int64),
+        ("score", np.float64),
+        ("expected", np.float64),
+        ("low", np.float64),
+        ("median", np.float64),
+        ("high", np.float64),
+        # What happened.
+        ("scheduled_s", np.float64),  # its first step
+        ("first_token_s", np.float64),
+        ("finish_s", np.float64),
+        ("longest_gap_s", np.float64),  # between two of its tokens
+        ("last_token_s", np.float64),
+        ("cached_tokens", np.int64),  # of its prompt, found in the prefix cache
+        ("recomputed_tokens", np.int64),  # computed again after preemptions
+        ("preemptions", np.int32),  # for another request
+        ("memory_preemptions", np.int32),  # because blocks ran out
+        ("overtaken", np.int32),
+        ("engine", np.int32),
+        # Where it stands.
+        ("row", np.int64),  # in the table
+        ("next", np.int64),  # in the queue of its engine, -1 for none
+        ("age", np.int64),  # tokens of its answer when it was preempted
+        ("lost", np.int64),  # tokens that it had computed then
+        ("memory", np.int64),  # its row among the remembered, -1 for none
+    ],
+    align=True,
+)
+
+ENGINE: Final = np.dtype(
+    [
+        ("plans_s", np.float64),  # when the next step is planned; inf: nothing to do
+        ("starts_s", np.float64),  # when it can start
+        ("tokens_per_step", np.float64),  # recent mean
+        ("predicted_work", np.float64),  # predicted tokens of the unfinished, for the router
+        ("running", np.int64),
+        ("waiting", np.int64),
+        ("free_blocks", np.int64),
+        ("live", np.int64),  # rows of the table in use
+        ("head", np.int64),  # sequence number of the last request put back
+        ("tail", np.int64),  # sequence number of the last request appended
+        ("first", np.int64),  # the queue's first request, -1 for none
+        ("last", np.int64),
+        ("arrivals", np.int64),
+        ("step", np.int64),
+        ("ranked_step", np.int64),  # the step in which the requests were last ranked
+        ("admissions", np.int64),
+        ("admitted", np.int64),  # of them since requests were last ranked
+        ("remembered", np.int64),  # preempted requests whose old blocks are remembered
+    ],
+    align=True,
+)
+
+SLOT: Final = np.dtype(
+    [
+        ("request", np.int64),
+        ("age", np.int64),  # tokens of its answer
+        ("known", np.int64),  # tokens of prompt and answer
+        ("computed", np.int64),  # of them computed
+        ("output", np.int64),  # tokens after which the answer ends
+        ("scheduled", np.int64),  # tokens in this step
+        ("blocks", np.int64),
+        ("last_token_s", np.float64),
+        ("gap_s", np.float64),  # the longest so far
+    ],
+    align=True,
+)
+
+STEP: Final = np.dtype(
+    [
+        ("engine", np.int32),
+        ("running", np.int32),
+        ("waiting", np.int32),
+        ("free_blocks", np.int32),
+        ("preempted", np.int32),
+        ("prefill_tokens", np.int32),
+        ("decode_tokens", np.int32),
+        ("kv_tokens", np.int64),  # tokens whose KV the step read
+        ("start_s", np.float64),
+        ("duration_s", np.float64),
+    ],
+    align=True,
+)
+
+
+class Batch(NamedTuple):
+    """Who runs on an engine."""
+
+    slots: NDArray[np.void]  # [slots], SLOT
+    running: Integers  # [slots], slots in use, in the engine's order
+    free: Integers  # [slots], a stack of free ones
+
+
+class Queue(NamedTuple):
+    """Every request on an engine, as policies see it."""
+
+    table: NDArray[np.void]  # [rows], REQUEST
+    groups: Integers  # [rows], see `rank_requests`
+    ranks: NDArray[np.float64]  # [rows]
+    request: Integers  # [rows], whose row it is
+    admitted: Integers  # [slots], arrival_index of those admitted since the last ranking
+
+
+class Shared(NamedTuple):
+    """What prompts share; see `Trace`."""
+
+    contents: Integers  # of all prompts, one after another
+    offsets: Integers  # [n + 1]
+    tokens: int  # of each content, 0 where nothing is shared
+
+
+def limits_of(settings: EngineSettings, blocks: int) -> NDArray[np.void]:
+    """An engine's limits as an array of one LIMITS record."""
+    return np.array(
+        [
+            (
+                settings.slots,
+                settings.token_budget,
+                settings.block_size,
+                int(settings.watermark * blocks),
+                settings.long_prefill_tokens,
+                settings.lag,
+                settings.prefix_caching,
+            )
+        ],
+        dtype=LIMITS,
+    )
+
+
+def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
+    """A discipline's switches as an array of one RULES record."""
+    return np.array(
+        [
+            (
+                classes_matter or not discipline.is_fcfs,
+                discipline.preempts,
+                discipline.preemption == "greedy",
+                discipline.counts_steps,
+                discipline.policy.reads_prefix_cache,
+                discipline.max_swaps,
+                discipline.max_preemptions,
+                discipline.blend,
+                discipline.memory_growth,
+            )
+        ],
+        dtype=RULES,
+    )
+
+
+def new_engines(count: int, blocks: int) -> NDArray[np.void]:
+    """Idle engines, shape [count]."""
+    engines = np.zeros(count, ENGINE)
+    engines["plans_s"] = np.inf
+    engines["free_blocks"] = blocks
+    engines["first"] = engines["last"] = -1
+    return engines
+
+
+def new_batches(engines: int, slots: int) -> Batch:
+    """Empty batches of several engines."""
+    return Batch(
+        slots=np.zeros((engines, slots), SLOT),
+        running=np.zeros((engines, slots), np.int64),
+        free=np.tile(np.arange(slots)[::-1], (engines, 1)),
+    )
+
+
+def new_queues(engines: int, slots: int, rows: int = 256) -> Queue:
+    """Empty queues of several engines, with some room to start with."""
+    return Queue(
+        table=np.stack([new_table(rows) for _ in range(engines)]),
+        groups=np.zeros((engines, rows), np.int64),
+        ranks=np.zeros((engines, rows)),
+        request=np.zeros((engines, rows), np.int64),
+        admitted=np.zeros((engines, slots), np.int64),
+    )
+
+
+def with_more_rows(queue: Queue) -> Queue:
+    """The queues with twice the room."""
+    table, groups, ranks, request, admitted = queue
+    return Queue(_doubled(table), _doubled(groups), _doubled(ranks), _doubled(request), admitted)
+
+
+def with_more_memory(memory: Memory) -> Memory:
+    """The memories with twice the room for what they remember of preempted requests."""
+    engines, count, _ = memory.remembered.shape
+    new = np.tile(np.arange(2 * count - 1, count - 1, -1), (engines, 1))
+    return memory._replace(
+        remembered=_doubled(memory.remembered),
+        remembered_count=_doubled(memory.remembered_count),
+        # A stack whose free part comes first: the new rows go below it.
+        free_remembered=np.concatenate([new, memory.free_remembered], axis=1),
+    )
+
+
+def _doubled(array: NDArray[Any]) -> NDArray[Any]:
+    larger = np.zeros((array.shape[0], 2 * array.shape[1], *array.shape[2:]), array.dtype)
+    larger[:, : array.shape[1]] = array
+    return larger

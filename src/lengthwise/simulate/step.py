@@ -1,0 +1,405 @@
+"""One step of one engine, as vLLM V1's scheduler plans it (v1/core/sched/scheduler.py).
+
+The plan: running requests in order, each as many tokens as the budget leaves it, preempting from
+the tail where blocks run out; then waiting ones while there are slots, budget and blocks for the
+whole of their known tokens. Before it comes the pre-pass of the vLLM adapter (`plan.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled_here
+from lengthwise.policy.order import first_waiting
+from lengthwise.policy.select import SPARE, blocks_for
+from lengthwise.request import WAITING
+from lengthwise.simulate.kv_blocks import Memory
+from lengthwise.simulate.plan import Ranking, first_rows, plan_step, rank_once
+from lengthwise.simulate.prefix_cache import find_cached
+from lengthwise.simulate.slots import compute, preempt, retire, start
+from lengthwise.simulate.state import Batch, Integers, Queue, Shared
+from lengthwise.simulate.step_cost import step_seconds
+
+_NOBODY = np.empty(0, np.int64)
+
+
+@compiled_here
+def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
+    """Request i joins the queue of an engine; where that is reordered, `enter` comes next."""
+    served = requests[i]
+    engine.predicted_work += served.expected
+    engine.tail += 1
+    engine.waiting += 1
+    engine.arrivals += 1
+    if not rules.reorders:
+        served.next = -1
+        if engine.last >= 0:
+            requests[engine.last].next = i
+        else:
+            engine.first = i
+        engine.last = i
+
+
+@compiled_here
+def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
+    """Request i gets its row in the table that policies see."""
+    row = engine.live
+    engine.live += 1
+    served.row = row
+    queue.request[row] = i
+    request = queue.table[row]
+    request.state = WAITING
+    request.age = 0
+    request.sequence = engine.tail
+    request.priority = served.priority
+    request.arrival_index = engine.arrivals - 1
+    request.score = served.score
+    request.expected = served.expected
+    request.remaining = max(served.expected, 1.0)
+    request.low = served.low
+    request.median = served.median
+    request.high = served.high
+    request.predicted = 1
+    request.arrival_s = served.arrival_s
+    request.overtaken = 0
+    request.promoted = 0
+    request.prompt_tokens = served.prompt_tokens
+    request.cached_tokens = 0
+    request.computed_tokens = 0
+    request.preemptions = 0
+    request.last_step = engine.step
+
+
+@compiled_here
+def run_step(
+    ranking: Ranking,
+    limits: Any,
+    terms: NDArray[np.float64],
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+    token_times: NDArray[np.float32],
+    token_offsets: Integers,
+    step: Any,
+) -> bool:
+    """Plan a step of an engine and let it happen.
+
+    Args:
+        ranking: the rank pointer, its parameter values, the guards and the rules.
+        limits: a LIMITS record.
+        terms: `StepCost.terms`.
+        engine: an ENGINE record, written.
+        requests: array of SERVED, written.
+        shared: what prompts share.
+        queue: written.
+        batch: written.
+        memory: written.
+        token_times: written, unless it is empty: s from arrival of every token.
+        token_offsets: where each request's begin.
+        step: a STEP record, written: what was done.
+
+    Returns:
+        Whether anything ran.
+    """
+    engine.step += 1
+    before = engine.running
+    rules = ranking[3][0]
+    front, has_front = _NOBODY, False
+    if rules.reorders:
+        front, has_front = plan_step(
+            ranking, limits, terms, engine, requests, shared, queue, batch, memory
+        )
+    preempted = before - engine.running
+    budget, for_memory = _serve_running(
+        rules, limits, engine, requests, shared, queue, batch, memory
+    )
+    old = engine.running
+    if for_memory == 0 and budget > 0 and engine.waiting > 0 and old < limits.slots:
+        _admit(
+            ranking,
+            limits,
+            engine,
+            requests,
+            shared,
+            queue,
+            batch,
+            memory,
+            budget,
+            front,
+            has_front,
+        )
+    sequences, seconds = _work(limits, terms, engine, batch.slots, batch.running, old, step)
+    step.preempted = preempted + for_memory
+    if limits.lag > 0:
+        retire(rules, limits, engine, requests, queue, batch, memory)
+    if rules.counts_steps:
+        _count_steps(engine, requests, queue, batch)
+    starts_s = engine.starts_s
+    end = starts_s + seconds
+    ended = _emit(engine, requests, batch.slots, batch.running, token_times, token_offsets, end)
+    if limits.lag == 0 and ended:
+        retire(rules, limits, engine, requests, queue, batch, memory)
+    # With a lag the next step is planned while this one runs.
+    engine.plans_s = starts_s if limits.lag > 0 and sequences > 0 else end
+    engine.starts_s = end
+    if engine.running == 0 and engine.waiting == 0:
+        engine.plans_s = math.inf
+    return sequences > 0
+
+
+@compiled_here
+def _serve_running(
+    rules: Any,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+) -> tuple[int, int]:
+    """Give running requests their tokens. Returns the budget left and how many were preempted."""
+    slots, running = batch.slots, batch.running
+    size = limits.block_size
+    caching = limits.caching
+    budget = limits.token_budget
+    several = engine.running + engine.waiting > 1
+    preempted = 0
+    k = 0
+    while k < engine.running and budget > 0:
+        s = running[k]
+        slot = slots[s]
+        k += 1
+        if slot.age >= slot.output:
+            # Its end is not known yet: it costs one more token.
+            slot.scheduled = 1
+            budget -= 1
+            continue
+        tokens = slot.known - slot.computed
+        if tokens == 1 and (not caching or (slot.computed + 1) % size != 0):
+            # Most steps of most requests: one token, in a block that is there or easily had.
+            grows = slot.computed == slot.blocks * size
+            if not grows or (not caching and engine.free_blocks > 0):
+                slot.blocks += grows
+                engine.free_blocks -= grows
+                slot.computed += 1
+                slot.scheduled = 1
+                budget -= 1
+                continue
+        if several and 0 < limits.long_prefill_tokens < tokens:
+            tokens = limits.long_prefill_tokens
+        tokens = min(tokens, budget)
+        need = blocks_for(slot.computed + tokens, size)
+        while need - slot.blocks > engine.free_blocks:
+            last = engine.running - 1
+            victim = slots[running[last]]
+            if victim.age < victim.output:
+                requests[victim.request].memory_preemptions += 1
+            own = running[last] == s
+            preempt(rules, limits, engine, requests, queue, batch, memory, last)
+            preempted += 1
+            if own:
+                return budget, preempted
+        compute(
+            limits,
+            engine,
+            requests,
+            shared,
+            slot,
+            memory.blocks,
+            memory.shared,
+            memory.of_slot[s],
+            tokens,
+        )
+        budget -= tokens
+    return budget, preempted
+
+
+@compiled_here
+def _admit(
+    ranking: Ranking,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    shared: Shared,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+    budget: int,
+    front: Integers,
+    has_front: bool,
+) -> None:
+    """Let waiting requests in, in order, until one does not fit.
+
+    Args:
+        ranking: see `run_step`, as are the next seven.
+        limits: see `run_step`.
+        engine: see `run_step`.
+        requests: see `run_step`.
+        shared: see `run_step`.
+        queue: see `run_step`.
+        batch: see `run_step`.
+        memory: see `run_step`.
+        budget: tokens left in the step.
+        front: the only rows that may come in, where they are already chosen.
+        has_front: whether they are.
+    """
+    rules = ranking[3][0]
+    order, cursor, last = front, 0, -1
+    while budget > 0 and engine.running < limits.slots and engine.waiting > 0:
+        if not rules.reorders:
+            i = engine.first
+        else:
+            if cursor == len(order):
+                if has_front:
+                    return
+                rank_once(ranking, limits, engine, requests, shared, queue, memory)
+                want = limits.slots - engine.running + SPARE
+                if last < 0:
+                    order = first_rows(rules, engine, queue, want)
+                else:
+                    order = first_waiting(
+                        queue.table, engine.live, queue.groups, queue.ranks, last, want
+                    )
+                if len(order) == 0:
+                    return
+                cursor = 0
+            last = order[cursor]
+            cursor += 1
+            i = queue.request[last]
+        hits, free_hits = 0, 0
+        if limits.caching:
+            hits, free_hits = find_cached(limits, requests, shared, memory, i)
+        known = requests[i].prompt_tokens + requests[i].age
+        watermark = limits.watermark_blocks if engine.running > 0 else 0
+        need = blocks_for(known, limits.block_size) - hits + free_hits + watermark
+        if need > engine.free_blocks:
+            return
+        tokens = known - hits * limits.block_size
+        if engine.running + engine.waiting > 1 and 0 < limits.long_prefill_tokens < tokens:
+            tokens = limits.long_prefill_tokens
+        tokens = min(tokens, budget)
+        start(
+            rules,
+            ranking[2][0],
+            limits,
+            engine,
+            requests,
+            shared,
+            queue,
+            batch,
+            memory,
+            i,
+            hits,
+            tokens,
+        )
+        budget -= tokens
+
+
+@compiled_here
+def _work(
+    limits: Any,
+    terms: NDArray[np.float64],
+    engine: Any,
+    slots: Any,
+    running: Integers,
+    old: int,
+    step: Any,
+) -> tuple[int, float]:
+    """What the planned step does, written to `step`.
+
+    Args:
+        limits: see `run_step`.
+        terms: see `run_step`.
+        engine: see `run_step`.
+        slots: of the batch.
+        running: of the batch.
+        old: how many of `running` were there before this step.
+        step: written.
+
+    Returns:
+        How many requests run in it, and its seconds.
+    """
+    prefill, decode, kv, sequences, attention = 0, 0, 0, 0, 0.0
+    for k in range(engine.running):
+        slot = slots[running[k]]
+        tokens = slot.scheduled
+        if tokens == 0:
+            continue
+        sequences += 1
+        kv += slot.computed
+        if tokens > 1 or k >= old:
+            prefill += tokens
+            attention += tokens * (slot.computed - 0.5 * (tokens - 1))
+        else:
+            decode += 1
+    seconds = 0.0
+    if sequences > 0:
+        seconds = step_seconds(terms, prefill, decode, kv, sequences, attention)
+        weight = max(0.002, 1.0 / engine.step)
+        engine.tokens_per_step += weight * (prefill + decode - engine.tokens_per_step)
+    step.running = engine.running
+    step.waiting = engine.waiting
+    step.free_blocks = engine.free_blocks
+    step.prefill_tokens = prefill
+    step.decode_tokens = decode
+    step.kv_tokens = kv
+    step.start_s = engine.starts_s
+    step.duration_s = seconds
+    return sequences, seconds
+
+
+@compiled_here
+def _emit(
+    engine: Any,
+    requests: Any,
+    slots: Any,
+    running: Integers,
+    token_times: NDArray[np.float32],
+    token_offsets: Integers,
+    now: float,
+) -> bool:
+    """Each request whose known tokens are all computed gets its next one. Returns: one ended."""
+    ended = False
+    keeps_times = len(token_times) > 0
+    for k in range(engine.running):
+        slot = slots[running[k]]
+        complete = slot.scheduled > 0 and slot.computed == slot.known
+        slot.scheduled = 0
+        if not complete or slot.age >= slot.output:
+            continue
+        slot.age += 1
+        slot.known += 1
+        if slot.age == 1:
+            requests[slot.request].first_token_s = now
+        elif now - slot.last_token_s > slot.gap_s:
+            slot.gap_s = now - slot.last_token_s
+        slot.last_token_s = now
+        if keeps_times:
+            place = token_offsets[slot.request] + slot.age - 1
+            token_times[place] = now - requests[slot.request].arrival_s
+        if slot.age == slot.output:
+            served = requests[slot.request]
+            served.finish_s = now
+            served.longest_gap_s = slot.gap_s
+            engine.predicted_work -= served.expected
+            ended = True
+    return ended
+
+
+@compiled_here
+def _count_steps(engine: Any, requests: Any, queue: Queue, batch: Batch) -> None:
+    """Note which requests run in this step, for the guard that counts steps."""
+    for k in range(engine.running):
+        slot = batch.slots[batch.running[k]]
+        if slot.scheduled > 0:
+            request = queue.table[requests[slot.request].row]
+            request.last_step = engine.step
+            request.promoted = max(request.promoted - 1, 0)

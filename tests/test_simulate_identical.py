@@ -1,0 +1,132 @@
+"""The simulator against an independent engine in plain Python: identical schedules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.request import REQUEST, WAITING, new_table
+from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.simulation import PREDICTION, Simulation, simulate
+from lengthwise.simulate.state import limits_of
+from lengthwise.simulate.step_cost import StepCost
+from lengthwise.workload.trace import Trace
+from plain_engine import Job, PlainEngine
+
+WORKLOADS = 1000  #: for each policy
+POLICIES = (
+    "fcfs",
+    "priority",
+    "sjf",
+    "srpt",
+    "ltr",
+    "trail",
+    "hrrn",
+    "shortest-prefill-first",
+    "mlfq",
+    "oracle",
+    "oracle-sjf",
+)
+
+
+def random_discipline(policy: str, generator: np.random.Generator) -> Discipline:
+    if policy == "fcfs":
+        return make_discipline(policy)
+    return make_discipline(
+        policy,
+        preemption=generator.choice(["never", "pays", "greedy"]),
+        max_overtakes=generator.choice([None, 2, 5]),
+        max_wait_s=generator.choice([None, 0.1]),
+        starvation_threshold=generator.choice([None, 6]),
+        starvation_quantum=3,
+        max_preemptions=int(generator.integers(1, 4)),
+    )
+
+
+def random_case(
+    policy: str, seed: int
+) -> tuple[Trace, np.ndarray, np.ndarray, Discipline, EngineSettings, StepCost]:
+    generator = np.random.default_rng([seed, POLICIES.index(policy)])
+    n = int(generator.integers(1, 12))
+    outputs = generator.integers(1, 16, n)
+    trace = Trace(
+        name="random",
+        arrival_s=np.sort(generator.choice([0.0, 0.02, 0.1]) * generator.random(n) * n),
+        prompt_tokens=generator.integers(1, 20, n),
+        output_tokens=outputs,
+        rejected=[],
+        layout="synthetic",
+    )
+    middle = np.maximum(outputs * generator.lognormal(0, 0.5, n), 1.0)
+    predictions = np.stack([middle, middle, middle * 0.5, middle, middle * 2], axis=1)
+    slots = int(generator.integers(1, 5))
+    engine = EngineSettings(
+        slots=slots,
+        token_budget=int(generator.integers(slots, 24)),
+        kv_blocks=int(generator.integers(9, 24)),
+        block_size=4,
+        prefix_caching=bool(generator.integers(2)),
+        watermark=float(generator.choice([0.0, 0.05])),
+    )
+    cost = StepCost(7e-3, generator.choice([1e-5, 1e-3]), 1e-4, 1e-6, 1e-5, 1e-7)
+    classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
+    return trace, predictions, classes, random_discipline(policy, generator), engine, cost
+
+
+def plain(
+    trace: Trace,
+    predictions: np.ndarray,
+    classes: np.ndarray,
+    discipline: Discipline,
+    engine: EngineSettings,
+    cost: StepCost,
+) -> list[Job]:
+    blocks = engine.blocks(int((trace.prompt_tokens + trace.output_tokens).max()))
+    table = new_table(len(trace)).view(np.recarray)
+    jobs = []
+    for i, row in enumerate(table):
+        row.state, row.arrival_index, row.predicted = WAITING, i, 1
+        row.priority, row.arrival_s = classes[i], trace.arrival_s[i]
+        row.prompt_tokens = trace.prompt_tokens[i]
+        for name, value in zip(PREDICTION, predictions[i], strict=True):
+            row[name] = value
+        row.remaining = max(row.expected, 1.0)
+        jobs.append(Job(i, row.arrival_s, int(row.prompt_tokens), int(trace.output_tokens[i]), row))
+    limits = limits_of(engine, blocks)[0]
+    PlainEngine(discipline, limits, blocks, cost.terms).run(jobs)
+    return jobs
+
+
+def assert_same(jobs: list[Job], simulated: Simulation) -> None:
+    for job, served in zip(jobs, simulated.requests, strict=True):
+        start, end = simulated.token_offsets[job.index : job.index + 2]
+        times = simulated.token_times[start:end]
+        assert served["scheduled_s"] == pytest.approx(job.started, abs=1e-9)
+        assert served["finish_s"] == pytest.approx(job.tokens[-1], abs=1e-9)
+        assert times == pytest.approx(np.array(job.tokens) - job.arrival, rel=1e-5)
+        assert served["preemptions"] == job.row.preemptions
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_schedules_are_identical(policy: str) -> None:
+    for seed in range(WORKLOADS):
+        trace, predictions, classes, discipline, engine, cost = random_case(policy, seed)
+        simulated = simulate(
+            trace,
+            discipline,
+            cost,
+            engine,
+            predictions=predictions,
+            priority=classes,
+            token_times=True,
+        )
+        jobs = plain(trace, predictions, classes, discipline, engine, cost)
+        try:
+            assert_same(jobs, simulated)
+        except AssertionError as error:
+            raise AssertionError(f"{policy}, seed {seed}: {error}") from error
+
+
+def test_the_reference_reads_the_record_of_the_product() -> None:
+    assert {"remaining", "overtaken", "idle_steps"} <= set(REQUEST.names or ())
