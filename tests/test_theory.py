@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -44,6 +46,7 @@ from lengthwise.theory.laws import POINTS
 from lengthwise.theory.simulation import play
 
 Array = NDArray[np.float64]
+COMMAND = "from lengthwise.cli.main import main; main()"
 
 CUTOFFS = (0.0, 0.2, 0.5, 0.8, 1.0)
 # Exponential sizes: mean response times at those cutoffs, from an implementation by integrals that
@@ -77,7 +80,7 @@ def test_every_cell_of_the_validation_table(
     jobs = jobs_of(predictions)
     mean = mean_response_time(jobs, rate, "trail", c)
     assert mean == pytest.approx(expected, abs=0.5001e-4)  # all digits of the table
-    simulation = simulate(jobs, rate, "trail", c, count=250_000, seed=1)
+    simulation = simulate(jobs, rate, "trail", c, count=500_000, seed=0)
     ratio = mean / simulation.mean_response_time
     assert abs(ratio - 1) < 0.005 or simulation.low <= mean <= simulation.high
 
@@ -526,3 +529,15 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[object, ...], wo
     assert words in str(result.exception)
     assert "\n" not in str(result.exception)
     assert result.stdout == ""
+
+
+def test_a_full_server_ends_with_2_and_one_line() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMAND, "theory", "--rate", "1"],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert "the queue grows without bound" in ended.stderr
