@@ -16,6 +16,7 @@ from lengthwise.cli.demo import demo
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
+from lengthwise.cli.simulate import simulate
 from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
 from lengthwise.errors import LengthwiseError
@@ -35,6 +36,7 @@ app.command()(bench)
 app.command()(train)
 app.command()(evaluate)
 app.command()(report)
+app.command()(simulate)
 app.command()(theory)
 
 # The base of typer's usage errors, which it does not export under this name.

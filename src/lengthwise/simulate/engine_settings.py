@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from lengthwise.errors import InputError
 
@@ -71,3 +75,29 @@ class EngineSettings:
                 "such requests out"
             )
         return self.kv_blocks
+
+
+def read_engine(path: Path, given: Mapping[str, Any]) -> EngineSettings:
+    """The limits of the engine that a file of step costs was fitted to.
+
+    Args:
+        path: the file, which may say nothing of them.
+        given: limits that replace those of the file.
+
+    Raises:
+        InputError: the file cannot be read, or a limit in it makes no sense.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    limits = document.get("engine", {}) if isinstance(document, dict) else {}
+    known = {each.name for each in fields(EngineSettings)}
+    if not isinstance(limits, dict) or not limits.keys() <= known:
+        raise InputError(f"{path}: the key 'engine' may hold {', '.join(sorted(known))}")
+    try:
+        return EngineSettings(**{**limits, **given})
+    except TypeError as error:
+        raise InputError(f"{path}: a limit of the engine is of the wrong type: {error}") from None

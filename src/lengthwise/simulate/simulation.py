@@ -11,7 +11,7 @@ from numba import NumbaExperimentalFeatureWarning
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
-from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.pointer import parameter_values, rank_pointer
 from lengthwise.simulate import cluster
 from lengthwise.simulate.cluster import ROUTERS, advance
@@ -207,6 +207,13 @@ def simulate(
     return Simulation(requests, steps_done, taken, times, offsets)
 
 
+def warm_up() -> None:
+    """Compile the simulator, or load it from disk where that has been done before."""
+    one = np.ones(1, np.int64)
+    trace = Trace("warm-up", np.zeros(1), one, one, [], "synthetic")
+    simulate(trace, make_discipline("fcfs"), StepCost(1e-3, 0.0, 0.0), EngineSettings(slots=1))
+
+
 def _requests(
     trace: Trace,
     discipline: Discipline,
@@ -232,7 +239,7 @@ def _requests(
         return requests
     if predictions.shape != (n, len(PREDICTION)):
         raise InputError(f"predictions have the shape {predictions.shape}, not ({n}, 5)")
-    missing = np.isnan(predictions.sum(axis=1) - predictions.sum(axis=1))
+    missing: NDArray[np.bool_] = ~np.all(np.isfinite(predictions), axis=1)
     if missing.any():
         known = predictions[~missing]
         stand_in = np.median(known, axis=0) if len(known) else np.ones(len(PREDICTION))

@@ -100,19 +100,7 @@ class LengthwiseMixin:
 
     def _apply(self, settings: Settings) -> None:
         """Make settings ready; called at start-up and then from the watcher's thread."""
-        discipline = make_discipline(
-            settings.policy,
-            parameters=settings.parameters,
-            preemption=settings.preemption,
-            blend=settings.blend,
-            max_overtakes=settings.overtakes_for(self.max_num_active_reqs),
-            max_wait_s=settings.max_wait_s,
-            starvation_threshold=settings.starvation_threshold,
-            starvation_quantum=settings.starvation_quantum,
-            max_preemptions=settings.max_preemptions,
-            max_swaps=settings.max_swaps,
-            memory_growth=settings.memory_growth,
-        )
+        discipline = make_discipline(**settings.discipline_arguments(self.max_num_active_reqs))
         warm_up(discipline)
         spec = discipline.policy.predictor or settings.predictor
         if not discipline.needs_predictions:

@@ -84,6 +84,23 @@ class Settings(BaseModel):
         """The bound on overtaking in an engine with so many slots (`max_num_seqs`)."""
         return OVERTAKES_PER_SLOT * slots if self.max_overtakes == "auto" else self.max_overtakes
 
+    def discipline_arguments(self, slots: int) -> dict[str, Any]:
+        """The arguments of `make_discipline` for an engine with so many slots."""
+        same = (
+            "policy",
+            "parameters",
+            "preemption",
+            "blend",
+            "max_wait_s",
+            "starvation_threshold",
+            "starvation_quantum",
+            "max_preemptions",
+            "max_swaps",
+            "memory_growth",
+        )
+        arguments = {name: getattr(self, name) for name in same}
+        return {**arguments, "max_overtakes": self.overtakes_for(slots)}
+
     def write(self, path: Path) -> str:
         """Write the settings as a file, atomically.
 

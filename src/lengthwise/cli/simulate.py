@@ -1,0 +1,372 @@
+"""`lengthwise simulate`: what policies would do, without an engine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.table import Table
+
+    from lengthwise.simulate.cell import Cell, Figures
+
+
+class Place(StrEnum):
+    """Where a sweep runs."""
+
+    CORES = "cores"
+    RAY = "ray"
+
+
+def simulate(
+    workload: Annotated[
+        Path,
+        typer.Argument(help="A trace (see the guide to traces), or a table of prompts."),
+    ],
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            help="Policies, separated by commas, with options as in `trail:c=0.5;max_overtakes=50`."
+        ),
+    ] = ["fcfs,hrrn,srpt"],  # noqa: B006  (typer copies it)
+    load: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shares of the engines' capacity, or `burst`, or `rate=R` requests/s, separated "
+            "by commas; a trace is played as recorded without it."
+        ),
+    ] = None,
+    cost: Annotated[
+        Path | None, typer.Option(help="Step costs, made by `lengthwise calibrate`.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --gpu: step costs from data sheets, not measured.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
+    predictor: Annotated[
+        str,
+        typer.Option(
+            help="`noisy-oracle:TAU`, `oracle`, `prompt-length`; for prompts also a folder made by "
+            "`lengthwise train`."
+        ),
+    ] = "noisy-oracle:0.5",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V,V,…",
+            help="Vary c, max_overtakes, blend, tau, kv_blocks, slots or replicas; may be given "
+            "again.",
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many requests.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a table: only rows of this split.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Of a table: only rows with COLUMN=VALUE.")
+    ] = None,
+    skip_malformed: Annotated[
+        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
+    ] = False,
+    slots: Annotated[int | None, typer.Option(min=1, help="Requests that run at once.")] = None,
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens a step.")] = None,
+    kv_blocks: Annotated[
+        int | None, typer.Option(min=1, help="KV blocks; default: what the GPU has, or ample.")
+    ] = None,
+    block_size: Annotated[int | None, typer.Option(min=1, help="Tokens a KV block.")] = None,
+    watermark: Annotated[
+        float | None, typer.Option(help="Share of blocks that admission leaves free.")
+    ] = None,
+    prefix_caching: Annotated[
+        bool | None,
+        typer.Option("--prefix-caching/--no-prefix-caching", help="Whether freed KV is reusable."),
+    ] = None,
+    lag: Annotated[
+        int | None, typer.Option(min=0, max=1, help="1: asynchronous scheduling.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines behind a router.")] = 1,
+    router: Annotated[
+        str,
+        typer.Option(help="round-robin, least-outstanding, power-of-two or least-predicted-work."),
+    ] = "least-outstanding",
+    cv: Annotated[
+        float | None,
+        typer.Option(help="Random gaps with this coefficient of variation; 1 is Poisson."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes at once; default: one a core.")
+    ] = None,
+    on: Annotated[Place, typer.Option(help="Where to run.")] = Place.CORES,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results.json and plots; a stopped sweep goes on there."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Simulate policies on a trace or a table of prompts, step by step as vLLM V1 works.
+
+    Ranks, guards and preemption are the functions that decide in vLLM. At a load of 1 or more the
+    queue grows without bound: figures then describe the stretch that was simulated.
+
+    Example: `lengthwise simulate trace.parquet --policy fcfs,srpt --model llama-3-8b --gpu h100`
+    """
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.simulated import choose_machine, read_workload
+    from lengthwise.simulate.cell import Cell, capacity, full_batch
+    from lengthwise.simulate.sweep import run_sweep
+
+    machine = choose_machine(
+        cost=cost,
+        model=model,
+        gpu=gpu,
+        given={
+            "slots": slots,
+            "token_budget": token_budget,
+            "kv_blocks": kv_blocks,
+            "block_size": block_size,
+            "watermark": watermark,
+            "prefix_caching": prefix_caching,
+            "lag": lag,
+        },
+    )
+    with ConsoleProgress() as progress:
+        source, predicts = read_workload(
+            workload,
+            requests=requests,
+            split=split,
+            where=where,
+            predictor=predictor,
+            skip_malformed=skip_malformed,
+            progress=progress,
+        )
+        default = "0.9" if source.trace.layout == "prompts" else "trace"
+        base = Cell(
+            label="",
+            discipline={},
+            load=default,
+            cost=machine.cost,
+            engine=machine.engine,
+            cv=cv,
+            predictor=predicts,
+            replicas=replicas,
+            router=router,
+        )
+        cells = list(
+            _cells(base, policy, load or [default], sweep or [], range(seed, seed + seeds))
+        )
+        progress.stage(f"simulating {len(source.trace):,} requests", total=len(cells))
+        rows = run_sweep(
+            cells,
+            source,
+            jobs=jobs,
+            on=on.value,
+            results=None if out is None else out / "cells.jsonl",
+            done=progress.advance,
+        )
+        for row in rows:
+            if "error" in row:
+                progress.note(f"{row['policy']} at {row['load']}: {row['error']}")
+        busy = {row["load"] for row in rows if (row.get("offered_load") or 0.0) >= 1.0}
+        for label in sorted(busy):
+            progress.note(
+                f"load {label}: more is offered than the engines can do, so the queue grows as "
+                "long as requests come; figures are of this stretch only"
+            )
+    document: dict[str, Any] = {
+        "workload": source.trace.name,
+        "requests": len(source.trace),
+        "cost": asdict(machine.cost),
+        "engine": asdict(machine.engine),
+        "full_batch": full_batch(source.trace, machine.engine),
+        "capacity_requests_per_s": capacity(source.trace, machine.cost, machine.engine),
+        "results": _with_ratios(rows),
+    }
+    if out is not None:
+        from lengthwise.simulate.plot import write_plots
+
+        (out / "results.json").write_text(json_module.dumps(document, indent=2) + "\n")
+        write_plots(document["results"], out)
+    if json:
+        print(json_module.dumps(document, indent=2))
+    else:
+        Console(highlight=False).print(_as_table(document))
+
+
+_SWEPT = ("c", "max_overtakes", "blend", "tau", "kv_blocks", "slots", "replicas")
+
+
+def _cells(
+    base: Cell,
+    policies: Sequence[str],
+    loads: Sequence[str],
+    sweeps: Sequence[str],
+    seeds: range,
+) -> Iterator[Cell]:
+    """Every combination, each policy's once where what is varied does not concern it."""
+    import itertools
+    from dataclasses import replace
+
+    from lengthwise.compare.specs import parse_policies
+
+    settings = parse_policies(policies, base.predictor)
+    axes = [_axis(text) for text in sweeps]
+    seen: set[str] = set()
+    for values in itertools.product(*(values for _, values in axes)):
+        varied = dict(zip((name for name, _ in axes), values, strict=True))
+        for load in (part for text in loads for part in text.split(",")):
+            for seed in seeds:
+                for label, chosen in settings.items():
+                    cell = _vary(
+                        replace(base, label=label, load=_load(load), seed=seed),
+                        chosen,
+                        varied,
+                    )
+                    if repr(cell.key()) not in seen:
+                        seen.add(repr(cell.key()))
+                        yield cell
+
+
+def _vary(cell: Cell, settings: Any, varied: dict[str, float]) -> Cell:
+    """The cell under these settings, with what is varied put in where it applies."""
+    from dataclasses import replace
+
+    tags: dict[str, Any] = {
+        name: int(varied[name]) for name in ("kv_blocks", "slots") if name in varied
+    }
+    cell = replace(cell, engine=replace(cell.engine, **tags))
+    if "replicas" in varied:
+        tags["replicas"] = int(varied["replicas"])
+        cell = replace(cell, replicas=tags["replicas"])
+    arguments = settings.discipline_arguments(cell.engine.slots)
+    predictor = settings.predictor if settings.predictor != cell.predictor else cell.predictor
+    plain = settings.policy == "fcfs"
+    if "tau" in varied and not plain and predictor not in ("oracle", "given"):
+        tags["tau"] = varied["tau"]
+        predictor = f"noisy-oracle:{varied['tau']:g}"
+    if "c" in varied and settings.policy == "trail":
+        tags["c"] = varied["c"]
+        arguments["parameters"] = {**arguments["parameters"], "c": varied["c"]}
+    if "blend" in varied and not plain:
+        tags["blend"] = arguments["blend"] = varied["blend"]
+    if "max_overtakes" in varied and not plain:
+        tags["max_overtakes"] = arguments["max_overtakes"] = int(varied["max_overtakes"])
+    return replace(cell, discipline=arguments, predictor=predictor, tags=tags)
+
+
+def _axis(text: str) -> tuple[str, list[float]]:
+    from lengthwise.errors import InputError, unknown_name
+
+    name, separator, values = text.partition("=")
+    if name not in _SWEPT:
+        raise unknown_name("sweep", name, _SWEPT)
+    try:
+        numbers = [float(value) for value in values.split(",")]
+    except ValueError:
+        numbers = []
+    if not separator or not numbers:
+        raise InputError(f"--sweep {text}: give numbers, as in {name}=1,2,4")
+    return name, numbers
+
+
+def _load(text: str) -> str:
+    from lengthwise.errors import InputError
+
+    text = text.strip()
+    if text in ("burst", "trace"):
+        return text
+    try:
+        positive = float(text.removeprefix("rate=")) > 0.0
+    except ValueError:
+        positive = False
+    if not positive:
+        raise InputError(
+            f"load {text!r} must be a number above 0, `burst`, `trace` or rate=R, such as 0.9"
+        )
+    return text
+
+
+_TOLD_APART = ("load", "seed", "replicas", "kv_blocks", "slots")
+
+
+def _with_ratios(rows: Sequence[Figures]) -> list[Figures]:
+    """Beside each cell's figures, how many times lower its mean and p99 are than those of fcfs."""
+    baselines = {
+        tuple(row.get(name) for name in _TOLD_APART): row
+        for row in rows
+        if row["policy"].partition(":")[0] == "fcfs" and "error" not in row
+    }
+    compared: list[Figures] = []
+    for row in rows:
+        baseline = baselines.get(tuple(row.get(name) for name in _TOLD_APART))
+        ratios = {}
+        for name in ("mean_e2el_ms", "p99_e2el_ms", "mean_ttft_ms"):
+            if baseline is not None and row.get(name):
+                ratios[f"fcfs_over_policy_{name.removesuffix('_ms')}"] = baseline[name] / row[name]
+        compared.append({**row, **ratios})
+    return compared
+
+
+def _as_table(document: dict[str, Any]) -> Table:
+    """Medians over the seeds."""
+    from statistics import median
+
+    from rich.table import Table
+
+    varied = [name for name in _SWEPT if any(name in row for row in document["results"])]
+    varied = [name for name in varied if name != "replicas" or _several(document, "replicas")]
+    table = Table(
+        title=f"{document['workload']}: {document['requests']:,} requests, one engine can do "
+        f"{document['capacity_requests_per_s']:.3g} a second",
+        caption=f"Simulated, times in s. Step costs: {document['cost']['source']}.",
+    )
+    for heading in ("policy", "load", *varied):
+        table.add_column(heading)
+    for heading in ("mean", "p50", "p99", "TTFT", "s/token", "preempted", "fcfs/policy"):
+        table.add_column(heading, justify="right")
+    groups: dict[tuple[Any, ...], list[Figures]] = {}
+    for row in document["results"]:
+        if "error" not in row:
+            key = (row["policy"], row["load"], *(row.get(name, "") for name in varied))
+            groups.setdefault(key, []).append(row)
+    for key, group in groups.items():
+
+        def middle(name: str, group: list[Figures] = group) -> float:
+            return float(median(row[name] for row in group if row.get(name) is not None))
+
+        ratio = "fcfs_over_policy_mean_e2el"
+        table.add_row(
+            *map(_shown, key),
+            *(
+                f"{middle(name) / 1000:.3g}"
+                for name in (
+                    "mean_e2el_ms",
+                    "median_e2el_ms",
+                    "p99_e2el_ms",
+                    "mean_ttft_ms",
+                    "mean_latency_per_output_token_ms",
+                )
+            ),
+            f"{middle('preemptions') + middle('memory_preemptions'):,.0f}",
+            f"{middle(ratio):.2f}×" if ratio in group[0] else "",
+        )
+    return table
+
+
+def _several(document: dict[str, Any], name: str) -> bool:
+    return len({row.get(name) for row in document["results"]}) > 1
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

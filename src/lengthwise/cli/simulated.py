@@ -1,0 +1,151 @@
+"""What verbs that simulate have in common: the workload, the engine and the costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lengthwise.errors import InputError
+
+if TYPE_CHECKING:
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.simulate.cell import Workload
+    from lengthwise.simulate.engine_settings import EngineSettings
+    from lengthwise.simulate.step_cost import StepCost
+
+
+class Machine(NamedTuple):
+    """An engine and what its steps cost."""
+
+    engine: EngineSettings
+    cost: StepCost
+
+
+def choose_machine(
+    *, cost: Path | None, model: str | None, gpu: str | None, given: Mapping[str, Any]
+) -> Machine:
+    """The engine to simulate.
+
+    Args:
+        cost: a file of `lengthwise calibrate`; its engine's limits are the defaults.
+        model: with `gpu`, a preset instead.
+        gpu: see `model`.
+        given: limits by the names of `EngineSettings`; None for the default.
+
+    Raises:
+        InputError: neither or both ways were given, or something in them is wrong.
+    """
+    from lengthwise.simulate.engine_settings import EngineSettings, read_engine
+    from lengthwise.simulate.roofline import kv_blocks, roofline
+    from lengthwise.simulate.step_cost import read_cost
+
+    limits = {name: value for name, value in given.items() if value is not None}
+    if cost is not None:
+        if model or gpu:
+            raise InputError("give either --cost FILE or --model and --gpu, not both")
+        return Machine(read_engine(cost, limits), read_cost(cost))
+    if not (model and gpu):
+        raise InputError(
+            "what is simulated? give --cost FILE (`lengthwise calibrate` makes one from a bench "
+            "run), or --model llama-3-8b --gpu h100 for an estimate from data sheets"
+        )
+    engine = EngineSettings(**limits)
+    if "kv_blocks" not in limits:
+        limits["kv_blocks"] = kv_blocks(model, gpu, engine.block_size)
+    return Machine(EngineSettings(**limits), roofline(model, gpu))
+
+
+def read_workload(
+    path: Path,
+    *,
+    requests: int | None,
+    split: str | None,
+    where: Sequence[str] | None,
+    predictor: str | None,
+    skip_malformed: bool,
+    progress: ConsoleProgress,
+) -> tuple[Workload, str | None]:
+    """A trace, or a table of prompts whose requests arrive all at once until a load is given.
+
+    Returns:
+        The workload, and the predictor as cells name it: "given" where it has read the prompts.
+    """
+    from lengthwise.simulate.cell import Workload
+    from lengthwise.workload.dataset import PROMPT_COLUMNS
+    from lengthwise.workload.table import read_table
+    from lengthwise.workload.trace import load_trace
+
+    progress.stage(f"reading {path.name}")
+    if path.is_file() and set(PROMPT_COLUMNS) & set(read_table(path).names):
+        return _from_prompts(path, requests, split, where, predictor, skip_malformed, progress)
+    if split or where:
+        raise InputError(f"{path} is a trace without prompts: --split and --where do not apply")
+    trace = load_trace(path, limit=requests)
+    if not skip_malformed:
+        trace.refuse_rejected()
+    elif trace.rejected:
+        progress.note(f"left out {len(trace.rejected):,} malformed rows")
+    return Workload(trace), predictor
+
+
+def _from_prompts(
+    path: Path,
+    requests: int | None,
+    split: str | None,
+    where: Sequence[str] | None,
+    predictor: str | None,
+    skip_malformed: bool,
+    progress: ConsoleProgress,
+) -> tuple[Workload, str | None]:
+    import numpy as np
+
+    from lengthwise.cli.train import parse_where
+    from lengthwise.predict.load import load_predictor
+    from lengthwise.predict.prediction import PredictionError, Prompt
+    from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+    from lengthwise.simulate.cell import Workload
+    from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.trace import Trace
+
+    loaded = None
+    if predictor is not None and Path(predictor).is_dir():
+        loaded = load_predictor(predictor, None)
+    metadata = getattr(loaded, "metadata", None)
+    tokenizer = load_tokenizer(metadata.tokenizer if metadata is not None else REFERENCE)
+    table = load_dataset(
+        path,
+        split=split,
+        where=parse_where(list(where) if where else None),
+        limit=requests,
+        count_tokens=tokenizer.count_tokens,
+    )
+    if not skip_malformed:
+        table.refuse_rejected()
+    elif table.rejected:
+        progress.note(f"left out {len(table.rejected):,} malformed rows")
+    answered = np.flatnonzero(table.lengths > 0)
+    progress.stage("reading the prompts", total=len(answered))
+    lengths: list[int] = []
+    predictions = np.full((len(answered), 5), np.nan)
+    for place, row in enumerate(answered):
+        ids = tokenizer.encode_chat(table.prompts[row])
+        lengths.append(max(len(ids), 1))
+        if loaded is not None:
+            try:
+                predictions[place] = loaded.predict(Prompt(ids, {}))
+            except PredictionError:
+                continue
+        if place % 256 == 0:
+            progress.advance(place)
+    trace = Trace(
+        name=table.name,
+        arrival_s=np.zeros(len(answered)),
+        prompt_tokens=np.array(lengths, np.int64),
+        output_tokens=table.lengths[answered],
+        rejected=table.rejected,
+        layout="prompts",
+    )
+    if loaded is None:
+        return Workload(trace), predictor
+    return Workload(trace, predictions), "given"
