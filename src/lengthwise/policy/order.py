@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled, compiled_here
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import FREE, PARKED, WAITING, RequestTable
+from lengthwise.request import RUNNING, WAITING, RequestTable
 
 
 @compiled_here
@@ -29,6 +29,7 @@ def rank_requests(
     now: float,
     step: int,
     admitted: NDArray[np.int64],
+    everyone: bool,
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
 ) -> None:
@@ -44,12 +45,13 @@ def rank_requests(
         step: the step's number.
         admitted: arrival_index of each request admitted since the last call, ascending. Every
             waiting request that arrived earlier has been overtaken by it.
+        everyone: rank running requests too, and not those alone that wait.
         groups: output, priority and tier as one key, for each row.
         ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
     """
     for i in range(count):
         request = table[i]
-        if request.state == FREE or request.state == PARKED:
+        if request.state != WAITING and not (everyone and request.state == RUNNING):
             continue
         request.wait_s = now - request.arrival_s
         request.idle_steps = step - request.last_step

@@ -45,6 +45,7 @@ class StepOrder:
         now: float,
         step: int,
         admitted: Rows = _NOBODY,
+        everyone: bool = True,
     ) -> None:
         """Rank rows 0 … count-1; see `rank_requests` for the arguments."""
         if len(self.ranks) < len(table):
@@ -59,6 +60,7 @@ class StepOrder:
             now,
             step,
             admitted,
+            everyone,
             self.groups,
             self.ranks,
         )

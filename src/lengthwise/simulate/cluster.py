@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled, compiled_here
+from lengthwise.simulate.borrowed import borrowed
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.plan import Ranking
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
@@ -67,6 +68,12 @@ def advance(
     Returns:
         Why it came back, how many requests have arrived, and the steps taken.
     """
+    rank, values, guards, rules = ranking
+    own = (rank, borrowed(values), borrowed(guards), borrowed(rules))
+    requests = borrowed(requests)
+    terms = borrowed(terms)
+    token_times, token_offsets = borrowed(token_times), borrowed(token_offsets)
+    shared = Shared(borrowed(shared.contents), borrowed(shared.offsets), shared.tokens)
     taken = 0
     viewed = 0
     queue, batch, memory = _of_engine(queues, batches, memories, viewed)
@@ -82,8 +89,8 @@ def advance(
             if engine.live >= queues.table.shape[1]:
                 return MORE_ROWS, arrived, taken
             requests[arrived].engine = r
-            arrive(engine, requests, ranking[3][0], arrived)
-            if ranking[3][0].reorders:
+            arrive(engine, requests, rules[0], arrived)
+            if rules[0].reorders:
                 if viewed != r:
                     viewed = r
                     queue, batch, memory = _of_engine(queues, batches, memories, viewed)
@@ -103,7 +110,7 @@ def advance(
         step = log[taken] if len(log) > 1 else log[0]
         step.engine = r
         ran = run_step(
-            ranking,
+            own,
             limits[0],
             terms,
             engine,
@@ -130,20 +137,20 @@ def _of_engine(
     """One engine's part of everything."""
     return (
         Queue(
-            queues.table[r],
-            queues.groups[r],
-            queues.ranks[r],
-            queues.request[r],
-            queues.admitted[r],
+            borrowed(queues.table[r]),
+            borrowed(queues.groups[r]),
+            borrowed(queues.ranks[r]),
+            borrowed(queues.request[r]),
+            borrowed(queues.admitted[r]),
         ),
-        Batch(batches.slots[r], batches.running[r], batches.free[r]),
+        Batch(borrowed(batches.slots[r]), borrowed(batches.running[r]), borrowed(batches.free[r])),
         Memory(
-            memories.blocks[r],
-            memories.shared[r],
-            memories.of_slot[r],
-            memories.remembered[r],
-            memories.remembered_count[r],
-            memories.free_remembered[r],
+            borrowed(memories.blocks[r]),
+            borrowed(memories.shared[r]),
+            borrowed(memories.of_slot[r]),
+            borrowed(memories.remembered[r]),
+            borrowed(memories.remembered_count[r]),
+            borrowed(memories.free_remembered[r]),
         ),
     )
 

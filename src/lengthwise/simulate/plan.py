@@ -75,22 +75,23 @@ def rank_once(
     shared: Shared,
     queue: Queue,
     memory: Memory,
+    everyone: bool,
 ) -> None:
-    """Rank all requests, once a step."""
+    """Rank all requests, or only those that wait, once a step."""
     if engine.ranked_step == engine.step:
         return
     engine.ranked_step = engine.step
     rules = ranking[3][0]
     if rules.reads_prefix_cache and limits.caching:
         # A look-up is too dear for all: those who would be next.
-        _rank(ranking, engine, queue, np.empty(0, np.int64))
+        _rank(ranking, engine, queue, np.empty(0, np.int64), everyone)
         want = max(limits.slots - engine.running, 0) + SPARE
         for row in first_rows(rules, engine, queue, want):
             hits, _ = find_cached(limits, requests, shared, memory, queue.request[row])
             queue.table[row].cached_tokens = hits * limits.block_size
     admitted = np.sort(queue.admitted[: engine.admitted])
     engine.admitted = 0
-    _rank(ranking, engine, queue, admitted)
+    _rank(ranking, engine, queue, admitted, everyone)
 
 
 @compiled_here
@@ -108,7 +109,7 @@ def first_rows(rules: Any, engine: Any, queue: Queue, want: int) -> Integers:
 
 
 @compiled_here
-def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers) -> None:
+def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers, everyone: bool) -> None:
     rank_requests(
         ranking[0],
         ranking[1],
@@ -118,6 +119,7 @@ def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers) -> No
         engine.plans_s,
         engine.step,
         admitted,
+        everyone,
         queue.groups,
         queue.ranks,
     )
@@ -151,7 +153,7 @@ def _swap(
     rules = ranking[3][0]
     nobody = np.empty(0, np.int64)
     rows = _bring_running_up_to_date(engine, requests, queue, batch)
-    rank_once(ranking, limits, engine, requests, shared, queue, memory)
+    rank_once(ranking, limits, engine, requests, shared, queue, memory, True)
     free_slots = max(limits.slots - engine.running, 0)
     waiting = first_rows(rules, engine, queue, LOOKAHEAD * (free_slots + engine.running))
     newcomers = waiting[: free_slots + rules.max_swaps]
@@ -237,7 +239,7 @@ def _front_that_fits(
     table = queue.table
     size = limits.block_size
     rows = _bring_running_up_to_date(engine, requests, queue, batch)
-    rank_once(ranking, limits, engine, requests, shared, queue, memory)
+    rank_once(ranking, limits, engine, requests, shared, queue, memory, True)
     waiting = first_rows(ranking[3][0], engine, queue, limits.slots - engine.running)
     held, remaining = np.empty(len(rows)), np.empty(len(rows))
     total = 0.0
@@ -287,7 +289,7 @@ def _put_victims_last(
 ) -> None:
     """Order `running`, from whose tail memory victims are taken."""
     rows = _bring_running_up_to_date(engine, requests, queue, batch)
-    rank_once(ranking, limits, engine, requests, shared, queue, memory)
+    rank_once(ranking, limits, engine, requests, shared, queue, memory, True)
     prefilling = np.empty(engine.running, np.bool_)
     for k in range(engine.running):
         slot = batch.slots[batch.running[k]]

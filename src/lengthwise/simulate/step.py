@@ -260,7 +260,7 @@ def _admit(
             if cursor == len(order):
                 if has_front:
                     return
-                rank_once(ranking, limits, engine, requests, shared, queue, memory)
+                rank_once(ranking, limits, engine, requests, shared, queue, memory, False)
                 want = limits.slots - engine.running + SPARE
                 if last < 0:
                     order = first_rows(rules, engine, queue, want)

@@ -83,7 +83,7 @@ class Planner:
 
     def next_rows(self, after: int) -> list[int]:
         """The next waiting rows in this step's order, behind the given one (-1: the first)."""
-        self._rank()
+        self._rank(everyone=False)
         want = max(self._free_slots(), 0) + SPARE
         table, count = self._live.table, self._live.count
         if after < 0:
@@ -126,8 +126,11 @@ class Planner:
         """Whether the queue may be served in another order than its own."""
         return self.classes_matter or not self.discipline.is_fcfs
 
-    def _rank(self) -> None:
-        """Rank all requests, once a step."""
+    def _rank(self, everyone: bool = True) -> None:
+        """Rank all requests, or only those that wait, once a step.
+
+        Whatever needs the ranks of running requests comes before the queue is asked.
+        """
         if self._ranked:
             return
         self._ranked = True
@@ -141,6 +144,7 @@ class Planner:
             self._now,
             self._step,
             np.array(self._admitted, dtype=np.int64),
+            everyone,
         )
         self._admitted.clear()
 
