@@ -21,6 +21,7 @@ from lengthwise.compare.rounds import describe_round, records_of
 from lengthwise.compare.session import Observed
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.round import RoundInfo
+from lengthwise.vllm.settings import Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
 
 
@@ -119,7 +120,8 @@ def observed(*answers: Answer) -> Observed:
 
 
 def describe(load: Load, seen: Observed) -> RoundInfo:
-    return describe_round(3, "srpt", load, 1, datetime.now(UTC), seen, REQUESTS)
+    settings = Settings(policy="srpt", predictor="declared", record="somewhere")
+    return describe_round(3, "srpt", settings, load, 1, datetime.now(UTC), seen, REQUESTS)
 
 
 def test_the_load_really_offered_comes_from_what_the_engine_did() -> None:
@@ -128,6 +130,12 @@ def test_the_load_really_offered_comes_from_what_the_engine_did() -> None:
     assert describe(Capacity(1.2), seen).offered_load == pytest.approx(2.0)
     assert describe(Burst(), seen).offered_load is None
     assert describe(Burst(), seen).capacity_tokens_per_s == 5.0
+
+
+def test_the_settings_of_a_round_are_kept_but_not_where_it_was_recorded() -> None:
+    info = describe(Burst(), observed(answer(0, 0.5, 8)))
+    kept = parse_settings(RoundInfo.from_json(json.loads(json.dumps(info.to_json()))).settings)
+    assert kept == Settings(policy="srpt", predictor="declared")
 
 
 def test_records_join_the_client_and_the_engine() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ class EngineLog:
     Attributes:
         steps: the steps' fields as float64 columns of equal length; null is NaN.
         requests: the finished requests' fields by request number.
+        limits: the engine's, by the names of `EngineSettings`; empty in older records.
     """
 
     steps: Mapping[str, NDArray[np.float64]]
     requests: Mapping[int, Mapping[str, object]]
+    limits: Mapping[str, object] = field(default_factory=dict)
 
     def capacity(self) -> float | None:
         """Tokens (prompt and answer) that the engine got done a second with a full batch.
@@ -47,6 +49,9 @@ _STEP_COLUMNS = (
     "duration_s",
     "prefill_tokens",
     "decode_tokens",
+    "requests",
+    "kv_tokens",
+    "attention_tokens",
     "running",
     "waiting",
     "free_blocks",
@@ -63,11 +68,11 @@ def read_engine_log(folder: Path, finished: int, timeout_s: float = 5.0) -> Engi
         timeout_s: after so long the log is read as it is.
     """
     deadline = time.monotonic() + timeout_s
-    requests = _read_lines(folder / REQUESTS_FILE)
+    _, requests = _read_lines(folder / REQUESTS_FILE)
     while len(requests) < finished and time.monotonic() < deadline:
         time.sleep(0.05)
-        requests = _read_lines(folder / REQUESTS_FILE)
-    steps = _read_lines(folder / STEPS_FILE)
+        _, requests = _read_lines(folder / REQUESTS_FILE)
+    header, steps = _read_lines(folder / STEPS_FILE)
     columns = {
         name: np.array(
             [np.nan if step.get(name) is None else step[name] for step in steps], dtype=np.float64
@@ -79,14 +84,17 @@ def read_engine_log(folder: Path, finished: int, timeout_s: float = 5.0) -> Engi
         for request in requests
         if str(request.get("id", "")).isdecimal()
     }
-    return EngineLog(columns, by_number)
+    limits = header.get("engine")
+    return EngineLog(columns, by_number, limits if isinstance(limits, dict) else {})
 
 
-def _read_lines(path: Path) -> list[dict[str, object]]:
-    """The objects of a JSON-lines file behind its header; a line still being written is left."""
+def _read_lines(path: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The header of a JSON-lines file and its objects; a line still being written is left."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
-        return []
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    return [json.loads(line) for line in complete[1:]]
+        return {}, []
+    values = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    # A server that was started again appends, and begins with another header.
+    lines = [value for value in values[1:] if "schema" not in value]
+    return (values[0] if values else {}), lines

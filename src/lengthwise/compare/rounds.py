@@ -95,7 +95,16 @@ def run_plan(
                     clients=load.count if isinstance(load, Clients) else None,
                     progress=_advance(progress),
                 )
-                info = describe_round(number, label, load, repeat, started, observed, in_order)
+                info = describe_round(
+                    number,
+                    label,
+                    plan.policies[label],
+                    load,
+                    repeat,
+                    started,
+                    observed,
+                    in_order,
+                )
                 if info.capacity_tokens_per_s is not None and not isinstance(load, Clients):
                     capacities.append(info.capacity_tokens_per_s)
                 writer.append(info, records_of(info, observed))
@@ -153,6 +162,7 @@ def calibrate(session: Session, requests: Sequence[ReplayRequest], progress: Pro
 def describe_round(
     number: int,
     label: str,
+    settings: Settings,
     load: Load,
     repeat: int,
     started: datetime,
@@ -175,6 +185,7 @@ def describe_round(
         offered_load=offered,
         capacity_tokens_per_s=capacity,
         started=started.isoformat(timespec="seconds"),
+        settings=settings.model_dump(exclude={"record", "metrics_port"}),
         counters=observed.counters,
         flags=(f"an error: {errors[0]}",) if errors else (),
     )

@@ -21,10 +21,16 @@ class RoundInfo:
     started: str | None = None  # when, ISO 8601 with a time zone
     counters: Mapping[str, int] = field(default_factory=dict)  # the scheduler's own, this round
     flags: tuple[str, ...] = ()  # what to know before trusting this round, one line each
+    settings: Mapping[str, object] = field(default_factory=dict)  # that the policy ran with
 
     def to_json(self) -> dict[str, object]:
         """The fields as a JSON object."""
-        return {**asdict(self), "counters": dict(self.counters), "flags": list(self.flags)}
+        return {
+            **asdict(self),
+            "counters": dict(self.counters),
+            "flags": list(self.flags),
+            "settings": dict(self.settings),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> RoundInfo:

@@ -102,6 +102,22 @@ def refuse_unsupported(vllm_config: Any) -> None:
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
 
 
+def engine_limits(scheduler: Any) -> dict[str, float]:
+    """What bounds this engine's steps, under the names of `simulate.EngineSettings`."""
+    config = scheduler.scheduler_config
+    return {
+        "slots": int(scheduler.max_num_active_reqs),
+        "token_budget": int(scheduler.max_num_scheduled_tokens),
+        # One block is vLLM's own.
+        "kv_blocks": int(scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1,
+        "block_size": int(scheduler.block_size),
+        "prefix_caching": bool(scheduler.cache_config.enable_prefix_caching),
+        "watermark": float(getattr(config, "watermark", 0.0)),
+        "long_prefill_tokens": int(config.long_prefill_token_threshold),
+        "lag": int(bool(config.async_scheduling)),
+    }
+
+
 def free_blocks(scheduler: Any) -> int:
     """KV blocks free now, those that still hold reusable content included."""
     return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())

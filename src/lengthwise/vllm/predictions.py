@@ -27,6 +27,13 @@ logger = logging.getLogger("vllm.lengthwise")
 PER_STEP: Final = 128
 _RECENT: Final = 512
 _MEDIAN_EVERY: Final = 32
+_RECORDED: Final = {
+    "expected_tokens": "expected",
+    "score": "score",
+    "low_tokens": "low",
+    "median_tokens": "median",
+    "high_tokens": "high",
+}
 _UNKNOWN: Final = Prediction(score=0.0, expected=128.0, low=128.0, median=128.0, high=128.0)
 
 
@@ -82,10 +89,13 @@ class Predictions:
         if self._predictor is not None:
             self._pending.append(request_id)
 
-    def expected(self, request_id: str) -> float:
-        """The predicted total length, NaN for a request without a prediction of its own."""
+    def recorded(self, request_id: str) -> dict[str, float | None]:
+        """A request's own prediction under the names of the record; null where it has none."""
         row = self._live.table[self._live.row(request_id)]
-        return float(row["expected"]) if row["predicted"] else math.nan
+        return {
+            name: float(row[column]) if row["predicted"] else None
+            for name, column in _RECORDED.items()
+        }
 
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests."""

@@ -1,7 +1,7 @@
 """The engine's own record of its steps and requests, written only where the user asks for it.
 
 Two JSONL files in the folder that the setting `record` names; each starts with a header line that
-gives its schema. No prompt and no token is written.
+gives its schema, and that of the steps the engine's limits. No prompt and no token is written.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,15 +24,16 @@ class Recorder:
 
     Args:
         folder: where `steps.jsonl` and `requests.jsonl` are appended to.
+        limits: of the engine, for the header of `steps.jsonl`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: Mapping[str, float]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         # Deques, because appending and taking from the other end need no lock.
         self._steps: deque[dict[str, Any]] = deque()
         self._requests: deque[dict[str, Any]] = deque()
-        self._write("steps.jsonl", [{"schema": STEPS_SCHEMA}])
+        self._write("steps.jsonl", [{"schema": STEPS_SCHEMA, "engine": dict(limits)}])
         self._write("requests.jsonl", [{"schema": REQUESTS_SCHEMA}])
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lengthwise-record", daemon=True)

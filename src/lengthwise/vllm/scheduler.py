@@ -10,7 +10,6 @@ parent's `schedule()`; the parent still does everything that correctness hangs o
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +28,7 @@ from lengthwise.vllm.predictions import Predictions, prompt_of, warm_up_predicto
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import Settings, parse_settings
+from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
 from lengthwise.vllm.watch import SettingsWatcher
 
@@ -128,7 +128,7 @@ class LengthwiseMixin:
             self._recorder.close()
             self._recorder = None
         if record is not None and self._recorder is None:
-            self._recorder = Recorder(Path(record))
+            self._recorder = Recorder(Path(record), compat.engine_limits(self))
             self._last_work = None  # the step before was not measured for this record
 
     def _gauges(self) -> dict[str, float]:
@@ -186,9 +186,6 @@ class LengthwiseMixin:
         self.counters.overtakes += int(columns["overtaken"])
         if self._recorder is not None:
             admitted_s = self._first_admission.pop(request.request_id, None)
-            expected = self._predictions.expected(request.request_id)
-            # JSON has no NaN.
-            known = None if math.isnan(expected) else expected
             reason = request.get_finished_reason()
             self._recorder.request(
                 id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
@@ -196,7 +193,7 @@ class LengthwiseMixin:
                 queue_s=None if admitted_s is None else admitted_s - float(columns["arrival_s"]),
                 preemptions=request.num_preemptions,
                 overtaken=int(columns["overtaken"]),
-                expected_tokens=known,
+                **self._predictions.recorded(request.request_id),
                 output_tokens=request.num_output_tokens,
                 prompt_tokens=request.num_prompt_tokens,
                 cached_tokens=self._cached_tokens.pop(request.request_id, None),
@@ -252,15 +249,11 @@ class LengthwiseMixin:
         if not scheduled:
             self._last_work = None
             return
-        cached = output.scheduled_cached_reqs
-        prefilling = len(output.scheduled_new_reqs) + len(cached.resumed_req_ids)
-        decode_tokens = len(scheduled) - prefilling
-        self._last_work = {
-            "prefill_tokens": output.total_num_scheduled_tokens - decode_tokens,
-            "decode_tokens": decode_tokens,
-        }
+        prefills = prefilling(output)
+        self._last_work = step_tokens(output, prefills)
         if self._recorder is not None:
             self._last_work.update(
+                step_reads(output, prefills, self.requests),
                 running=len(self.running),
                 waiting=len(self.waiting),
                 free_blocks=compat.free_blocks(self),
