@@ -15,7 +15,7 @@ from lengthwise.workload.trace import Trace
 KINDS: Final = ("oracle", "noisy-oracle:TAU", "prompt-length")
 
 _QUANTILE_90: Final = float(ndtri(0.9))
-_POINTS: Final = ndtri((np.arange(8) + 0.5) / 8)  # where a posterior is evaluated for its mean
+_POINTS: Final = ndtri((np.arange(32) + 0.5) / 32)  # where a posterior is evaluated for its mean
 
 
 def trace_predictions(trace: Trace, predictor: str, seed: int = 0) -> NDArray[np.float64]:

@@ -127,7 +127,9 @@ STEP: Final = np.dtype(
         ("preempted", np.int32),
         ("prefill_tokens", np.int32),
         ("decode_tokens", np.int32),
+        ("requests", np.int32),  # that ran in it
         ("kv_tokens", np.int64),  # tokens whose KV the step read
+        ("attention_tokens", np.int64),  # for each prefilled token, those that it attends to
         ("start_s", np.float64),
         ("duration_s", np.float64),
     ],

@@ -350,7 +350,10 @@ def _work(
     step.free_blocks = engine.free_blocks
     step.prefill_tokens = prefill
     step.decode_tokens = decode
+    step.requests = sequences
+    step.requests = sequences
     step.kv_tokens = kv
+    step.attention_tokens = int(attention)
     step.start_s = engine.starts_s
     step.duration_s = seconds
     return sequences, seconds

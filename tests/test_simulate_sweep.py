@@ -1,0 +1,248 @@
+"""Sweeps: on one core, on several, on Ray; with workers that die and runs that were stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lengthwise.cli.main import main
+from lengthwise.errors import InputError
+from lengthwise.simulate import sweep
+from lengthwise.simulate.cell import Cell, Figures, Workload, run_cell
+from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.sweep import run_sweep
+from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.trace import Trace
+
+
+def cells(count: int = 6) -> list[Cell]:
+    return [
+        Cell(
+            label=policy,
+            discipline={"policy": policy},
+            load="0.9",
+            cost=StepCost(7e-3, 32e-6, 32e-6),
+            engine=EngineSettings(slots=16),
+            predictor="noisy-oracle:0.5",
+            seed=index // 2,
+        )
+        for index, policy in zip(range(count), ["fcfs", "srpt"] * count, strict=False)
+    ]
+
+
+@pytest.fixture(scope="module")
+def workload() -> Workload:
+    return Workload(synthetic_trace(300, 10.0, mean_prompt=50, mean_output=50, sigma=0.8, seed=1))
+
+
+class DeadlyTrace(Trace):
+    """A trace that kills whoever asks for its rate, as often as its file says."""
+
+    @property
+    def rate(self) -> float:
+        counter = Path(self.name)
+        deaths = int(counter.read_text())
+        if deaths > 0:
+            counter.write_text(str(deaths - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().rate
+
+
+def deadly(workload: Workload, counter: Path, deaths: int) -> Workload:
+    counter.write_text(str(deaths))
+    trace = workload.trace
+    return Workload(
+        DeadlyTrace(
+            str(counter),
+            trace.arrival_s,
+            trace.prompt_tokens,
+            trace.output_tokens,
+            [],
+            "synthetic",
+        )
+    )
+
+
+def test_cores_give_what_one_process_gives(workload: Workload) -> None:
+    alone = run_sweep(cells(), workload, jobs=1)
+    together = run_sweep(cells(), workload, jobs=2)
+    assert alone == together
+    assert [row["policy"] for row in alone] == ["fcfs", "srpt"] * 3
+
+
+def test_a_cell_whose_worker_dies_is_tried_again(workload: Workload, tmp_path: Path) -> None:
+    rows = run_sweep(cells(4), deadly(workload, tmp_path / "deaths", 1), jobs=2)
+    assert rows == run_sweep(cells(4), workload, jobs=1)
+
+
+def test_a_cell_that_always_dies_is_reported_and_the_rest_is_kept(
+    workload: Workload, tmp_path: Path
+) -> None:
+    results = tmp_path / "cells.jsonl"
+    rows = run_sweep(cells(3), deadly(workload, tmp_path / "deaths", 2), jobs=2, results=results)
+    failed = [row for row in rows if "error" in row]
+    assert len(rows) == 3
+    # Two deaths hit one cell twice or two cells once each, whichever worker was first.
+    assert len(failed) <= 1
+    for row in failed:
+        assert "died" in row["error"]
+    assert len(results.read_text().splitlines()) == 3 - len(failed)
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(
+    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "run" / "cells.jsonl"
+    first = run_sweep(cells(4), workload, jobs=1, results=results)
+    with results.open("a") as file:
+        file.write('{"cell": "half a li')
+    ran: list[Cell] = []
+
+    def counted(cell: Cell, served: Workload) -> Figures:
+        ran.append(cell)
+        return run_cell(cell, served)
+
+    monkeypatch.setattr(sweep, "run_cell", counted)
+    again = run_sweep(cells(6), workload, jobs=1, results=results)
+    assert again[:4] == first
+    assert [cell.seed for cell in ran] == [2, 2]
+
+
+def test_what_cannot_be_simulated_ends_the_sweep_with_one_line(workload: Workload) -> None:
+    bad = [*cells(2), Cell("srpt", {"policy": "srpt"}, "0.9", cells()[0].cost, EngineSettings())]
+    for jobs in (1, 2):
+        with pytest.raises(InputError, match="needs predictions"):
+            run_sweep(bad, workload, jobs=jobs)
+
+
+@pytest.fixture
+def ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'lengthwise[ray]')")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.engine
+def test_ray_gives_what_one_process_gives(workload: Workload, ray: Any) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    assert run_sweep(cells(4), workload, on="ray") == run_sweep(cells(4), workload, jobs=1)
+
+
+# The command line ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    arrivals = np.cumsum(generator.exponential(0.1, 200))
+    lines = ["arrival_s,input_tokens,output_tokens"]
+    lines += [
+        f"{arrival:.6f},{generator.integers(1, 300)},{generator.integers(1, 200)}"
+        for arrival in arrivals
+    ]
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["lengthwise", "simulate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+PRESET = ("--model", "llama-3-8b", "--gpu", "h100", "--jobs", "1")
+
+
+def test_simulate_prints_json(
+    trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--policy", "fcfs,trail,srpt:max_overtakes=8", "--load", "0.8,burst")
+    sweeps = ("--sweep", "c=0.2,0.8", "--sweep", "tau=0.3,1", "--slots", "8")
+    out = trace_file.parent / "out"
+    code = call(
+        monkeypatch, str(trace_file), *PRESET, *arguments, *sweeps, "--json", "--out", str(out)
+    )
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = document["results"]
+    # For each of two loads: fcfs once, trail for every c and tau, srpt for every tau.
+    assert len(rows) == 2 * (1 + 4 + 2)
+    assert document["engine"]["slots"] == 8
+    assert "not measured" in document["cost"]["source"]
+    for row in rows:
+        assert row["completed"] == 200
+        assert row["fcfs_over_policy_mean_e2el"] > 0
+    guarded = [row for row in rows if row["policy"].startswith("srpt")]
+    assert all(row["max_overtaken"] <= 8 + 8 - 1 for row in guarded)
+    assert json.loads((out / "results.json").read_text()) == document
+
+
+def test_simulate_prints_a_table_and_draws(
+    trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = trace_file.parent / "out"
+    loads = ("--load", "0.5,1.2", "--slots", "8", "--seeds", "2")
+    assert call(monkeypatch, str(trace_file), *PRESET, *loads, "--out", str(out)) == 0
+    said = capsys.readouterr()
+    assert "hrrn" in said.out
+    assert "grows as long as" in said.err
+    assert (out / "mean_e2el.svg").stat().st_size > 1000
+
+
+def test_simulate_reads_prompts_with_a_learnt_predictor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"List {n} facts about {word}.", "response_tokens": 10 + 20 * n}
+        for n in range(1, 11)
+        for word in ("rain", "iron", "owls", "salt", "jazz", "rope")
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = call(monkeypatch, str(path), *PRESET, "--slots", "4", "--json")
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {row["load"] for row in document["results"]} == {"0.9"}
+    assert document["requests"] == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--cost FILE"),
+        (("--model", "llama-3-8b"), "--cost FILE"),
+        (("--cost", "x.json", "--gpu", "h100"), "not both"),
+        (("--cost", "missing.json"), "cannot read"),
+        ((*PRESET, "--load", "fast"), "must be a number"),
+        ((*PRESET, "--load", "-1"), "must be a number"),
+        ((*PRESET, "--policy", "sprt"), "srpt"),
+        ((*PRESET, "--sweep", "k=1"), "max_overtakes"),
+        ((*PRESET, "--sweep", "c=high"), "give numbers"),
+        ((*PRESET, "--predictor", "build/p"), "without prompts"),
+        ((*PRESET, "--kv-blocks", "3"), "can never run"),
+        ((*PRESET, "--router", "best"), "round-robin"),
+        ((*PRESET, "--split", "test"), "trace without prompts"),
+    ],
+)
+def test_simulate_says_what_is_wrong(
+    arguments: tuple[str, ...],
+    message: str,
+    trace_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, str(trace_file), *arguments) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("lengthwise: ")
+    assert message in last
