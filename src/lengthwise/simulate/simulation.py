@@ -49,6 +49,8 @@ class Simulation:
         token_times: s from arrival of every token, all requests' one after another; empty unless
             asked for.
         token_offsets: shape [n + 1]: where each request's begin.
+        delay_s: between client and engine, there and back; latencies contain it, and the times of
+            `requests` and `token_times`, which are the engine's, do not.
     """
 
     requests: NDArray[np.void]
@@ -56,6 +58,7 @@ class Simulation:
     step_count: int
     token_times: NDArray[np.float32]
     token_offsets: NDArray[np.int64]
+    delay_s: float = 0.0
 
     @property
     def output_tokens(self) -> int:
@@ -73,13 +76,13 @@ class Simulation:
     def e2el_s(self) -> NDArray[np.float64]:
         """End-to-end latency of each request, shape [n]."""
         latency: NDArray[np.float64] = self.requests["finish_s"] - self.requests["arrival_s"]
-        return latency
+        return latency + self.delay_s
 
     @property
     def ttft_s(self) -> NDArray[np.float64]:
         """Time to first token, shape [n]."""
         latency: NDArray[np.float64] = self.requests["first_token_s"] - self.requests["arrival_s"]
-        return latency
+        return latency + self.delay_s
 
     @property
     def tpot_s(self) -> NDArray[np.float64]:
@@ -204,7 +207,7 @@ def simulate(
             memories = with_more_memory(memories)
         progress(arrived)
     steps_done = np.concatenate(logs) if logs else np.zeros(0, STEP)
-    return Simulation(requests, steps_done, taken, times, offsets)
+    return Simulation(requests, steps_done, taken, times, offsets, cost.delay_s)
 
 
 def warm_up() -> None:
