@@ -4,6 +4,8 @@
     python scripts/fill_tables.py predictors Vicuna-7B=p.json   of `lengthwise evaluate --json`
     python scripts/fill_tables.py overhead overhead.json  of bench/scheduler_overhead.py --json
     python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
+    python scripts/fill_tables.py speed speed.json        of bench/simulator_speed.py --json
+    python scripts/fill_tables.py preemption grid.json    of bench/preemption_grid.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -34,6 +36,8 @@ COMMANDS = {
     "predictors": "lengthwise evaluate DIR DATASET --split test --json",
     "overhead": "python bench/scheduler_overhead.py --json",
     "memory": "python bench/queue_memory.py --json",
+    "preemption": "python bench/preemption_grid.py --json",
+    "speed": "python bench/simulator_speed.py --json",
 }
 Row = Mapping[str, Any]
 
@@ -163,10 +167,54 @@ def memory_table(kept: Row) -> list[str]:
     return table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
 
+def speed_table(kept: Row) -> list[str]:
+    """One row for each policy."""
+    heads = (
+        "policy,prefix caching,requests,seconds,requests/s,million tokens/s,"
+        "compiling (cached),compiling (first time),peak memory"
+    )
+    rows = [
+        [
+            f"`{row['policy']}`",
+            "on" if row["prefix_caching"] else "off",
+            f"{row['requests']:,}",
+            f"{row['seconds']:.2f} ({row['seconds_low']:.2f}–{row['seconds_high']:.2f})",
+            f"{row['requests_per_s']:,.0f}",
+            f"{row['sequence_steps_per_s'] / 1e6:.0f}",
+            f"{row['compile_seconds']:.1f} s",
+            "—"
+            if row.get("compile_seconds_uncached") is None
+            else f"{row['compile_seconds_uncached']:.0f} s",
+            f"{row['peak_rss_mib']:.0f} MiB",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def preemption_table(kept: Row) -> list[str]:
+    """For each policy, memory and number of slots: the spread over loads, tails and taus."""
+    heads = "policy,twin,KV memory,slots,points,mean: worst,median,best,TTFT: worst,median,best"
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in kept["rows"]:
+        key = (row["policy"], row["twin"], row["memory"], row["slots"])
+        groups.setdefault(key, []).append(row)
+    rows = []
+    for (policy, twin, memory, slots), group in sorted(groups.items()):
+        cells = [f"`{policy}`", f"`{twin}`", memory, str(slots), str(len(group))]
+        for name in ("e2el_gain", "ttft_gain"):
+            gains = sorted(row[name] for row in group)
+            cells += [f"{gains[0]:.3f}×", f"{gains[len(gains) // 2]:.3f}×", f"{gains[-1]:.3f}×"]
+        rows.append(cells)
+    return table(heads.split(","), rows)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
     "memory": memory_table,
+    "preemption": preemption_table,
+    "speed": speed_table,
 }
 
 

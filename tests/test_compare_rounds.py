@@ -67,16 +67,22 @@ def log(**columns: list[float]) -> EngineLog:
     )
 
 
-def test_capacity_is_measured_over_full_batches_only() -> None:
-    engine = log(
-        running=[4, 4, 2, 3, math.nan],
-        waiting=[9, 0, 0, 1, 0],
-        duration_s=[1.0, 1.0, 1.0, 2.0, math.nan],
-        prefill_tokens=[10, 0, 0, 0, 0],
-        decode_tokens=[0, 4, 2, 6, 4],
-    )
-    # The first two are as large as any, behind the fourth somebody waits: 20 tokens in 4 s.
-    assert engine.capacity() == 5.0
+def test_capacity_is_that_of_the_workload_whatever_the_order() -> None:
+    generator = np.random.default_rng(0)
+    prefill = generator.integers(0, 50, 400) * (generator.random(400) < 0.3)
+    decode = generator.integers(1, 5, 400)
+    seconds = 0.01 + 0.001 * prefill + 0.002 * decode
+    seconds[7] = 9.0  # the machine paused
+    steps = log(
+        running=decode.tolist(),
+        duration_s=[*seconds[:-1].tolist(), math.nan],
+        prefill_tokens=prefill.tolist(),
+        decode_tokens=decode.tolist(),
+    ).steps
+    requests = {number: {"prompt_tokens": 20, "output_tokens": 30} for number in range(5)}
+    # For each request 20 · 1 ms of prefill and 30 shares of a step of 10 ms among 4, and 2 ms.
+    expected = (20 + 30) / (20 * 0.001 + 30 * (0.01 / 4 + 0.002))
+    assert EngineLog(steps, requests).capacity() == pytest.approx(expected)
     assert log(running=[]).capacity() is None
     assert log(running=[4], duration_s=[math.nan]).capacity() is None
 
@@ -114,8 +120,11 @@ REQUESTS = [ReplayRequest(0, [1, 2], 8), ReplayRequest(1, [1, 2], 28)]
 
 
 def observed(*answers: Answer) -> Observed:
-    steps = log(running=[2], duration_s=[1.0], decode_tokens=[5]).steps
-    known = {0: {"queue_s": 0.25, "preemptions": 1, "overtaken": 3, "expected_tokens": None}}
+    steps = log(running=[2], duration_s=[0.4], decode_tokens=[2]).steps
+    lengths = {"prompt_tokens": 0, "output_tokens": 20}
+    known = {
+        0: {**lengths, "queue_s": 0.25, "preemptions": 1, "overtaken": 3, "expected_tokens": None}
+    }
     return Observed(Replay(0.0, list(answers)), EngineLog(steps, known), {"preemptions": 1})
 
 

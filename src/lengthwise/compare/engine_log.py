@@ -10,6 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
+ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round
+_PAUSE = 5.0  # steps so many times longer than usual are left out
 
 STEPS_FILE = "steps.jsonl"
 REQUESTS_FILE = "requests.jsonl"
@@ -30,18 +35,32 @@ class EngineLog:
     limits: Mapping[str, object] = field(default_factory=dict)
 
     def capacity(self) -> float | None:
-        """Tokens (prompt and answer) that the engine got done a second with a full batch.
+        """Tokens (prompt and answer) of this workload that the engine can do a second.
 
-        A batch counts as full when it is the round's largest or when requests were left waiting
-        behind it. None where no such step was timed.
+        Prompt tokens are cheap and answer tokens are not, and a policy decides how many of each a
+        full batch sees. So the time of a step is fitted to its prefill and decode tokens, and the
+        capacity is that of the round's requests, whatever their order: a batch as large as the
+        round's largest, always full. None where the steps do not tell.
         """
-        seconds, running = self.steps["duration_s"], self.steps["running"]
-        timed = np.isfinite(seconds) & np.isfinite(running)
-        if not timed.any():
+        seconds = self.steps["duration_s"]
+        running = self.steps["running"]
+        timed = np.isfinite(seconds) & (seconds > 0)
+        if not timed.any() or not self.requests:
             return None
-        full = timed & ((running == running[timed].max()) | (self.steps["waiting"] > 0))
-        tokens = self.steps["prefill_tokens"] + self.steps["decode_tokens"]
-        return float(tokens[full].sum() / seconds[full].sum())
+        # A pause of the machine is not the engine's doing.
+        timed &= seconds < _PAUSE * np.median(seconds[timed])
+        tokens = np.stack([self.steps["prefill_tokens"], self.steps["decode_tokens"]], axis=1)
+        work = np.column_stack([np.ones(int(timed.sum())), tokens[timed]])
+        (step_s, prefill_s, decode_s), _ = nnls(work, seconds[timed])
+        prompts = self._total("prompt_tokens")
+        answers = self._total("output_tokens")
+        batch = float(running[timed].max())
+        busy_s = prefill_s * prompts + (step_s / max(batch, 1.0) + decode_s) * answers
+        return (prompts + answers) / float(busy_s) if busy_s > 0 else None
+
+    def _total(self, name: str) -> float:
+        values = (request.get(name) for request in self.requests.values())
+        return float(sum(value for value in values if isinstance(value, int | float)))
 
 
 _STEP_COLUMNS = (

@@ -23,6 +23,7 @@ from lengthwise.compare.server_command import ServerCommand
 from lengthwise.errors import LengthwiseError
 
 _STOP_PATIENCE_S = 20.0
+_STEP_BACK = 5  # niceness
 # Whatever proxy the environment names, it does not lead to this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _TAIL_LINES = 400  # enough to reach past a traceback or two, and bounded for a long service
@@ -88,6 +89,15 @@ class Server:
     ) -> None:
         """Stop the server."""
         self.stop()
+
+    def step_back(self) -> None:
+        """Let other processes of this machine go first.
+
+        An engine takes every core that it gets. A client that shares the machine with it must still
+        send requests on time. To be called at once: the server's later processes inherit it.
+        """
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _STEP_BACK)
 
     @property
     def url(self) -> str:
