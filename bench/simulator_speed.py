@@ -42,8 +42,8 @@ def measure(policy: str, requests: int, load: float, repeats: int, caching: bool
     def lengths(count: int) -> Any:
         return synthetic_trace(count, rate, mean_prompt=200, mean_output=200, sigma=0.8, seed=0)
 
-    guards = {} if policy == "fcfs" else {"max_overtakes": 5 * SLOTS}
-    discipline = make_discipline(policy, **guards)
+    bound = None if policy == "fcfs" else 5 * SLOTS
+    discipline = make_discipline(policy, max_overtakes=bound)
 
     def run(count: int) -> tuple[float, Any]:
         trace = lengths(count)

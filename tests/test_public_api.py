@@ -31,7 +31,14 @@ MAY_IMPORT = {
     "vllm": {"request", "policy", "predict"},
     "compare": {"workload", "measure", "predict", "reference", "vllm", "policy"},
 }
-LIGHT = ["lengthwise", "lengthwise.policy", "lengthwise.workload", "lengthwise.measure"]
+LIGHT = [
+    "lengthwise",
+    "lengthwise.policy",
+    "lengthwise.workload",
+    "lengthwise.measure",
+    "lengthwise.simulate",
+    "lengthwise.theory",
+]
 HEAVY = {"torch", "vllm", "transformers"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}

@@ -12,17 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lengthwise.errors import InputError, LengthwiseError
     from lengthwise.policy import Policy, get_policy, policy_names, register
+    from lengthwise.policy.discipline import make_discipline
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.prediction import Prediction, Predictor, Prompt
     from lengthwise.request import REQUEST
+    from lengthwise.simulate.engine_settings import EngineSettings
+    from lengthwise.simulate.simulation import Simulation
+    from lengthwise.simulate.step_cost import StepCost
     from lengthwise.vllm.settings import Settings
     from lengthwise.workload.dataset import Dataset, load_dataset
+    from lengthwise.workload.synthetic import synthetic_trace
+    from lengthwise.workload.trace import Trace, load_trace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "REQUEST",
     "Dataset",
+    "EngineSettings",
     "InputError",
     "LengthwiseError",
     "Policy",
@@ -30,16 +37,23 @@ __all__ = [
     "Predictor",
     "Prompt",
     "Settings",
+    "Simulation",
+    "StepCost",
+    "Trace",
     "get_policy",
     "load_dataset",
     "load_predictor",
+    "load_trace",
+    "make_discipline",
     "policy_names",
     "register",
+    "synthetic_trace",
 ]
 
 _HOMES = {
     "REQUEST": "lengthwise.request",
     "Dataset": "lengthwise.workload.dataset",
+    "EngineSettings": "lengthwise.simulate.engine_settings",
     "InputError": "lengthwise.errors",
     "LengthwiseError": "lengthwise.errors",
     "Policy": "lengthwise.policy",
@@ -47,11 +61,17 @@ _HOMES = {
     "Predictor": "lengthwise.predict.prediction",
     "Prompt": "lengthwise.predict.prediction",
     "Settings": "lengthwise.vllm.settings",
+    "Simulation": "lengthwise.simulate.simulation",
+    "StepCost": "lengthwise.simulate.step_cost",
+    "Trace": "lengthwise.workload.trace",
     "get_policy": "lengthwise.policy",
     "load_dataset": "lengthwise.workload.dataset",
     "load_predictor": "lengthwise.predict.load",
+    "load_trace": "lengthwise.workload.trace",
+    "make_discipline": "lengthwise.policy.discipline",
     "policy_names": "lengthwise.policy",
     "register": "lengthwise.policy",
+    "synthetic_trace": "lengthwise.workload.synthetic",
 }
 
 
