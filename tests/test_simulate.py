@@ -200,7 +200,7 @@ def test_shared_prompts_are_found_and_unshared_ones_are_not() -> None:
 def test_cached_blocks_are_overwritten_oldest_first() -> None:
     shared = [[0], [1], [2], [0]]
     trace = trace_of([0.0, 1.0, 2.0, 3.0], [32] * 4, [8] * 4, shared, tokens=32)
-    # Each takes 3 blocks and fills 2. With 6, the second of the first prompt is overwritten by then.
+    # Each takes 3 blocks and fills 2: with 6, the second of the first prompt is overwritten.
     for blocks, found in ((64, 16), (6, 16), (5, 0)):
         engine = EngineSettings(slots=1, kv_blocks=blocks, block_size=16)
         assert run(trace, engine=engine).requests["cached_tokens"][3] == found

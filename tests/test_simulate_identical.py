@@ -92,7 +92,7 @@ def plain(
         for name, value in zip(PREDICTION, predictions[i], strict=True):
             row[name] = value
         row.remaining = max(row.expected, 1.0)
-        jobs.append(Job(i, row.arrival_s, int(row.prompt_tokens), int(trace.output_tokens[i]), row))
+        jobs.append(Job(i, int(trace.output_tokens[i]), row))
     limits = limits_of(engine, blocks)[0]
     PlainEngine(discipline, limits, blocks, cost.terms).run(jobs)
     return jobs
@@ -104,7 +104,7 @@ def assert_same(jobs: list[Job], simulated: Simulation) -> None:
         times = simulated.token_times[start:end]
         assert served["scheduled_s"] == pytest.approx(job.started, abs=1e-9)
         assert served["finish_s"] == pytest.approx(job.tokens[-1], abs=1e-9)
-        assert times == pytest.approx(np.array(job.tokens) - job.arrival, rel=1e-5)
+        assert times == pytest.approx(np.array(job.tokens) - job.row.arrival_s, rel=1e-5)
         assert served["preemptions"] == job.row.preemptions
 
 
