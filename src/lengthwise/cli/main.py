@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lengthwise.cli.bench import bench
+from lengthwise.cli.calibrate import calibrate
 from lengthwise.cli.demo import demo
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.report import report
@@ -36,6 +37,7 @@ app.command()(bench)
 app.command()(train)
 app.command()(evaluate)
 app.command()(report)
+app.command()(calibrate)
 app.command()(simulate)
 app.command()(theory)
 

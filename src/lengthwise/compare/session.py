@@ -11,7 +11,14 @@ from pathlib import Path
 
 from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
 from lengthwise.compare.client_process import ClientProcess
-from lengthwise.compare.engine_log import REQUESTS_FILE, STEPS_FILE, EngineLog, read_engine_log
+from lengthwise.compare.engine_log import (
+    REQUESTS_FILE,
+    ROUNDS_FOLDER,
+    SERVER_FOLDER,
+    STEPS_FILE,
+    EngineLog,
+    read_engine_log,
+)
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.server import Server
 from lengthwise.compare.server_command import free_port, server_command
@@ -19,8 +26,6 @@ from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.vllm.settings import Settings
 
-SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
-_ROUNDS_FOLDER = "rounds"
 _DRAIN_PATIENCE_S = 15.0
 
 
@@ -160,13 +165,11 @@ def open_session(
     progress.stage(f"starting vLLM with {model}")
     with Server(command, folder / "server.log") as server, ClientProcess() as client:
         server.wait_ready(tick=lambda waited_s: progress.advance(int(waited_s), "s"))
-        yield Session(
-            server, client, SettingsSwitch(settings), (folder / _ROUNDS_FOLDER).absolute()
-        )
+        yield Session(server, client, SettingsSwitch(settings), (folder / ROUNDS_FOLDER).absolute())
 
 
 def _clear(folder: Path) -> None:
     """Remove an earlier run's records, to which the scheduler would append, and nothing else."""
     for name in (STEPS_FILE, REQUESTS_FILE):
-        for path in folder.glob(f"{_ROUNDS_FOLDER}/*/{name}"):
+        for path in folder.glob(f"{ROUNDS_FOLDER}/*/{name}"):
             path.unlink()

@@ -1,0 +1,237 @@
+"""Fit step costs to what a real engine recorded.
+
+Non-negative least squares (Lawson and Hanson, 1974) of the steps' durations on their work. A step's
+duration is the time until the next one began, so it contains all that the engine does between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from lengthwise.errors import InputError
+from lengthwise.measure.metrics import request_metrics
+from lengthwise.simulate.measured import Floats, MeasuredRound
+from lengthwise.simulate.step_cost import WORK, StepCost
+
+FEWEST_STEPS: Final = 200
+OUTLIER: Final = 5.0  #: a step that took so many times what the others let expect is left out
+
+#: The costs of a step: the constant, then one for each kind of WORK.
+TERMS: Final = ("step_s", "prefill_s", "decode_s", "kv_s", "request_s", "attention_s")
+
+_SHARED: Final = 0.99  # of a term's variance explained by the terms before it: not told apart
+_PASSES: Final = 10
+_DRAWS: Final = 500
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted costs, and how well they describe the steps they were fitted to.
+
+    Attributes:
+        cost: the costs; those that were left out are 0.
+        standard_errors: of each fitted cost, s, by bootstrap over the rounds; empty with less than
+            two rounds.
+        left_out: why a cost was not fitted, by its name.
+        rounds: the numbers of the rounds it was fitted to.
+        steps: how many steps it was fitted to.
+        idle: steps left out because the engine idled after them.
+        outliers: steps left out because they took more than OUTLIER times what the fit says.
+        outlier_time: share of all time that those took.
+        r2: share of the variance of durations that the fit explains.
+        mape: mean relative error of a step's duration.
+        median_error: median relative error of a step's duration.
+    """
+
+    cost: StepCost
+    standard_errors: Mapping[str, float]
+    left_out: Mapping[str, str]
+    rounds: tuple[int, ...]
+    steps: int
+    idle: int
+    outliers: int
+    outlier_time: float
+    r2: float
+    mape: float
+    median_error: float
+
+
+def fit_cost(rounds: Sequence[MeasuredRound], seed: int = 0) -> Fit:
+    """The costs that describe the steps of some rounds best, and the delay of their requests.
+
+    Args:
+        rounds: of one engine.
+        seed: for the bootstrap.
+
+    Raises:
+        InputError: there are too few steps, they are all alike, or one took less than no time.
+    """
+    timed = [each.timed for each in rounds]
+    work = [each.work[kept] for each, kept in zip(rounds, timed, strict=True)]
+    seconds = [each.steps["duration_s"][kept] for each, kept in zip(rounds, timed, strict=True)]
+    count = sum(map(len, seconds))
+    if count < FEWEST_STEPS:
+        raise InputError(
+            f"{count} timed steps were recorded, {FEWEST_STEPS} are needed: run `lengthwise bench` "
+            "with more requests"
+        )
+    terms, left_out = _terms(np.concatenate(work))
+    if len(terms) == 1:
+        raise InputError(
+            "all recorded steps did the same work, so nothing tells what it costs: record rounds "
+            "with prompts of several lengths, and at a load below 1 too, so that batches differ"
+        )
+    designs = [_design(each, terms) for each in work]
+    costs, ordinary = _fit_without_outliers(designs, seconds)
+    left_out |= {
+        TERMS[term]: "the best fit gives it nothing"
+        for term, value in zip(terms, costs, strict=True)
+        if value == 0.0
+    }
+    products = [_products(*each) for each in zip(designs, seconds, ordinary, strict=True)]
+    everything, kept = np.concatenate(seconds), np.concatenate(ordinary)
+    taken = everything[kept]
+    error = np.concatenate(designs)[kept] @ costs - taken
+    relative = np.abs(error[taken > 0] / taken[taken > 0])
+    variance = float(((taken - taken.mean()) ** 2).sum())
+    values = dict(zip((TERMS[term] for term in terms), costs.tolist(), strict=True))
+    return Fit(
+        cost=StepCost(
+            **{"prefill_s": 0.0, "decode_s": 0.0, **values},
+            delay_s=fit_delay(rounds),
+            source=f"fitted to {len(taken):,} steps of {len(rounds)} rounds",
+        ),
+        standard_errors={
+            TERMS[term]: float(spread)
+            for term, spread, value in zip(terms, _spreads(products, seed), costs, strict=True)
+            if value > 0.0
+        }
+        if len(rounds) > 1
+        else {},
+        left_out=left_out,
+        rounds=tuple(each.info.round for each in rounds),
+        steps=len(taken),
+        idle=sum(int((~each).sum()) for each in timed),
+        outliers=int((~kept).sum()),
+        outlier_time=float(everything[~kept].sum() / everything.sum()),
+        r2=1.0 - float((error**2).sum()) / variance if variance > 0 else 1.0,
+        mape=float(relative.mean()),
+        median_error=float(np.median(relative)),
+    )
+
+
+def fit_delay(rounds: Sequence[MeasuredRound]) -> float:
+    """Seconds of a first token's latency that the engine's steps do not explain; at least 0.
+
+    What they do explain: the wait for the step in progress when the request came (half of it), the
+    wait in the queue, and the step that computed the first token. Their rest is on the way between
+    client and engine.
+    """
+    rests = [_unexplained(each) for each in rounds]
+    known = [rest[np.isfinite(rest)] for rest in rests]
+    found = np.concatenate(known) if known else np.empty(0)
+    return max(float(np.median(found)), 0.0) if len(found) else 0.0
+
+
+def _unexplained(measured: MeasuredRound) -> Floats:
+    """Of each completed request's time to first token, what the engine's steps do not explain."""
+    metrics = request_metrics(measured.records)
+    arrival_s = measured.arrival_s[measured.records.completed]
+    starts, durations = measured.steps["t"], measured.steps["duration_s"]
+    prefills = durations[measured.timed & (measured.work[:, 0] > 0)]
+    if len(prefills) == 0:
+        return np.full(len(arrival_s), np.nan)
+    if np.isfinite(arrival_s).any():
+        # Requests join the queue between two steps: their wait for the first of them is no part of
+        # what was recorded as the queue. Requests without a time of arrival give NaN.
+        before = durations[np.maximum(np.searchsorted(starts, arrival_s) - 1, 0)]
+        admitted_s = arrival_s + metrics.queue + 1e-6  # a hair later: sums of seconds are rounded
+        step = np.searchsorted(starts, admitted_s) - 1
+        own = durations[step]
+        if measured.engine.lag:
+            own = own + durations[np.minimum(step + 1, len(durations) - 1)]
+        own = np.where(np.isfinite(arrival_s), own, np.nan)
+    else:
+        # Older records do not say when requests arrived, hence not in which step they began.
+        before = np.full(len(arrival_s), np.nanmean(durations))
+        own = np.full(len(arrival_s), np.median(prefills))
+    rest: Floats = metrics.ttft - metrics.queue - own - 0.5 * np.nan_to_num(before)
+    return rest
+
+
+def _terms(work: Floats) -> tuple[list[int], dict[str, str]]:
+    """Which TERMS can be fitted, by place, and why the others cannot."""
+    kept, left_out = [0], dict[str, str]()
+    basis = np.ones((len(work), 1))
+    for place, name in enumerate(WORK, start=1):
+        column = work[:, place - 1]
+        reason = None
+        if np.isnan(column).any():
+            reason = "not recorded in every round"
+        elif not column.any():
+            reason = "did not occur"
+        elif np.ptp(column) == 0:
+            reason = "the same in every step"
+        else:
+            rest = column - basis @ np.linalg.lstsq(basis, column, rcond=None)[0]
+            if rest @ rest < (1.0 - _SHARED) * float(((column - column.mean()) ** 2).sum()):
+                reason = f"{name} cannot be told apart from what is fitted already"
+        if reason is not None:
+            left_out[TERMS[place]] = reason
+            continue
+        kept.append(place)
+        basis = np.column_stack([basis, column])
+    return kept, left_out
+
+
+def _design(work: Floats, terms: Sequence[int]) -> Floats:
+    """The columns of a fit: ones, then the work of each further term."""
+    return np.column_stack([np.ones(len(work)), work[:, [term - 1 for term in terms[1:]]]])
+
+
+def _fit_without_outliers(
+    designs: Sequence[Floats], seconds: Sequence[Floats]
+) -> tuple[Floats, list[NDArray[np.bool_]]]:
+    """The costs, and for each round which of its steps they were fitted to."""
+    ordinary = [np.ones(len(each), np.bool_) for each in seconds]
+    for _ in range(_PASSES):
+        products = [_products(*each) for each in zip(designs, seconds, ordinary, strict=True)]
+        costs = _solve(np.sum(products, axis=0))
+        found = [
+            taken <= OUTLIER * (design @ costs)
+            for design, taken in zip(designs, seconds, strict=True)
+        ]
+        if all(np.array_equal(new, old) for new, old in zip(found, ordinary, strict=True)):
+            break
+        ordinary = found
+    return costs, ordinary
+
+
+def _products(design: Floats, seconds: Floats, kept: NDArray[np.bool_]) -> Floats:
+    """All that least squares needs of a round: AᵀA, and Aᵀy as the last column."""
+    products: Floats = design[kept].T @ np.column_stack([design, seconds])[kept]
+    return products
+
+
+def _solve(products: Floats) -> Floats:
+    """Costs ≥ 0 that minimise the squared error."""
+    gram, moment = products[:, :-1], products[:, -1]
+    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    root = np.linalg.cholesky(gram / np.outer(scale, scale) + 1e-12 * np.eye(len(scale)))
+    solution, _ = nnls(root.T, np.linalg.solve(root, moment / scale))
+    costs: Floats = solution / scale
+    return costs
+
+
+def _spreads(products: Sequence[Floats], seed: int) -> Floats:
+    """Standard deviation of each cost over fits to rounds drawn with replacement."""
+    stacked = np.stack(products)
+    draws = np.random.default_rng(seed).integers(len(products), size=(_DRAWS, len(products)))
+    spreads: Floats = np.std([_solve(stacked[draw].sum(axis=0)) for draw in draws], axis=0)
+    return spreads
