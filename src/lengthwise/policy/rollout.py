@@ -41,26 +41,32 @@ def list_schedule(
     Returns:
         The sum of the completion steps of the jobs.
     """
-    size = len(slots)
-    slots.sort()
+    for place in range(len(slots) // 2 - 1, -1, -1):
+        _sift_down(slots, place, slots[place])
     total = 0.0
     for j in range(len(jobs)):
         starts[j] = slots[0]
         completion = slots[0] + jobs[j]
         total += completion
-        hole = 0
-        while True:
-            child = 2 * hole + 1
-            if child >= size:
-                break
-            if child + 1 < size and slots[child + 1] < slots[child]:
-                child += 1
-            if slots[child] >= completion:
-                break
-            slots[hole] = slots[child]
-            hole = child
-        slots[hole] = completion
+        _sift_down(slots, 0, completion)
     return total
+
+
+@compiled
+def _sift_down(heap: NDArray[np.float64], hole: int, value: float) -> None:
+    """Put a value into a min-heap at a hole, below which all is in order."""
+    size = len(heap)
+    while True:
+        child = 2 * hole + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[hole] = heap[child]
+        hole = child
+    heap[hole] = value
 
 
 @compiled
@@ -121,18 +127,26 @@ def swap_gain(
     Returns:
         Seconds; the swap pays if and only if it is positive.
     """
-    queue = len(waiting)
+    queue, slots = len(waiting), len(running)
     starts = np.empty(queue)
-    without = running.sum() + list_schedule(running.copy(), waiting, starts)
-
-    swapped = running.copy()
-    swapped[victim] = waiting[0]
     jobs = np.empty(queue)
-    jobs[:position] = waiting[1 : position + 1]
-    jobs[position] = running[victim]
-    jobs[position + 1 :] = waiting[position + 1 :]
-    kept = swapped.sum()
-    with_swap = kept + list_schedule(swapped, jobs, starts)
+    busy = np.empty(slots)
+    without = 0.0
+    for place in range(slots):
+        busy[place] = running[place]
+        without += running[place]
+    without += list_schedule(busy, waiting, starts)
+
+    with_swap = 0.0
+    for place in range(slots):
+        busy[place] = waiting[0] if place == victim else running[place]
+        with_swap += busy[place]
+    for place in range(queue):
+        if place < position:
+            jobs[place] = waiting[place + 1]
+        else:
+            jobs[place] = running[victim] if place == position else waiting[place]
+    with_swap += list_schedule(busy, jobs, starts)
 
     cached = 0.0
     if caching:

@@ -165,8 +165,7 @@ def choose_swaps(
     Returns:
         Rows of the victims, and the number of leading rows of `waiting` that get in.
     """
-    queue = np.empty(len(waiting), np.int64)
-    queue[:] = waiting
+    queue = waiting.copy()
     admitted = 0
     slots, blocks, budget = engine.free_slots, engine.free_blocks, engine.token_budget
     while len(queue) > 0 and slots > 0 and budget > 0:
@@ -201,7 +200,8 @@ def choose_swaps(
         returns = _place(table, groups, ranks, queue[1:], victim)
         if returns == 0:
             break
-        queue[:returns] = queue[1 : returns + 1]
+        for k in range(returns):
+            queue[k] = queue[k + 1]
         queue[returns] = victim
     return victims[:swaps], admitted
 
