@@ -195,3 +195,25 @@ def test_abort_in_every_state(lag: int) -> None:
     engine.drain()
     assert set(engine.finished.values()) == {"abort"}
     assert len(engine.scheduler._live) == 0
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_steps_time_is_booked_on_the_step_that_ran(
+    lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(lag)
+    booked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        engine.scheduler._planner.step_time,
+        "observe",
+        lambda prefill, decode, seconds: booked.append((prefill, decode)),
+    )
+    engine.add(_ask("only", 8, prompt_tokens=30))
+    plans = []
+    for _ in range(6):
+        engine.step()
+        plans.append(engine.scheduler._last_work)
+    planned = [(work["prefill_tokens"], work["decode_tokens"]) for work in plans if work]
+    # Synchronous: between two plans runs the first of them. Asynchronous: the one before it.
+    assert planned[0] == (30, 0)
+    assert booked == planned[: len(planned) - 1 - lag]

@@ -164,6 +164,7 @@ def open_session(
     Settings().write(settings)
     progress.stage(f"starting vLLM with {model}")
     with Server(command, folder / "server.log") as server, ClientProcess() as client:
+        server.step_back()
         server.wait_ready(tick=lambda waited_s: progress.advance(int(waited_s), "s"))
         yield Session(server, client, SettingsSwitch(settings), (folder / ROUNDS_FOLDER).absolute())
 

@@ -75,7 +75,9 @@ class LengthwiseMixin:
         self._metrics_port: int | None = None
         self._step = 0
         self._now = time.monotonic()
+        self._lags = bool(vllm_config.scheduler_config.async_scheduling)
         self._last_work: dict[str, int] | None = None
+        self._work_before: dict[str, int] | None = None
         self._first_admission: dict[str, float] = {}
         self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._watcher = self._start_settings(vllm_config.additional_config)
@@ -221,9 +223,11 @@ class LengthwiseMixin:
         # Without a running request the engine may have idled since the last step.
         duration_s = now - self._now if self.running else None
         if self._last_work is not None:
-            if duration_s is not None and self._planner.discipline.preempts:
+            # With asynchronous scheduling, what ran since the last plan is the step before it.
+            ran = self._work_before if self._lags else self._last_work
+            if ran is not None and duration_s is not None and self._planner.discipline.preempts:
                 self._planner.step_time.observe(
-                    self._last_work["prefill_tokens"], self._last_work["decode_tokens"], duration_s
+                    ran["prefill_tokens"], ran["decode_tokens"], duration_s
                 )
             if self._recorder is not None:
                 self._recorder.step(t=self._now, duration_s=duration_s, **self._last_work)
@@ -246,6 +250,7 @@ class LengthwiseMixin:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
+        self._work_before = self._last_work
         if not scheduled:
             self._last_work = None
             return
