@@ -1,7 +1,8 @@
-"""A policy's rank as a function pointer.
+"""A policy's ranking of all requests as a function pointer.
 
-The simulator is one large compiled function. With the rank as a pointer, of the same type for every
-policy, it is compiled once and kept on disk; only the rank itself is compiled anew.
+The simulator is one large compiled function. With the ranking as a pointer, of the same type for
+every policy, it is compiled once and kept on disk; only the ranking itself is compiled anew. The
+pointer is one to the whole pass over the table, since a call through it costs as much as ten ranks.
 """
 
 from __future__ import annotations
@@ -14,30 +15,67 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from lengthwise.policy.guards import guard_record
+from lengthwise.policy.order import rank_requests
 from lengthwise.policy.registry import Policy
-from lengthwise.request import REQUEST
+from lengthwise.request import new_table
 
-#: rank(request, now, values): `values` holds the policy's parameters, one float64 each.
-SIGNATURE: Final = types.float64(
-    numba.from_dtype(REQUEST), types.float64, types.Array(types.float64, 1, "C")
+_FLOATS: Final = types.Array(types.float64, 1, "C")
+_INTEGERS: Final = types.Array(types.int64, 1, "C")
+
+#: `rank_requests` without its first argument, the parameters as float64 one after the other.
+SIGNATURE: Final = types.void(
+    _FLOATS,
+    numba.typeof(guard_record()),
+    numba.typeof(new_table(1)),
+    types.int64,
+    types.float64,
+    types.int64,
+    _INTEGERS,
+    types.boolean,
+    _INTEGERS,
+    _FLOATS,
 )
+
+
+def rank_pointer(policy: Policy) -> Any:
+    """`rank_requests` for a policy, with the type that compiled code takes whatever the policy."""
+    return _pointer(policy.rank, policy.parameter_record({}).dtype.names or ())
+
+
+def parameter_values(parameters: NDArray[np.void]) -> NDArray[np.float64]:
+    """The parameters of a discipline as a pointer takes them, shape [p]."""
+    return np.ascontiguousarray(parameters).view(np.float64)
 
 
 @cache
 def _pointer(rank: Any, names: tuple[str, ...]) -> Any:
     parameters = np.dtype([(name, np.float64) for name in names])
 
-    def pointer(request: Any, now: float, values: Any) -> float:
-        return float(rank(request, now, values.view(parameters)[0]))
+    def ranking(
+        values: Any,
+        guards: Any,
+        table: Any,
+        count: int,
+        now: float,
+        step: int,
+        admitted: Any,
+        everyone: bool,
+        groups: Any,
+        ranks: Any,
+    ) -> None:
+        rank_requests(
+            rank,
+            values.view(parameters),
+            guards,
+            table,
+            count,
+            now,
+            step,
+            admitted,
+            everyone,
+            groups,
+            ranks,
+        )
 
-    return numba.cfunc(SIGNATURE)(pointer)
-
-
-def rank_pointer(policy: Policy) -> Any:
-    """The policy's rank with the type that compiled code takes whatever the policy."""
-    return _pointer(policy.rank, policy.parameter_record({}).dtype.names or ())
-
-
-def parameter_values(parameters: NDArray[np.void]) -> NDArray[np.float64]:
-    """The parameters of a discipline as `rank_requests` hands them to a pointer, shape [1, p]."""
-    return np.ascontiguousarray(parameters).view(np.float64).reshape(1, -1)
+    return numba.cfunc(SIGNATURE)(ranking)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.memory import admissible
-from lengthwise.policy.order import first_in_order, rank_requests, victims_last
+from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import (
     SPARE,
@@ -110,10 +110,10 @@ def first_rows(rules: Any, engine: Any, queue: Queue, want: int) -> Integers:
 
 @compiled_here
 def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers, everyone: bool) -> None:
-    rank_requests(
-        ranking[0],
-        ranking[1],
-        ranking[2],
+    rank, values, guards, _ = ranking
+    rank(
+        values,
+        guards,
         queue.table,
         engine.live,
         engine.plans_s,
