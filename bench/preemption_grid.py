@@ -17,14 +17,19 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.simulate.cell import Cell, Workload, capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.simulate.sweep import run_sweep
 from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.trace import Trace
 
 COST = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6, source="affine")
 LOADS = (0.6, 0.8, 0.9, 1.0, 1.2)
@@ -32,45 +37,59 @@ SLOTS = (16, 64, 256)
 TAILS = (0.5, 0.8, 1.3)
 TAUS = (0.3, 0.5, 0.7, 1.0)
 TWINS = {"srpt": "sjf", "trail": "sjf"}
-SECONDS = {False: 600.0, True: 60.0}  # simulated, below capacity and at or above it
+SECONDS = {False: 150.0, True: 60.0}  # simulated, below capacity and at or above it
 
 
 def cells(seeds: int, caching: bool) -> Iterator[tuple[dict[str, Any], Workload, list[Cell]]]:
-    """One workload and its cells for every load, number of slots and tail."""
-    for load, slots, sigma in itertools.product(LOADS, SLOTS, TAILS):
-        ample = EngineSettings(slots=slots, block_size=16, prefix_caching=caching)
+    """One workload and its cells for every load, number of slots, tail and memory."""
+    grid = itertools.product(LOADS, SLOTS, TAILS, ("ample", "tight"))
+    for load, slots, sigma, memory in grid:
         sample = synthetic_trace(20_000, 1.0, mean_prompt=200, mean_output=200, sigma=sigma, seed=0)
-        rate = load * capacity(sample, COST, ample)
-        count = math.ceil(rate * SECONDS[load >= 1.0])
         # Memory for half of the slots' requests, and at least for the two longest.
         longest = int((sample.prompt_tokens + sample.output_tokens).max())
-        tight = max(slots * 300 // 2, 2 * longest) // 16
+        engine = EngineSettings(
+            slots=slots,
+            block_size=16,
+            prefix_caching=caching,
+            kv_blocks=None if memory == "ample" else max(slots * 300 // 2, 2 * longest) // 16,
+        )
+        rate = load * capacity(sample, COST, engine)
         for seed in range(seeds):
             trace = synthetic_trace(
-                count, rate, mean_prompt=200, mean_output=200, sigma=sigma, seed=seed
+                math.ceil(rate * SECONDS[load >= 1.0]),
+                rate,
+                mean_prompt=200,
+                mean_output=200,
+                sigma=sigma,
+                seed=seed,
             )
-            batch = []
-            for memory, tau in itertools.product(("ample", "tight"), TAUS):
-                engine = EngineSettings(
-                    slots=slots,
-                    block_size=16,
-                    prefix_caching=caching,
-                    kv_blocks=None if memory == "ample" else tight,
+            fits = trace.prompt_tokens + trace.output_tokens <= longest
+            batch = [
+                Cell(
+                    label=policy,
+                    discipline={"policy": policy},
+                    load="trace",
+                    cost=COST,
+                    engine=engine,
+                    seed=seed,
+                    predictor=f"noisy-oracle:{tau:g}",
+                    tags={"tau": tau},
                 )
-                for policy in (*TWINS, *sorted(set(TWINS.values()))):
-                    batch.append(
-                        Cell(
-                            label=policy,
-                            discipline={"policy": policy},
-                            load="trace",
-                            cost=COST,
-                            engine=engine,
-                            seed=seed,
-                            predictor=f"noisy-oracle:{tau:g}",
-                            tags={"memory": memory, "tau": tau},
-                        )
-                    )
-            yield {"load": load, "slots": slots, "sigma": sigma}, Workload(trace), batch
+                for tau in TAUS
+                for policy in (*TWINS, *sorted(set(TWINS.values())))
+            ]
+            point = {"load": load, "slots": slots, "sigma": sigma, "memory": memory}
+            yield point, Workload(_only(trace, fits)), batch
+
+
+def _only(trace: Trace, kept: NDArray[np.bool_]) -> Trace:
+    """The trace without requests that the smallest memory could never hold."""
+    return replace(
+        trace,
+        arrival_s=trace.arrival_s[kept],
+        prompt_tokens=trace.prompt_tokens[kept],
+        output_tokens=trace.output_tokens[kept],
+    )
 
 
 def run(seeds: int, caching: bool, jobs: int | None) -> list[dict[str, Any]]:
@@ -78,11 +97,11 @@ def run(seeds: int, caching: bool, jobs: int | None) -> list[dict[str, Any]]:
     gains: dict[tuple[Any, ...], list[tuple[float, float, float]]] = {}
     for point, workload, batch in cells(seeds, caching):
         rows = run_sweep(batch, workload, jobs=jobs)
-        by = {(row["policy"], row["memory"], row["tau"]): row for row in rows}
+        by = {(row["policy"], row["tau"]): row for row in rows}
         for policy, twin in TWINS.items():
-            for memory, tau in itertools.product(("ample", "tight"), TAUS):
-                ours, theirs = by[policy, memory, tau], by[twin, memory, tau]
-                key = (policy, *point.values(), memory, tau)
+            for tau in TAUS:
+                ours, theirs = by[policy, tau], by[twin, tau]
+                key = (policy, *point.values(), tau)
                 gains.setdefault(key, []).append(
                     (
                         theirs["mean_e2el_ms"] / ours["mean_e2el_ms"],

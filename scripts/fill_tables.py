@@ -161,6 +161,23 @@ def overhead_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
+def overhead_summary(kept: Row) -> list[str]:
+    """One row for each policy, one column for each queue length: added µs and share."""
+    queues = sorted({row["waiting"] for row in kept["rows"]})
+    rows = []
+    for policy in dict.fromkeys(row["policy"] for row in kept["rows"]):
+        cells = [f"`{policy}`"]
+        for waiting in queues:
+            group = [
+                row for row in kept["rows"] if (row["policy"], row["waiting"]) == (policy, waiting)
+            ]
+            added = [row["added_us"] for row in group]
+            share = [row["added_percent"] for row in group]
+            cells.append(f"{min(added):.0f}–{max(added):.0f} µs, {max(share):.0f} %")
+        rows.append(cells)
+    return table(["policy", *(f"{waiting:,} waiting" for waiting in queues)], rows)
+
+
 def memory_table(kept: Row) -> list[str]:
     """The rows as they are."""
     rows = kept["rows"]
@@ -212,6 +229,7 @@ def preemption_table(kept: Row) -> list[str]:
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
+    "overhead-summary": overhead_summary,
     "memory": memory_table,
     "preemption": preemption_table,
     "speed": speed_table,
@@ -250,7 +268,7 @@ def filled(text: str) -> str:
     """A page with every block whose results are kept written afresh."""
 
     def block(found: re.Match[str]) -> str:
-        path = RESULTS / f"{found[2]}.json"
+        path = RESULTS / f"{found[2].removesuffix('-summary')}.json"
         if not path.is_file():
             return found[0]
         kept = json.loads(path.read_text(encoding="utf-8"))

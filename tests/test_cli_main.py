@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer.main
 
-from lengthwise.cli.main import main
+from lengthwise.cli.main import app, main
 
 
 class Ended(NamedTuple):
@@ -42,6 +43,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     signal.signal(signal.SIGTERM, previous)
 
 
+VERBS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
@@ -50,7 +54,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    for verb in ("demo", "serve", "bench", "train", "evaluate", "report"):
+    for verb in VERBS:
         ended = run(verb, "--help")
         assert ended.code == 0
         assert f"lengthwise {verb}" in " ".join(ended.out.split())
