@@ -1,7 +1,7 @@
 """Does preemption ever cost more than it wins? A grid of simulations says where.
 
-Each preemptive policy is compared with its twin that never preempts: the same requests, arrivals
-and predictions. Run with
+Each preemptive policy is compared with its twin, itself with `preemption: never`: the same
+requests, arrivals and predictions. Run with
 
     python bench/preemption_grid.py --json > grid.json
 
@@ -36,7 +36,7 @@ LOADS = (0.6, 0.8, 0.9, 1.0, 1.2)
 SLOTS = (16, 64, 256)
 TAILS = (0.5, 0.8, 1.3)
 TAUS = (0.3, 0.5, 0.7, 1.0)
-TWINS = {"srpt": "sjf", "trail": "sjf"}
+POLICIES = ("srpt", "trail")
 SECONDS = {False: 150.0, True: 60.0}  # simulated, below capacity and at or above it
 
 
@@ -67,16 +67,17 @@ def cells(seeds: int, caching: bool) -> Iterator[tuple[dict[str, Any], Workload,
             batch = [
                 Cell(
                     label=policy,
-                    discipline={"policy": policy},
+                    discipline={"policy": policy, "preemption": preemption},
                     load="trace",
                     cost=COST,
                     engine=engine,
                     seed=seed,
                     predictor=f"noisy-oracle:{tau:g}",
-                    tags={"tau": tau},
+                    tags={"tau": tau, "preemption": preemption},
                 )
                 for tau in TAUS
-                for policy in (*TWINS, *sorted(set(TWINS.values())))
+                for policy in POLICIES
+                for preemption in ("pays", "never")
             ]
             point = {"load": load, "slots": slots, "sigma": sigma, "memory": memory}
             yield point, Workload(_only(trace, fits)), batch
@@ -97,10 +98,10 @@ def run(seeds: int, caching: bool, jobs: int | None) -> list[dict[str, Any]]:
     gains: dict[tuple[Any, ...], list[tuple[float, float, float]]] = {}
     for point, workload, batch in cells(seeds, caching):
         rows = run_sweep(batch, workload, jobs=jobs)
-        by = {(row["policy"], row["tau"]): row for row in rows}
-        for policy, twin in TWINS.items():
+        by = {(row["policy"], row["tau"], row["preemption"]): row for row in rows}
+        for policy in POLICIES:
             for tau in TAUS:
-                ours, theirs = by[policy, tau], by[twin, tau]
+                ours, theirs = by[policy, tau, "pays"], by[policy, tau, "never"]
                 key = (policy, *point.values(), tau)
                 gains.setdefault(key, []).append(
                     (
@@ -114,7 +115,6 @@ def run(seeds: int, caching: bool, jobs: int | None) -> list[dict[str, Any]]:
     return [
         {
             **dict(zip(names, key, strict=True)),
-            "twin": TWINS[key[0]],
             "prefix_caching": caching,
             "seeds": len(values),
             "e2el_gain": fmean(gain for gain, _, _ in values),

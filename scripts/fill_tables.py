@@ -211,14 +211,14 @@ def speed_table(kept: Row) -> list[str]:
 
 def preemption_table(kept: Row) -> list[str]:
     """For each policy, memory and number of slots: the spread over loads, tails and taus."""
-    heads = "policy,twin,KV memory,slots,points,mean: worst,median,best,TTFT: worst,median,best"
+    heads = "policy,KV memory,slots,points,mean: worst,median,best,TTFT: worst,median,best"
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in kept["rows"]:
-        key = (row["policy"], row["twin"], row["memory"], row["slots"])
+        key = (row["policy"], row["memory"], row["slots"])
         groups.setdefault(key, []).append(row)
     rows = []
-    for (policy, twin, memory, slots), group in sorted(groups.items()):
-        cells = [f"`{policy}`", f"`{twin}`", memory, str(slots), str(len(group))]
+    for (policy, memory, slots), group in sorted(groups.items()):
+        cells = [f"`{policy}`", memory, str(slots), str(len(group))]
         for name in ("e2el_gain", "ttft_gain"):
             gains = sorted(row[name] for row in group)
             cells += [f"{gains[0]:.3f}×", f"{gains[len(gains) // 2]:.3f}×", f"{gains[-1]:.3f}×"]

@@ -81,4 +81,5 @@ def noisy(tokens: NDArray[np.int64], tau: float, seed: int) -> NDArray[np.float6
 
     expected = sum(length_at(float(point)) for point in _POINTS) / len(_POINTS)
     low, median, high = (length_at(x) for x in (-_QUANTILE_90, 0.0, _QUANTILE_90))
-    return np.stack([score, expected, low, median, high], axis=1)
+    columns: NDArray[np.float64] = np.stack([score, expected, low, median, high], axis=1)
+    return columns
