@@ -77,9 +77,9 @@ def noisy(tokens: NDArray[np.int64], tau: float, seed: int) -> NDArray[np.float6
 
     def length_at(deviations: float) -> NDArray[np.float64]:
         place = np.clip(ndtr(rho * score + spread * deviations) * n - 0.5, 0.0, n - 1.0)
-        return np.interp(place, np.arange(n), lengths)
+        interpolated: NDArray[np.float64] = np.interp(place, np.arange(n), lengths)
+        return interpolated
 
     expected = sum(length_at(float(point)) for point in _POINTS) / len(_POINTS)
     low, median, high = (length_at(x) for x in (-_QUANTILE_90, 0.0, _QUANTILE_90))
-    columns: NDArray[np.float64] = np.stack([score, expected, low, median, high], axis=1)
-    return columns
+    return np.stack([score, expected, low, median, high], axis=1)
