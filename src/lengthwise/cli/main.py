@@ -14,12 +14,14 @@ import typer
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
 from lengthwise.cli.demo import demo
+from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
 from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
+from lengthwise.cli.tune import tune
 from lengthwise.errors import LengthwiseError
 
 app = typer.Typer(
@@ -40,6 +42,8 @@ app.command()(report)
 app.command()(calibrate)
 app.command()(simulate)
 app.command()(theory)
+app.command()(tune)
+app.command()(doctor)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

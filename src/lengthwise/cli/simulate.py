@@ -218,6 +218,7 @@ def _cells(
     import itertools
     from dataclasses import replace
 
+    from lengthwise.cli.simulated import parse_load
     from lengthwise.compare.specs import parse_policies
 
     settings = parse_policies(policies, base.predictor)
@@ -229,7 +230,7 @@ def _cells(
             for seed in seeds:
                 for label, chosen in settings.items():
                     cell = _vary(
-                        replace(base, label=label, load=_load(load), seed=seed),
+                        replace(base, label=label, load=parse_load(load), seed=seed),
                         chosen,
                         varied,
                     )
@@ -278,23 +279,6 @@ def _axis(text: str) -> tuple[str, list[float]]:
     if not separator or not numbers:
         raise InputError(f"--sweep {text}: give numbers, as in {name}=1,2,4")
     return name, numbers
-
-
-def _load(text: str) -> str:
-    from lengthwise.errors import InputError
-
-    text = text.strip()
-    if text in ("burst", "trace"):
-        return text
-    try:
-        positive = float(text.removeprefix("rate=")) > 0.0
-    except ValueError:
-        positive = False
-    if not positive:
-        raise InputError(
-            f"load {text!r} must be a number above 0, `burst`, `trace` or rate=R, such as 0.9"
-        )
-    return text
 
 
 _TOLD_APART = ("load", "seed", "replicas", "kv_blocks", "slots")

@@ -56,6 +56,44 @@ def choose_machine(
     return Machine(EngineSettings(**limits), roofline(model, gpu))
 
 
+def or_default_machine(
+    cost: Path | None, model: str | None, gpu: str | None
+) -> tuple[str | None, str | None, str]:
+    """A model and a GPU where nothing was said.
+
+    Returns:
+        The model, the GPU, and a line that says what was taken for granted, or "".
+    """
+    if cost is not None or model or gpu:
+        return model, gpu, ""
+    model, gpu = "llama-3-8b", "h100"
+    line = (
+        f"no --cost and no --model: taking {model} on {gpu}, with step costs from data sheets; "
+        "`lengthwise calibrate` measures yours"
+    )
+    return model, gpu, line
+
+
+def parse_load(text: str) -> str:
+    """How requests arrive, as `Cell.load` has it.
+
+    Raises:
+        InputError: neither a share above 0 nor `burst`, `trace` or rate=R.
+    """
+    text = text.strip()
+    if text in ("burst", "trace"):
+        return text
+    try:
+        positive = float(text.removeprefix("rate=")) > 0.0
+    except ValueError:
+        positive = False
+    if not positive:
+        raise InputError(
+            f"load {text!r} must be a number above 0, `burst`, `trace` or rate=R, such as 0.9"
+        )
+    return text
+
+
 def read_workload(
     path: Path,
     *,

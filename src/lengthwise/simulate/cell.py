@@ -39,6 +39,7 @@ class Cell:
         predictor: see `trace_predictions`; "given" for the predictions that come with the trace.
         replicas: engines.
         router: see `simulate`.
+        objectives: of service, see `parse_objectives`, for `request_goodput`.
         tags: what a sweep varied, repeated in the figures.
     """
 
@@ -52,6 +53,7 @@ class Cell:
     predictor: str | None = None
     replicas: int = 1
     router: str = "least-outstanding"
+    objectives: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self) -> Figures:
@@ -148,12 +150,17 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
         "predictor": predictor if discipline.needs_predictions else None,
         "offered_load": _finite(offered_load(trace, cell)),
         **cell.tags,
-        **summary(simulated),
+        **summary(simulated, cell.objectives),
     }
 
 
-def summary(simulated: Simulation) -> Figures:
-    """A simulation in figures: names and units as in `measure`, times in ms."""
+def summary(simulated: Simulation, objectives: Mapping[str, float] | None = None) -> Figures:
+    """A simulation in figures: names and units as in `measure`, times in ms.
+
+    Args:
+        simulated: what happened.
+        objectives: of service, in ms; without any there is no `request_goodput`.
+    """
     requests = simulated.requests
     gap = requests["longest_gap_s"]
     queue = requests["scheduled_s"] - requests["arrival_s"]
@@ -170,6 +177,9 @@ def summary(simulated: Simulation) -> Figures:
         "cached_tokens": int(requests["cached_tokens"].sum()),
         "max_overtaken": int(requests["overtaken"].max(initial=0)),
     }
+    if objectives:
+        good = _good_requests(simulated, objectives)
+        figures["request_goodput"] = _finite(good / span) if span > 0 else None
     for name, seconds in (
         ("e2el", simulated.e2el_s),
         ("ttft", simulated.ttft_s),
@@ -187,6 +197,14 @@ def summary(simulated: Simulation) -> Figures:
             figures[f"{label}_{name}_ms"] = float(value)
         figures[f"max_{name}_ms"] = float(values.max())
     return figures
+
+
+def _good_requests(simulated: Simulation, objectives: Mapping[str, float]) -> int:
+    """How many requests met every objective; an answer of one token meets any TPOT."""
+    good = np.ones(len(simulated.requests), np.bool_)
+    for name, limit in objectives.items():
+        good &= np.nan_to_num(getattr(simulated, f"{name}_s")) <= limit / 1000.0
+    return int(good.sum())
 
 
 def _finite(value: float) -> float | None:

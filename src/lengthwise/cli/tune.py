@@ -1,0 +1,384 @@
+"""`lengthwise tune`: the policy and bounds that suit a workload, found by simulation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.simulate.objectives import Cap
+    from lengthwise.simulate.tune import Judged, Tuning
+    from lengthwise.vllm.settings import Settings
+
+
+def tune(
+    workload: Annotated[
+        Path,
+        typer.Argument(help="A trace (see the guide to traces), or a table of prompts."),
+    ],
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What to make better: mean-e2el, p50-e2el, mean-latency-per-output-token, "
+            "mean-ttft, p99-ttft or goodput."
+        ),
+    ] = "mean-e2el",
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=LIMIT",
+            help="What must not get worse, as a multiple of fcfs: `p99-e2el=1.1`; or the longest "
+            "wait in seconds: `max-wait-s=30`. May be given again.",
+        ),
+    ] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:MS",
+            help="For goodput: ttft:MS, tpot:MS or e2el:MS, such as `ttft:500`. May be given "
+            "again.",
+        ),
+    ] = None,
+    load: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the engine's capacity, or `burst`, or `rate=R` requests/s; a trace is "
+            "played as recorded without it."
+        ),
+    ] = None,
+    cost: Annotated[
+        Path | None,
+        typer.Option(
+            help="Step costs, made by `lengthwise calibrate`.",
+            show_default="fitted to its steps, where the workload is a recorded folder",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --gpu: step costs from data sheets, not measured.",
+            show_default="llama-3-8b",
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Such as `h100`, or `2xa100`.", show_default="h100")
+    ] = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder made by `lengthwise train`, which the settings will name; or "
+            "`noisy-oracle:TAU` for one that orders so well.",
+            show_default="noisy-oracle:0.5",
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many requests.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a table: only rows of this split.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Of a table: only rows with COLUMN=VALUE.")
+    ] = None,
+    skip_malformed: Annotated[
+        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
+    ] = False,
+    slots: Annotated[int | None, typer.Option(min=1, help="Requests that run at once.")] = None,
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens a step.")] = None,
+    kv_blocks: Annotated[
+        int | None, typer.Option(min=1, help="KV blocks; default: what the GPU has, or ample.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="For the noise of predictions.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes at once; default: one a core.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The settings file to write, for `lengthwise serve --settings`.")
+    ] = Path("settings.json"),
+    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Choose policy, parameters and bounds for a workload, and write the settings for `serve`.
+
+    Hundreds of candidates are simulated beside fcfs on the same arrivals. The choice gains most on
+    the objective within the caps, on seeds of the predictor's noise that took no part in the
+    search; where none does, the choice is fcfs.
+
+    Example: `lengthwise tune trace.parquet --load 0.9 --objective mean-e2el --cap p99-e2el=1.5
+    --out settings.json`
+    """
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.logged import machine_of_log, read_steps
+    from lengthwise.cli.simulated import (
+        choose_machine,
+        or_default_machine,
+        parse_load,
+        read_workload,
+    )
+    from lengthwise.errors import InputError
+    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.simulate.cell import Cell
+    from lengthwise.simulate.objectives import GOODPUT, parse_caps, require_objective
+    from lengthwise.simulate.predictions import trace_predictions
+    from lengthwise.simulate.tune import tune as choose
+
+    require_objective(objective)
+    caps = parse_caps(cap or [])
+    objectives = parse_objectives(slo or [])
+    if bool(objectives) != (objective == GOODPUT):
+        raise InputError(
+            "--objective goodput counts requests that meet their service-level objectives: give "
+            "--slo, such as --slo ttft:500"
+            if objective == GOODPUT
+            else "--slo is for --objective goodput"
+        )
+    limits = {"slots": slots, "token_budget": token_budget, "kv_blocks": kv_blocks}
+    with ConsoleProgress() as progress:
+        if (workload / "steps.jsonl").is_file():
+            costs = {"cost": cost, "model": model, "gpu": gpu}
+            machine = machine_of_log(read_steps(workload), costs, limits, progress)
+        else:
+            model, gpu, assumed = or_default_machine(cost, model, gpu)
+            if assumed:
+                progress.note(assumed)
+            machine = choose_machine(cost=cost, model=model, gpu=gpu, given=limits)
+        source, predicts = read_workload(
+            workload,
+            requests=requests,
+            split=split,
+            where=where,
+            predictor=predictor or "noisy-oracle:0.5",
+            skip_malformed=skip_malformed,
+            progress=progress,
+        )
+        if predictor is not None and predicts == predictor and Path(predictor).is_dir():
+            predicts = _as_good_as(predictor, progress)
+        if predicts is not None and predicts != "given":
+            trace_predictions(source.trace, predicts)  # says what is wrong with it now
+        default = "0.9" if source.trace.layout == "prompts" else "trace"
+        base = Cell(
+            label="",
+            discipline={},
+            load=parse_load(load or default),
+            cost=machine.cost,
+            engine=machine.engine,
+            seed=seed,
+            predictor=predicts,
+            objectives=objectives,
+        )
+        result = choose(
+            source,
+            base,
+            objective,
+            caps,
+            jobs=jobs,
+            stage=progress.stage,
+            done=progress.advance,
+        )
+        offered = result.ideal.fcfs[0]["offered_load"]
+        if offered is not None and offered >= 1.0:
+            progress.note(
+                f"load {offered:.2f}: more is offered than the engine can do, so the queue grows "
+                "as long as requests come; the choice is for this stretch only"
+            )
+    settings, note = _settings(result, predictor)
+    try:
+        settings.write(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    document: dict[str, Any] = {
+        "workload": source.trace.name,
+        "requests": len(source.trace),
+        "load": load or ("as recorded" if default == "trace" else default),
+        "offered_load": offered,
+        "cost": asdict(machine.cost),
+        "engine": asdict(machine.engine),
+        "predictor": predicts,
+        "objective": objective,
+        "slo_ms": objectives,
+        "caps": {each.metric: each.limit for each in caps},
+        "seed": seed,
+        "simulations": result.simulations,
+        "reason": result.reason or None,
+        "chosen": _described(result.chosen, caps),
+        "true_lengths_gain": result.ideal.gain,
+        "front": [_described(each, caps) for each in result.front],
+        "finalists": [_described(each, caps) for each in result.finalists],
+        "settings": settings.model_dump(),
+        "settings_file": str(out),
+        "note": note,
+    }
+    if json:
+        print(json_module.dumps(document, indent=2))
+    else:
+        Console(highlight=False, soft_wrap=True).print(_as_text(document, caps))
+
+
+def _as_good_as(predictor: str, progress: ConsoleProgress) -> str:
+    """A stand-in for an artifact where there are no prompts that it could read."""
+    from lengthwise.errors import InputError
+    from lengthwise.predict.load import load_predictor
+
+    metadata = getattr(load_predictor(predictor, None), "metadata", None)
+    tau = metadata.held_out.tau if metadata is not None else None
+    if tau is None or round(tau, 2) <= 0.0:
+        raise InputError(
+            f"{predictor} did not order the answers that it was evaluated on (tau {tau}): train a "
+            "better one, or give --predictor noisy-oracle:0.5"
+        )
+    progress.note(
+        f"a trace has no prompts to predict from: simulating with lengths as noisy as those of "
+        f"{predictor}, tau {tau:.2f}"
+    )
+    return f"noisy-oracle:{tau:.2f}"
+
+
+def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
+    """The settings of the choice, and what is left for the user to do."""
+    from lengthwise.cli.serve import predictor_setting
+    from lengthwise.vllm.settings import parse_settings
+
+    # What was simulated without a bound must not be given the default one.
+    values = {"max_overtakes": None, **result.chosen.candidate.discipline}
+    if values["policy"] == "fcfs":
+        return parse_settings(values), ""
+    if predictor is not None and Path(predictor).is_dir():
+        return parse_settings({**values, "predictor": predictor_setting(predictor)}), ""
+    return parse_settings({**values, "predictor": "declared"}), (
+        "the settings say predictor `declared`: callers state lengths themselves. Put the folder "
+        "of a predictor made by `lengthwise train` there, or give it here with --predictor DIR"
+    )
+
+
+_SHOWN = (
+    "mean-e2el",
+    "p50-e2el",
+    "p99-e2el",
+    "mean-ttft",
+    "p99-ttft",
+    "mean-latency-per-output-token",
+)
+
+
+def _described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
+    """A candidate as plain values: its gain, its caps, and its latencies as multiples of fcfs."""
+    import numpy as np
+
+    from lengthwise.simulate.objectives import times_fcfs
+    from lengthwise.simulate.tune import interval
+
+    pairs = list(zip(judged.figures, judged.fcfs, strict=True))
+    latencies = {
+        name: np.array([times_fcfs(name, row, fcfs) for row, fcfs in pairs]) for name in _SHOWN
+    }
+    return {
+        "policy": judged.candidate.label,
+        "gain": judged.gain,
+        "gain_interval": interval(judged.gains),
+        "seeds": len(judged.gains),
+        "caps": {
+            cap.metric: {
+                "limit": cap.limit,
+                "mean": float(values.mean()),
+                "worst": float(values.max()),
+            }
+            for cap, values in zip(caps, judged.measured.T, strict=False)
+        },
+        "times_fcfs": {
+            name: {"mean": float(values.mean()), "interval": interval(values)}
+            for name, values in latencies.items()
+        },
+    }
+
+
+def _as_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
+    """The choice, what is expected of it, and the front."""
+    from rich.console import Group
+    from rich.text import Text
+
+    chosen = document["chosen"]
+    lines = [f"Chosen: {chosen['policy']}"]
+    parts: list[RenderableType] = []
+    if document["reason"]:
+        lines[0] += f", since {document['reason']}"
+    else:
+        lines[0] += (
+            f": {document['objective']} {chosen['gain']:.2f}× better than fcfs"
+            f"{_interval(chosen['gain_interval'], ' ({} to {})')}; with true lengths and no bounds "
+            f"{document['true_lengths_gain']:.2f}×"
+        )
+        lines += [
+            f"{cap}: at worst {chosen['caps'][cap.metric]['worst']:.3f}, on {chosen['seeds']} "
+            "fresh seeds"
+            for cap in caps
+        ]
+        parts = [Text(), _expected(chosen)]
+    if document["load"] == "as recorded" and (document["offered_load"] or 1.0) < 0.7:
+        lines.append(
+            f"As recorded the trace asks for {document['offered_load']:.0%} of what the engine can "
+            "do: --load 0.9 tunes for a busier one"
+        )
+    lines.append(f"Settings: {document['settings_file']}, for lengthwise serve MODEL --settings")
+    if document["note"]:
+        lines.append(f"To do: {document['note']}")
+    if len(document["front"]) > 1:
+        parts += [Text(), _front(document, caps)]
+    return Group(*(Text(line, style="" if i else "bold") for i, line in enumerate(lines)), *parts)
+
+
+def _expected(chosen: dict[str, Any]) -> Table:
+    """The latencies of the choice beside those of fcfs."""
+    from rich.table import Table
+
+    table = Table(title="Expected, as multiples of fcfs; below 1 is better", title_justify="left")
+    for heading in ("latency", "× fcfs", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "latency" else "right")
+    for name, value in chosen["times_fcfs"].items():
+        spread = _interval(value["interval"], "{} to {}")
+        table.add_row(name, f"{value['mean']:.3f}", spread)
+    return table
+
+
+def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
+    """What more of the objective costs on the first cap."""
+    from rich.table import Table
+
+    from lengthwise.simulate.objectives import MAX_WAIT
+
+    axis = caps[0].metric if caps else "p99-e2el"
+    table = Table(
+        title="What more would cost: no other candidate is better on both",
+        title_justify="left",
+        caption=f"{document['simulations']:,} simulations of {document['workload']}, "
+        f"{document['requests']:,} requests, load {document['offered_load'] or math.inf:.2f}. "
+        f"Step costs: {document['cost']['source']}. Predictor: {document['predictor']}.",
+    )
+    labels = [row["policy"] for row in document["front"]]
+    table.add_column("policy", no_wrap=True, min_width=max(map(len, labels)))
+    objective = document["objective"].replace("-", " ")
+    table.add_column(f"{objective}, × better", justify="right")
+    unit = "s" if axis == MAX_WAIT else "× fcfs"
+    table.add_column(f"{axis.removesuffix('-s').replace('-', ' ')}, {unit}", justify="right")
+    for row in document["front"]:
+        held = row["caps"].get(axis) or row["times_fcfs"]["p99-e2el"]
+        table.add_row(
+            row["policy"],
+            f"{row['gain']:.2f}",
+            f"{held['mean']:.2f}",
+            style="bold" if row["policy"] == document["chosen"]["policy"] else None,
+        )
+    return table
+
+
+def _interval(low_high: tuple[float, float] | None, text: str) -> str:
+    """Both ends put in a text, or nothing without an interval."""
+    return "" if low_high is None else text.format(*(f"{value:.3f}" for value in low_high))

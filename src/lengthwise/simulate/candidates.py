@@ -1,0 +1,87 @@
+"""The policies and bounds that a tuner chooses from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lengthwise.simulate.objectives import MAX_WAIT, Cap
+
+# What may be overtaken, times slots; and shares of admissions in policy order. From the tightest,
+# since of two that are equally good the first is taken.
+_OVERTAKES: Final = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, None)
+_BLENDS: Final = (1.0, 0.95, 0.9, 0.7, 0.5)
+
+#: Orders that do not preempt, and their refinements that do. Of those alike one is enough: ltr
+#: orders as sjf does, since an expected length grows with the score, and so does an srpt or a trail
+#: that never preempts.
+ORDERS: Final = ("sjf", "hrrn")
+REFINEMENTS: Final[tuple[tuple[str, dict[str, float]], ...]] = (
+    ("srpt", {}),
+    ("trail", {"c": 0.2}),
+    ("trail", {"c": 0.5}),
+    ("trail", {"c": 0.8}),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to choose.
+
+    Attributes:
+        policy: its name.
+        parameters: of the policy.
+        guards: the other arguments of `make_discipline` that are not the defaults.
+    """
+
+    policy: str
+    parameters: dict[str, float] = field(default_factory=dict)
+    guards: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def discipline(self) -> dict[str, Any]:
+        """The arguments of `make_discipline`, which are settings of `serve` too."""
+        return {"policy": self.policy, "parameters": self.parameters, **self.guards}
+
+    @property
+    def label(self) -> str:
+        """As `lengthwise simulate --policy` takes it."""
+        options = {**self.parameters, **self.guards}.items()
+        shown = ";".join(f"{name}={value}" for name, value in options)
+        return f"{self.policy}:{shown}" if shown else self.policy
+
+
+def orders(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
+    """Every order with every bound, the simplest and tightest first.
+
+    Args:
+        slots: of the engine, in which bounds on overtaking are counted.
+        caps: one on waiting adds the guard `max_wait_s` at half of it.
+    """
+    waits = [0.5 * cap.limit for cap in caps if cap.metric == MAX_WAIT]
+    for policy, wait, bound, blend in itertools.product(
+        ORDERS, (*waits, None), _OVERTAKES, _BLENDS
+    ):
+        guards: dict[str, Any] = {}
+        if bound is not None:
+            guards["max_overtakes"] = max(1, int(bound * slots))
+        if blend < 1.0:
+            guards["blend"] = blend
+        if wait is not None:
+            guards["max_wait_s"] = wait
+        yield Candidate(policy, {}, guards)
+
+
+def refinements(bounds: Iterable[dict[str, Any]]) -> Iterator[Candidate]:
+    """Every preempting policy with each of these bounds."""
+    for guards, (policy, parameters) in itertools.product(bounds, REFINEMENTS):
+        yield Candidate(policy, parameters, guards)
+
+
+def grid(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
+    """Every policy with every bound, for an exhaustive search."""
+    found = list(orders(slots, caps))
+    yield from found
+    yield from refinements(each.guards for each in found if each.policy == ORDERS[0])
