@@ -17,6 +17,7 @@ from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+from lengthwise.simulate import candidates
 from lengthwise.simulate import tune as tuning
 from lengthwise.simulate.candidates import ORDERS, REFINEMENTS, Candidate, grid
 from lengthwise.simulate.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
@@ -57,6 +58,13 @@ def workload() -> Workload:
 @pytest.fixture(scope="module")
 def tuned(workload: Workload) -> Tuning:
     return tune(workload, BASE, "mean-e2el", CAPS, jobs=1)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller grid, where it does not matter what is on it."""
+    monkeypatch.setattr(candidates, "_OVERTAKES", (1.0, 5.0, None))
+    monkeypatch.setattr(candidates, "_BLENDS", (1.0, 0.7))
 
 
 def play(candidate: Candidate, workload: Workload, seed: int, **cell: Any) -> Figures:
@@ -180,6 +188,7 @@ def test_nothing_on_the_front_is_bettered_on_both(tuned: Tuning) -> None:
     assert tuned.ideal.gain > 1.1
 
 
+@pytest.mark.usefixtures("small")
 def test_a_long_trace_is_narrowed_on_a_stretch_and_judged_whole(
     workload: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,12 +215,14 @@ def test_traffic_that_does_not_queue_has_nothing_to_gain(workload: Workload) -> 
     assert result.simulations < 5
 
 
+@pytest.mark.usefixtures("small")
 def test_a_cap_that_nothing_keeps_leaves_fcfs(workload: Workload) -> None:
     result = tune(workload, BASE, "mean-e2el", [Cap(MAX_WAIT, 0.05)], jobs=1)
     assert result.chosen.candidate.policy == "fcfs"
     assert "neither does fcfs" in result.reason
 
 
+@pytest.mark.usefixtures("small")
 def test_a_cap_on_waiting_can_choose_the_guard_on_waiting(workload: Workload) -> None:
     fcfs = play(Candidate("fcfs"), workload, 0)
     cap = Cap(MAX_WAIT, 1.5 * fcfs["max_max_waiting_time_ms"] / 1000.0)
@@ -220,6 +231,7 @@ def test_a_cap_on_waiting_can_choose_the_guard_on_waiting(workload: Workload) ->
     assert result.chosen.gains.min() > 1.0
 
 
+@pytest.mark.usefixtures("small")
 def test_a_dead_worker_costs_its_candidate_and_a_dead_fcfs_the_run(
     workload: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +302,7 @@ def trace_file(tmp_path: Path, workload: Workload) -> Path:
 BUSY = ("--load", "1.1", "--slots", str(SLOTS), "--jobs", "1")
 
 
+@pytest.mark.usefixtures("small")
 def test_the_command_writes_settings_that_serve_takes(run: Run, trace_file: Path) -> None:
     out = trace_file.parent / "made" / "settings.json"
     caps = ("--cap", "p99-e2el=1.3", "--objective", "mean-latency-per-output-token")
@@ -309,6 +322,7 @@ def test_the_command_writes_settings_that_serve_takes(run: Run, trace_file: Path
     assert settings == parsed
 
 
+@pytest.mark.usefixtures("small")
 def test_the_command_says_what_it_chose(run: Run, trace_file: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "settings.json"))
     ended = run(str(trace_file), *BUSY, "--objective", "goodput", "--slo", "ttft:500", *out)
@@ -328,6 +342,7 @@ def test_a_quiet_trace_gets_fcfs_and_is_told_why(run: Run, trace_file: Path) -> 
     assert read_settings(out)[0].policy == "fcfs"
 
 
+@pytest.mark.usefixtures("small")
 def test_a_recorded_folder_brings_its_engine_and_costs(run: Run, tmp_path: Path) -> None:
     log = tmp_path / "log"
     write_log(log, traffic(12.0, count=300))
@@ -340,6 +355,7 @@ def test_a_recorded_folder_brings_its_engine_and_costs(run: Run, tmp_path: Path)
     assert document["chosen"]["gain"] > 1.0
 
 
+@pytest.mark.usefixtures("small")
 def test_a_learnt_predictor_is_named_in_the_settings(
     run: Run, trace_file: Path, tmp_path: Path
 ) -> None:
