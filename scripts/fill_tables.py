@@ -6,6 +6,7 @@
     python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
     python scripts/fill_tables.py speed speed.json        of bench/simulator_speed.py --json
     python scripts/fill_tables.py preemption grid.json    of bench/preemption_grid.py --json
+    python scripts/fill_tables.py tune check.json …       of bench/tune_check.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "memory": "python bench/queue_memory.py --json",
     "preemption": "python bench/preemption_grid.py --json",
     "speed": "python bench/simulator_speed.py --json",
+    "tune": "python bench/tune_check.py TRACE --json",
 }
 Row = Mapping[str, Any]
 
@@ -226,6 +228,28 @@ def preemption_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
+def tune_table(kept: Row) -> list[str]:
+    """One row for each question that the tuner was asked."""
+    heads = "trace,load,slots,objective,caps,chosen,gain,best of the grid,gain,share,seconds"
+    rows = [
+        [
+            row["trace"].removesuffix(".parquet"),
+            "as recorded" if row["load"] == "trace" else row["load"],
+            str(row["slots"]),
+            row["objective"],
+            ", ".join(f"{metric} ≤ {limit:g}" for metric, limit in row["caps"].items()),
+            f"`{row['chosen']}`",
+            f"{row['chosen_gain']:.3f}×",
+            f"`{row['best_feasible']}`",
+            f"{row['best_gain']:.3f}×",
+            f"{row['share_of_best']:.1%}".replace("%", " %"),
+            f"{row['seconds_tune']:.0f}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
@@ -233,6 +257,7 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "memory": memory_table,
     "preemption": preemption_table,
     "speed": speed_table,
+    "tune": tune_table,
 }
 
 

@@ -63,7 +63,7 @@ def tuned(workload: Workload) -> Tuning:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller grid, where it does not matter what is on it."""
-    monkeypatch.setattr(candidates, "_OVERTAKES", (1.0, 5.0, None))
+    monkeypatch.setattr(candidates, "_OVERTAKES", (1.0, 5.0))
     monkeypatch.setattr(candidates, "_BLENDS", (1.0, 0.7))
 
 

@@ -11,7 +11,7 @@ from lengthwise.simulate.objectives import MAX_WAIT, Cap
 
 # What may be overtaken, times slots; and shares of admissions in policy order. From the tightest,
 # since of two that are equally good the first is taken.
-_OVERTAKES: Final = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, None)
+_OVERTAKES: Final = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
 _BLENDS: Final = (1.0, 0.95, 0.9, 0.7, 0.5)
 
 #: Orders that do not preempt, and their refinements that do. Of those alike one is enough: ltr
@@ -58,20 +58,14 @@ def orders(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
 
     Args:
         slots: of the engine, in which bounds on overtaking are counted.
-        caps: one on waiting adds the guard `max_wait_s` at half of it.
+        caps: one on waiting adds a bound on waiting, at half of it.
     """
-    waits = [0.5 * cap.limit for cap in caps if cap.metric == MAX_WAIT]
-    for policy, wait, bound, blend in itertools.product(
-        ORDERS, (*waits, None), _OVERTAKES, _BLENDS
-    ):
-        guards: dict[str, Any] = {}
-        if bound is not None:
-            guards["max_overtakes"] = max(1, int(bound * slots))
-        if blend < 1.0:
-            guards["blend"] = blend
-        if wait is not None:
-            guards["max_wait_s"] = wait
-        yield Candidate(policy, {}, guards)
+    bounds: list[dict[str, Any]] = [
+        {"max_overtakes": max(1, int(times * slots))} for times in _OVERTAKES
+    ]
+    bounds += [{"max_wait_s": 0.5 * cap.limit} for cap in caps if cap.metric == MAX_WAIT]
+    for policy, bound, blend in itertools.product(ORDERS, (*bounds, {}), _BLENDS):
+        yield Candidate(policy, {}, bound | ({"blend": blend} if blend < 1.0 else {}))
 
 
 def refinements(bounds: Iterable[dict[str, Any]]) -> Iterator[Candidate]:

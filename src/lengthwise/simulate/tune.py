@@ -240,11 +240,11 @@ class _Player:
     def front(self, some: Sequence[Judged], chosen: Judged | None = None) -> list[Judged]:
         """The choice, and those that nothing betters both on the objective and the first cap.
 
-        Steps of less than half a per cent are left out.
+        Steps of less than two per cent are left out.
         """
         front: list[Judged] = []
         for each in sorted(some, key=lambda each: (_first(each), -each.gain)):
-            if each is chosen or not front or each.gain > 1.005 * max(seen.gain for seen in front):
+            if each is chosen or not front or each.gain > 1.02 * max(seen.gain for seen in front):
                 front.append(each)
         return front
 
