@@ -11,11 +11,13 @@ import asyncio
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+from lengthwise.compare.clock import EngineClock, Pace, WallClock
 
 _TOKEN_IDS = b'"token_ids":['
 _FINISH_REASON = b'"finish_reason":"'
@@ -50,6 +52,7 @@ class ReplayJob:
         requests: what to send, in this order where times are equal.
         scheduled_s: when to send each, in seconds from the start of the round; None for the
             closed loop.
+        pace: send by the engine's clock; None: by the wall's.
         clients: for the closed loop, how many requests are under way at any time.
         tell_truth: send the true length along, for oracles. Other rounds never carry it.
         max_tokens: the limit where a request's own length is open.
@@ -59,6 +62,7 @@ class ReplayJob:
     model: str
     requests: Sequence[ReplayRequest]
     scheduled_s: Sequence[float] | None
+    pace: Pace | None = None
     clients: int | None = None
     tell_truth: bool = False
     max_tokens: int = 1024
@@ -142,11 +146,14 @@ async def replay(job: ReplayJob, progress: Callable[[int, int], None]) -> Replay
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        started = loop.time()
+        clock = EngineClock(job.pace) if job.pace is not None else WallClock()
+        started = clock.started_s
 
-        async def send_at(request: ReplayRequest, answer: Answer) -> None:
-            await asyncio.sleep(started + answer.scheduled_s - loop.time())
-            await _exchange(session, job, request, answer, started)
+        async def send_in_time(pairs: Iterable[tuple[ReplayRequest, Answer]]) -> None:
+            async with asyncio.TaskGroup() as under_way:
+                for request, answer in sorted(pairs, key=lambda pair: pair[1].scheduled_s):
+                    answer.scheduled_s = await clock.until(answer.scheduled_s)
+                    under_way.create_task(_exchange(session, job, request, answer, started))
 
         async def client(queue: Iterator[tuple[ReplayRequest, Answer]]) -> None:
             for request, answer in queue:
@@ -157,7 +164,7 @@ async def replay(job: ReplayJob, progress: Callable[[int, int], None]) -> Replay
         if job.scheduled_s is None:
             work = [client(pairs) for _ in range(job.clients or 1)]
         else:
-            work = [send_at(request, answer) for request, answer in pairs]
+            work = [send_in_time(pairs)]
         tasks = asyncio.gather(*work)
         while not tasks.done():
             await asyncio.wait([tasks], timeout=0.25)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+
+from lengthwise.compare.step_seconds import fit_step_seconds
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
 ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round
-_PAUSE = 5.0  # steps so many times longer than usual are left out
 
 STEPS_FILE = "steps.jsonl"
 REQUESTS_FILE = "requests.jsonl"
@@ -42,21 +42,14 @@ class EngineLog:
         capacity is that of the round's requests, whatever their order: a batch as large as the
         round's largest, always full. None where the steps do not tell.
         """
-        seconds = self.steps["duration_s"]
-        running = self.steps["running"]
-        timed = np.isfinite(seconds) & (seconds > 0)
-        if not timed.any() or not self.requests:
+        fitted = fit_step_seconds(self.steps)
+        if fitted is None or not self.requests:
             return None
-        # A pause of the machine is not the engine's doing.
-        timed &= seconds < _PAUSE * np.median(seconds[timed])
-        tokens = np.stack([self.steps["prefill_tokens"], self.steps["decode_tokens"]], axis=1)
-        work = np.column_stack([np.ones(int(timed.sum())), tokens[timed]])
-        (step_s, prefill_s, decode_s), _ = nnls(work, seconds[timed])
         prompts = self._total("prompt_tokens")
         answers = self._total("output_tokens")
-        batch = float(running[timed].max())
-        busy_s = prefill_s * prompts + (step_s / max(batch, 1.0) + decode_s) * answers
-        return (prompts + answers) / float(busy_s) if busy_s > 0 else None
+        batch = max(1.0, float(self.steps["running"].max()))
+        busy_s = fitted.prefill_s * prompts + (fitted.step_s / batch + fitted.decode_s) * answers
+        return (prompts + answers) / busy_s if busy_s > 0 else None
 
     def _total(self, name: str) -> float:
         values = (request.get(name) for request in self.requests.values())

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.compare.client import Answer, ReplayRequest
-from lengthwise.compare.load import Burst, Clients, Load, arrival_times
+from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
+from lengthwise.compare.step_seconds import StepSeconds, fit_step_seconds
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
@@ -64,7 +65,7 @@ def run_plan(
     Raises:
         LengthwiseError: the server ended or no request of a round was answered.
     """
-    capacities = [calibrate(session, requests, progress)]
+    capacity, step_seconds = calibrate(session, requests, progress)
     work = float(np.mean([_work(request) for request in requests]))
     number = 0
     for repeat in range(plan.repeats):
@@ -73,8 +74,6 @@ def run_plan(
         in_order = [requests[index] for index in order] if repeat else list(requests)
         labels = list(plan.policies)[:: -1 if repeat % 2 else 1]
         for load in plan.loads:
-            # Machines drift: the latest turn of all policies says what this one can do now.
-            capacity = float(np.median(capacities[-len(labels) :]))
             times = arrival_times(
                 load,
                 len(requests),
@@ -92,6 +91,8 @@ def run_plan(
                     plan.policies[label],
                     in_order,
                     scheduled_s=times,
+                    # Machines drift, and the clock of the arrivals with them.
+                    step_seconds=step_seconds if isinstance(load, Capacity) else None,
                     clients=load.count if isinstance(load, Clients) else None,
                     progress=_advance(progress),
                 )
@@ -105,8 +106,6 @@ def run_plan(
                     observed,
                     in_order,
                 )
-                if info.capacity_tokens_per_s is not None and not isinstance(load, Clients):
-                    capacities.append(info.capacity_tokens_per_s)
                 writer.append(info, records_of(info, observed))
                 progress.note(summary_line(info, observed, plan.rounds))
                 number += 1
@@ -131,10 +130,16 @@ def run_and_keep(
         raise LengthwiseError(f"{reason}: {_kept(writer.folder, plan.rounds)}") from error
 
 
-def calibrate(session: Session, requests: Sequence[ReplayRequest], progress: Progress) -> float:
-    """Measure the engine's capacity in tokens (prompt and answer) per second, with a full batch.
+def calibrate(
+    session: Session, requests: Sequence[ReplayRequest], progress: Progress
+) -> tuple[float, StepSeconds]:
+    """Measure how fast the engine is.
 
     Part of the requests runs in a burst under fcfs, after a short warm-up.
+
+    Returns:
+        The capacity in tokens (prompt and answer) per second with a full batch, and how long the
+        steps took.
 
     Raises:
         LengthwiseError: the engine recorded no step with a full batch.
@@ -153,10 +158,11 @@ def calibrate(session: Session, requests: Sequence[ReplayRequest], progress: Pro
         )
         _require_answers(observed)
     capacity = observed.engine.capacity()
-    if capacity is None:
+    step_seconds = fit_step_seconds(observed.engine.steps)
+    if capacity is None or step_seconds is None:
         raise LengthwiseError("the engine recorded no step: its capacity is unknown")
     progress.note(f"capacity: {capacity:,.0f} tokens/s with a full batch")
-    return capacity
+    return capacity, step_seconds
 
 
 def describe_round(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
 from lengthwise.compare.client_process import ClientProcess
+from lengthwise.compare.clock import Pace
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
     ROUNDS_FOLDER,
@@ -22,6 +23,7 @@ from lengthwise.compare.engine_log import (
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.server import Server
 from lengthwise.compare.server_command import free_port, server_command
+from lengthwise.compare.step_seconds import StepSeconds
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.vllm.settings import Settings
@@ -68,6 +70,7 @@ class Session:
         requests: Sequence[ReplayRequest],
         *,
         scheduled_s: Sequence[float] | None,
+        step_seconds: StepSeconds | None = None,
         clients: int | None = None,
         max_tokens: int = 1024,
         progress: Callable[[int, int], None] = lambda answered, failed: None,
@@ -81,6 +84,8 @@ class Session:
             settings: the policy and all that belongs to it.
             requests: what to send.
             scheduled_s: when to send each, in s from the start; None for a closed loop.
+            step_seconds: what steps take by the clock of `scheduled_s`, which then runs at the
+                engine's speed; None: it is the wall's.
             clients: the number of clients of a closed loop.
             max_tokens: the limit for requests whose answer's length is open.
             progress: called with the numbers of answered and failed requests.
@@ -98,6 +103,7 @@ class Session:
             model=self.model,
             requests=requests,
             scheduled_s=scheduled_s,
+            pace=None if step_seconds is None else Pace(records / STEPS_FILE, step_seconds),
             clients=clients,
             max_tokens=max_tokens,
             tell_truth=(settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),
