@@ -12,11 +12,10 @@ import lengthwise
 
 SOURCE = Path(lengthwise.__file__).parent
 COUNT = (
-    "from lengthwise.policy.memory import predicted_peak\n"
-    "import numpy as np\n"
-    "one = np.ones(1)\n"
-    "assert predicted_peak(one, one, 1.0) == 2.0 == predicted_peak.py_func(one, one, 1.0)\n"
-    "stats = predicted_peak.stats\n"
+    "from lengthwise.policy.rollout import surviving_tokens\n"
+    "arguments = (100.0, 50.0, 50.0, 16.0, 16)\n"
+    "assert surviving_tokens(*arguments) == 96.0 == surviving_tokens.py_func(*arguments)\n"
+    "stats = surviving_tokens.stats\n"
     "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))\n"
 )
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.memory import admissible, predicted_peak
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.rollout import list_schedule, surviving_tokens, swap_gain
 from lengthwise.policy.select import Engine, StepOrder, choose_swaps
@@ -116,24 +115,6 @@ def test_expected_remaining_is_finite_and_at_least_one(
 def test_a_sure_prediction_counts_down() -> None:
     assert expected_remaining(100.0, 100.0, 100.0, 100.0, 40.0) == 60.0
     assert expected_remaining(100.0, 100.0, 100.0, 100.0, 400.0) == 1.0
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=8))
-def test_the_predicted_peak_is_that_of_a_simulation(requests: list[tuple[float, float]]) -> None:
-    held = np.array([h for h, _ in requests])
-    remaining = np.array([r for _, r in requests])
-    ends = np.unique(remaining)
-    simulated = max([held.sum()] + [float(sum(h + t for h, r in requests if r >= t)) for t in ends])
-    assert predicted_peak(held, remaining, 1.0) == pytest.approx(simulated)
-
-
-def test_admission_stops_before_the_peak_exceeds_the_capacity() -> None:
-    one = np.array([10.0])
-    new = np.array([10.0, 10.0, 10.0])
-    growth = np.array([5.0, 5.0, 5.0])
-    assert admissible(one, np.array([5.0]), new, growth, 1.0, 45.0) == 2
-    assert admissible(one, np.array([5.0]), new, growth, 0.0, 45.0) == 3
 
 
 class Batch:

@@ -11,6 +11,8 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy, policy_names, register
+from lengthwise.policy.gittins import inverse_gittins_index
+from lengthwise.policy.remaining import expected_tail
 from lengthwise.request import RUNNING, WAITING, new_table
 
 
@@ -25,6 +27,7 @@ def rank(policy: str, parameters: dict[str, float] | None = None, **fields: Any)
 
 def test_every_built_in_policy_is_listed_with_a_summary() -> None:
     expected = {"fcfs", "priority", "sjf", "srpt", "ltr", "trail", "hrrn", "mlfq", "oracle"}
+    expected |= {"gittins", "tie"}
     assert expected <= set(policy_names())
     for name in policy_names():
         assert get_policy(name).summary.endswith("."), name
@@ -48,6 +51,14 @@ def test_trail_never_preempts_past_its_cutoff() -> None:
 
 def test_trail_does_not_send_a_waiting_request_past_its_cutoff_to_the_end() -> None:
     assert rank("trail", {"c": 0.5}, state=WAITING, age=90, expected=100.0, remaining=12.0) == 12.0
+
+
+def test_gittins_ranks_by_its_index_and_tie_by_the_inflated_length() -> None:
+    doubt = {"expected": 120.0, "low": 30.0, "median": 100.0, "high": 250.0}
+    assert rank("gittins", age=10, **doubt) == inverse_gittins_index(0.0, *doubt.values(), 10.0)
+    inflated = 120.0 + 0.5 * expected_tail(120.0, 30.0, 250.0)
+    assert rank("tie", {"beta": 0.5}, **doubt) == pytest.approx(inflated)
+    assert rank("tie", {"beta": 0.5}, wait_s=60.0, **doubt) == pytest.approx(0.81 * inflated)
 
 
 def test_hrrn_prefers_the_higher_response_ratio() -> None:

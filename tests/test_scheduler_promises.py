@@ -27,7 +27,7 @@ from lengthwise.vllm import Scheduler
 from lengthwise.vllm.settings import parse_settings
 from random_traffic import RandomTraffic
 
-POLICIES = ("srpt", "trail", "ltr", "sjf", "hrrn", "mlfq")
+POLICIES = ("srpt", "trail", "ltr", "sjf", "hrrn", "mlfq", "gittins", "tie")
 MAX_OVERTAKES = 4
 SLOTS = 4
 
@@ -63,6 +63,7 @@ class PromisesMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         vllm_policy=st.sampled_from(["fcfs", "priority"]),
         model_runner=st.sampled_from([1, 2]),
+        looks_ahead=st.booleans(),
     )
     def start(
         self,
@@ -73,7 +74,9 @@ class PromisesMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         vllm_policy: Any,
         model_runner: Any,
+        looks_ahead: bool,
     ) -> None:
+        self.looks_ahead = looks_ahead
         self.predictor = MoodyPredictor()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(
@@ -94,13 +97,14 @@ class PromisesMachine(RuleBasedStateMachine):
         self.names = (f"r{number}" for number in itertools.count())
         self.compiling: list[Any] = []
 
-    @staticmethod
-    def settings(policy: str, preemption: str | None) -> dict[str, object]:
+    def settings(self, policy: str, preemption: str | None) -> dict[str, object]:
         return {
             "policy": policy,
             "predictor": "declared",
             "preemption": preemption,
             "max_overtakes": MAX_OVERTAKES,
+            "memory_growth": float(self.looks_ahead),
+            "service_time": self.looks_ahead,
         }
 
     @rule(

@@ -22,6 +22,8 @@ POLICIES = (
     "srpt",
     "ltr",
     "trail",
+    "gittins",
+    "tie",
     "hrrn",
     "shortest-prefill-first",
     "mlfq",
@@ -41,6 +43,8 @@ def random_discipline(policy: str, generator: np.random.Generator) -> Discipline
         starvation_threshold=generator.choice([None, 6]),
         starvation_quantum=3,
         max_preemptions=int(generator.integers(1, 4)),
+        memory_growth=generator.choice([0.0, 0.0, 1.0]),
+        service_time=bool(generator.integers(2)),
     )
 
 
@@ -83,18 +87,18 @@ def plain(
     cost: StepCost,
 ) -> list[Job]:
     blocks = engine.blocks(int((trace.prompt_tokens + trace.output_tokens).max()))
-    table = new_table(len(trace)).view(np.recarray)
+    table = new_table(len(trace))
     jobs = []
-    for i, row in enumerate(table):
+    for i, row in enumerate(table.view(np.recarray)):
         row.state, row.arrival_index, row.predicted = WAITING, i, 1
         row.priority, row.arrival_s = classes[i], trace.arrival_s[i]
         row.prompt_tokens = trace.prompt_tokens[i]
         for name, value in zip(PREDICTION, predictions[i], strict=True):
             row[name] = value
         row.remaining = max(row.expected, 1.0)
-        jobs.append(Job(i, int(trace.output_tokens[i]), row))
-    limits = limits_of(engine, blocks)[0]
-    PlainEngine(discipline, limits, blocks, cost.terms).run(jobs)
+        jobs.append(Job(i, row, int(trace.output_tokens[i])))
+    limits = limits_of(engine, blocks).view(np.recarray)[0]
+    PlainEngine(discipline, limits, blocks, cost.terms, table).run(jobs)
     return jobs
 
 

@@ -46,6 +46,7 @@ REQUEST: Final = np.dtype(
         ("preemptions", np.int32),  # times preempted so far
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         # Derived: written by the kernel before it ranks.
+        ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival
         ("idle_steps", np.int64),  # steps since it last ran
     ],

@@ -26,6 +26,7 @@ class Discipline:
         max_preemptions: times that one request may be preempted for another.
         max_swaps: preemptions for newcomers in one step.
         memory_growth: weight of predicted growth in admission, 0 for none.
+        service_time: whether ranks that are lengths count the prompt's work too.
     """
 
     policy: Policy
@@ -36,6 +37,7 @@ class Discipline:
     max_preemptions: int = 2
     max_swaps: int = 4
     memory_growth: float = 0.0
+    service_time: bool = False
 
     @cached_property
     def counts_steps(self) -> bool:
@@ -51,6 +53,16 @@ class Discipline:
     def preempts(self) -> bool:
         """Whether running requests may be preempted for waiting ones."""
         return not self.is_fcfs and self.preemption != "never"
+
+    @property
+    def reads_prefix_cache(self) -> bool:
+        """Whether ranks depend on `cached_tokens`, which costs a look-up a request."""
+        return self.policy.reads_prefix_cache or self.service_time
+
+    @property
+    def measures_steps(self) -> bool:
+        """Whether anything depends on what a step costs."""
+        return self.preempts or self.service_time
 
     @property
     def needs_predictions(self) -> bool:
@@ -73,6 +85,7 @@ def make_discipline(
     max_preemptions: int = 2,
     max_swaps: int = 4,
     memory_growth: float = 0.0,
+    service_time: bool = False,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -93,4 +106,5 @@ def make_discipline(
         max_preemptions=max_preemptions,
         max_swaps=max_swaps,
         memory_growth=memory_growth,
+        service_time=service_time and chosen.predicts,
     )

@@ -28,6 +28,7 @@ def rank_requests(
     count: int,
     now: float,
     step: int,
+    prefill_weight: float,
     admitted: NDArray[np.int64],
     everyone: bool,
     groups: NDArray[np.int64],
@@ -43,6 +44,8 @@ def rank_requests(
         count: rows in use.
         now: the step's clock reading, seconds.
         step: the step's number.
+        prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
+            output tokens alone.
         admitted: arrival_index of each request admitted since the last call, ascending. Every
             waiting request that arrived earlier has been overtaken by it.
         everyone: rank running requests too, and not those alone that wait.
@@ -59,6 +62,10 @@ def rank_requests(
             request.remaining = expected_remaining(
                 request.expected, request.low, request.median, request.high, request.age
             )
+        # The last known token is computed in the step that gives the next one.
+        held = request.cached_tokens if request.state == WAITING else request.computed_tokens
+        known = request.prompt_tokens + request.age
+        request.prefill_work = prefill_weight * max(known - held - 1, 0)
         if request.state == WAITING and len(admitted) > 0:
             request.overtaken += len(admitted) - np.searchsorted(admitted, request.arrival_index)
         place = tier(request, guards[0])

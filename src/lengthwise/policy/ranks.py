@@ -3,7 +3,12 @@
 Sources: LTR is Fu et al., "Efficient LLM Scheduling by Learning to Rank", NeurIPS 2024
 (arXiv 2408.15792). TRAIL is Shahout et al., "Don't Stop Me Now: Embedding Based Scheduling for
 LLMs", ICLR 2025 (arXiv 2410.01035). Skip-join MLFQ is FastServe, Wu et al. (arXiv 2305.05920).
-HRRN (highest response ratio next) is Brinch Hansen's, 1971.
+HRRN (highest response ratio next) is Brinch Hansen's, 1971. The Gittins index has a file of its
+own. TIE is Zheng et al., "Scheduling LLM Inference with Uncertainty-Aware Output Length
+Predictions", ICML 2026 (arXiv 2604.00499).
+
+Every rank that is a length counts `prefill_work` too, which is 0 unless the setting `service_time`
+is on: then it is a time, in output tokens of work.
 """
 
 from __future__ import annotations
@@ -11,7 +16,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lengthwise.policy.gittins import inverse_gittins_index
 from lengthwise.policy.registry import register
+from lengthwise.policy.remaining import expected_tail
 from lengthwise.request import RUNNING
 
 
@@ -36,13 +43,13 @@ def priority(request: Any, now: float, parameters: Any) -> float:
 @register("sjf")
 def sjf(request: Any, now: float, parameters: Any) -> float:
     """Shortest job first: the predicted total length, never preempting."""
-    return float(request.expected)
+    return float(request.expected + request.prefill_work)
 
 
 @register("srpt", preemption="pays")
 def srpt(request: Any, now: float, parameters: Any) -> float:
     """Shortest remaining processing time: the predicted remaining length."""
-    return float(request.remaining)
+    return float(request.remaining + request.prefill_work)
 
 
 @register("ltr")
@@ -65,7 +72,41 @@ def trail(request: Any, now: float, parameters: Any) -> float:
     """
     if request.state == RUNNING and request.age >= parameters.c * request.expected:
         return -math.inf
-    return float(request.remaining)
+    return float(request.remaining + request.prefill_work)
+
+
+@register("gittins", preemption="pays")
+def gittins(request: Any, now: float, parameters: Any) -> float:
+    """The Gittins index: the best chance to be done soon, given how sure the prediction is.
+
+    Of two answers with the same expected length, the one that may end early goes first; one that
+    has outlived its prediction goes back.
+    """
+    return float(
+        inverse_gittins_index(
+            request.prefill_work,
+            request.expected,
+            request.low,
+            request.median,
+            request.high,
+            request.age,
+        )
+    )
+
+
+@register("tie", parameters={"beta": 0.3, "decay": 0.9, "decay_s": 30.0})
+def tie(request: Any, now: float, parameters: Any) -> float:
+    """Tail-inflated expectation: the expected length plus beta times that of its longest tenth.
+
+    The rank shrinks by the factor `decay` in every `decay_s` seconds of waiting (arXiv 2604.00499,
+    equation 11 and section 5). There beta follows the queue's length between 0.1 and 0.5; here it
+    is fixed, since a rank is a function of one request.
+    """
+    inflated = request.expected + parameters.beta * expected_tail(
+        request.expected, request.low, request.high
+    )
+    inflated += request.prefill_work
+    return float(inflated * parameters.decay ** (request.wait_s / parameters.decay_s))
 
 
 @register("hrrn")
@@ -75,7 +116,8 @@ def hrrn(request: Any, now: float, parameters: Any) -> float:
     Service is the predicted remaining length. The order does not depend on the time per token,
     because scaling the service scales every ratio's excess over one alike.
     """
-    return float(-request.wait_s / max(request.remaining, 1.0))
+    service = request.remaining + request.prefill_work
+    return float(-request.wait_s / max(service, 1.0))
 
 
 @register("shortest-prefill-first", predicts=False, reads_prefix_cache=True)
@@ -115,10 +157,10 @@ def mlfq(request: Any, now: float, parameters: Any) -> float:
 @register("oracle", preemption="pays", predictor="oracle")
 def oracle(request: Any, now: float, parameters: Any) -> float:
     """srpt that knows the true lengths: the bound that predictions are compared with."""
-    return float(request.remaining)
+    return float(request.remaining + request.prefill_work)
 
 
 @register("oracle-sjf", predictor="oracle")
 def oracle_sjf(request: Any, now: float, parameters: Any) -> float:
     """sjf that knows the true lengths: the bound without preemption."""
-    return float(request.expected)
+    return float(request.expected + request.prefill_work)

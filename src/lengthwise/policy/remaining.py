@@ -1,4 +1,7 @@
-"""Expected remaining length of an answer that has already reached some age."""
+"""Expected remaining length of an answer that has already reached some age, and of its tail.
+
+Both take the predicted quantiles for those of a log-normal law.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Final
 
 from lengthwise.compiled import compiled
 
-# Distance between the 10 % and 90 % quantiles of the standard normal law.
-_NORMAL_SPAN: Final = 2.0 * 1.2815515655446004
+_NORMAL_90: Final = 1.2815515655446004  # the 90 % quantile of the standard normal law
+_NORMAL_SPAN: Final = 2.0 * _NORMAL_90  # between its 10 % and 90 % quantiles
 
 
 @compiled
@@ -50,3 +53,21 @@ def expected_remaining(
     mean = median * math.exp(0.5 * sigma * sigma)
     residual = mean * _normal_tail(z - sigma) / _normal_tail(z) - age
     return max(residual * expected / mean, 1.0)
+
+
+@compiled
+def expected_tail(expected: float, low: float, high: float) -> float:
+    """The mean length of the longest tenth: conditional value at risk at the level 0.9.
+
+    Args:
+        expected: predicted mean of the total length, in output tokens.
+        low: predicted 10 % quantile.
+        high: predicted 90 % quantile.
+
+    Returns:
+        Tokens, at least `expected`.
+    """
+    if not (low > 0.0 and high > low):
+        return expected
+    sigma = math.log(high / low) / _NORMAL_SPAN
+    return expected * _normal_tail(_NORMAL_90 - sigma) / 0.1

@@ -46,6 +46,7 @@ class StepOrder:
         step: int,
         admitted: Rows = _NOBODY,
         everyone: bool = True,
+        prefill_weight: float = 0.0,
     ) -> None:
         """Rank rows 0 … count-1; see `rank_requests` for the arguments."""
         if len(self.ranks) < len(table):
@@ -59,6 +60,7 @@ class StepOrder:
             count,
             now,
             step,
+            prefill_weight,
             admitted,
             everyone,
             self.groups,

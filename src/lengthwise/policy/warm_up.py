@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.policy.discipline import Discipline
-from lengthwise.policy.memory import admissible
+from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import victims_last
 from lengthwise.policy.select import Engine, StepOrder, choose_swaps, outranked_by_any
 from lengthwise.request import RUNNING, WAITING, new_table
@@ -41,5 +41,4 @@ def warm_up(discipline: Discipline) -> None:
             Engine(0, 1, 8, 16, True, 2, 1e-2, 1e-5, 1.0),
         )
     if discipline.memory_growth > 0.0:
-        one = np.ones(1)
-        admissible(one, one, one, one, 1.0, 1.0)
+        fitting(table, running, waiting, discipline.memory_growth, 1, 16)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.memory import admissible
+from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import (
@@ -52,12 +52,17 @@ def plan_step(
     has_front = False
     if not rules.reorders:
         return front, has_front
+    if rules.service_time:
+        # A step gives a token to each running request: a token's share is one over their number.
+        running = max(engine.running, 1)
+        engine.prefill_weight = terms[1] * running / _decode_s(terms, engine, batch)
     busy = engine.waiting > 0 and engine.running > 0
     if busy and rules.preempts and engine.step % SWAP_EVERY == 0:
         front, has_front = _swap(
             ranking, limits, terms, engine, requests, shared, queue, batch, memory
         )
-    if busy and not has_front and rules.memory_growth > 0.0 and engine.running < limits.slots:
+    looks_ahead = rules.memory_growth > 0.0 and engine.waiting > 0
+    if looks_ahead and not has_front and engine.running < limits.slots:
         front, has_front = _front_that_fits(
             ranking, limits, engine, requests, shared, queue, batch, memory
         )
@@ -118,6 +123,7 @@ def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers, every
         engine.live,
         engine.plans_s,
         engine.step,
+        engine.prefill_weight,
         admitted,
         everyone,
         queue.groups,
@@ -159,12 +165,11 @@ def _swap(
     newcomers = waiting[: free_slots + rules.max_swaps]
     preemptible = outranked_by_any(queue.groups, queue.ranks, rows, newcomers)
     freed = np.zeros(engine.running, np.int64)
-    growth, wanted, context, anyone = 0, 0, 0, False
+    growth, wanted, anyone = 0, 0, False
     for k in range(engine.running):
         slot = batch.slots[batch.running[k]]
         tokens = slot.known - slot.computed
         wanted += tokens
-        context += slot.computed
         growth += blocks_for(slot.known, limits.block_size)
         growth -= blocks_for(slot.computed, limits.block_size)
         preemptible[k] = (
@@ -195,7 +200,7 @@ def _swap(
             limits.block_size,
             limits.caching,
             engine.running + engine.waiting,
-            terms[0] + (terms[2] + terms[4]) * engine.running + terms[3] * context,
+            _decode_s(terms, engine, batch),
             terms[1],
             engine.tokens_per_step,
         ),
@@ -211,6 +216,15 @@ def _swap(
         requests[i].preemptions += 1
         preempt(rules, limits, engine, requests, queue, batch, memory, place)
     return waiting[:admitted], True
+
+
+@compiled_here
+def _decode_s(terms: NDArray[np.float64], engine: Any, batch: Batch) -> float:
+    """Seconds of a step in which all running requests, or one, decode."""
+    context = 0
+    for k in range(engine.running):
+        context += batch.slots[batch.running[k]].computed
+    return float(terms[0] + (terms[2] + terms[4]) * max(engine.running, 1) + terms[3] * context)
 
 
 @compiled_here
@@ -236,31 +250,19 @@ def _front_that_fits(
     memory: Memory,
 ) -> tuple[Integers, bool]:
     """The waiting rows whose predicted growth fits, when some does not."""
-    table = queue.table
-    size = limits.block_size
-    rows = _bring_running_up_to_date(engine, requests, queue, batch)
+    running = _bring_running_up_to_date(engine, requests, queue, batch)
     rank_once(ranking, limits, engine, requests, shared, queue, memory, True)
-    waiting = first_rows(ranking[3][0], engine, queue, limits.slots - engine.running)
-    held, remaining = np.empty(len(rows)), np.empty(len(rows))
-    total = 0.0
-    for k in range(len(rows)):
-        held[k] = size * blocks_for(table[rows[k]].computed_tokens, size)
-        remaining[k] = table[rows[k]].remaining
-        total += held[k]
-    new_held, new_remaining = np.empty(len(waiting)), np.empty(len(waiting))
-    for k in range(len(waiting)):
-        request = table[waiting[k]]
-        new_held[k] = size * blocks_for(request.prompt_tokens + request.age + 1, size)
-        new_remaining[k] = request.remaining
-    fitting = admissible(
-        held,
-        remaining,
-        new_held,
-        new_remaining,
-        ranking[3][0].memory_growth,
-        engine.free_blocks * size + total,
+    rules = ranking[3][0]
+    waiting = first_rows(rules, engine, queue, limits.slots - engine.running)
+    count = fitting(
+        queue.table,
+        running,
+        waiting,
+        rules.memory_growth,
+        engine.free_blocks,
+        limits.block_size,
     )
-    return waiting[:fitting], fitting < len(waiting)
+    return waiting[:count], count < len(waiting)
 
 
 @compiled_here

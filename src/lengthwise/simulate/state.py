@@ -37,6 +37,7 @@ RULES: Final = np.dtype(
         ("greedy", np.bool_),
         ("counts_steps", np.bool_),
         ("reads_prefix_cache", np.bool_),
+        ("service_time", np.bool_),
         ("max_swaps", np.int64),
         ("max_preemptions", np.int64),
         ("blend", np.float64),
@@ -84,6 +85,7 @@ ENGINE: Final = np.dtype(
         ("plans_s", np.float64),  # when the next step is planned; inf: nothing to do
         ("starts_s", np.float64),  # when it can start
         ("tokens_per_step", np.float64),  # recent mean
+        ("prefill_weight", np.float64),  # see `rank_requests`
         ("predicted_work", np.float64),  # predicted tokens of the unfinished, for the router
         ("running", np.int64),
         ("waiting", np.int64),
@@ -190,7 +192,8 @@ def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
                 discipline.preempts,
                 discipline.preemption == "greedy",
                 discipline.counts_steps,
-                discipline.policy.reads_prefix_cache,
+                discipline.reads_prefix_cache,
+                discipline.service_time,
                 discipline.max_swaps,
                 discipline.max_preemptions,
                 discipline.blend,

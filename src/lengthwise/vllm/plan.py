@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.memory import admissible
+from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import (
@@ -134,8 +134,9 @@ class Planner:
         if self._ranked:
             return
         self._ranked = True
-        if self.discipline.policy.reads_prefix_cache:
-            self._look_up_prefix_cache()
+        weight = self._prefill_weight()
+        if self.discipline.reads_prefix_cache:
+            self._look_up_prefix_cache(weight)
         self._admitted.sort()
         self._order.rank(
             self.discipline,
@@ -145,13 +146,33 @@ class Planner:
             self._step,
             np.array(self._admitted, dtype=np.int64),
             everyone,
+            weight,
         )
         self._admitted.clear()
 
-    def _look_up_prefix_cache(self) -> None:
+    def _prefill_weight(self) -> float:
+        """Output tokens that take as much of the engine's time as a prefilled one; 0: not asked.
+
+        A step gives a token to each running request, so a token's share of it is one over their
+        number.
+        """
+        if not self.discipline.service_time:
+            return 0.0
+        running = max(len(self._scheduler.running), 1)
+        token_s = self.step_time.decode_s(running) / running
+        return self.step_time.prefill_s_per_token / token_s
+
+    def _look_up_prefix_cache(self, prefill_weight: float) -> None:
         """Refresh `cached_tokens` of those who would be next: a look-up is too dear for all."""
         table, count = self._live.table, self._live.count
-        self._order.rank(self.discipline, table, count, self._now, self._step)
+        self._order.rank(
+            self.discipline,
+            table,
+            count,
+            self._now,
+            self._step,
+            prefill_weight=prefill_weight,
+        )
         want = max(self._free_slots(), 0) + SPARE
         for row in self._order.first(self.discipline, table, count, want, self._admissions):
             request = self._live.request(row)
@@ -311,26 +332,24 @@ class Planner:
         """The waiting rows whose predicted growth fits, when some does not."""
         scheduler, table = self._scheduler, self._live.table
         slots = self._free_slots()
-        if slots <= 0 or len(scheduler.waiting) == 0 or not scheduler.running:
-            # With nothing running the first request is let in, whatever is predicted for it.
+        if slots <= 0 or len(scheduler.waiting) == 0:
             return None
-        rows = self._bring_running_up_to_date()
+        running = self._bring_running_up_to_date()
         self._rank()
         waiting = self._order.first(
             self.discipline, table, self._live.count, slots, self._admissions
         )
-        size = scheduler.block_size
-        held = np.ceil(table["computed_tokens"][rows] / size) * size
-        known = table["prompt_tokens"][waiting] + table["age"][waiting] + 1
-        fitting = admissible(
-            held,
-            table["remaining"][rows],
-            np.ceil(known / size) * size,
-            table["remaining"][waiting],
+        if len(running) == 0 and not compat.is_ready(self._live.request(waiting[0])):
+            return None  # what lets nobody in must not hold back those behind
+        count = fitting(
+            table,
+            running,
+            waiting,
             self.discipline.memory_growth,
-            float(compat.free_blocks(scheduler) * size + held.sum()),
+            compat.free_blocks(scheduler),
+            scheduler.block_size,
         )
-        return None if fitting == len(waiting) else [int(row) for row in waiting[:fitting]]
+        return None if count == len(waiting) else [int(row) for row in waiting[:count]]
 
     def _memory_is_short(self) -> bool:
         """Whether the parent may have to preempt in this step because blocks run out."""

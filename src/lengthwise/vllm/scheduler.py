@@ -225,7 +225,11 @@ class LengthwiseMixin:
         if self._last_work is not None:
             # With asynchronous scheduling, what ran since the last plan is the step before it.
             ran = self._work_before if self._lags else self._last_work
-            if ran is not None and duration_s is not None and self._planner.discipline.preempts:
+            if (
+                ran is not None
+                and duration_s is not None
+                and self._planner.discipline.measures_steps
+            ):
                 self._planner.step_time.observe(
                     ran["prefill_tokens"], ran["decode_tokens"], duration_s
                 )

@@ -72,6 +72,11 @@ class Settings(BaseModel):
         description="admit only if the predicted peak of KV blocks, with growth counted this many "
         "times, fits; 0: as stock vLLM",
     )
+    service_time: bool = Field(
+        default=False,
+        description="rank by predicted time and not by tokens: prompt tokens that are not cached "
+        "count too, at what they were measured to cost",
+    )
     record: str | None = Field(
         default=None,
         description="folder for one line per step and per finished request (no prompts)",
@@ -97,6 +102,7 @@ class Settings(BaseModel):
             "max_preemptions",
             "max_swaps",
             "memory_growth",
+            "service_time",
         )
         arguments = {name: getattr(self, name) for name in same}
         return {**arguments, "max_overtakes": self.overtakes_for(slots)}
