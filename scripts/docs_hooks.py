@@ -256,6 +256,14 @@ def theory_numbers() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "scripts" / "theory_numbers.py"))
 
 
+def tau_figure(_: str) -> str:
+    """Latency against tau, drawn from what bench/tau_to_latency.py measured."""
+    kept = json.loads((ROOT / "docs" / "results" / "tau.json").read_text(encoding="utf-8"))
+    drawing: str = runpy.run_path(str(ROOT / "scripts" / "draw_tau.py"))["draw"](kept["rows"])
+    # One line: Markdown takes an empty one for the end of the figure.
+    return f'<figure class="plot">{" ".join(drawing.split())}</figure>'
+
+
 def type_name(annotation: Any) -> str:
     """A short name for a setting's type, as JSON users know it."""
     origin = typing.get_origin(annotation)
@@ -303,5 +311,6 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "reference-flags": reference_flags,
     "request": request,
     "settings": settings,
+    "tau-figure": tau_figure,
     "theory": theory,
 }

@@ -7,6 +7,12 @@
     python scripts/fill_tables.py speed speed.json        of bench/simulator_speed.py --json
     python scripts/fill_tables.py preemption grid.json    of bench/preemption_grid.py --json
     python scripts/fill_tables.py tune check.json …       of bench/tune_check.py --json
+    python scripts/fill_tables.py tau tau.json            of bench/tau_to_latency.py --json
+    python scripts/fill_tables.py doubt doubt.json        of bench/doubt.py --json
+    python scripts/fill_tables.py service-time time.json  of bench/service_time.py --json
+    python scripts/fill_tables.py starvation guards.json  of bench/starvation.py --json
+    python scripts/fill_tables.py scarce-kv kv.json       of bench/scarce_kv.py --json
+    python scripts/fill_tables.py memory-grid grid.json   of bench/memory_grid.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -40,6 +46,12 @@ COMMANDS = {
     "preemption": "python bench/preemption_grid.py --json",
     "speed": "python bench/simulator_speed.py --json",
     "tune": "python bench/tune_check.py TRACE --json",
+    "tau": "python bench/tau_to_latency.py --json",
+    "doubt": "python bench/doubt.py --json",
+    "service-time": "python bench/service_time.py --json",
+    "starvation": "python bench/starvation.py --json",
+    "scarce-kv": "python bench/scarce_kv.py --json",
+    "memory-grid": "python bench/memory_grid.py --json",
 }
 Row = Mapping[str, Any]
 
@@ -250,6 +262,90 @@ def tune_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
+def simulated_table(kept: Row) -> list[str]:
+    """Simulated latencies beside those of fcfs: one row for each policy, load and so on."""
+    rows = [row for row in kept["rows"] if row["policy"] != "fcfs"]
+    told_apart = [name for name in ("workload", "load", "tau") if name in rows[0]]
+    metrics = {"mean": "mean", "per_token": "s/token", "ttft": "TTFT", "p99": "p99"}
+    heads = [*told_apart, "policy", "mean s"]
+    heads += [f"fcfs / policy: {name}" if name == "mean" else name for name in metrics.values()]
+    lines = []
+    for row in rows:
+        cells = [str(row[name]) for name in told_apart]
+        cells += [f"`{row['policy']}`", f"{row['mean_s']:.2f}"]
+        lines.append([*cells, *(ratio(row, f"factor_{metric}") for metric in metrics)])
+    return table(heads, lines)
+
+
+def starvation_table(kept: Row) -> list[str]:
+    """Guards at each load: what they cost in the mean, and what they bound."""
+    heads = "load,guard,mean s,fcfs / guard: mean,p99,longest wait s,fcfs / guard: longest wait"
+    lines = [
+        [
+            row["load"],
+            "fcfs itself" if row["policy"] == "fcfs" else row["policy"],
+            f"{row['mean_s']:.2f}",
+            ratio(row, "factor_mean"),
+            ratio(row, "factor_p99"),
+            f"{row['max_wait_s']:.1f}",
+            ratio(row, "factor_max_wait"),
+            f"{row['max_overtaken']:,}",
+            "—" if row["bound"] is None else f"{row['bound']:,}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table([*heads.split(","), "overtaken at most", "proved"], lines)
+
+
+def scarce_table(kept: Row) -> list[str]:
+    """Stock and ours on the real engine."""
+    lines = []
+    for row in kept["rows"]:
+        for name, label, form, scale in (
+            ("preemptions", "preemptions", ".0f", 1.0),
+            ("recomputed_tokens", "tokens computed again", ",.0f", 1.0),
+            ("throughput_tokens_per_s", "tokens/s", ",.0f", 1.0),
+            ("mean_e2el_ms", "mean latency, s", ".2f", 1e-3),
+            ("p99_e2el_ms", "p99 latency, s", ".2f", 1e-3),
+            ("mean_ttft_ms", "mean TTFT, s", ".2f", 1e-3),
+            ("mean_running", "running, on average", ".1f", 1.0),
+        ):
+            cells = [
+                f"{scale * side[name]:{form}} "
+                f"({scale * side[f'{name}_low']:{form}}–{scale * side[f'{name}_high']:{form}})"
+                for side in (row["stock"], row["ours"])
+            ]
+            both = row["ours_over_stock"]
+            lines.append([label, *cells, ratio(both, name) if name in both else ""])
+    return table(["", "stock", "ours", "ours / stock"], lines)
+
+
+def memory_grid_table(kept: Row) -> list[str]:
+    """Sizes of memory: preemptions, and what looking ahead changes."""
+    heads = (
+        "policy,memory,points,preempted: fcfs,without,looking ahead,"
+        "throughput: worst,median,best,mean latency: worst,median,best"
+    )
+    lines = [
+        [
+            f"`{row['policy']}`",
+            f"{row['share']:.0%}".replace("%", " %"),
+            str(row["points"]),
+            *(
+                f"{row[name]:,.0f}"
+                for name in ("stock_preemptions", "twin_preemptions", "preemptions")
+            ),
+            *(
+                f"{row[f'{name}{end}']:.3f}×"
+                for name in ("throughput_gain", "mean_gain")
+                for end in ("_worst", "", "_best")
+            ),
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), lines)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
@@ -258,6 +354,12 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "preemption": preemption_table,
     "speed": speed_table,
     "tune": tune_table,
+    "tau": simulated_table,
+    "doubt": simulated_table,
+    "service-time": simulated_table,
+    "starvation": starvation_table,
+    "scarce-kv": scarce_table,
+    "memory-grid": memory_grid_table,
 }
 
 
