@@ -35,7 +35,7 @@ SLOTS = (16, 64)
 SIGMAS = (0.5, 1.0)
 TAUS = (0.3, 0.6, 1.0)
 POLICIES = ("sjf", "srpt")
-GROWTHS = (0.0, 1.0)
+GROWTHS = (0.0, 0.5)
 REQUESTS = 1500
 
 

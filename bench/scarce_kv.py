@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Serve all rounds on one server."""
     requests = requests_of(arguments.requests, arguments.seed)
     peak = peak_blocks(requests)
-    longest = max(len(each.prompt_ids) + (each.output_tokens or 0) for each in requests)
+    longest = 1 + max(len(each.prompt_ids) + (each.output_tokens or 0) for each in requests)
     blocks = max(math.ceil(arguments.share * peak), math.ceil(longest / BLOCK_SIZE) + 1)
     settings = {
         "stock": Settings(),
@@ -136,6 +136,7 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     # One block is vLLM's own.
     flags = ["--num-gpu-blocks-override", str(blocks + 1), "--max-num-seqs", str(SLOTS)]
+    flags += ["--max-model-len", str(longest)]  # vLLM wants memory for one such request
     with (
         ConsoleProgress() as progress,
         open_session(REFERENCE, out, flags=flags, port=None, progress=progress) as session,
@@ -180,7 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--policy", default="srpt:memory_growth=1", help="what is compared")
+    parser.add_argument("--policy", default="srpt:memory_growth=0.5", help="what is compared")
     parser.add_argument("--predictor", default="noisy-oracle:0.5", help="or an artifact's folder")
     parser.add_argument("--share", type=float, default=0.3, help="KV blocks over the batch's peak")
     parser.add_argument("--requests", type=int, default=160, help="in each round")
