@@ -77,7 +77,7 @@ def test_train_then_evaluate(command: Command, table: Path, tmp_path: Path) -> N
     out = tmp_path / "p"
     columns = ("--length-column", "tokens")
     trained = command.json("train", table, *columns, "--split", "train", "--out", out)
-    assert trained["schema"] == "lengthwise.predictor/1"
+    assert trained["schema"] == "lengthwise.predictor/2"
     assert trained["training"]["rows"] == 200
     result = command.json("evaluate", out, table, *columns, "--split", "test")
     assert result["rows"] == 100

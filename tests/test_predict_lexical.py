@@ -14,44 +14,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from answer_tables import SPREAD, TASKS, table
 from lengthwise.errors import InputError
 from lengthwise.predict import Prompt, load_predictor
 from lengthwise.predict.evaluate import evaluate
+from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.tokenizer import load_tokenizer
-from lengthwise.predict.train import train
+from lengthwise.predict.train import train as train_by
 from lengthwise.workload.dataset import Dataset
 
 REFERENCE = load_tokenizer("reference")
-TASKS = {"Write an essay about": 400, "List some facts on": 120, "Is it true what they say of": 9}
-SUBJECTS = ["cats", "bread", "rivers", "music", "maps", "winter", "glass", "bees", "tea", "iron"]
 
 
-def table(count: int, seed: int = 0, samples: int = 1) -> Dataset:
-    """Three tasks whose answers differ in length, on subjects that do not matter."""
-    random = np.random.default_rng(seed)
-    tasks = random.integers(len(TASKS), size=count)
-    starts, means = list(TASKS), np.array(list(TASKS.values()))
-    subjects = random.choice(SUBJECTS, (count, 2))
-    prompts = [
-        f"{starts[task]} {first} and {second}"
-        for task, (first, second) in zip(tasks, subjects, strict=True)
-    ]
-    lengths = np.ceil(random.lognormal(np.log(means[tasks]), 0.4, (samples, count))).astype(int)
-    return Dataset(
-        name="tasks.csv",
-        prompts=prompts,
-        lengths=lengths[0],
-        samples=list(lengths.T) if samples > 1 else None,
-        rows=np.arange(1, count + 1),
-        rejected=[],
-        model="a-model",
-    )
+def train(dataset: Dataset, **recipe: Any) -> LexicalPredictor:
+    predictor = train_by(dataset, REFERENCE, Recipe(**recipe))
+    assert isinstance(predictor, LexicalPredictor)
+    return predictor
 
 
 @pytest.fixture(scope="module")
 def predictor() -> LexicalPredictor:
-    return train(table(600), REFERENCE, seed=1)
+    return train(table(600), seed=1)
 
 
 @pytest.fixture
@@ -67,7 +51,7 @@ def expected(predictor: LexicalPredictor, text: str) -> float:
 def test_it_learns_which_task_takes_long(predictor: LexicalPredictor) -> None:
     for task, mean in TASKS.items():
         length = expected(predictor, f"{task} bees and winter")
-        assert length == pytest.approx(mean * np.exp(0.4**2 / 2), rel=0.25)
+        assert length == pytest.approx(mean * np.exp(SPREAD**2 / 2), rel=0.25)
 
 
 def test_it_is_good_on_rows_that_it_has_not_seen(predictor: LexicalPredictor) -> None:
@@ -98,21 +82,21 @@ def test_what_it_says_of_itself_was_held_out(predictor: LexicalPredictor) -> Non
 
 
 def test_rows_with_many_answers_are_calibrated_on_all_of_them() -> None:
-    several = train(table(300, samples=5), REFERENCE)
+    several = train(table(300, samples=5))
     assert several.metadata.training.answers == 1_500
     result = evaluate(several, table(500, seed=2), REFERENCE)
     assert result.coverage_80 == pytest.approx(0.8, abs=0.07)
 
 
 def test_the_same_seed_gives_the_same_predictor(predictor: LexicalPredictor) -> None:
-    again = train(table(600), REFERENCE, seed=1)
+    again = train(table(600), seed=1)
     assert np.array_equal(again.parameters.model.weights, predictor.parameters.model.weights)
     assert np.array_equal(again.parameters.calibration, predictor.parameters.calibration)
 
 
 def test_progress_only_grows() -> None:
     parts: list[float] = []
-    train(table(60), REFERENCE, progress=lambda stage, part: parts.append(part))
+    train_by(table(60), REFERENCE, progress=lambda stage, part: parts.append(part))
     assert parts == sorted(parts)
     assert parts[-1] == 1
 
@@ -138,14 +122,14 @@ def test_a_prediction_does_not_depend_on_those_before(predictor: LexicalPredicto
 @pytest.mark.parametrize("count", [1, 19])
 def test_too_few_rows_are_refused(count: int) -> None:
     with pytest.raises(InputError, match="needs at least 20"):
-        train(table(count), REFERENCE)
+        train(table(count))
 
 
 def test_answers_that_are_all_equal_are_refused() -> None:
     rows = table(50)
     rows.lengths[:] = 7
     with pytest.raises(InputError, match="nothing to learn"):
-        train(rows, REFERENCE)
+        train(rows)
 
 
 def test_an_artifact_predicts_as_what_was_saved(
@@ -208,10 +192,10 @@ def _not_finite(tensors: dict[str, Any]) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "newer": (lambda p: _change_config(p, schema="lengthwise.predictor/2"), "newer Lengthwise"),
+    "newer": (lambda p: _change_config(p, schema="lengthwise.predictor/3"), "newer Lengthwise"),
     "foreign": (lambda p: _change_config(p, schema="other/1"), "no predictor of Lengthwise"),
     "features": (lambda p: _change_config(p, features=99), "train again"),
-    "kind": (lambda p: _change_config(p, kind="encoder"), "kind 'encoder'"),
+    "kind": (lambda p: _change_config(p, kind="oracular"), "kind 'oracular'"),
     "field": (_no_training, "training: Field required"),
     "json": (lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
     "not text": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe"), "config.json is damaged"),
@@ -237,7 +221,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: _change_tensors(
             p, lambda tensors: tensors.update({"model.idf": np.zeros(1, np.float32)})
         ),
-        "differ in length",
+        "do not fit one another",
     ),
     "offsets": (lambda p: _change_tensors(p, _offsets_past_the_end), "offsets do not fit"),
     "buckets": (lambda p: _change_tensors(p, _feature_out_of_range), "feature is out of range"),

@@ -38,6 +38,17 @@ def train(
             help="Model whose tokenizer the server will use: a folder, a hub name, or `reference`."
         ),
     ] = "reference",
+    kind: Annotated[
+        str, typer.Option(help="What is learnt: lexical, classify, regress or quantile.")
+    ] = "lexical",
+    loss: Annotated[
+        str | None,
+        typer.Option(help="What training lowers: listmle, listnet, pairwise; default: the kind's."),
+    ] = None,
+    bucket: Annotated[
+        int | None,
+        typer.Option(help="Tokens; lengths in one bucket count as equal. Default: the kind's."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For folds, lists and tie-breaks.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
 ) -> None:
@@ -51,10 +62,12 @@ def train(
     from rich.console import Console
 
     from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.predict.kinds import Recipe, kind_named
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.predict.train import train as train_predictor
     from lengthwise.workload.dataset import load_dataset
 
+    recipe = kind_named(kind).complete(Recipe(kind, loss, bucket, seed=seed))
     with ConsoleProgress() as progress:
         progress.stage("reading the table")
         encoder = load_tokenizer(tokenizer)
@@ -74,7 +87,7 @@ def train(
         predictor = train_predictor(
             table,
             encoder,
-            seed=seed,
+            recipe,
             progress=lambda stage, part: progress.advance(int(100 * part), f"% {stage}"),
         )
         predictor.save(out)

@@ -27,6 +27,7 @@ from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict import Predictor, Prompt
+from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
@@ -99,7 +100,7 @@ def run_demo(out: Path, *, seed: int, port: int | None, progress: Progress) -> N
         predictor = train(
             learnt,
             tokenizer,
-            seed=seed,
+            Recipe(seed=seed),
             progress=lambda what, part: progress.advance(int(100 * part), what),
         )
         predictor.save(out / PREDICTOR_FOLDER)

@@ -1,32 +1,33 @@
-"""A predictor on disk: a folder of config.json, model.safetensors and README.md. Never pickle."""
+"""A predictor on disk: a folder of config.json, model.safetensors and README.md. Never pickle.
+
+config.json says what kind of predictor it is and where it comes from; what the tensors mean is the
+kind's own affair.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
-from lengthwise.predict.features import BUCKETS
-from lengthwise.predict.linear import LinearModel
 from lengthwise.predict.model_card import model_card
-from lengthwise.predict.words import Template, Vocabulary
 
 SCHEMA: Final = "lengthwise.predictor"
-SCHEMA_VERSION: Final = 1  #: of the folder's layout
-FEATURES_VERSION: Final = (
-    1  #: of what `words.py` and `features.py` extract: one number per meaning of a bucket
-)
+SCHEMA_VERSION: Final = 2  #: of the folder's layout; 1 had no loss, no bucket and kind lexical only
 
 _CONFIG: Final = "config.json"
 _TENSORS: Final = "model.safetensors"
 _CARD: Final = "README.md"
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Training(BaseModel):
@@ -45,7 +46,7 @@ class Training(BaseModel):
 
 
 class HeldOut(BaseModel):
-    """How good it was on training rows that it had not seen (cross-fitted)."""
+    """How good it was on training rows that it had not seen."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,25 +62,51 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     schema_name: str = Field(default=f"{SCHEMA}/{SCHEMA_VERSION}", alias="schema")
-    kind: str = "lexical"
-    features: int = FEATURES_VERSION
+    kind: str = "lexical"  #: of `kinds.KINDS`
+    loss: str = "listmle"  #: of `losses.LOSSES`
+    bucket: int = 1  #: tokens; lengths in one bucket counted as equal
+    features: int = 1  #: version of what `words.py` and `features.py` extract
     model: str | None  #: whose answers' lengths these are, where the table says
     tokenizer: str  #: name or path it was trained with
     tokenizer_fingerprint: str  #: SHA-256 of its vocabulary
     training: Training
     held_out: HeldOut
+    settings: dict[str, JsonValue] = {}  #: what else a kind needs to know
 
 
-class LexicalParameters(NamedTuple):
-    """model.safetensors."""
+class Tensors:
+    """The arrays of an artifact, checked as they are taken."""
 
-    vocabulary: Vocabulary
-    template: Template
-    model: LinearModel
-    calibration: NDArray[np.float64]  #: see `calibration.fit_calibration`
+    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Arrays by name, and the file they are from."""
+        self._path = path
+        self._arrays = arrays
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is an array of this name."""
+        return name in self._arrays
+
+    def take(self, name: str, dtype: type[Scalar], dimensions: int = 1) -> NDArray[Scalar]:
+        """An array, contiguous, its numbers all finite.
+
+        Raises:
+            InputError: it is missing, or not what it should be.
+        """
+        array = self._arrays.get(name)
+        if array is None:
+            raise self.damaged(f"tensor {name} is missing")
+        if array.dtype != dtype or array.ndim != dimensions:
+            raise self.damaged(f"tensor {name} has another type or shape than it should")
+        if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
+            raise self.damaged(f"tensor {name} holds a number that is not finite")
+        return np.ascontiguousarray(array)
+
+    def damaged(self, reason: str) -> InputError:
+        """The error for arrays that do not fit together."""
+        return _damaged(self._path, reason)
 
 
-def write_artifact(folder: Path, metadata: Metadata, parameters: LexicalParameters) -> None:
+def write_artifact(folder: Path, metadata: Metadata, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write an artifact, over one that is there.
 
     Raises:
@@ -87,19 +114,7 @@ def write_artifact(folder: Path, metadata: Metadata, parameters: LexicalParamete
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = save(
-            {
-                "vocabulary.flat": parameters.vocabulary.flat,
-                "vocabulary.offsets": parameters.vocabulary.offsets,
-                "template.before": parameters.template.before,
-                "template.after": parameters.template.after,
-                "model.buckets": parameters.model.buckets,
-                "model.weights": parameters.model.weights,
-                "model.idf": parameters.model.idf,
-                "calibration": parameters.calibration,
-            }
-        )
-        (folder / _TENSORS).write_bytes(tensors)
+        (folder / _TENSORS).write_bytes(save(dict(tensors)))
         (folder / _CARD).write_text(model_card(metadata), encoding="utf-8")
         # Last, since a folder without it is not an artifact.
         (folder / _CONFIG).write_text(
@@ -109,8 +124,8 @@ def write_artifact(folder: Path, metadata: Metadata, parameters: LexicalParamete
         raise InputError(f"cannot write {folder}: {error.strerror}") from None
 
 
-def read_artifact(folder: Path) -> tuple[Metadata, LexicalParameters]:
-    """Read an artifact and check it.
+def read_artifact(folder: Path) -> tuple[Metadata, Tensors]:
+    """Read an artifact; of this version, or of an older one.
 
     Raises:
         InputError: not an artifact, damaged, or written by a newer version.
@@ -144,84 +159,21 @@ def _read_config(folder: Path) -> Metadata:
             f"{SCHEMA}/{SCHEMA_VERSION}): upgrade Lengthwise, or train again"
         )
     try:
-        metadata = Metadata.model_validate(config)
+        return Metadata.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise _damaged(path, f"{place}: {first['msg']}") from None
-    if metadata.kind != "lexical":
-        raise InputError(
-            f"{folder} holds a predictor of kind {metadata.kind!r}, this version reads 'lexical': "
-            "upgrade Lengthwise, or train again"
-        )
-    if metadata.features != FEATURES_VERSION:
-        raise InputError(
-            f"{folder} was trained on features of version {metadata.features}, this Lengthwise "
-            f"extracts version {FEATURES_VERSION}: train again"
-        )
-    return metadata
 
 
-def _read_tensors(folder: Path) -> LexicalParameters:
+def _read_tensors(folder: Path) -> Tensors:
     path = folder / _TENSORS
     try:
-        tensors = load_file(path)
+        return Tensors(path, load_file(path))
     except FileNotFoundError:
         raise _damaged(path, "the file is missing") from None
     except (OSError, SafetensorError) as error:
         raise _damaged(path, str(error)) from None
-
-    def tensor(name: str, dtype: type[np.generic], dimensions: int = 1) -> NDArray[np.generic]:
-        array = tensors.get(name)
-        if array is None:
-            raise _damaged(path, f"tensor {name} is missing")
-        if array.dtype != dtype or array.ndim != dimensions:
-            raise _damaged(path, f"tensor {name} has another type or shape than it should")
-        return np.ascontiguousarray(array)
-
-    parameters = LexicalParameters(
-        Vocabulary(
-            tensor("vocabulary.flat", np.uint8),  # type: ignore[arg-type]
-            tensor("vocabulary.offsets", np.int64),  # type: ignore[arg-type]
-        ),
-        Template(
-            tensor("template.before", np.uint8),  # type: ignore[arg-type]
-            tensor("template.after", np.uint8),  # type: ignore[arg-type]
-        ),
-        LinearModel(
-            tensor("model.buckets", np.int32),  # type: ignore[arg-type]
-            tensor("model.weights", np.float32),  # type: ignore[arg-type]
-            tensor("model.idf", np.float32),  # type: ignore[arg-type]
-        ),
-        tensor("calibration", np.float64, 2),  # type: ignore[arg-type]
-    )
-    wrong = _inconsistency(parameters)
-    if wrong:
-        raise _damaged(path, wrong)
-    return parameters
-
-
-def _inconsistency(parameters: LexicalParameters) -> str | None:
-    """What compiled code, which checks no bounds, could not survive."""
-    flat, offsets = parameters.vocabulary
-    if (
-        offsets.size < 1
-        or offsets[0] != 0
-        or offsets[-1] != flat.size
-        or np.any(np.diff(offsets) < 0)
-    ):
-        return "the vocabulary's offsets do not fit its bytes"
-    buckets, weights, idf = parameters.model
-    if not buckets.size == weights.size == idf.size:
-        return "the model's tensors differ in length"
-    if buckets.size and (buckets.min() < 0 or buckets.max() >= BUCKETS):
-        return "a feature is out of range"
-    calibration = parameters.calibration
-    if calibration.shape[0] < 1 or calibration.shape[1] != 5:
-        return "the calibration table has another shape than it should"
-    if not all(np.isfinite(array).all() for array in (weights, idf, calibration)):
-        return "a number is not finite"
-    return None
 
 
 def _damaged(path: Path, reason: str) -> InputError:

@@ -1,7 +1,9 @@
 """From a score, which only orders, to tokens: the mean length and its 10/50/90 % quantiles.
 
 Isotonic regression (Ayer et al., 1955): the best fit among functions that never fall. The quantiles
-are those of held-out answers in bins of neighbouring scores, made monotone in the same way.
+are those of held-out answers in bins of neighbouring scores, made monotone in the same way. They
+are conformal (Vovk, Gammerman and Shafer, 2005): of n answers, a new one falls below the k-th
+smallest with probability k / (n + 1), so that is the rank that is taken, not k / n.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-
-QUANTILES: Final = (0.1, 0.5, 0.9)
+from lengthwise.predict.losses import QUANTILES
 
 #: Columns of a calibration table.
 SCORE, EXPECTED, LOW, MEDIAN, HIGH = range(5)
@@ -82,17 +83,58 @@ def fit_calibration(
     """
     order = np.argsort(scores, kind="stable")
     bins = max(1, min(_BINS, scores.size // _BIN_SIZE))
-    parts = np.array_split(order, bins)
-    table = np.empty((bins, 5))
+    parts = np.split(order, _between_ties(scores[order], bins))
+    table = np.empty((len(parts), 5))
     for index, part in enumerate(parts):
         table[index, SCORE] = scores[part].mean()
         table[index, EXPECTED] = lengths[part].mean()
-        table[index, LOW : HIGH + 1] = np.quantile(lengths[part], QUANTILES)
+        table[index, LOW : HIGH + 1] = _conformal(lengths[part])
     sizes = np.array([part.size for part in parts], dtype=np.float64)
     for column in range(EXPECTED, HIGH + 1):
         # An answer has at least the token that ends it.
         table[:, column] = np.maximum(1.0, isotonic(table[:, column], sizes))
     return table
+
+
+def _between_ties(scores: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """Where to cut sorted scores into about equal bins, so that equal ones stay together."""
+    wanted = np.arange(1, bins) * scores.size // bins
+    cuts = np.unique(np.searchsorted(scores, scores[wanted]))
+    return cuts[cuts > 0]
+
+
+def _conformal(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The 10, 50 and 90 % quantiles at rank q·(n + 1), shape (3,)."""
+    quantiles: NDArray[np.float64] = np.quantile(values, QUANTILES, method="weibull")
+    return quantiles
+
+
+def fit_factors(
+    logarithms: NDArray[np.float64], lengths: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What a model's own quantiles must be multiplied with, to be true of held-out answers.
+
+    Conformalised quantile regression (Romano, Patterson and Candès, arXiv 1905.03222), for each
+    quantile by itself and on the logarithm.
+
+    Args:
+        logarithms: shape (n, 3), of the model's 10, 50 and 90 % quantiles.
+        lengths: shape (n,), tokens of the answers.
+
+    Returns:
+        shape (3,).
+    """
+    missed = np.log(np.maximum(1.0, lengths))[:, np.newaxis] - logarithms
+    return np.exp([_conformal(missed[:, index])[index] for index in range(len(QUANTILES))])
+
+
+def quantile_lengths(
+    logarithms: NDArray[np.float64], factors: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Low, median and high lengths in tokens, in order and at least 1, shape (n, 3)."""
+    # Beyond e²⁰ tokens no answer is; the exponential must not overflow.
+    lengths = np.exp(np.minimum(logarithms, 20.0)) * factors
+    return np.maximum(1.0, np.sort(lengths, axis=1))
 
 
 @compiled

@@ -33,7 +33,10 @@ from lengthwise.predict.words import (
     read_words,
 )
 
-GROUPS: Final = 6  #: words, pairs, skips, places, openings, shape
+#: Of what the features mean. A group may be added without a new one; artifacts do not have it then.
+FEATURES_VERSION: Final = 1
+GROUP_NAMES: Final = ("words", "pairs", "skips", "places", "openings", "shape")
+GROUPS: Final = len(GROUP_NAMES)
 GROUP_BITS: Final = 17  #: log2 of the buckets of a group
 BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
 
@@ -73,6 +76,13 @@ _MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
 _PAIR: Final = np.uint64(0x9E3779B97F4A7C15)
 _HALF: Final = np.uint64(33)
 _BUCKET_SHIFT: Final = np.uint64(64 - GROUP_BITS)
+
+
+class FeatureRows(NamedTuple):
+    """The features of many prompts."""
+
+    starts: NDArray[np.int64]  #: shape (prompts + 1,)
+    buckets: NDArray[np.int32]  #: shape (entries,)
 
 
 class Scratch(NamedTuple):

@@ -53,9 +53,17 @@ def _tau(argument: str) -> float:
 
 def _load_artifact(folder: Path, tokenizer: str | None) -> Predictor:
     # Imported here: the baselines need no compiler.
-    from lengthwise.predict.lexical import LexicalPredictor
+    from lengthwise.predict.artifact import read_artifact
+    from lengthwise.predict.kinds import KINDS
 
-    predictor = LexicalPredictor.load(folder)
+    metadata, tensors = read_artifact(folder)
+    kind = KINDS.get(metadata.kind)
+    if kind is None:
+        raise InputError(
+            f"{folder} holds a predictor of kind {metadata.kind!r}, this version reads "
+            f"{', '.join(KINDS)}: upgrade Lengthwise, or train again"
+        )
+    predictor = kind.load(folder, metadata, tensors)
     if tokenizer is not None:
         from lengthwise.predict.tokenizer import load_tokenizer
 

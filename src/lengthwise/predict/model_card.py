@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 def model_card(metadata: Metadata) -> str:
     """A model card in Markdown."""
+    from lengthwise.predict.kinds import kind_named
+
     training, held_out = metadata.training, metadata.held_out
     tau = "undefined" if held_out.tau is None else f"{held_out.tau:.3f}"
     return f"""# Predictor of answer lengths
@@ -19,7 +21,8 @@ Written by `lengthwise train`; read by `lengthwise serve --predictor DIR`.
 
 | | |
 |---|---|
-| Kind | {metadata.kind}: linear model of hashed words, trained by ListMLE |
+| Kind | {metadata.kind}: {kind_named(metadata.kind).summary} |
+| Loss | {metadata.loss}, lengths in buckets of {metadata.bucket} |
 | Target model | {metadata.model or "not named in the table"} |
 | Tokenizer | {metadata.tokenizer}, vocabulary `{metadata.tokenizer_fingerprint[:16]}…` |
 | Trained on | {training.dataset}, {training.selection}: {training.rows} prompts, \
@@ -29,12 +32,12 @@ Written by `lengthwise train`; read by `lengthwise serve --predictor DIR`.
 | Mean absolute error, held out | {held_out.mae:.1f} tokens |
 | Answers between the 10 % and 90 % quantile, held out | {held_out.coverage_80:.1%} |
 
-"Held out" is cross-fitted within the training rows: each was scored by a model that had not seen
-it. Measure on rows of your own with `lengthwise evaluate`.
+"Held out" is within the training rows: each was scored by a model that had not seen it. Measure on
+rows of your own with `lengthwise evaluate`.
 
 **Use.** It orders requests by expected length, and gives its mean and its 10 %, 50 % and 90 %
-quantiles. It knows words, not meaning: prompts unlike those above rank near the middle. Train
-again when the model, its system prompt or the traffic changes.
+quantiles. It knows what was in the prompts above: those unlike them rank near the middle, and their
+quantiles are less reliable. Train again when the model, its system prompt or the traffic changes.
 
-**Contents.** No prompts are stored. Features are hashes; the vocabulary is the tokenizer's.
+**Contents.** No prompts are stored.
 """

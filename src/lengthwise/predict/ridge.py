@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predict.listmle import SparseRows
+from lengthwise.predict.linear import SparseRows
 from lengthwise.predict.ranking import dense_ranks
 
 PENALTY: Final = 3.0  #: of squared weights; rows have norm at most 2
