@@ -84,7 +84,7 @@ def test_train_then_evaluate(command: Command, table: Path, tmp_path: Path) -> N
     assert result["tau_low"] < result["tau"] < result["tau_high"]
     assert result["tau"] > 0.4
     assert result["ceiling_tau"] is None
-    assert result["microseconds_per_prompt"] <= result["microseconds_p99"]
+    assert result["microseconds_p50"] <= result["microseconds_p99"]
     assert {"mae", "coverage_80", "prompt_length_tau"} <= result.keys()
 
 
@@ -161,3 +161,68 @@ def test_real_answers_of_llama_are_ranked(command: Command, tmp_path: Path) -> N
     assert result["tau"] >= 0.44
     assert result["tau"] < result["ceiling_tau"] < 1
     assert result["coverage_80"] == pytest.approx(0.8, abs=0.05)
+
+
+def test_every_part_of_an_evaluation_is_printed(
+    command: Command, table: Path, tmp_path: Path
+) -> None:
+    out, picture = tmp_path / "p", tmp_path / "calibration.svg"
+    columns = ("--length-column", "tokens")
+    command.json("train", table, *columns, "--split", "train", "--out", out)
+    result = command.json("evaluate", out, table, *columns, "--split", "test", "--plot", picture)
+    assert result["kind"] == "lexical"
+    assert result["loss"] == "listmle"
+    assert {part["name"] for part in result["tau_by_task"]} == {"write", "say"}
+    assert [timed["batch"] for timed in result["latency"]] == [1, 8, 64]
+    assert len(result["tau_by_decile"]) == len(result["calibration"]) == 10
+    assert result["training_seconds"] > 0
+    assert picture.read_text().startswith("<?xml")
+    code, printed, _ = command("evaluate", out, table, *columns, "--split", "test")
+    assert code == 0
+    assert "By task" in printed
+
+
+@pytest.mark.parametrize("kind", ["lexical", "classify", "regress", "quantile"])
+def test_every_kind_is_trained_by_name(
+    command: Command, table: Path, tmp_path: Path, kind: str
+) -> None:
+    arguments = ("--length-column", "tokens", "--kind", kind, "--bucket", "20")
+    trained = command.json("train", table, *arguments, "--out", tmp_path / "p")
+    assert (trained["kind"], trained["bucket"]) == (kind, 20)
+
+
+def test_an_ablation_trains_on_train_and_chooses_by_valid(
+    command: Command, table: Path, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["split"] = ("train", "train", "test", "valid")[number % 4]
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "p"
+    columns = ("--length-column", "tokens")
+    command.json("train", table, *columns, "--split", "train", "--out", out)
+    result = command.json(
+        "evaluate", out, table, *columns, "--split", "test", "--ablation", "list-size,rows"
+    )
+    first = result["ablation"][0]
+    assert (first["ablation"], first["setting"], first["rows"]) == ("list-size", "8", 150)
+    assert first["taus"]["valid"]["rows"] == first["taus"]["test"]["rows"] == 75
+    assert result["ablation"][-1]["ablation"] == "rows"
+    refusal = command.refusal("evaluate", out, table, *columns, "--ablation", "features")
+    assert "--split test" in refusal
+    refusal = command.refusal(
+        "evaluate", "oracle", table, *columns, "--split", "test", "--ablation", "rows"
+    )
+    assert "learns nothing" in refusal
+
+
+def test_recipes_that_cannot_be_are_one_line(command: Command, table: Path, tmp_path: Path) -> None:
+    start = ("train", table, "--length-column", "tokens", "--out", tmp_path / "p")
+    assert "did you mean 'lexical'" in command.refusal(*start, "--kind", "lexicl")
+    assert "did you mean 'listmle'" in command.refusal(*start, "--loss", "listmel")
+    refusal = command.refusal(*start, "--kind", "quantile", "--loss", "listmle")
+    assert "choose from pinball" in refusal
+    refusal = command.refusal(*start, "--kind", "classify", "--bucket", 100_000)
+    assert "give a smaller --bucket" in refusal
+    assert "holds nothing" in command.refusal(*start, "--bucket", 0)
+    assert not (tmp_path / "p").exists()

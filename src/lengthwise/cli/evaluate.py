@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rich.table import Table
 
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.predict.ablation import Ablated, Tau
+    from lengthwise.predict.breakdown import Part
     from lengthwise.predict.evaluate import Evaluation
+    from lengthwise.predict.prediction import Predictor
+    from lengthwise.predict.tokenizer import PromptTokenizer
+    from lengthwise.workload.dataset import Dataset
 
 
 def evaluate(
@@ -47,6 +55,17 @@ def evaluate(
             help="Model whose tokenizer the server uses; default: the one it was trained with."
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw how true its lengths and quantiles are: .svg, .png or .pdf."),
+    ] = None,
+    ablation: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead, train anew on the table's train rows without a part, or with another: "
+            "features, list-size, rows, or several, as in `features,list-size`."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
 ) -> None:
@@ -54,12 +73,14 @@ def evaluate(
 
     Kendall's tau-b with a 95 % bootstrap interval says how well it orders; beside it stand the tau
     of the prompt's length alone, and the ceiling where the table has several answers per prompt.
+    Tables follow by task and by length, and of what its lengths and quantiles are worth.
+
+    With `--ablation`, its recipe is varied and trained anew on the rows of the split `train`; tau
+    is given on `valid`, to choose by, and on the split that is asked for, to report.
 
     Example: `lengthwise evaluate build/p prompts.parquet --split test`
     """
     import dataclasses
-    import json as json_module
-    import math
 
     from rich.console import Console
 
@@ -67,6 +88,7 @@ def evaluate(
     from lengthwise.cli.train import parse_where
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
     from lengthwise.predict.load import load_predictor
+    from lengthwise.predict.plot import plot_calibration
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
     from lengthwise.workload.dataset import load_dataset
 
@@ -76,65 +98,137 @@ def evaluate(
         metadata = getattr(loaded, "metadata", None)
         name = tokenizer or (metadata.tokenizer if metadata is not None else REFERENCE)
         encoder = load_tokenizer(name)
-        table = load_dataset(
-            dataset,
-            prompt_column=prompt_column,
-            length_column=length_column,
-            answer_column=answer_column,
-            split=split,
-            where=parse_where(where),
-            limit=limit,
-            count_tokens=encoder.count_tokens,
-        )
-        if not skip_malformed:
-            table.refuse_rejected()
-        progress.stage("predicting", total=len(table.prompts))
-        evaluation = evaluate_predictor(
-            loaded, table, encoder, seed=seed, progress=progress.advance
-        )
-        if table.rejected:
-            progress.note(f"left out {len(table.rejected)} malformed rows")
-    if json:
-        values = {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in dataclasses.asdict(evaluation).items()
-        }
-        print(
-            json_module.dumps(
-                {
-                    "predictor": predictor,
-                    "dataset": table.name,
-                    "selection": table.selection,
-                    "model": table.model,
-                    "rejected_rows": len(table.rejected),
-                    **values,
-                },
-                indent=2,
+
+        def rows_of(split: str | None, limit: int | None) -> Dataset:
+            table = load_dataset(
+                dataset,
+                prompt_column=prompt_column,
+                length_column=length_column,
+                answer_column=answer_column,
+                split=split,
+                where=parse_where(where),
+                limit=limit,
+                count_tokens=encoder.count_tokens,
             )
+            if not skip_malformed:
+                table.refuse_rejected()
+            elif table.rejected:
+                progress.note(f"left out {len(table.rejected)} malformed rows")
+            return table
+
+        table = rows_of(split, limit)
+        head = {
+            "predictor": predictor,
+            "dataset": table.name,
+            "selection": table.selection,
+            "model": table.model,
+            "rejected_rows": len(table.rejected),
+        }
+        if ablation is not None:
+            ablated = _ablate(
+                ablation.split(","), loaded, table, split, rows_of, encoder, seed, progress
+            )
+        else:
+            progress.stage("predicting", total=len(table.prompts))
+            evaluation = evaluate_predictor(
+                loaded, table, encoder, seed=seed, progress=progress.advance
+            )
+            if plot is not None:
+                plot_calibration(evaluation.calibration, plot)
+    console = Console(highlight=False)
+    if ablation is not None:
+        if json:
+            rows = [dataclasses.asdict(each) for each in ablated]
+            for row in rows:
+                row["taus"] = {name: tau._asdict() for name, tau in row["taus"].items()}
+            _print_json({**head, "ablation": rows})
+        else:
+            console.print(_ablation_table(ablated))
+    elif json:
+        kind = (
+            {}
+            if metadata is None
+            else {name: getattr(metadata, name) for name in ("kind", "loss", "bucket")}
         )
+        _print_json({**head, **kind, **dataclasses.asdict(evaluation)})
     else:
-        Console(highlight=False).print(_as_table(evaluation))
+        console.print(_as_table(evaluation))
+        console.print(_parts_table("By task", evaluation.tau_by_task))
+        console.print(_parts_table("By true length, tokens", evaluation.tau_by_decile))
+        console.print(_parts_table("By expected length, tokens", evaluation.calibration))
+
+
+def _ablate(
+    names: Sequence[str],
+    loaded: Predictor,
+    table: Dataset,
+    split: str | None,
+    rows_of: Callable[[str | None, int | None], Dataset],
+    encoder: PromptTokenizer,
+    seed: int,
+    progress: ConsoleProgress,
+) -> list[Ablated]:
+    """Vary a predictor's recipe; train on its number of rows of the split `train`."""
+    from lengthwise.errors import InputError
+    from lengthwise.predict.ablation import ablate
+    from lengthwise.predict.kinds import Recipe
+
+    metadata = getattr(loaded, "metadata", None)
+    if metadata is None:
+        raise InputError(
+            f"{loaded.name} learns nothing, so there is nothing to leave out: "
+            "give a folder written by lengthwise train --out DIR"
+        )
+    if split in (None, "train"):
+        raise InputError(
+            "--ablation trains on the split train and chooses by the split valid: "
+            "say with --split which other one to report, for example --split test"
+        )
+    base = Recipe(metadata.kind, metadata.loss, metadata.bucket, seed=metadata.training.seed)
+    progress.stage("training again and again")
+    return ablate(
+        names,
+        base,
+        rows_of("train", metadata.training.rows),
+        {"valid": table if split == "valid" else rows_of("valid", None), str(split): table},
+        encoder,
+        seed=seed,
+        progress=lambda done, total, what: progress.note(f"{done + 1} of {total}: {what}"),
+    )
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    """JSON on stdout, with null for what is not a number."""
+    import json
+    import math
+
+    def known(value: Any) -> Any:
+        if isinstance(value, float) and math.isnan(value):
+            return None
+        if isinstance(value, dict):
+            return {key: known(each) for key, each in value.items()}
+        return [known(each) for each in value] if isinstance(value, list) else value
+
+    print(json.dumps(known(values), indent=2, ensure_ascii=False))
+
+
+def _tau(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _as_table(evaluation: Evaluation) -> Table:
     """The figures with what they mean."""
     from rich.table import Table
 
-    def tau(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.3f}"
-
     table = Table(show_header=False)
     table.add_row("Rows", f"{evaluation.rows:,}")
     if evaluation.unpredicted:
         table.add_row("Rows without a prediction", f"{evaluation.unpredicted:,}")
-    table.add_row(
-        "Kendall tau-b (95 % interval)",
-        f"{tau(evaluation.tau)} ({tau(evaluation.tau_low)} to {tau(evaluation.tau_high)})",
-    )
-    table.add_row("  prompt length alone", tau(evaluation.prompt_length_tau))
+    table.add_row("Kendall tau-b (95 % interval)", _interval(evaluation))
+    table.add_row("  prompt length alone", _tau(evaluation.prompt_length_tau))
     if evaluation.ceiling_tau is not None:
-        table.add_row("  ceiling: mean of the other answers", tau(evaluation.ceiling_tau))
-        table.add_row("  one other answer", tau(evaluation.resample_tau))
+        table.add_row("  ceiling: mean of the other answers", _tau(evaluation.ceiling_tau))
+        table.add_row("  one other answer", _tau(evaluation.resample_tau))
     table.add_row("Mean absolute error of the mean", f"{evaluation.mae:.1f} tokens")
     table.add_row("Mean absolute error of the median", f"{evaluation.mae_median:.1f} tokens")
     table.add_row(
@@ -148,6 +242,50 @@ def _as_table(evaluation: Evaluation) -> Table:
     )
     table.add_row(
         "Time per prompt, median and p99",
-        f"{evaluation.microseconds_per_prompt:.0f} µs, {evaluation.microseconds_p99:.0f} µs",
+        f"{evaluation.microseconds_p50:.0f} µs, {evaluation.microseconds_p99:.0f} µs",
     )
+    for timed in evaluation.latency:
+        if timed.batch > 1:
+            table.add_row(
+                f"Time of {timed.batch} at once, median and p99",
+                f"{timed.microseconds_p50:,.0f} µs, {timed.microseconds_p99:,.0f} µs",
+            )
+    if evaluation.training_seconds is not None:
+        table.add_row("Time to train", f"{evaluation.training_seconds:.1f} s")
+    return table
+
+
+def _interval(measured: Evaluation | Part | Tau) -> str:
+    if measured.tau_low is None:
+        return _tau(measured.tau)
+    return f"{_tau(measured.tau)} ({_tau(measured.tau_low)} to {_tau(measured.tau_high)})"
+
+
+def _parts_table(title: str, parts: Sequence[Part]) -> Table:
+    from rich.table import Table
+
+    heads = "rows", "tau (95 % interval)", "expected", "true", "error", "below 10 %", "above 90 %"
+    table = Table(title, *heads)
+    for part in parts:
+        table.add_row(
+            part.name,
+            f"{part.rows:,}",
+            _interval(part),
+            f"{part.mean_expected:.0f}",
+            f"{part.mean_length:.0f}",
+            f"{part.mae:.0f}",
+            f"{part.below_low:.0%}",
+            f"{part.above_high:.0%}",
+        )
+    return table
+
+
+def _ablation_table(ablated: Sequence[Ablated]) -> Table:
+    from rich.table import Table
+
+    splits = list(ablated[0].taus)
+    table = Table("ablation", "setting", "rows", *(f"tau, {name}" for name in splits), "seconds")
+    for each in ablated:
+        taus = (_interval(each.taus[name]) for name in splits)
+        table.add_row(each.ablation, each.setting, f"{each.rows:,}", *taus, f"{each.seconds:.1f}")
     return table

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.predict.baselines import TRUE_TOKENS
-from lengthwise.predict.prediction import PredictionError, Predictor, Prompt
+from lengthwise.predict.breakdown import Part, by_estimate, by_length, by_task, root_verb
+from lengthwise.predict.latency import Latency, latencies, predict_timed, warm_up
+from lengthwise.predict.prediction import Prediction, Predictor, Prompt
 from lengthwise.predict.ranking import kendall_tau, tau_interval
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset
 
 _CHUNK = 1_000  # prompts tokenised at a time: lists of ids are large
-_WARM_UP = 20  # predictions that are not timed: compilation, first touch of the tables
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,13 @@ class Evaluation:
         float | None
     )  #: of the mean of the same prompt's other answers, where there are any
     resample_tau: float | None  #: of one other answer to the same prompt
-    microseconds_per_prompt: float  #: median time of one prediction, one at a time, on one core
+    microseconds_p50: float  #: median time of one prediction, one at a time, on one core
     microseconds_p99: float
+    training_seconds: float | None  #: what the artifact says; None where nothing was trained
+    latency: list[Latency]  #: by batch size
+    tau_by_task: list[Part]  #: by the table's column of tasks, else by `breakdown.root_verb`
+    tau_by_decile: list[Part]  #: by tenth of the true lengths
+    calibration: list[Part]  #: by tenth of the expected lengths
 
 
 def evaluate(
@@ -65,28 +69,28 @@ def evaluate(
         progress: called with the number of rows done.
     """
     count = len(dataset.prompts)
-    predictions = np.full((count, 5), math.nan)
+    predictions = np.full((count, len(Prediction._fields)), math.nan)
     microseconds = np.zeros(count)
     prompt_tokens = np.zeros(count)
+    timed: list[Latency] = []
     for first in range(0, count, _CHUNK):
-        chunk = tokenizer.encode_chat_many(dataset.prompts[first : first + _CHUNK])
-        prompts = [
-            Prompt(token_ids, {TRUE_TOKENS: int(length)})
-            for token_ids, length in zip(chunk, dataset.lengths[first:], strict=False)
-        ]
+        prompts = _prompts(dataset, slice(first, first + _CHUNK), tokenizer)
         if first == 0:
-            for prompt in prompts[:_WARM_UP]:
-                _predict(predictor, prompt)
+            warm_up(predictor, prompts)
+            timed = latencies(predictor, prompts)
         done = slice(first, first + len(prompts))
-        prompt_tokens[done] = [len(token_ids) for token_ids in chunk]
-        predictions[done], microseconds[done] = _timed(predictor, prompts)
+        prompt_tokens[done] = [len(prompt.token_ids) for prompt in prompts]
+        predictions[done], microseconds[done] = predict_timed(predictor, prompts)
         if progress is not None:
             progress(first + len(prompts))
     usable = np.isfinite(predictions).all(axis=1)
     truth = dataset.lengths[usable].astype(np.float64)
-    score, expected, low, median, high = predictions[usable].T
+    said = predictions[usable]
+    score, expected, low, median, high = said.T
+    tasks = dataset.tasks or [root_verb(prompt) for prompt in dataset.prompts]
     interval = tau_interval(truth, score, seed)
     ceiling, resample = _ceilings(dataset)
+    metadata = getattr(predictor, "metadata", None)
     return Evaluation(
         rows=count,
         unpredicted=int(count - usable.sum()),
@@ -103,36 +107,26 @@ def evaluate(
         prompt_length_tau=kendall_tau(dataset.lengths, prompt_tokens),
         ceiling_tau=ceiling,
         resample_tau=resample,
-        microseconds_per_prompt=float(np.median(microseconds)),
+        microseconds_p50=float(np.median(microseconds)),
         microseconds_p99=float(np.quantile(microseconds, 0.99)),
+        training_seconds=None if metadata is None else metadata.training.seconds,
+        latency=timed,
+        tau_by_task=by_task(
+            [task for task, kept in zip(tasks, usable, strict=True) if kept], truth, said, seed
+        ),
+        tau_by_decile=by_length(truth, said, seed),
+        calibration=by_estimate(truth, said, seed),
     )
 
 
-def _timed(
-    predictor: Predictor, prompts: Sequence[Prompt]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Predictions, shape (n, 5), and the microseconds that each took, shape (n,)."""
-    predictions = np.empty((len(prompts), 5))
-    microseconds = np.empty(len(prompts))
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        for row, prompt in enumerate(prompts):
-            started = time.perf_counter_ns()
-            prediction = _predict(predictor, prompt)
-            microseconds[row] = (time.perf_counter_ns() - started) / 1_000
-            predictions[row] = prediction
-    finally:
-        if collects:
-            gc.enable()
-    return predictions, microseconds
-
-
-def _predict(predictor: Predictor, prompt: Prompt) -> Sequence[float]:
-    try:
-        return predictor.predict(prompt)
-    except PredictionError:
-        return (math.nan,) * 5
+def _prompts(dataset: Dataset, rows: slice, tokenizer: PromptTokenizer) -> list[Prompt]:
+    """Some rows as requests; with the true length, which oracles read."""
+    return [
+        Prompt(token_ids, {TRUE_TOKENS: int(length)})
+        for token_ids, length in zip(
+            tokenizer.encode_chat_many(dataset.prompts[rows]), dataset.lengths[rows], strict=True
+        )
+    ]
 
 
 def _ceilings(dataset: Dataset) -> tuple[float | None, float | None]:

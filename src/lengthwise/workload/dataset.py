@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ ANSWER_COLUMNS: Final = ("response", "answer", "output", "completion", "generate
 SAMPLES_COLUMN: Final = "samples"  #: lengths of several answers to the prompt
 MODEL_COLUMN: Final = "model"  #: whose answers they are
 SPLIT_COLUMN: Final = "split"
+TASK_COLUMNS: Final = ("task", "category", "dataset")  #: what kind of prompt it is
 
 _LONGEST: Final = 10**8  #: tokens; what is longer is a mistake
 
@@ -59,6 +60,19 @@ class Dataset:
     rejected: list[Rejection]  #: the malformed ones among those asked for
     model: str | None = None  #: whose answers these are, where all rows say the same
     selection: str = "all rows"  #: which rows were asked for, in words
+    tasks: list[str] | None = None  #: what kind of prompt each is, where the table says
+
+    def first(self, count: int) -> Dataset:
+        """The same, of the first rows only."""
+        return replace(
+            self,
+            prompts=self.prompts[:count],
+            lengths=self.lengths[:count],
+            samples=None if self.samples is None else self.samples[:count],
+            rows=self.rows[:count],
+            selection=f"{self.selection}, the first {count}",
+            tasks=None if self.tasks is None else self.tasks[:count],
+        )
 
     def refuse_rejected(self) -> None:
         """Raise an InputError if any row was malformed, naming the first."""
@@ -151,6 +165,7 @@ def load_dataset(
         rejected=rejected,
         model=_model(table, rows),
         selection=_in_words(conditions, limit),
+        tasks=_tasks(table, rows),
     )
 
 
@@ -263,6 +278,15 @@ def _model(table: Table, rows: Sequence[int]) -> str | None:
     models = {cells[row] for row in rows}
     name = models.pop()
     return name if not models and isinstance(name, str) else None
+
+
+def _tasks(table: Table, rows: Sequence[int]) -> list[str] | None:
+    """The cells of the first column of tasks that the table has."""
+    for name in TASK_COLUMNS:
+        if name in table.names:
+            cells = table.column(name)
+            return [str(cells[row]) for row in rows]
+    return None
 
 
 def _in_words(conditions: Mapping[str, str], limit: int | None) -> str:
