@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_batches_larger_than_the_table_are_not_timed() -> None:
 def test_a_predictor_of_many_is_timed_on_many() -> None:
     class Together:
         name = "together"
-        sizes: list[int] = []
+        sizes: ClassVar[list[int]] = []
 
         def predict(self, prompt: Prompt) -> Prediction:
             raise PredictionError("one at a time")

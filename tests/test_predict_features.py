@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from lengthwise.predict.extract import extract_features, template_of, vocabulary_of
 from lengthwise.predict.features import (
     BUCKETS,
     GROUP_BITS,
     GROUPS,
+    LORA,
+    TENANT,
     find_features,
     new_scratch,
 )
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.predict.words import WINDOW_TOKENS, Template, Vocabulary, read_window
+from lengthwise.reference import model_path
+from lengthwise.workload.dataset import Dataset
 
 BYTES = Vocabulary(np.arange(256, dtype=np.uint8), np.arange(257, dtype=np.int64))
 NO_TEMPLATE = Template(np.zeros(0, np.uint8), np.zeros(0, np.uint8))
-WORDS, PAIRS, SKIPS, PLACES, OPENINGS, SHAPE = range(GROUPS)
+WORDS, PAIRS, SKIPS, PLACES, OPENINGS, SHAPE, ORIGIN = range(GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +36,25 @@ def tokenizer() -> PromptTokenizer:
     return load_tokenizer("reference")
 
 
+@pytest.fixture(scope="module")
+def instructed() -> PromptTokenizer:
+    """A tokenizer whose chat template tells the system from the user."""
+    backend = PreTrainedTokenizerFast.from_pretrained(model_path())
+    backend.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+        "assistant:"
+    )
+    return PromptTokenizer("instructed", backend)
+
+
 def features(
     token_ids: list[int],
     vocabulary: Vocabulary = BYTES,
     template: Template = NO_TEMPLATE,
+    hints: Mapping[str, object] = MappingProxyType({}),
 ) -> set[int]:
     scratch = new_scratch()
-    found = find_features(token_ids, vocabulary, template, scratch)
+    found = find_features(token_ids, vocabulary, template, scratch, hints)
     distinct = set(scratch.buckets[:found].tolist())
     assert len(distinct) == found
     return distinct
@@ -147,21 +167,67 @@ def test_the_chat_template_is_left_aside(tokenizer: PromptTokenizer) -> None:
     prompt = "Tell me a short story about 3 cats."
     chat = features(tokenizer.encode_chat(prompt), vocabulary, template)
     plain = features(tokenizer.encode_plain(prompt), vocabulary, NO_TEMPLATE)
-    assert chat == plain == of_text(prompt)
+    assert _of_words(chat) == _of_words(plain) == _of_words(of_text(prompt))
 
 
 def test_of_a_conversation_the_last_turn_is_read(tokenizer: PromptTokenizer) -> None:
     vocabulary, template = vocabulary_of(tokenizer), template_of(tokenizer)
     first, last = tokenizer.encode_chat("What is 2 + 2?"), tokenizer.encode_chat("And 3 + 3?")
     conversation = [*first, *tokenizer.encode_plain("It is 4."), *last]
-    assert features(conversation, vocabulary, template) == features(last, vocabulary, template)
+    found = features(conversation, vocabulary, template)
+    assert found == features(last, vocabulary, template)
+
+
+def test_the_origin_is_who_sends_and_with_what_instructions(instructed: PromptTokenizer) -> None:
+    vocabulary, template = vocabulary_of(instructed), template_of(instructed)
+
+    def origin(system: str, prompt: str, **hints: object) -> set[int]:
+        (token_ids,) = instructed.encode_chat_many([prompt], [system])
+        found = features(token_ids, vocabulary, template, hints)
+        return {bucket for bucket in found if bucket >> GROUP_BITS == ORIGIN}
+
+    assert origin("", "Hello") == origin("", "Write a story")
+    assert origin("Be brief.", "Hello") == origin("Be brief.", "Write a story")
+    assert origin("Be brief.", "Hello") != origin("Go on at length.", "Hello")
+    assert len(origin("", "Hello", **{TENANT: "a"})) == 2
+    assert len(origin("", "Hello", **{TENANT: "a", LORA: "a"})) == 3
+    assert origin("", "Hello", **{TENANT: "a"}) != origin("", "Hello", **{LORA: "a"})
+    assert origin("", "Hello", **{TENANT: ""}) == origin("", "Hello")
+
+
+def test_instructions_are_those_ahead_of_the_first_turn(instructed: PromptTokenizer) -> None:
+    vocabulary, template = vocabulary_of(instructed), template_of(instructed)
+    (first,) = instructed.encode_chat_many(["What is 2 + 2?"], ["Be brief."])
+    conversation = [*first, *instructed.encode_plain("4."), *instructed.encode_chat("And 3 + 3?")]
+    found = [
+        {bucket for bucket in features(ids, vocabulary, template) if bucket >> GROUP_BITS == ORIGIN}
+        for ids in (first, conversation)
+    ]
+    assert found[0] == found[1]
+
+
+def _of_words(found: set[int]) -> set[int]:
+    """Without the origin, which a plain text has not."""
+    return {bucket for bucket in found if bucket >> GROUP_BITS != ORIGIN}
 
 
 def test_training_extracts_what_serving_finds(tokenizer: PromptTokenizer) -> None:
     vocabulary, template = vocabulary_of(tokenizer), template_of(tokenizer)
     prompts = ["Name 2 tools.", "naïve café, 10 €\n" * 9, "écris-moi une histoire", "x" * 9_000]
-    rows = extract_features(prompts, tokenizer, vocabulary, template, lambda part: None)
+    systems, tenants = ["", "Be brief.", "", "Be brief."], ["", "a", "b", ""]
+    table = Dataset(
+        name="t",
+        prompts=prompts,
+        lengths=np.ones(4, dtype=np.int64),
+        samples=None,
+        rows=np.arange(4),
+        rejected=[],
+        systems=systems,
+        tenants=tenants,
+    )
+    rows = extract_features(table, tokenizer, vocabulary, template, lambda part: None)
     for row, prompt in enumerate(prompts):
         trained = rows.buckets[rows.starts[row] : rows.starts[row + 1]].tolist()
-        served = features(tokenizer.encode_chat(prompt), vocabulary, template)
+        (token_ids,) = tokenizer.encode_chat_many([prompt], [systems[row]])
+        served = features(token_ids, vocabulary, template, {TENANT: tenants[row]})
         assert set(trained) == served

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from lengthwise.errors import unknown_name
+from lengthwise.predict.extract import requests_of
 from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt
@@ -120,10 +121,7 @@ def ablate(
             raise unknown_name("ablation", name, ABLATIONS)
         variants = ABLATIONS[name](base, learnt.lengths.size)
         chosen += [(name, variant) for variant in variants]
-    prompts = {
-        split: [Prompt(ids, {}) for ids in tokenizer.encode_chat_many(rows.prompts)]
-        for split, rows in measured.items()
-    }
+    prompts = {split: requests_of(rows, tokenizer, slice(None)) for split, rows in measured.items()}
     results = []
     for done, (name, variant) in enumerate(chosen):
         if progress is not None:

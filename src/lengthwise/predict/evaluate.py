@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.breakdown import Part, by_estimate, by_length, by_task, root_verb
+from lengthwise.predict.extract import requests_of
 from lengthwise.predict.latency import Latency, latencies, predict_timed, warm_up
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
 from lengthwise.predict.ranking import kendall_tau, tau_interval
@@ -122,9 +123,9 @@ def evaluate(
 def _prompts(dataset: Dataset, rows: slice, tokenizer: PromptTokenizer) -> list[Prompt]:
     """Some rows as requests; with the true length, which oracles read."""
     return [
-        Prompt(token_ids, {TRUE_TOKENS: int(length)})
-        for token_ids, length in zip(
-            tokenizer.encode_chat_many(dataset.prompts[rows]), dataset.lengths[rows], strict=True
+        Prompt(token_ids, {**hints, TRUE_TOKENS: int(length)})
+        for (token_ids, hints), length in zip(
+            requests_of(dataset, tokenizer, rows), dataset.lengths[rows], strict=True
         )
     ]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
-from lengthwise.predict.features import FeatureRows, find_features, new_scratch
+from lengthwise.predict.features import LORA, TENANT, FeatureRows, find_features, new_scratch
+from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.words import SPECIAL, Template, Vocabulary
+from lengthwise.workload.dataset import Dataset
 
 _CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
 _ANCHOR_BYTES: Final = 8  #: of the template before the user's words: enough for "user:"
@@ -49,8 +51,19 @@ def _common_start(first: bytes, second: bytes) -> bytes:
     return first[:size]
 
 
+def requests_of(dataset: Dataset, tokenizer: PromptTokenizer, rows: slice) -> list[Prompt]:
+    """Some rows of a table as a server would see them: a chat of one user message each."""
+    systems = None if dataset.systems is None else dataset.systems[rows]
+    encoded = tokenizer.encode_chat_many(dataset.prompts[rows], systems)
+    hints: list[dict[str, object]] = [{} for _ in encoded]
+    for name, values in ((TENANT, dataset.tenants), (LORA, dataset.loras)):
+        for hint, value in zip(hints, (values or [])[rows], strict=False):
+            hint[name] = value
+    return [Prompt(token_ids, hint) for token_ids, hint in zip(encoded, hints, strict=True)]
+
+
 def extract_features(
-    prompts: Sequence[str],
+    dataset: Dataset,
     tokenizer: PromptTokenizer,
     vocabulary: Vocabulary,
     template: Template,
@@ -59,21 +72,22 @@ def extract_features(
     """The features of each prompt, as a chat of one user message.
 
     Args:
-        prompts: n texts.
+        dataset: n prompts.
         tokenizer: that of the model to be served.
         vocabulary: its tokens' bytes.
         template: its chat template.
         report: called with the part that is done, 0 to 1.
     """
     scratch = new_scratch()
-    starts = np.zeros(len(prompts) + 1, dtype=np.int64)
+    count = len(dataset.prompts)
+    starts = np.zeros(count + 1, dtype=np.int64)
     parts = []
-    for first in range(0, len(prompts), _CHUNK):
-        chunk = tokenizer.encode_chat_many(prompts[first : first + _CHUNK])
-        for row, token_ids in enumerate(chunk, start=first):
-            found = find_features(token_ids, vocabulary, template, scratch)
+    for first in range(0, count, _CHUNK):
+        chunk = requests_of(dataset, tokenizer, slice(first, first + _CHUNK))
+        for row, (token_ids, hints) in enumerate(chunk, start=first):
+            found = find_features(token_ids, vocabulary, template, scratch, hints)
             # In the order of a length log, so that sums come out alike to the last bit.
             parts.append(np.sort(scratch.buckets[:found]))
             starts[row + 1] = starts[row] + found
-        report(min(1.0, (first + _CHUNK) / len(prompts)))
+        report(min(1.0, (first + _CHUNK) / count))
     return FeatureRows(starts, np.concatenate(parts))

@@ -1,6 +1,6 @@
 """What the lexical predictor looks at: words, word pairs, how a prompt opens, and its shape.
 
-Six groups of features, each hashed into its own part of one table of buckets:
+Seven groups of features, each hashed into its own part of one table of buckets:
 
     words      every word
     pairs      every two adjacent words
@@ -10,6 +10,7 @@ Six groups of features, each hashed into its own part of one table of buckets:
     openings   every two of the first ten words that are further apart
     shape      length and lines of the whole, of the first line and of the rest; the first word with
                the length; numbers by magnitude and what they count; the last character
+    origin     the prompt of the system; tenant and LoRA adapter where the request names them
 
 A feature is present or absent: how often it occurs was measured to add nothing. Training and
 serving call the same compiled function.
@@ -17,7 +18,8 @@ serving call the same compiled function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -35,10 +37,12 @@ from lengthwise.predict.words import (
 
 #: Of what the features mean. A group may be added without a new one; artifacts do not have it then.
 FEATURES_VERSION: Final = 1
-GROUP_NAMES: Final = ("words", "pairs", "skips", "places", "openings", "shape")
+GROUP_NAMES: Final = ("words", "pairs", "skips", "places", "openings", "shape", "origin")
 GROUPS: Final = len(GROUP_NAMES)
 GROUP_BITS: Final = 17  #: log2 of the buckets of a group
 BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
+TENANT: Final = "lengthwise_tenant"  #: hint: who sends the request
+LORA: Final = "lengthwise_lora"  #: hint: the name of the adapter that it is sent to
 
 _MOST_FEATURES: Final = 6 * MOST_WORDS + 256
 _ENTRIES: Final = 1 << 15  #: of the table that finds repeated features; above _MOST_FEATURES
@@ -52,6 +56,7 @@ _SKIPS: Final = 2
 _PLACES: Final = 3
 _OPENINGS: Final = 4
 _SHAPE: Final = 5
+_ORIGIN: Final = 6
 
 # What the keys of `places` and `shape` begin with, so that they differ from one another.
 _IN_LINE: Final = np.uint64(1)
@@ -69,6 +74,7 @@ _MAGNITUDE: Final = np.uint64(12)
 _COUNTED: Final = np.uint64(13)
 _MAGNITUDE_COUNTED: Final = np.uint64(14)
 _LAST: Final = np.uint64(15)
+_SYSTEM: Final = np.uint64(16)
 
 # The finaliser of MurmurHash3, to mix keys.
 _MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
@@ -76,6 +82,9 @@ _MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
 _PAIR: Final = np.uint64(0x9E3779B97F4A7C15)
 _HALF: Final = np.uint64(33)
 _BUCKET_SHIFT: Final = np.uint64(64 - GROUP_BITS)
+
+
+_NO_HINTS: Final[Mapping[str, object]] = {}
 
 
 class FeatureRows(NamedTuple):
@@ -115,7 +124,11 @@ def new_scratch() -> Scratch:
 
 
 def find_features(
-    token_ids: Sequence[int], vocabulary: Vocabulary, template: Template, scratch: Scratch
+    token_ids: Sequence[int],
+    vocabulary: Vocabulary,
+    template: Template,
+    scratch: Scratch,
+    hints: Mapping[str, object] = _NO_HINTS,
 ) -> int:
     """Write the distinct features of one prompt into `scratch.buckets`.
 
@@ -124,12 +137,13 @@ def find_features(
         vocabulary: each token's bytes.
         template: what to leave aside.
         scratch: where the result goes.
+        hints: what came with the request; `TENANT` and `LORA` are looked at.
 
     Returns:
         how many there are.
     """
     outline = read_words(token_ids, vocabulary, template, scratch.words)
-    return _find_features(
+    found = _find_features(
         *outline,
         scratch.words.hashes,
         scratch.words.numbers,
@@ -137,6 +151,20 @@ def find_features(
         scratch.homes,
         scratch.entries,
     )
+    for name in (TENANT, LORA):
+        value = hints.get(name)
+        if value is not None and value != "":
+            scratch.buckets[found] = _origin_bucket(name, value)
+            found += 1
+    return found
+
+
+def _origin_bucket(name: str, value: object) -> int:
+    """The feature of a name that came with a request; what has one name is one feature."""
+    digest = zlib.crc32(str(value).encode())
+    # Its last two bits say which name it is, so that features of one prompt are distinct.
+    own = {TENANT: 1, LORA: 2}[name]
+    return _ORIGIN << GROUP_BITS | (digest & ((1 << GROUP_BITS) - 1) & ~3) | own
 
 
 @compiled
@@ -146,6 +174,7 @@ def _find_features(
     size: float,
     newlines: int,
     last: int,
+    system: np.uint64,
     hashes: NDArray[np.uint64],
     numbers: NDArray[np.int32],
     buckets: NDArray[np.int32],
@@ -159,7 +188,10 @@ def _find_features(
     found = _add_lengths(words, line_words, size, found, room)
     found = _add(_SHAPE, _mix(_LINES, np.uint64(min(newlines, _MOST_NEWLINES))), found, room)
     found = _add(_SHAPE, _mix(_LAST, np.uint64(last)), found, room)
-    return _add_numbers(words, found, room)
+    found = _add_numbers(words, found, room)
+    # The last two bits are 0, see `_origin_bucket`.
+    key = _mix(_SYSTEM, system) & ~(np.uint64(3) << _BUCKET_SHIFT)
+    return _add(_ORIGIN, key, found, room)
 
 
 @compiled

@@ -90,7 +90,9 @@ class LexicalPredictor:
     def predict(self, prompt: Prompt) -> Prediction:
         """The prediction for any token ids; those that the tokenizer does not know are skipped."""
         parameters, scratch = self.parameters, self._scratch
-        found = find_features(prompt.token_ids, parameters.vocabulary, parameters.template, scratch)
+        found = find_features(
+            prompt.token_ids, parameters.vocabulary, parameters.template, scratch, prompt.hints
+        )
         said = outputs(scratch.buckets[:found], *self._table)
         score = self._score(said)
         expected, low, median, high = calibrate(score, parameters.calibration)

@@ -50,7 +50,7 @@ def train_lexical(
     started = time.monotonic()
     text = token_text_of(tokenizer)
     features = extract_features(
-        dataset.prompts,
+        dataset,
         tokenizer,
         text.vocabulary,
         text.template,

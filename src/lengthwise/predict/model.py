@@ -4,7 +4,8 @@
     outputs = bias + x · weights + max(0, hidden_bias + x · embedding) · output
 
 Rare features weigh more (inverse document frequency), and a long prompt does not outweigh a short
-one. Features that fewer than two training prompts have are ignored. Either part may be missing.
+one. Features that fewer than two training prompts have, or that all have, are ignored. Either part
+may be missing.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def count_features(
     """
     prompts = np.zeros(BUCKETS, dtype=np.int64)
     _count_prompts(features.starts, features.buckets, rows, prompts)
-    wanted = (prompts.reshape(GROUPS, -1) >= LEAST_PROMPTS) & groups[:, np.newaxis]
+    counts = (prompts >= LEAST_PROMPTS) & (prompts < rows.size)
+    wanted = counts.reshape(GROUPS, -1) & groups[:, np.newaxis]
     buckets = np.flatnonzero(wanted).astype(np.int32)
     idf = (np.log((1 + rows.size) / (1 + prompts[buckets])) + 1).astype(np.float32)
     return buckets, idf

@@ -40,18 +40,30 @@ class PromptTokenizer:
         ids: list[list[int]] = self._backend([prompt], verbose=False)["input_ids"]
         return ids[0]
 
-    def encode_chat_many(self, prompts: Sequence[str]) -> list[list[int]]:
-        """`encode_chat` of many prompts, in parallel where the tokenizer can."""
+    def encode_chat_many(
+        self, prompts: Sequence[str], systems: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """`encode_chat` of many prompts, in parallel where the tokenizer can.
+
+        Args:
+            prompts: the users' messages.
+            systems: the prompt of the system ahead of each, "" for none. A tokenizer without a chat
+                template puts it ahead of the text.
+        """
         if not prompts:
             return []
         if self._backend.chat_template is None:
-            plain: list[list[int]] = self._backend(list(prompts), verbose=False)["input_ids"]
+            texts = [
+                f"{system}\n\n{prompt}" if system else prompt
+                for system, prompt in zip(systems or [""] * len(prompts), prompts, strict=True)
+            ]
+            plain: list[list[int]] = self._backend(texts, verbose=False)["input_ids"]
             return plain
         texts = [
             self._backend.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+                _messages(system, prompt), add_generation_prompt=True, tokenize=False
             )
-            for prompt in prompts
+            for system, prompt in zip(systems or [""] * len(prompts), prompts, strict=True)
         ]
         # The template writes the special tokens itself.
         chats: list[list[int]] = self._backend(texts, add_special_tokens=False, verbose=False)[
@@ -84,6 +96,11 @@ class PromptTokenizer:
             if index not in special:
                 table[index] = token.encode() if index in added else decode(token)
         return table
+
+
+def _messages(system: str, prompt: str) -> list[dict[str, str]]:
+    ahead = [{"role": "system", "content": system}] if system else []
+    return [*ahead, {"role": "user", "content": prompt}]
 
 
 def load_tokenizer(name_or_path: str) -> PromptTokenizer:

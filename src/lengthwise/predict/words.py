@@ -74,6 +74,7 @@ class Outline(NamedTuple):
     size: float  #: bytes, extrapolated where only a window was read
     newlines: int
     last: int  #: the last byte that is not a space, 0 if none
+    system: np.uint64  #: hash of what stands ahead of the user's first turn, such as instructions
 
 
 def new_words() -> Words:
@@ -135,7 +136,7 @@ def _read(
     text: NDArray[np.uint8],
     hashes: NDArray[np.uint64],
     numbers: NDArray[np.int32],
-) -> tuple[int, int, float, int, int]:
+) -> tuple[int, int, float, int, int, np.uint64]:
     size = _rebuild_text(window, Vocabulary(flat, offsets), text)
     start, end = _find_turn(text, size, Template(before, after))
     count, line = _split_words(text, start, end, hashes, numbers)
@@ -147,7 +148,8 @@ def _read(
         if text[index] > 0x20:
             last = int(text[index])
     # What was not read of a long prompt is taken to have tokens as long.
-    return count, line, (end - start) * total_tokens / max(1, window.size), newlines, last
+    length = (end - start) * total_tokens / max(1, window.size)
+    return count, line, length, newlines, last, _hash_ahead(text, start, before)
 
 
 @compiled
@@ -184,6 +186,19 @@ def _find_turn(text: NDArray[np.uint8], size: int, template: Template) -> tuple[
             if _occurs(text, start, before):
                 return start + before.size, end
     return 0, end
+
+
+@compiled
+def _hash_ahead(text: NDArray[np.uint8], end: int, before: NDArray[np.uint8]) -> np.uint64:
+    """The hash of all bytes ahead of the user's first turn; `end` is where the last begins."""
+    turn = 0
+    if before.size > 0:
+        while turn + before.size < end and not _occurs(text, turn, before):
+            turn += 1
+    ahead = _FNV_OFFSET
+    for index in range(turn):
+        ahead = (ahead ^ np.uint64(text[index])) * _FNV_PRIME
+    return ahead
 
 
 @compiled

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from lengthwise.compiled import compiled
+from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
 from lengthwise.request import FREE, RequestTable
 from lengthwise.vllm.counters import Counters
@@ -41,6 +42,8 @@ def prompt_of(request: Any) -> Prompt:
     """All that a predictor may see of a vLLM request."""
     sampling = request.sampling_params
     hints = (sampling.extra_args if sampling is not None else None) or {}
+    if request.lora_request is not None:
+        hints = {**hints, LORA: request.lora_request.lora_name}
     return Prompt(request.prompt_token_ids or (), hints)
 
 

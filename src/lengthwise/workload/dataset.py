@@ -41,6 +41,9 @@ ANSWER_COLUMNS: Final = ("response", "answer", "output", "completion", "generate
 SAMPLES_COLUMN: Final = "samples"  #: lengths of several answers to the prompt
 MODEL_COLUMN: Final = "model"  #: whose answers they are
 SPLIT_COLUMN: Final = "split"
+SYSTEM_COLUMN: Final = "system"  #: the prompt of the system that stands ahead of the user's
+TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
+LORA_COLUMN: Final = "lora"  #: the adapter that it is sent to
 TASK_COLUMNS: Final = ("task", "category", "dataset")  #: what kind of prompt it is
 
 _LONGEST: Final = 10**8  #: tokens; what is longer is a mistake
@@ -61,6 +64,9 @@ class Dataset:
     model: str | None = None  #: whose answers these are, where all rows say the same
     selection: str = "all rows"  #: which rows were asked for, in words
     tasks: list[str] | None = None  #: what kind of prompt each is, where the table says
+    systems: list[str] | None = None  #: system prompts, "" where there is none
+    tenants: list[str] | None = None  #: "" where there is none
+    loras: list[str] | None = None  #: "" where there is none
 
     def first(self, count: int) -> Dataset:
         """The same, of the first rows only."""
@@ -68,10 +74,13 @@ class Dataset:
             self,
             prompts=self.prompts[:count],
             lengths=self.lengths[:count],
-            samples=None if self.samples is None else self.samples[:count],
+            samples=self.samples and self.samples[:count],
             rows=self.rows[:count],
             selection=f"{self.selection}, the first {count}",
-            tasks=None if self.tasks is None else self.tasks[:count],
+            tasks=self.tasks and self.tasks[:count],
+            systems=self.systems and self.systems[:count],
+            tenants=self.tenants and self.tenants[:count],
+            loras=self.loras and self.loras[:count],
         )
 
     def refuse_rejected(self) -> None:
@@ -165,7 +174,10 @@ def load_dataset(
         rejected=rejected,
         model=_model(table, rows),
         selection=_in_words(conditions, limit),
-        tasks=_tasks(table, rows),
+        tasks=_texts(table, rows, *TASK_COLUMNS),
+        systems=_texts(table, rows, SYSTEM_COLUMN),
+        tenants=_texts(table, rows, TENANT_COLUMN),
+        loras=_texts(table, rows, LORA_COLUMN),
     )
 
 
@@ -280,12 +292,12 @@ def _model(table: Table, rows: Sequence[int]) -> str | None:
     return name if not models and isinstance(name, str) else None
 
 
-def _tasks(table: Table, rows: Sequence[int]) -> list[str] | None:
-    """The cells of the first column of tasks that the table has."""
-    for name in TASK_COLUMNS:
+def _texts(table: Table, rows: Sequence[int], *columns: str) -> list[str] | None:
+    """The cells of the first of these columns that the table has, "" where one is missing."""
+    for name in columns:
         if name in table.names:
             cells = table.column(name)
-            return [str(cells[row]) for row in rows]
+            return ["" if cells[row] is None else str(cells[row]) for row in rows]
     return None
 
 
