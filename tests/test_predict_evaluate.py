@@ -169,14 +169,10 @@ def test_leaving_a_part_out_shows_what_it_is_worth() -> None:
         *(f"without {name}" for name in GROUP_NAMES),
         *(f"{name} only" for name in GROUP_NAMES),
     }
-    everything, without, alone = (
-        by_setting[name].tau for name in ("all", "without shape", "shape only")
-    )
+    everything, without = by_setting["all"].tau, by_setting["without words"].tau
     assert everything is not None
-    assert without is not None
-    assert alone is not None
-    assert alone < everything - 0.1
-    assert without == pytest.approx(everything, abs=0.05)
+    assert without == pytest.approx(everything, abs=0.1)  # pairs and places say the same
+    assert by_setting["origin only"].tau is None  # the table has none
 
 
 def test_lists_are_no_longer_than_the_table() -> None:

@@ -70,8 +70,8 @@ def test_every_ranking_loss_trains_the_default(loss: str, bucket: int) -> None:
 
 @pytest.mark.parametrize("kind", ["quantile", "classify"])
 def test_distributions_are_learnt_from_all_answers(kind: str) -> None:
-    predictor = train(table(300, samples=5), REFERENCE, Recipe(kind))
-    assert predictor.metadata.training.answers == 1_500
+    predictor = train(table(900, samples=5), REFERENCE, Recipe(kind))
+    assert predictor.metadata.training.answers == 4_500
     result = evaluate(predictor, table(500, seed=2), REFERENCE)
     assert result.coverage_80 == pytest.approx(0.8, abs=0.08)
 

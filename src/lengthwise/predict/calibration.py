@@ -105,8 +105,7 @@ def _between_ties(scores: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 
 def _conformal(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The 10, 50 and 90 % quantiles at rank q·(n + 1), shape (3,)."""
-    quantiles: NDArray[np.float64] = np.quantile(values, QUANTILES, method="weibull")
-    return quantiles
+    return np.asarray(np.quantile(values, QUANTILES, method="weibull"), dtype=np.float64)
 
 
 def fit_factors(
@@ -134,7 +133,8 @@ def quantile_lengths(
     """Low, median and high lengths in tokens, in order and at least 1, shape (n, 3)."""
     # Beyond e²⁰ tokens no answer is; the exponential must not overflow.
     lengths = np.exp(np.minimum(logarithms, 20.0)) * factors
-    return np.maximum(1.0, np.sort(lengths, axis=1))
+    ordered: NDArray[np.float64] = np.maximum(1.0, np.sort(lengths, axis=1))
+    return ordered
 
 
 @compiled

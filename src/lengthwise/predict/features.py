@@ -174,7 +174,7 @@ def _find_features(
     size: float,
     newlines: int,
     last: int,
-    system: np.uint64,
+    system: int,
     hashes: NDArray[np.uint64],
     numbers: NDArray[np.int32],
     buckets: NDArray[np.int32],
@@ -190,7 +190,7 @@ def _find_features(
     found = _add(_SHAPE, _mix(_LAST, np.uint64(last)), found, room)
     found = _add_numbers(words, found, room)
     # The last two bits are 0, see `_origin_bucket`.
-    key = _mix(_SYSTEM, system) & ~(np.uint64(3) << _BUCKET_SHIFT)
+    key = _mix(_SYSTEM, np.uint64(system)) & ~(np.uint64(3) << _BUCKET_SHIFT)
     return _add(_ORIGIN, key, found, room)
 
 

@@ -124,7 +124,8 @@ def scores_of(said: Floats, loss: str) -> Floats:
         shape (rows,).
     """
     if loss == "cross-entropy":
-        return np.argmax(said, axis=1).astype(np.float64)
+        likeliest: Floats = np.argmax(said, axis=1).astype(np.float64)
+        return likeliest
     return said[:, _MEDIAN if loss == "pinball" else 0].copy()
 
 

@@ -108,7 +108,7 @@ def pairwise(scores: Floats, targets: Floats) -> Differentiated:
 
 
 def cross_entropy(scores: Floats, targets: Floats) -> Differentiated:
-    """The mean over prompts of −log of the probability of the right bucket.
+    """The sum over prompts of −log of the probability of the right bucket.
 
     Args:
         scores: shape (n, buckets).
@@ -119,11 +119,11 @@ def cross_entropy(scores: Floats, targets: Floats) -> Differentiated:
     log_chances = _log_softmax(scores)
     gradient = np.exp(log_chances)
     gradient[rows, right] -= 1
-    return float(-log_chances[rows, right].mean()), gradient / targets.size
+    return float(-log_chances[rows, right].sum()), gradient
 
 
 def huber(scores: Floats, targets: Floats) -> Differentiated:
-    """The mean over prompts of e²/2 where |e| ≤ 1, else |e| − ½, with e = score − target.
+    """The sum over prompts of e²/2 where |e| ≤ 1, else |e| − ½, with e = score − target.
 
     Args:
         scores: shape (n,).
@@ -131,11 +131,11 @@ def huber(scores: Floats, targets: Floats) -> Differentiated:
     """
     error = scores - targets
     clipped = np.clip(error, -1, 1)
-    return float((clipped * (error - clipped / 2)).mean()), clipped / error.size
+    return float((clipped * (error - clipped / 2)).sum()), clipped
 
 
 def pinball(scores: Floats, targets: Floats) -> Differentiated:
-    """The mean over prompts, summed over quantiles q, of q·e where e ≥ 0, else (q − 1)·e.
+    """The sum over prompts and over quantiles q of q·e where e ≥ 0, else (q − 1)·e.
 
     Here e = target − score. The least loss is where a share q of targets lies below the score.
 
@@ -146,7 +146,7 @@ def pinball(scores: Floats, targets: Floats) -> Differentiated:
     levels = np.array(QUANTILES)
     error = targets[:, np.newaxis] - scores
     slope = np.where(error >= 0, levels, levels - 1)
-    return float((slope * error).sum() / targets.size), -slope / targets.size
+    return float((slope * error).sum()), -slope
 
 
 def _log_softmax(scores: Floats) -> Floats:

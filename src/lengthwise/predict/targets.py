@@ -61,7 +61,8 @@ def bucketed(lengths: Floats, bucket: int) -> Floats:
 
 def log_lengths(lengths: Floats, bucket: int) -> Floats:
     """The natural logarithm of the middle of each length's bucket, at least of 1, shape (n,)."""
-    return np.log(np.maximum(1.0, bucketed(lengths, bucket)))
+    logarithms: Floats = np.log(np.maximum(1.0, bucketed(lengths, bucket)))
+    return logarithms
 
 
 def bucket_numbers(lengths: Floats, bucket: int) -> Floats:

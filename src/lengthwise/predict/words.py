@@ -74,7 +74,7 @@ class Outline(NamedTuple):
     size: float  #: bytes, extrapolated where only a window was read
     newlines: int
     last: int  #: the last byte that is not a space, 0 if none
-    system: np.uint64  #: hash of what stands ahead of the user's first turn, such as instructions
+    system: int  #: hash of what stands ahead of the user's first turn, such as instructions
 
 
 def new_words() -> Words:
@@ -136,7 +136,7 @@ def _read(
     text: NDArray[np.uint8],
     hashes: NDArray[np.uint64],
     numbers: NDArray[np.int32],
-) -> tuple[int, int, float, int, int, np.uint64]:
+) -> tuple[int, int, float, int, int, int]:
     size = _rebuild_text(window, Vocabulary(flat, offsets), text)
     start, end = _find_turn(text, size, Template(before, after))
     count, line = _split_words(text, start, end, hashes, numbers)
@@ -189,7 +189,7 @@ def _find_turn(text: NDArray[np.uint8], size: int, template: Template) -> tuple[
 
 
 @compiled
-def _hash_ahead(text: NDArray[np.uint8], end: int, before: NDArray[np.uint8]) -> np.uint64:
+def _hash_ahead(text: NDArray[np.uint8], end: int, before: NDArray[np.uint8]) -> int:
     """The hash of all bytes ahead of the user's first turn; `end` is where the last begins."""
     turn = 0
     if before.size > 0:
@@ -198,7 +198,8 @@ def _hash_ahead(text: NDArray[np.uint8], end: int, before: NDArray[np.uint8]) ->
     ahead = _FNV_OFFSET
     for index in range(turn):
         ahead = (ahead ^ np.uint64(text[index])) * _FNV_PRIME
-    return ahead
+    # 63 bits, so that it comes back from Python as it went there.
+    return np.int64(ahead >> np.uint64(1))  # type: ignore[return-value]
 
 
 @compiled
