@@ -93,7 +93,7 @@ def root_verb(prompt: str) -> str:
 
 
 def _tenths(keys: Floats, lengths: Floats, predictions: Floats, seed: int) -> list[Part]:
-    parts = np.array_split(np.argsort(keys, kind="stable"), min(_PARTS, keys.size))
+    parts = np.array_split(np.argsort(keys, kind="stable"), min(_PARTS, max(1, keys.size)))
     return [
         _part(
             f"{keys[rows].min():.0f}–{keys[rows].max():.0f}", lengths[rows], predictions[rows], seed
