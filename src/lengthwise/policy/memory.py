@@ -115,7 +115,7 @@ def _add(
 def _held(request: Any, further: float, block_size: int) -> int:
     """Tokens of the blocks that a request holds when it has grown by `further` tokens."""
     known = request.prompt_tokens + request.age
-    return block_size * math.ceil((known + further) / block_size)
+    return int(block_size * math.ceil((known + further) / block_size))
 
 
 @compiled
