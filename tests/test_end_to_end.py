@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from lengthwise.compare.server_command import free_port
 from lengthwise.vllm.settings import status_path
+from small_backbones import opt_backbone
 
 pytestmark = pytest.mark.engine
 
@@ -136,6 +138,71 @@ def test_a_server_takes_up_new_settings_and_stops_cleanly(tmp_path: Path) -> Non
         assert process.wait(timeout=60) == 0
     assert_gone(children)
     assert last_line(tmp_path) == "lengthwise: stopped"
+
+
+def test_a_predictors_worker_killed_in_mid_run_costs_no_request(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs torch: pip install 'lengthwise[encoder]'")
+    settings, port = tmp_path / "settings.json", free_port()
+    train_encoder(tmp_path)
+
+    def post(number: int) -> int:
+        tokens = 20 + number % 60
+        body = {
+            "model": "reference",
+            "prompt": f"Write {number} words about bees.",
+            "max_tokens": tokens,
+            "ignore_eos": True,
+        }
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with DIRECT.open(request, timeout=200) as response:
+            return int(json.load(response)["usage"]["completion_tokens"]) - tokens
+
+    def counters() -> dict[str, int]:
+        counted: dict[str, int] = json.loads(status_path(settings).read_text())["counters"]
+        return counted
+
+    def workers() -> list[Any]:
+        return [c for c in children_of(process) if "worker_process" in " ".join(c.cmdline())]
+
+    settings.write_text(json.dumps({"policy": "ltr", "predictor": str(tmp_path / "p")}))
+    arguments = ["serve", "reference", "--settings", str(settings), "--port", str(port)]
+    with started(tmp_path, *arguments, "--max-num-seqs", "4") as process:
+        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
+        children = children_of(process)
+        (worker,) = workers()
+        with ThreadPoolExecutor(120) as pool:
+            answers = [pool.submit(post, number) for number in range(120)]
+            wait_for(lambda: counters()["predictions"] > 0, process, tmp_path)
+            worker.kill()
+            assert [answer.result() for answer in answers] == [0] * 120
+        wait_for(lambda: counters()["worker_restarts"] == 1, process, tmp_path)
+        wait_for(workers, process, tmp_path)
+        before = counters()["predictions"]
+        wait_for(lambda: post(0) or counters()["predictions"] > before, process, tmp_path)
+        children += workers()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert_gone(children)
+    assert last_line(tmp_path) == "lengthwise: stopped"
+
+
+def train_encoder(tmp_path: Path) -> None:
+    """A small encoder in the folder p, trained as users train one."""
+    lines = [
+        {"prompt": f"Write {row} words about bees.", "length": 5 + row % 90} for row in range(60)
+    ]
+    table = tmp_path / "answers.jsonl"
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    backbone = opt_backbone(tmp_path / "backbone", [str(line["prompt"]) for line in lines])
+    out = ["--epochs", "1", "--out", str(tmp_path / "p")]
+    subprocess.run(
+        [*COMMAND, "train", str(table), "--kind", "encoder", "--backbone", str(backbone), *out],
+        check=True,
+    )
 
 
 def test_a_killed_command_takes_its_server_along(tmp_path: Path) -> None:

@@ -63,8 +63,12 @@ def evaluate(
         str | None,
         typer.Option(
             help="Instead, train anew on the table's train rows without a part, or with another: "
-            "features, list-size, rows, or several, as in `features,list-size`."
+            "backbone, features, list-size, rows, or several, as in `features,list-size`."
         ),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="Pretrained model for `--ablation backbone`; may be given again."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
@@ -126,7 +130,15 @@ def evaluate(
         }
         if ablation is not None:
             ablated = _ablate(
-                ablation.split(","), loaded, table, split, rows_of, encoder, seed, progress
+                ablation.split(","),
+                loaded,
+                table,
+                split,
+                rows_of,
+                encoder,
+                backbone or (),
+                seed,
+                progress,
             )
         else:
             progress.stage("predicting", total=len(table.prompts))
@@ -165,13 +177,14 @@ def _ablate(
     split: str | None,
     rows_of: Callable[[str | None, int | None], Dataset],
     encoder: PromptTokenizer,
+    backbones: Sequence[str],
     seed: int,
     progress: ConsoleProgress,
 ) -> list[Ablated]:
     """Vary a predictor's recipe; train on its number of rows of the split `train`."""
     from lengthwise.errors import InputError
     from lengthwise.predict.ablation import ablate
-    from lengthwise.predict.kinds import Recipe
+    from lengthwise.predict.kinds import recipe_of
 
     metadata = getattr(loaded, "metadata", None)
     if metadata is None:
@@ -184,14 +197,14 @@ def _ablate(
             "--ablation trains on the split train and chooses by the split valid: "
             "say with --split which other one to report, for example --split test"
         )
-    base = Recipe(metadata.kind, metadata.loss, metadata.bucket, seed=metadata.training.seed)
     progress.stage("training again and again")
     return ablate(
         names,
-        base,
+        recipe_of(metadata),
         rows_of("train", metadata.training.rows),
         {"valid": table if split == "valid" else rows_of("valid", None), str(split): table},
         encoder,
+        backbones=backbones,
         seed=seed,
         progress=lambda done, total, what: progress.note(f"{done + 1} of {total}: {what}"),
     )

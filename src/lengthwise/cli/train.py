@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.predict.encoder import Head, Precision
+
 
 def train(
     dataset: Annotated[
@@ -39,7 +41,7 @@ def train(
         ),
     ] = "reference",
     kind: Annotated[
-        str, typer.Option(help="What is learnt: lexical, classify, regress or quantile.")
+        str, typer.Option(help="What is learnt: lexical, encoder, classify, regress or quantile.")
     ] = "lexical",
     loss: Annotated[
         str | None,
@@ -49,13 +51,38 @@ def train(
         int | None,
         typer.Option(help="Tokens; lengths in one bucket count as equal. Default: the kind's."),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Pretrained model to fine-tune: a folder or a hub name such as facebook/opt-125m. "
+            "For kinds encoder, classify and regress."
+        ),
+    ] = None,
+    head: Annotated[
+        Head, typer.Option(help="What of the backbone is looked at: its last token, or the mean.")
+    ] = Head.LAST,
+    precision: Annotated[
+        Precision, typer.Option(help="In which the backbone predicts: fp32, bf16 or int8.")
+    ] = Precision.FP32,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of the backbone's fine-tuning.", show_default="5")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="Of the backbone's fine-tuning.", show_default="2e-5"),
+    ] = None,
+    list_size: Annotated[
+        int | None,
+        typer.Option(min=2, help="Prompts of a mini-batch, one list to ranking losses."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For folds, lists and tie-breaks.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
 ) -> None:
     """Learn from past answers how long the next ones will be.
 
     The table has a prompt and the length of its answer in each row (or its text, then its tokens
-    are counted). Give the answers of the very model that will be served. Takes seconds.
+    are counted). Give the answers of the very model that will be served. Takes seconds; with
+    `--backbone`, which fine-tunes a pretrained model, minutes on a GPU and hours on few cores.
 
     Example: `lengthwise train prompts.parquet --split train --limit 10000 --out build/p`
     """
@@ -67,7 +94,20 @@ def train(
     from lengthwise.predict.train import train as train_predictor
     from lengthwise.workload.dataset import load_dataset
 
-    recipe = kind_named(kind).complete(Recipe(kind, loss, bucket, seed=seed))
+    recipe = kind_named(kind).complete(
+        Recipe(
+            kind,
+            loss,
+            bucket,
+            list_size,
+            seed=seed,
+            backbone=backbone,
+            head=head,
+            precision=precision,
+            epochs=epochs,
+            learning_rate=learning_rate,
+        )
+    )
     with ConsoleProgress() as progress:
         progress.stage("reading the table")
         encoder = load_tokenizer(tokenizer)

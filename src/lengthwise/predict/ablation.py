@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from lengthwise.errors import unknown_name
+from lengthwise.errors import InputError, unknown_name
 from lengthwise.predict.extract import requests_of
 from lengthwise.predict.features import GROUP_NAMES
-from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.prediction import Predictor, Prompt
+from lengthwise.predict.kinds import BACKBONE, Recipe, kind_named
+from lengthwise.predict.prediction import Prediction, Predictor, Prompt, SlowPredictor
 from lengthwise.predict.ranking import kendall_tau, tau_interval
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import LEAST_ROWS, train
@@ -55,7 +55,7 @@ class Ablated:
     taus: dict[str, Tau]  #: by split
 
 
-def list_lengths(base: Recipe, rows: int) -> list[Variant]:
+def list_lengths(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Variant]:
     """Prompts of a list: the paper's reviewers asked what they matter."""
     return [
         Variant(str(length), replace(base, list_length=length))
@@ -64,8 +64,10 @@ def list_lengths(base: Recipe, rows: int) -> list[Variant]:
     ]
 
 
-def feature_groups(base: Recipe, rows: int) -> list[Variant]:
+def feature_groups(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Variant]:
     """All groups of features, all but one, and one alone."""
+    if base.backbone is not None:
+        raise InputError("a backbone reads text: the ablation features is of predictors of words")
     everything = base.groups or GROUP_NAMES
     variants = [Variant("all", base)]
     if len(everything) > 1:
@@ -77,14 +79,35 @@ def feature_groups(base: Recipe, rows: int) -> list[Variant]:
     return variants
 
 
-def row_counts(base: Recipe, rows: int) -> list[Variant]:
+def row_counts(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Variant]:
     """The learning curve."""
     counts = [count for count in _ROWS if LEAST_ROWS <= count < rows]
     return [Variant(f"{count:,}", base, count) for count in [*counts, rows]]
 
 
-#: By name: from the recipe that is varied and the number of training rows to the variants.
-ABLATIONS: Final[dict[str, Callable[[Recipe, int], list[Variant]]]] = {
+def pretrained(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Variant]:
+    """The predictor as it is, then with each of other pretrained models (the paper's sizes)."""
+    if not backbones:
+        raise InputError(
+            "the ablation backbone compares pretrained models: name each with --backbone"
+        )
+    kind = kind_named(base.kind)
+    if BACKBONE not in kind.reads:
+        kind = kind_named("encoder")
+    loss = base.loss if base.loss in kind.losses else None
+    return [
+        Variant(base.backbone or base.kind, base),
+        *(
+            Variant(name, replace(base, kind=kind.name, loss=loss, backbone=name))
+            for name in backbones
+        ),
+    ]
+
+
+#: By name: from the recipe that is varied, the number of training rows and the backbones that are
+#: to be compared to the variants.
+ABLATIONS: Final[dict[str, Callable[[Recipe, int, Sequence[str]], list[Variant]]]] = {
+    "backbone": pretrained,
     "features": feature_groups,
     "list-size": list_lengths,
     "rows": row_counts,
@@ -98,6 +121,7 @@ def ablate(
     measured: Mapping[str, Dataset],
     tokenizer: PromptTokenizer,
     *,
+    backbones: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Ablated]:
@@ -109,6 +133,7 @@ def ablate(
         learnt: rows to train on.
         measured: rows to measure on, by the name of their split.
         tokenizer: that of the served model.
+        backbones: pretrained models that the ablation backbone compares.
         seed: of the intervals.
         progress: called with the number of variants done, of all, and what comes next.
 
@@ -119,7 +144,7 @@ def ablate(
     for name in names:
         if name not in ABLATIONS:
             raise unknown_name("ablation", name, ABLATIONS)
-        variants = ABLATIONS[name](base, learnt.lengths.size)
+        variants = ABLATIONS[name](base, learnt.lengths.size, backbones)
         chosen += [(name, variant) for variant in variants]
     prompts = {split: requests_of(rows, tokenizer, slice(None)) for split, rows in measured.items()}
     results = []
@@ -138,7 +163,11 @@ def ablate(
 
 
 def _tau(predictor: Predictor, prompts: Sequence[Prompt], rows: Dataset, seed: int) -> Tau:
-    scores = np.array([predictor.predict(prompt).score for prompt in prompts])
+    if isinstance(predictor, SlowPredictor):
+        said: Sequence[Prediction] = predictor.predict_many(prompts)
+    else:
+        said = [predictor.predict(prompt) for prompt in prompts]
+    scores = np.array([prediction.score for prediction in said])
     interval = tau_interval(rows.lengths, scores, seed)
     low, high = (None, None) if interval is None else interval
     return Tau(len(prompts), kendall_tau(rows.lengths, scores), low, high)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from lengthwise.errors import InputError, unknown_name
+from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.prediction import Predictor
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Recipe:
     list_length: int | None = None  #: prompts of a mini-batch, which is one list to ranking losses
     groups: tuple[str, ...] | None = None  #: of `features.GROUP_NAMES`, to learn from them alone
     seed: int = 0  #: of folds, lists and tie-breaks
+    backbone: str | None = None  #: pretrained model to fine-tune: folder, or name on the hub
+    head: Head = Head.LAST  #: what of a backbone's states is looked at
+    precision: Precision = Precision.FP32  #: in which a backbone predicts
+    epochs: int | None = None  #: of fine-tuning
+    learning_rate: float | None = None  #: of fine-tuning
 
 
 class TrainedPredictor(Predictor, Protocol):
@@ -44,23 +50,21 @@ class TrainedPredictor(Predictor, Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of predictor, and where its code is: imported when needed, as it may be slow to."""
+    """A kind of predictor: what it is trained for, and on what."""
 
     name: str
-    summary: str  #: one line for model cards
+    summary: str  #: for model cards
     losses: tuple[str, ...]  #: of `losses.LOSSES`; the first unless another is asked for
     bucket: int  #: tokens, unless another is asked for
-    trainer: str  #: "module:function", (dataset, tokenizer, recipe, progress) → TrainedPredictor
-    loader: str  #: "module:function", (folder, metadata, tensors) → TrainedPredictor
+    reads: tuple[str, ...]  #: of `_CODE`: what it can be trained on
 
     def complete(self, recipe: Recipe) -> Recipe:
         """The recipe with this kind's choices where it has none.
 
         Raises:
-            InputError: a loss that this kind cannot be trained with, or no bucket size.
+            InputError: a loss that this kind cannot be trained with, no bucket size, or a backbone
+                where it has no use for one, or none where it needs one.
         """
-        from dataclasses import replace
-
         from lengthwise.predict.losses import loss_named
 
         loss = loss_named(recipe.loss or self.losses[0]).name
@@ -72,13 +76,22 @@ class Kind:
         bucket = self.bucket if recipe.bucket is None else recipe.bucket
         if bucket < 1:
             raise InputError(f"a bucket of {bucket} tokens holds nothing: give at least 1")
+        if recipe.backbone is None and WORDS not in self.reads:
+            raise InputError(
+                f"kind {self.name} fine-tunes a pretrained model: name one with --backbone, a "
+                "folder or a name on the hub, for example facebook/opt-125m"
+            )
+        if recipe.backbone is not None and BACKBONE not in self.reads:
+            others = ", ".join(kind.name for kind in KINDS.values() if BACKBONE in kind.reads)
+            raise InputError(f"kind {self.name} has no backbone: choose from {others}")
         return replace(recipe, loss=loss, bucket=bucket)
 
     def train(
         self, dataset: Dataset, tokenizer: PromptTokenizer, recipe: Recipe, progress: Progress
     ) -> TrainedPredictor:
         """Train by a completed recipe; see `train.train`, which checks the rows as well."""
-        predictor: TrainedPredictor = _found(self.trainer)(dataset, tokenizer, recipe, progress)
+        code = _CODE[WORDS if recipe.backbone is None else BACKBONE]
+        predictor: TrainedPredictor = _found(code.trainer)(dataset, tokenizer, recipe, progress)
         return predictor
 
     def load(self, folder: Path, metadata: Metadata, tensors: Tensors) -> TrainedPredictor:
@@ -87,8 +100,16 @@ class Kind:
         Raises:
             InputError: a tensor is missing or damaged.
         """
-        predictor: TrainedPredictor = _found(self.loader)(folder, metadata, tensors)
+        code = _CODE[BACKBONE if BACKBONE in metadata.settings else WORDS]
+        predictor: TrainedPredictor = _found(code.loader)(folder, metadata, tensors)
         return predictor
+
+
+class _Code(NamedTuple):
+    """Where code is: "module:function", imported when needed, as it may be slow to."""
+
+    trainer: str  #: (dataset, tokenizer, recipe, progress) → TrainedPredictor
+    loader: str  #: (folder, metadata, tensors) → TrainedPredictor
 
 
 def _found(place: str) -> Any:
@@ -97,42 +118,47 @@ def _found(place: str) -> Any:
     return getattr(importlib.import_module(module), function)
 
 
+WORDS: Final = "words"  #: of the prompt
+BACKBONE: Final = "backbone"  #: its text, by a pretrained model; its name in `Metadata.settings`
+
+_CODE: Final = {
+    WORDS: _Code(
+        "lengthwise.predict.lexical_train:train_lexical",
+        "lengthwise.predict.lexical:load_lexical",
+    ),
+    BACKBONE: _Code(
+        "lengthwise.predict.encoder.train:train_encoder",
+        "lengthwise.predict.encoder.predictor:load_encoder",
+    ),
+}
+
 _RANKING: Final = ("listmle", "listnet", "pairwise")
 
 KINDS: Final = {
     kind.name: kind
     for kind in (
-        Kind(
-            "lexical",
-            "words of the prompt, linear and a small hidden layer, trained to order",
-            _RANKING,
-            1,
-            "lengthwise.predict.lexical_train:train_lexical",
-            "lengthwise.predict.lexical:load_lexical",
-        ),
+        Kind("lexical", "trained to order", _RANKING, 1, (WORDS,)),
+        Kind("encoder", "trained to order", _RANKING, 10, (BACKBONE,)),
         Kind(
             "classify",
-            "words of the prompt, trained to name the bucket of the length",
+            "trained to name the bucket of the length",
             ("cross-entropy",),
             10,
-            "lengthwise.predict.lexical_train:train_lexical",
-            "lengthwise.predict.lexical:load_lexical",
+            (WORDS, BACKBONE),
         ),
         Kind(
             "regress",
-            "words of the prompt, trained to give the logarithm of the length",
+            "trained to give the logarithm of the length",
             ("huber",),
             1,
-            "lengthwise.predict.lexical_train:train_lexical",
-            "lengthwise.predict.lexical:load_lexical",
+            (WORDS, BACKBONE),
         ),
         Kind(
             "quantile",
-            "words of the prompt, trained to give three quantiles of the length",
+            "trained to give three quantiles of the length",
             ("pinball",),
             1,
-            "lengthwise.predict.lexical_train:train_lexical",
-            "lengthwise.predict.lexical:load_lexical",
+            (WORDS,),
         ),
     )
 }
@@ -147,3 +173,14 @@ def kind_named(name: str) -> Kind:
     if name not in KINDS:
         raise unknown_name("kind of predictor", name, KINDS)
     return KINDS[name]
+
+
+def recipe_of(metadata: Metadata) -> Recipe:
+    """How an artifact was trained."""
+    recipe = Recipe(metadata.kind, metadata.loss, metadata.bucket, seed=metadata.training.seed)
+    if BACKBONE not in metadata.settings:
+        return recipe
+    from lengthwise.predict.encoder.settings import EncoderSettings
+
+    settings = EncoderSettings.model_validate(metadata.settings)
+    return replace(recipe, **settings.model_dump(exclude={"window"}))

@@ -9,15 +9,21 @@ from lengthwise.errors import InputError, unknown_name
 from lengthwise.predict.baselines import Declared, NoisyOracle, Oracle, PromptLength
 from lengthwise.predict.prediction import Predictor
 
-BUILT_IN: Final = ("oracle", "noisy-oracle:TAU", "prompt-length", "declared")
+BUILT_IN: Final = (
+    "oracle",
+    "noisy-oracle:TAU",
+    "prompt-length",
+    "declared",
+    "perception-only:URL",
+)
 
 
 def load_predictor(spec: str, tokenizer: str | None = None) -> Predictor:
     """The predictor that a specification names.
 
     Args:
-        spec: `oracle`, `noisy-oracle:TAU`, `prompt-length`, `declared`, or the folder of an
-            artifact written by `lengthwise train`.
+        spec: `oracle`, `noisy-oracle:TAU`, `prompt-length`, `declared`, `perception-only:URL`, or
+            the folder of an artifact written by `lengthwise train`.
         tokenizer: name or path of the tokenizer whose tokens the predictor will see. An artifact
             trained for another one is refused. None skips the check.
 
@@ -28,6 +34,11 @@ def load_predictor(spec: str, tokenizer: str | None = None) -> Predictor:
     kind, _, argument = spec.partition(":")
     if kind == "noisy-oracle":
         return NoisyOracle(_tau(argument))
+    if kind == "perception-only":
+        from lengthwise.predict.perception import PerceptionOnly
+        from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+
+        return PerceptionOnly(argument, load_tokenizer(tokenizer or REFERENCE))
     if spec == Oracle.name:
         return Oracle()
     if spec == PromptLength.name:

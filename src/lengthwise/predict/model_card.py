@@ -13,6 +13,10 @@ def model_card(metadata: Metadata) -> str:
     from lengthwise.predict.kinds import kind_named
 
     training, held_out = metadata.training, metadata.held_out
+    backbone = metadata.settings.get("backbone")
+    reads = (
+        "words of the prompt" if backbone is None else f"pretrained model {backbone}, fine-tuned"
+    )
     tau = "undefined" if held_out.tau is None else f"{held_out.tau:.3f}"
     return f"""# Predictor of answer lengths
 
@@ -21,7 +25,7 @@ Written by `lengthwise train`; read by `lengthwise serve --predictor DIR`.
 
 | | |
 |---|---|
-| Kind | {metadata.kind}: {kind_named(metadata.kind).summary} |
+| Kind | {metadata.kind}: {reads}, {kind_named(metadata.kind).summary} |
 | Loss | {metadata.loss}, lengths in buckets of {metadata.bucket} |
 | Target model | {metadata.model or "not named in the table"} |
 | Tokenizer | {metadata.tokenizer}, vocabulary `{metadata.tokenizer_fingerprint[:16]}…` |

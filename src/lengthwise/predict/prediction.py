@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from lengthwise.errors import LengthwiseError
 
@@ -41,6 +41,26 @@ class Predictor(Protocol):
         Raises:
             PredictionError: this prompt cannot be predicted, for example because a hint is missing.
                 Callers go on without a prediction; they do the same when a field is NaN.
+        """
+
+
+@runtime_checkable
+class SlowPredictor(Predictor, Protocol):
+    """A predictor that takes longer than a step of the engine may wait.
+
+    Serving asks it in a process of its own, see `worker.PredictionWorker`, with the prompts' tokens
+    alone. Making one must be quick, since the engine's process makes one too: what takes time or
+    memory is loaded for the first prediction.
+    """
+
+    def predict_many(self, prompts: Sequence[Prompt]) -> Sequence[Prediction]:
+        """The predictions of several prompts, computed together."""
+
+    def score_at(self, expected: float) -> float:
+        """The score of prompts that are expected to take so many tokens.
+
+        Scores of two predictors cannot be compared; with this, those of another predictor can stand
+        in until this one's are there.
         """
 
 

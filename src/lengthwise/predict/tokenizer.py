@@ -119,7 +119,7 @@ def load_tokenizer(name_or_path: str) -> PromptTokenizer:
 
         source = str(model_path())
     folder = Path(source)
-    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _FILES):
+    if folder.is_dir() and not holds_tokenizer(folder):
         raise InputError(
             f"{folder} holds no tokenizer: give the folder of a model, the name of one on the hub, "
             "or 'reference'"
@@ -141,6 +141,11 @@ def load_tokenizer(name_or_path: str) -> PromptTokenizer:
             "give the folder of a model, the name of one on the hub, or 'reference'"
         ) from None
     return PromptTokenizer(name_or_path, backend)
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether there are files of a tokenizer in a folder; transformers may make one up if not."""
+    return any(next(folder.glob(name), None) for name in _FILES)
 
 
 def _is_plain(folder: Path) -> bool:

@@ -18,6 +18,10 @@ class Counters:
     finished: int = 0
     predictions: int = 0
     fallbacks: int = 0
+    stand_ins: int = 0
+    late_predictions: int = 0
+    shed_predictions: int = 0
+    worker_restarts: int = 0
     preemptions: int = 0
     memory_preemptions: int = 0
     overtakes: int = 0
@@ -36,6 +40,11 @@ _HELP = {
     "finished": "Requests finished or aborted",
     "predictions": "Length predictions made",
     "fallbacks": "Requests ranked as the running median because no usable prediction came",
+    "stand_ins": "Predictions made by the stand-in, until the slow predictor's own is there",
+    "late_predictions": "Predictions that came when their request was no longer waiting",
+    "shed_predictions": "Predictions given up: the worker's queue was full, the deadline passed, "
+    "or the worker ended",
+    "worker_restarts": "Times that the slow predictor's worker was started again after it ended",
     "preemptions": "Running requests preempted for a waiting one",
     "memory_preemptions": "Running requests preempted because KV memory ran out",
     "overtakes": "Times that a later arrival got a slot before a waiting request",

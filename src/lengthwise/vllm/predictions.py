@@ -4,11 +4,14 @@ A request is predicted once, soon after it arrives, at most `PER_STEP` in one st
 never holds a step up. Until then, and for good when the predictor raises or says something
 unusable, it ranks as the running median of recent predictions; when none was ever made all
 requests look alike, which is exactly fcfs.
+
+A slow predictor is asked in a worker beside the engine, and no step waits for it. Until its answer
+is there a stand-in predicts, where there is one; the answer then ranks the request anew, also when
+it is late and the request is running.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections import deque
@@ -19,8 +22,9 @@ import numpy as np
 from lengthwise.compiled import compiled
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
-from lengthwise.request import FREE, RequestTable
+from lengthwise.request import FREE, WAITING, RequestTable
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.prediction_source import Source
 from lengthwise.vllm.table import LiveTable
 
 logger = logging.getLogger("vllm.lengthwise")
@@ -47,12 +51,6 @@ def prompt_of(request: Any) -> Prompt:
     return Prompt(request.prompt_token_ids or (), hints)
 
 
-def warm_up_predictor(predictor: Predictor) -> None:
-    """Let a predictor compile what it needs before a request waits for it."""
-    with contextlib.suppress(Exception):  # one that needs hints says so for each request
-        predictor.predict(Prompt([0, 1, 2], {}))
-
-
 def usable(prediction: Prediction) -> bool:
     """Whether every number is finite and every length positive."""
     return all(map(math.isfinite, prediction)) and min(prediction[1:]) > 0.0
@@ -64,32 +62,34 @@ class Predictions:
     def __init__(self, live: LiveTable, counters: Counters) -> None:
         self._live = live
         self._counters = counters
-        self._predictor: Predictor | None = None
+        self._source: Source | None = None
         self._pending: deque[str] = deque()
         self._recent: deque[Prediction] = deque(maxlen=_RECENT)
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
 
-    def use(self, predictor: Predictor | None) -> None:
+    def use(self, source: Source | None) -> None:
         """Change the predictor and predict every live request anew.
 
         Scores of two predictors cannot be compared, so until a request has its new prediction it
         ranks as the median of the new ones.
         """
-        self._predictor = predictor
+        if source is self._source:
+            return
+        self._source = source
         self._recent.clear()
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
         self._live.table["predicted"] = 0
         _stand_in(self._live.table, self._live.count, *self._median)
-        self._pending = deque(self._live.request_ids() if predictor is not None else ())
+        self._pending = deque(self._live.request_ids() if source is not None else ())
 
     def expect(self, request_id: str) -> None:
         """Note that a request wants a prediction; it ranks as the median until it has one."""
         self._write(self._live.row(request_id), self._median, predicted=False)
-        if self._predictor is not None:
+        if self._source is not None:
             self._pending.append(request_id)
 
     def recorded(self, request_id: str) -> dict[str, float | None]:
@@ -101,7 +101,10 @@ class Predictions:
         }
 
     def work(self, limit: int = PER_STEP) -> None:
-        """Predict up to `limit` pending requests."""
+        """Predict up to `limit` pending requests, and take up as many answers of the worker."""
+        source = self._source
+        if source is None:
+            return
         made = 0
         while self._pending and made < limit:
             request_id = self._pending.popleft()
@@ -109,32 +112,75 @@ class Predictions:
                 continue
             made += 1
             row = self._live.row(request_id)
-            prediction = self._predict(self._live.request(row))
-            if prediction is None:
-                self._counters.fallbacks += 1
-                continue
-            self._counters.predictions += 1
-            self._recent.append(prediction)
-            self._write(row, prediction, predicted=True)
-            self._since_median += 1
+            if source.worker is None:
+                self._note(row, self._predict(source.predictor, self._live.request(row)))
+            else:
+                self._ask_worker(source, request_id, row)
+        if source.worker is not None:
+            for request_id, prediction in source.worker.answers(limit):
+                self._take_answer(request_id, prediction)
         if self._since_median >= min(len(self._recent), _MEDIAN_EVERY) > 0:
             self._since_median = 0
             self._median = Prediction(*np.median(np.array(self._recent), axis=0).tolist())
             _stand_in(self._live.table, self._live.count, *self._median)
 
-    def _predict(self, request: Any) -> Prediction | None:
-        assert self._predictor is not None
+    def _ask_worker(self, source: Source, request_id: str, row: int) -> None:
+        """Queue a request for the worker, and let the stand-in predict it at once."""
+        assert source.worker is not None
+        request = self._live.request(row)
+        accepted = source.worker.submit(request_id, prompt_of(request))
+        if source.stand_in is not None:
+            prediction = self._predict(source.stand_in, request)
+            if prediction is not None:
+                self._counters.stand_ins += 1
+                self._write(row, prediction, predicted=True)
+        if not accepted:
+            self._give_up(row)
+
+    def _take_answer(self, request_id: str, prediction: Prediction | None) -> None:
+        if request_id not in self._live:
+            self._counters.late_predictions += prediction is not None
+            return
+        row = self._live.row(request_id)
+        if prediction is None:
+            self._give_up(row)
+            return
+        self._counters.late_predictions += int(self._live.table[row]["state"] != WAITING)
+        self._note(row, self._checked(prediction))
+
+    def _give_up(self, row: int) -> None:
+        """The worker will not answer: what stands in for its answer stays."""
+        self._counters.shed_predictions += 1
+        self._counters.fallbacks += int(not self._live.table[row]["predicted"])
+
+    def _note(self, row: int, prediction: Prediction | None) -> None:
+        """Rank a request by its prediction, if there is one."""
+        if prediction is None:
+            self._counters.fallbacks += 1
+            return
+        self._counters.predictions += 1
+        self._recent.append(prediction)
+        self._write(row, prediction, predicted=True)
+        self._since_median += 1
+
+    def _predict(self, predictor: Predictor, request: Any) -> Prediction | None:
         try:
-            prediction = self._predictor.predict(prompt_of(request))
-            if usable(prediction):
-                return prediction
-            reason = f"it said {prediction}"
+            return self._checked(predictor.predict(prompt_of(request)))
         except Exception as error:  # whatever a predictor does, the request is served
-            reason = f"{type(error).__name__}: {error}"
+            self._complain(f"{type(error).__name__}: {error}")
+        return None
+
+    def _checked(self, prediction: Prediction) -> Prediction | None:
+        if usable(prediction):
+            return prediction
+        self._complain(f"it said {prediction}")
+        return None
+
+    def _complain(self, reason: str) -> None:
+        """Say once for each predictor why it is not used."""
         if not self._complained:
             self._complained = True
             logger.warning("Lengthwise: no prediction, ranking as the median: %s", reason)
-        return None
 
     def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
         request = self._live.table[row]

@@ -24,7 +24,8 @@ from lengthwise.predict.prediction import Predictor
 from lengthwise.vllm import compat
 from lengthwise.vllm.counters import Counters, serve_metrics
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, prompt_of, warm_up_predictor
+from lengthwise.vllm.prediction_source import Source, open_source
+from lengthwise.vllm.predictions import Predictions, prompt_of
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import Settings, parse_settings
@@ -39,8 +40,7 @@ class Prepared:
 
     settings: Settings
     discipline: Discipline
-    predictor_spec: str | None
-    predictor: Predictor | None
+    source: Source | None
 
 
 class LengthwiseMixin:
@@ -68,7 +68,7 @@ class LengthwiseMixin:
         self._planner.classes_matter = compat.run_parent_as_fcfs(self)
         self.waiting = PolicyQueue(self._live, self._planner.next_rows)
         self._predictions = Predictions(self._live, self.counters)
-        self._predictor_spec: str | None = None
+        self._source: Source | None = None  # of predictions; made ready last
         self._tokenizer = vllm_config.model_config.tokenizer
         self._prepared: Prepared | None = None
         self._recorder: Recorder | None = None
@@ -107,13 +107,24 @@ class LengthwiseMixin:
         spec = discipline.policy.predictor or settings.predictor
         if not discipline.needs_predictions:
             spec = None
-        predictor = load_predictor(spec, tokenizer=self._tokenizer) if spec else None
-        if predictor is not None:
-            warm_up_predictor(predictor)
         if settings.metrics_port not in (None, self._metrics_port):
             serve_metrics(settings.metrics_port, self.counters, self._gauges)
             self._metrics_port = settings.metrics_port
-        self._prepared = Prepared(settings, discipline, spec, predictor)
+        source = self._open_source(spec, settings.stand_in) if spec is not None else None
+        if self._source is not None and self._source is not source:
+            # What a step still asks of it is asked again of the new one, with everything else.
+            self._source.close()
+        self._source = source
+        self._prepared = Prepared(settings, discipline, source)
+
+    def _open_source(self, spec: str, stand_in: str | None) -> Source:
+        def load(name: str) -> Predictor:
+            return load_predictor(name, tokenizer=self._tokenizer)
+
+        def count_restart() -> None:
+            self.counters.worker_restarts += 1
+
+        return open_source(spec, stand_in, load, self._source, count_restart)
 
     def _take_up(self) -> None:
         """Exchange the settings, between two steps."""
@@ -122,9 +133,7 @@ class LengthwiseMixin:
             return
         self.counters.settings_changes += 1
         self._planner.discipline = prepared.discipline
-        if prepared.predictor_spec != self._predictor_spec or prepared.predictor is not None:
-            self._predictor_spec = prepared.predictor_spec
-            self._predictions.use(prepared.predictor)
+        self._predictions.use(prepared.source)
         record = prepared.settings.record
         if self._recorder is not None and str(self._recorder.folder) != record:
             self._recorder.close()
@@ -203,6 +212,12 @@ class LengthwiseMixin:
             )
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+
+    def shutdown(self) -> None:
+        """The engine ends: so does the predictor's worker."""
+        if self._source is not None:
+            self._source.close()
+        super().shutdown()  # type: ignore[misc]
 
     # Steps ----------------------------------------------------------------------------------
 

@@ -34,6 +34,11 @@ class Settings(BaseModel):
         default=None,
         description="artifact folder, or oracle, noisy-oracle:TAU, prompt-length, declared",
     )
+    stand_in: str | None = Field(
+        default=None,
+        description="predictor that fills in until a slow one (kind encoder) has answered; null: "
+        "the running median of predictions",
+    )
     preemption: Preemption | None = Field(
         default=None, description="never, pays or greedy; null: the policy's default"
     )
@@ -146,12 +151,13 @@ def read_settings(path: Path) -> tuple[Settings, str]:
     if not isinstance(values, dict):
         raise InputError(f"the settings file {path} must hold a JSON object")
     settings = parse_settings(values)
-    if settings.predictor is not None and (path.parent / settings.predictor).is_dir():
-        # As in any file that names another: relative to itself, not to where the engine started.
-        settings = settings.model_copy(
-            update={"predictor": str((path.parent / settings.predictor).resolve())}
-        )
-    return settings, hashlib.sha256(data).hexdigest()
+    # As in any file that names another: relative to itself, not to where the engine started.
+    folders = {
+        name: str((path.parent / given).resolve())
+        for name in ("predictor", "stand_in")
+        if (given := getattr(settings, name)) is not None and (path.parent / given).is_dir()
+    }
+    return settings.model_copy(update=folders), hashlib.sha256(data).hexdigest()
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
@@ -172,6 +178,12 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         depth = 2 if first["loc"][0] == "parameters" else 1
         where = ".".join(str(part) for part in first["loc"][:depth])
         raise InputError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from error
+    for name in (settings.predictor, settings.stand_in):
+        if name is not None and name.partition(":")[0] == "perception-only":
+            raise InputError(
+                f"predictor {name!r} asks a server about each prompt, and no step can wait for "
+                "that: it is for lengthwise evaluate"
+            )
     policy = get_policy(settings.policy)
     policy.parameter_record(settings.parameters)
     if policy.predicts and not (settings.predictor or policy.predictor):
