@@ -13,6 +13,7 @@
     python scripts/fill_tables.py starvation guards.json  of bench/starvation.py --json
     python scripts/fill_tables.py scarce-kv kv.json       of bench/scarce_kv.py --json
     python scripts/fill_tables.py memory-grid grid.json   of bench/memory_grid.py --json
+    python scripts/fill_tables.py fidelity fidelity.json  of `lengthwise calibrate --json`
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -52,6 +53,7 @@ COMMANDS = {
     "starvation": "python bench/starvation.py --json",
     "scarce-kv": "python bench/scarce_kv.py --json",
     "memory-grid": "python bench/memory_grid.py --json",
+    "fidelity": "lengthwise calibrate DIR --against DIR … --json",
 }
 Row = Mapping[str, Any]
 
@@ -66,6 +68,8 @@ def keep(name: str, sources: Sequence[str]) -> None:
         for source in sources:
             label, _, path = source.rpartition("=")
             value = json.loads(Path(path).read_text(encoding="utf-8"))
+            if name in value:  # a report of which one part is wanted
+                value = value[name]
             found = value if isinstance(value, list) else [value]
             rows += [{"label": label, **row} if label else row for row in found]
         kept = {
@@ -346,6 +350,46 @@ def memory_grid_table(kept: Row) -> list[str]:
     return table(heads.split(","), lines)
 
 
+def fidelity_table(kept: Row) -> list[str]:
+    """One row for each folder, load and policy: the simulator's error, and a forecast's."""
+    heads = (
+        "records,load,policy,E2E mean,p99,TTFT mean,p99,TPOT mean,"
+        "mean over fcfs: measured,simulated,as a forecast: E2E mean"
+    )
+    forecasts = {
+        (row["folder"], row["load"], row["policy"]): row["e2el"]["mean_error"]
+        for row in kept["rows"]
+        if row["speed"] == "fitted"
+    }
+    rows = []
+    for row in kept["rows"]:
+        if row["speed"] != "second":
+            continue
+        errors = [
+            row[metric][f"{what}_error"]
+            for metric, what in (
+                ("e2el", "mean"),
+                ("e2el", "p99"),
+                ("ttft", "mean"),
+                ("ttft", "p99"),
+                ("tpot", "mean"),
+            )
+        ]
+        over = row.get("over_fcfs", {}).get("e2el", {})
+        rows.append(
+            [
+                Path(row["folder"]).name,
+                load_title(row["load"]),
+                f"`{row['policy']}`",
+                *(number(error, "+.1%") for error in errors),
+                number(over.get("measured_mean"), ".3f"),
+                number(over.get("simulated_mean"), ".3f"),
+                number(forecasts[row["folder"], row["load"], row["policy"]], "+.0%"),
+            ]
+        )
+    return table(heads.split(","), rows)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
@@ -360,6 +404,7 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "starvation": starvation_table,
     "scarce-kv": scarce_table,
     "memory-grid": memory_grid_table,
+    "fidelity": fidelity_table,
 }
 
 

@@ -97,7 +97,7 @@ def plain(
             row[name] = value
         row.remaining = max(row.expected, 1.0)
         jobs.append(Job(i, row, int(trace.output_tokens[i])))
-    limits = limits_of(engine, blocks).view(np.recarray)[0]
+    limits = limits_of(engine, blocks, shares=False).view(np.recarray)[0]
     PlainEngine(discipline, limits, blocks, cost.terms, table).run(jobs)
     return jobs
 

@@ -151,6 +151,7 @@ def _of_engine(
             borrowed(memories.remembered[r]),
             borrowed(memories.remembered_count[r]),
             borrowed(memories.free_remembered[r]),
+            borrowed(memories.runs[r]),
         ),
     )
 

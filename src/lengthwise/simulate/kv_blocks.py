@@ -6,7 +6,8 @@ request first; new blocks are taken from the head (vLLM v1/core/block_pool.py). 
 request finds again when it resumes is decided here.
 
 What a block holds is named by `owner`: a request, whose `place`-th block it is, or a block of
-prompt that several requests share. Without prefix caching blocks need no names and are counted.
+prompt that several requests share. Where no prompts share anything, runs of blocks do (`kv_runs`),
+and without prefix caching free blocks are only counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
+from lengthwise.simulate.kv_runs import new_runs
 
 NOTHING: Final = -1  #: owner of a block without reusable content; -2 - h: the shared content h
 
@@ -44,6 +46,7 @@ class Memory(NamedTuple):
     remembered: NDArray[np.int32]  # [preempted, blocks]: where a preempted request's KV was
     remembered_count: NDArray[np.int64]  # [preempted]
     free_remembered: NDArray[np.int64]  # [preempted], a stack of free rows of `remembered`
+    runs: NDArray[np.void]  # [places], RUN: instead of all that, where nothing is shared
 
 
 def new_memory(
@@ -51,18 +54,17 @@ def new_memory(
 ) -> Memory:
     """The memories of several engines, all free and empty.
 
-    Without prefix caching free blocks are only counted, and nothing is kept here.
-
     Args:
         engines: how many.
         slots: of each.
         blocks: KV blocks of each.
-        shared: how many different shared contents there are.
+        shared: how many different contents prompts share.
         longest: tokens of the longest request.
         block_size: tokens a block.
         caching: whether there is prefix caching.
     """
-    if not caching:
+    runs = new_runs(engines, blocks if caching and not shared else 0)
+    if not caching or not shared:
         blocks, shared, longest = 1, 1, 1
     ring = np.arange(blocks + 1, dtype=np.int32)
     pool = np.zeros((engines, blocks + 1), BLOCK)
@@ -77,6 +79,7 @@ def new_memory(
         remembered=np.zeros((engines, preempted, places), np.int32),
         remembered_count=np.zeros((engines, preempted), np.int64),
         free_remembered=np.tile(np.arange(preempted)[::-1], (engines, 1)),
+        runs=runs,
     )
 
 

@@ -92,7 +92,7 @@ def rank_once(
         _rank(ranking, engine, queue, np.empty(0, np.int64), everyone)
         want = max(limits.slots - engine.running, 0) + SPARE
         for row in first_rows(rules, engine, queue, want):
-            hits, _ = find_cached(limits, requests, shared, memory, queue.request[row])
+            hits, _ = find_cached(limits, engine, requests, shared, memory, queue.request[row])
             queue.table[row].cached_tokens = hits * limits.block_size
     admitted = np.sort(queue.admitted[: engine.admitted])
     engine.admitted = 0
@@ -230,7 +230,7 @@ def _decode_s(terms: NDArray[np.float64], engine: Any, batch: Batch) -> float:
 @compiled_here
 def _blocks_freed(limits: Any, slot: Any, s: int, memory: Memory) -> int:
     """Blocks that preempting a slot's request frees: those that no other request shares."""
-    if not limits.caching:
+    if not limits.shares:
         return int(slot.blocks)
     freed = 0
     for place in range(slot.blocks):

@@ -6,12 +6,13 @@ from typing import Any
 
 from lengthwise.compiled import compiled_here
 from lengthwise.simulate.kv_blocks import Memory
+from lengthwise.simulate.kv_runs import left_of_run
 from lengthwise.simulate.state import Shared
 
 
 @compiled_here
 def find_cached(
-    limits: Any, requests: Any, shared: Shared, memory: Memory, i: int
+    limits: Any, engine: Any, requests: Any, shared: Shared, memory: Memory, i: int
 ) -> tuple[int, int]:
     """Leading blocks of a waiting request that are cached, and how many of them are free.
 
@@ -19,8 +20,11 @@ def find_cached(
     """
     known = requests[i].prompt_tokens + requests[i].age
     hits, free = 0, 0
-    if shared.tokens == 0 and requests[i].memory < 0:
-        return hits, free
+    if not limits.shares:
+        if requests[i].memory >= 0:
+            left = left_of_run(engine, memory.runs, requests[i].memory)
+            hits = min(left, (known - 1) // limits.block_size)
+        return hits, hits
     while (hits + 1) * limits.block_size < known:
         block = cached_block(limits, requests, shared, memory, i, hits)
         if block < 0:
@@ -51,7 +55,7 @@ def cached_block(
 def content_of(limits: Any, requests: Any, shared: Shared, i: int, place: int) -> int:
     """What the request's `place`-th block holds where that is shared between prompts, else -1."""
     size = limits.block_size
-    if shared.tokens == 0 or (place + 1) * size > requests[i].prompt_tokens:
+    if (place + 1) * size > requests[i].prompt_tokens:
         return -1
     which = shared.offsets[i] + place * size // shared.tokens
     if which >= shared.offsets[i + 1]:

@@ -167,7 +167,7 @@ def simulate(
     if token_times:
         np.cumsum(requests["output_tokens"], out=offsets[1:])
     times = np.full(offsets[-1], np.nan, np.float32)
-    limits, terms = limits_of(engine, blocks), cost.terms
+    limits, terms = limits_of(engine, blocks, shared.tokens > 0), cost.terms
     coins = np.random.default_rng(seed).integers(replicas, size=(n if replicas > 1 else 1, 2))
     logs: list[NDArray[np.void]] = []
     arrived = taken = 0
@@ -255,7 +255,7 @@ def _requests(
 def _shared(trace: Trace, engine: EngineSettings) -> tuple[Shared, int]:
     """What prompts share, and how many different blocks of it there are."""
     if trace.block_hashes is None or trace.block_offsets is None or not engine.prefix_caching:
-        return Shared(np.zeros(0, np.int64), np.zeros(1, np.int64), 0), 1
+        return Shared(np.zeros(0, np.int64), np.zeros(1, np.int64), 0), 0
     if trace.hash_tokens % engine.block_size:
         raise InputError(
             f"{trace.name} names prompts' content by {trace.hash_tokens} tokens, which is no "

@@ -18,6 +18,7 @@ from lengthwise.simulate.kv_blocks import (
     share_block,
     take_block,
 )
+from lengthwise.simulate.kv_runs import NOBODY, give_to_runs, take_from_runs, take_run_back
 from lengthwise.simulate.prefix_cache import cached_block, content_of
 from lengthwise.simulate.state import Batch, Queue, Shared
 
@@ -53,15 +54,21 @@ def start(
     slot.blocks = hits
     slot.last_token_s = served.last_token_s
     slot.gap_s = served.longest_gap_s
-    for place in range(hits):
-        block = cached_block(limits, requests, shared, memory, i, place)
-        memory.of_slot[s, place] = block
-        engine.free_blocks -= share_block(memory.blocks, block)
+    if limits.shares:
+        for place in range(hits):
+            block = cached_block(limits, requests, shared, memory, i, place)
+            memory.of_slot[s, place] = block
+            engine.free_blocks -= share_block(memory.blocks, block)
+    else:
+        engine.free_blocks -= hits
     if served.memory >= 0:
         # What is left of its old blocks is in use again, the rest is computed anew.
-        engine.remembered -= 1
-        top = len(memory.free_remembered) - engine.remembered - 1
-        memory.free_remembered[top] = served.memory
+        if limits.shares:
+            engine.remembered -= 1
+            top = len(memory.free_remembered) - engine.remembered - 1
+            memory.free_remembered[top] = served.memory
+        else:
+            take_run_back(engine, memory.runs, served.memory, hits)
         served.memory = -1
     if math.isnan(served.scheduled_s):
         served.scheduled_s = engine.starts_s
@@ -92,6 +99,7 @@ def start(
         memory.blocks,
         memory.shared,
         memory.of_slot[s],
+        memory.runs,
         tokens,
     )
 
@@ -106,6 +114,7 @@ def compute(
     blocks: Any,
     found: NDArray[np.int32],
     own: NDArray[np.int32],
+    runs: NDArray[np.void],
     tokens: int,
 ) -> None:
     """A slot's request computes some tokens in this step; there are enough blocks.
@@ -119,6 +128,7 @@ def compute(
         blocks: of the engine's memory.
         found: `shared` of the engine's memory.
         own: the slot's row of `of_slot`.
+        runs: of the engine's memory.
         tokens: how many.
     """
     size = limits.block_size
@@ -130,7 +140,9 @@ def compute(
     if need > count:
         engine.free_blocks -= need - count
         slot.blocks = need
-    if not limits.caching:
+    if not limits.shares:
+        if limits.caching and need > count:
+            take_from_runs(engine, runs, need - count)
         return
     for place in range(count, need):
         own[place] = take_block(blocks, found)
@@ -153,7 +165,7 @@ def retire(
             kept += 1
             continue
         slot.scheduled = 0
-        _give_blocks_back(limits, engine, slot, running[k], memory)
+        _give_blocks_back(limits, engine, requests, slot, running[k], memory, NOBODY)
         # The list is still being read, its free end is not: k is at least `kept`.
         batch.free[limits.slots - engine.running] = running[k]
         engine.running -= 1
@@ -181,13 +193,13 @@ def preempt(
         batch.running[k] = batch.running[k + 1]
     slot.scheduled = 0
     ended = slot.age >= slot.output
-    if limits.caching and not ended:
+    if limits.shares and not ended:
         served.memory = memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1]
         engine.remembered += 1
         memory.remembered_count[served.memory] = slot.blocks
         for k in range(slot.blocks):
             memory.remembered[served.memory, k] = memory.of_slot[s, k]
-    _give_blocks_back(limits, engine, slot, s, memory)
+    _give_blocks_back(limits, engine, requests, slot, s, memory, NOBODY if ended else i)
     batch.free[limits.slots - engine.running] = s
     engine.running -= 1
     if ended:
@@ -216,13 +228,18 @@ def preempt(
 
 
 @compiled_here
-def _give_blocks_back(limits: Any, engine: Any, slot: Any, s: int, memory: Memory) -> None:
+def _give_blocks_back(
+    limits: Any, engine: Any, requests: Any, slot: Any, s: int, memory: Memory, owner: int
+) -> None:
     """The last block first, so that it is overwritten first and a usable prefix is left."""
-    if limits.caching:
+    if limits.shares:
         for place in range(slot.blocks - 1, -1, -1):
             engine.free_blocks += free_block(memory.blocks, memory.of_slot[s, place])
     else:
         engine.free_blocks += slot.blocks
+        if limits.caching:
+            full = slot.computed // limits.block_size
+            give_to_runs(engine, memory.runs, requests, owner, full, slot.blocks)
     slot.blocks = 0
 
 

@@ -27,6 +27,7 @@ LIMITS: Final = np.dtype(
         ("long_prefill_tokens", np.int64),
         ("lag", np.int64),
         ("caching", np.bool_),
+        ("shares", np.bool_),  # with caching: prompts share blocks
     ]
 )
 
@@ -75,7 +76,7 @@ SERVED: Final = np.dtype(
         ("next", np.int64),  # in the queue of its engine, -1 for none
         ("age", np.int64),  # tokens of its answer when it was preempted
         ("lost", np.int64),  # tokens that it had computed then
-        ("memory", np.int64),  # its row among the remembered, -1 for none
+        ("memory", np.int64),  # its row among the remembered or its run, -1 for none
     ],
     align=True,
 )
@@ -101,6 +102,9 @@ ENGINE: Final = np.dtype(
         ("admissions", np.int64),
         ("admitted", np.int64),  # of them since requests were last ranked
         ("remembered", np.int64),  # preempted requests whose old blocks are remembered
+        ("blank", np.int64),  # free blocks without content, where there are runs
+        ("oldest_run", np.int64),  # number of the oldest run
+        ("next_run", np.int64),  # number of the run that comes next
     ],
     align=True,
 )
@@ -165,8 +169,8 @@ class Shared(NamedTuple):
     tokens: int  # of each content, 0 where nothing is shared
 
 
-def limits_of(settings: EngineSettings, blocks: int) -> NDArray[np.void]:
-    """An engine's limits as an array of one LIMITS record."""
+def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np.void]:
+    """An engine's limits as an array of one LIMITS record; `shares`: prompts share blocks."""
     return np.array(
         [
             (
@@ -177,6 +181,7 @@ def limits_of(settings: EngineSettings, blocks: int) -> NDArray[np.void]:
                 settings.long_prefill_tokens,
                 settings.lag,
                 settings.prefix_caching,
+                settings.prefix_caching and shares,
             )
         ],
         dtype=LIMITS,
@@ -208,7 +213,7 @@ def new_engines(count: int, blocks: int) -> NDArray[np.void]:
     """Idle engines, shape [count]."""
     engines = np.zeros(count, ENGINE)
     engines["plans_s"] = np.inf
-    engines["free_blocks"] = blocks
+    engines["free_blocks"] = engines["blank"] = blocks
     engines["first"] = engines["last"] = -1
     return engines
 

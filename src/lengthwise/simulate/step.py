@@ -18,6 +18,7 @@ from lengthwise.policy.order import first_waiting
 from lengthwise.policy.select import SPARE, blocks_for
 from lengthwise.request import WAITING
 from lengthwise.simulate.kv_blocks import Memory
+from lengthwise.simulate.kv_runs import take_from_runs
 from lengthwise.simulate.plan import Ranking, first_rows, plan_step, rank_once
 from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.slots import compute, preempt, retire, start
@@ -168,7 +169,6 @@ def _serve_running(
     """Give running requests their tokens. Returns the budget left and how many were preempted."""
     slots, running = batch.slots, batch.running
     size = limits.block_size
-    caching = limits.caching
     budget = limits.token_budget
     several = engine.running + engine.waiting > 1
     preempted = 0
@@ -183,12 +183,15 @@ def _serve_running(
             budget -= 1
             continue
         tokens = slot.known - slot.computed
-        if tokens == 1 and (not caching or (slot.computed + 1) % size != 0):
+        if tokens == 1 and (not limits.shares or (slot.computed + 1) % size != 0):
             # Most steps of most requests: one token, in a block that is there or easily had.
             grows = slot.computed == slot.blocks * size
-            if not grows or (not caching and engine.free_blocks > 0):
-                slot.blocks += grows
-                engine.free_blocks -= grows
+            if not grows or (not limits.shares and engine.free_blocks > 0):
+                if grows:
+                    slot.blocks += 1
+                    engine.free_blocks -= 1
+                    if limits.caching:
+                        take_from_runs(engine, memory.runs, 1)
                 slot.computed += 1
                 slot.scheduled = 1
                 budget -= 1
@@ -216,6 +219,7 @@ def _serve_running(
             memory.blocks,
             memory.shared,
             memory.of_slot[s],
+            memory.runs,
             tokens,
         )
         budget -= tokens
@@ -276,7 +280,7 @@ def _admit(
             i = queue.request[last]
         hits, free_hits = 0, 0
         if limits.caching:
-            hits, free_hits = find_cached(limits, requests, shared, memory, i)
+            hits, free_hits = find_cached(limits, engine, requests, shared, memory, i)
         known = requests[i].prompt_tokens + requests[i].age
         watermark = limits.watermark_blocks if engine.running > 0 else 0
         need = blocks_for(known, limits.block_size) - hits + free_hits + watermark
