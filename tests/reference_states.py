@@ -2,8 +2,8 @@
 
     python tests/reference_states.py OUT --prompts 4000
 
-writes the folder that `lengthwise collect` would, up to the answers' chance: an independent check of
-what the engine's hidden states are, and data for tests that start no engine.
+writes the folder that `lengthwise collect` would, up to the answers' chance: an independent check
+of what the engine's hidden states are, and data for tests that start no engine.
 """
 
 from __future__ import annotations
@@ -40,14 +40,20 @@ def split_of(prompt: str) -> int:
 
 
 def collect(
-    folder: Path, prompts: Sequence[str], *, model: Path = model_path(), seed: int = 0
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    model: Path | None = None,
+    seed: int = 0,
+    prompt_states: bool = False,
 ) -> None:
-    """Answer the prompts at temperature 1 and write the states of every layer, one shard a batch."""
+    """Answer the prompts at temperature 1 and write all layers' states, one shard a batch."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
+    model = model or model_path()
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     layers_total = network.config.num_hidden_layers
@@ -68,7 +74,10 @@ def collect(
             add_special_tokens=False,
         )
         splits = np.array([split_of(prompts[row]) for row in batch], dtype=np.int8)
-        write_shard(folder, index, answer(network, encoded, splits, random))
+        shard = answer(network, encoded, splits, random)
+        if not prompt_states:
+            shard = shard._replace(prompt_states=None, prompt_starts=None)
+        write_shard(folder, index, shard)
     write_meta(
         folder,
         StatesMeta(
@@ -105,13 +114,12 @@ def answer(network: Any, encoded: Any, splits: np.ndarray, random: np.random.Gen
     ended = (answers == end).any(dim=1).numpy()
     length = np.where(ended, (answers == end).int().argmax(dim=1).numpy() + 1, answers.shape[1])
     prompt_tokens = encoded.attention_mask.sum(dim=1).numpy()
-    mean, last, request, age, states = [], [], [], [], []
+    prompts, request, age, states = [], [], [], []
     for row in range(len(splits)):
         first = width - prompt_tokens[row]
         own = layer_outputs(network, whole[row : row + 1, first : width + length[row]])
         prompt, answered = own[: prompt_tokens[row]], own[prompt_tokens[row] :]
-        mean.append(prompt.mean(axis=0))
-        last.append(prompt[-1])
+        prompts.append(prompt)
         ages = np.arange(1, length[row])  # the token that ends the answer never runs
         if splits[row] == TRAIN and ages.size > TRAIN_STATES:
             ages = np.sort(random.choice(ages, TRAIN_STATES, replace=False))
@@ -123,11 +131,13 @@ def answer(network: Any, encoded: Any, splits: np.ndarray, random: np.random.Gen
         finished=ended,
         split=splits,
         prompt_tokens=prompt_tokens.astype(np.int32),
-        prompt_mean=np.stack(mean).astype(np.float16),
-        prompt_last=np.stack(last).astype(np.float16),
+        prompt_mean=np.stack([each.mean(axis=0) for each in prompts]).astype(np.float16),
+        prompt_last=np.stack([each[-1] for each in prompts]).astype(np.float16),
         decode_request=np.concatenate(request).astype(np.int32),
         decode_age=np.concatenate(age).astype(np.int32),
         decode_states=np.concatenate(states).astype(np.float16),
+        prompt_states=np.concatenate(prompts).astype(np.float16),
+        prompt_starts=np.concatenate([[0], np.cumsum(prompt_tokens)]).astype(np.int64),
     )
 
 
@@ -162,11 +172,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--prompts", type=int, default=4000)
-    parser.add_argument("--model", type=Path, default=model_path())
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--prompt-states", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     prompts = [each.text for each in generate(options.prompts, options.seed)]
-    collect(options.out, prompts, model=options.model, seed=options.seed)
+    collect(
+        options.out,
+        prompts,
+        model=options.model,
+        seed=options.seed,
+        prompt_states=options.prompt_states,
+    )
 
 
 if __name__ == "__main__":

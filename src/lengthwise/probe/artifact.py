@@ -61,7 +61,7 @@ class Metadata(BaseModel):
     layers_total: int = Field(ge=1)
     max_tokens: int = Field(ge=1)  #: at which the answers that it learnt from were cut
     bins: Literal["equal", "geometric"]
-    pooling: Literal["mean", "last", "attention"]  #: of the prompt's states
+    pooling: Literal["mean", "last"]  #: of the prompt's states
     refinement: list[Refinement] = Field(min_length=1)
     training: Training
     metrics: dict[str, Any]  #: what `lengthwise train-probe --json` printed
@@ -85,7 +85,6 @@ class Probe:
         edges: NDArray[np.float64],
         decode: Network,
         prompt: Network,
-        prompt_query: NDArray[np.float32] | None = None,
     ) -> None:
         """A probe of these parts.
 
@@ -94,7 +93,6 @@ class Probe:
             edges: of the bins, float64 [k + 1], from 0 to the longest length.
             decode: states of the newest token → bin of what remains.
             prompt: pooled states of the prompt → bin of the whole length.
-            prompt_query: of attention pooling, float32 [inputs]; None for other poolings.
 
         Raises:
             InputError: the parts do not fit each other.
@@ -103,7 +101,6 @@ class Probe:
         self.edges = edges
         self.decode = decode
         self.prompt = prompt
-        self.prompt_query = prompt_query
         wrong = self._inconsistency()
         if wrong:
             raise InputError(f"the probe is damaged ({wrong}): train it again")
@@ -163,7 +160,7 @@ class Probe:
                 Network(*(tensors[f"{name}.{part}"] for part in Network._fields))
                 for name in ("decode", "prompt")
             ]
-            return cls(metadata, tensors["edges"], *networks, tensors.get("prompt.query"))
+            return cls(metadata, tensors["edges"], *networks)
         except KeyError as error:
             raise _damaged(path, f"tensor {error.args[0]} is missing") from None
         except InputError as error:
@@ -178,8 +175,6 @@ class Probe:
         tensors = {"edges": self.edges}
         for name, network in (("decode", self.decode), ("prompt", self.prompt)):
             tensors |= {f"{name}.{part}": array for part, array in network._asdict().items()}
-        if self.prompt_query is not None:
-            tensors["prompt.query"] = self.prompt_query
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _TENSORS).write_bytes(
@@ -215,11 +210,6 @@ class Probe:
                     )
                 if not np.isfinite(array).all():
                     return f"the {name} network's weights are not finite"
-        query = self.prompt_query
-        if (query is not None) != (self.metadata.pooling == "attention"):
-            return "the query of attention pooling is missing, or has no use"
-        if query is not None and (query.shape != (inputs,) or query.dtype != np.float32):
-            return "the query of attention pooling has another type or shape than it should"
         return None
 
 

@@ -99,9 +99,10 @@ def write_shard(folder: Path, index: int, shard: Shard) -> None:
     try:
         save_file(tensors, part)
         os.replace(part, path)
-    except (OSError, SafetensorError):
+    except SafetensorError as error:  # so it reports a full disk
+        raise OSError(str(error)) from None
+    finally:
         part.unlink(missing_ok=True)
-        raise
 
 
 def write_meta(folder: Path, meta: StatesMeta) -> None:

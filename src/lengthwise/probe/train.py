@@ -90,7 +90,9 @@ def train_probe(
     prompts = prompt_inputs(states, best.layers, "mean")
     anew = fit_reestimate(shop, rows, prompts, stages.next("baseline"))
 
-    head = min(heads, key=lambda each: each.mae(rows, VALID, shop.edges))
+    # Attention is a comparison: pooling as tokens come, a chunk at a time, would cost each step.
+    served = [each for each in heads if each.query is None]
+    head = min(served, key=lambda each: each.mae(rows, VALID, shop.edges))
     tell = stages.next("refinement")
     valid, test = (
         rows.record(each, head.whole, probabilities(best.network, rows.inputs[rows.moments(each)]))
@@ -132,7 +134,6 @@ def train_probe(
         shop.edges,
         best.network,
         head.network,
-        head.query,
     )
     probe.save(out)
     shutil.rmtree(shop.checkpoints, ignore_errors=True)
