@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from lengthwise.probe.heads import Workshop, fit_decode, fit_prompts, fit_reesti
 from lengthwise.probe.replay import INTERVALS, fit_refinement, within
 from lengthwise.probe.report import LayerError, Report
 from lengthwise.probe.rows import Rows, layer_rows, prompt_inputs
-from lengthwise.probe.states import TEST, TRAIN, VALID, States
+from lengthwise.probe.states import TEST, TRAIN, VALID, Pooling, States
 
 LEAST_REQUESTS: Final = {TRAIN: 20, VALID: 5, TEST: 5}  #: with states; fewer say nothing
 
@@ -118,7 +118,7 @@ def train_probe(
             layers_total=states.meta.layers_total,
             max_tokens=states.meta.max_tokens,
             bins=bins,
-            pooling=head.pooling,
+            pooling=cast(Pooling, head.pooling),
             refinement=refinement,
             training=Training(
                 requests=report.train_requests,
