@@ -10,7 +10,6 @@ those of the epoch with the lowest validation loss. The standardisation is folde
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from lengthwise.errors import InputError
 from lengthwise.probe.artifact import Network
+from lengthwise.probe.checkpoint import Checkpoint
 
 _AT_ONCE: Final = 4_096  #: rows whose loss or probabilities are computed together
 _PROMPTS_AT_ONCE: Final = 64  #: the same, where each is a whole prompt
@@ -88,9 +85,9 @@ def fit_network(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    run = _Run(model, optimiser, checkpoint, _key(examples, bins, recipe, seed))
+    kept = Checkpoint(checkpoint, _key(examples, bins, recipe, seed), model, optimiser)
     targets = torch.from_numpy(examples.targets).to(device)
-    for epoch in range(run.resume(), recipe.epochs):
+    for epoch in range(kept.resume(), recipe.epochs):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
         # A generator for each epoch, so that a resumed run draws what the whole one would have.
@@ -101,9 +98,9 @@ def fit_network(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-        run.end_epoch(epoch, _loss(model, reader, targets, examples.valid))
+        kept.end_epoch(epoch, _loss(model, reader, targets, examples.valid))
         progress((epoch + 1) / recipe.epochs)
-    model.load_state_dict(run.best)
+    model.load_state_dict(kept.best)
     return model.folded()
 
 
@@ -213,69 +210,6 @@ class _Model(torch.nn.Module):  # type: ignore[misc]
         )
         # The mean's share of the score is the same for every token, and softmax does not see it.
         return Fitted(network, None if self.query is None else plain(self.query / self.scale))
-
-
-class _Run:
-    """The progress of one training, on disk after each epoch."""
-
-    def __init__(self, model: _Model, optimiser: Any, path: Path, key: str) -> None:
-        self._model, self._optimiser, self._path, self._key = model, optimiser, path, key
-        self._best_loss = math.inf
-        self.best: dict[str, Any] = {}  #: the weights of the epoch with the lowest loss
-
-    def resume(self) -> int:
-        """Take up what is on disk; returns the epoch to go on with."""
-        try:
-            with safe_open(self._path, framework="pt") as saved:
-                header = json.loads(saved.metadata()["run"])
-                if header["key"] != self._key:
-                    return 0
-                tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return 0  # there is none, or none that can be used
-
-        def part(prefix: str) -> dict[str, Any]:
-            return {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-
-        self._model.load_state_dict(part("now."))
-        self.best, self._best_loss = part("best."), header["best_loss"]
-        state = self._optimiser.state_dict()
-        for name, tensor in part("optimiser.").items():
-            place, _, moment = name.partition(".")
-            state["state"].setdefault(int(place), {})[moment] = tensor
-        self._optimiser.load_state_dict(state)
-        return int(header["epochs"])
-
-    def end_epoch(self, epoch: int, loss: float) -> None:
-        """Keep the weights if they are the best so far, and write everything down."""
-        now = {name: tensor.detach().cpu().clone() for name, tensor in self._weights()}
-        if loss < self._best_loss or not self.best:
-            self._best_loss, self.best = loss, now
-        moments = {
-            f"optimiser.{place}.{name}": tensor.cpu().clone()
-            for place, state in self._optimiser.state_dict()["state"].items()
-            for name, tensor in state.items()
-        }
-        header = {"key": self._key, "epochs": epoch + 1, "best_loss": self._best_loss}
-        tensors = (
-            {f"now.{name}": tensor for name, tensor in now.items()}
-            | {f"best.{name}": tensor.clone() for name, tensor in self.best.items()}
-            | moments
-        )
-        part = self._path.with_suffix(".part")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata={"run": json.dumps(header)})
-            part.replace(self._path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot write {self._path}: {error}") from None
-
-    def _weights(self) -> Any:
-        return self._model.state_dict().items()
 
 
 def _loss(model: _Model, reader: _Reader, targets: Any, rows: NDArray[np.int64]) -> float:
