@@ -60,7 +60,7 @@ class Checkpoint:
         if loss < self._best_loss or not self.best:
             self._best_loss, self.best = loss, now
         tensors = {f"now.{name}": tensor for name, tensor in now.items()}
-        # safetensors stores no tensor twice, so the best must not be the same objects as the newest.
+        # Copies: safetensors refuses one tensor under two names.
         tensors |= {f"best.{name}": tensor.clone() for name, tensor in self.best.items()}
         for parameter, state in self._optimiser.state_dict()["state"].items():
             for moment, tensor in state.items():

@@ -3,8 +3,9 @@
 The recipe is TRAIL's (arXiv 2410.01035, appendix; the authors' per_layer_classification.py): one
 hidden layer of 512 units, AdamW with learning rate 0.01 and weight decay 0.01, batches of 32, the
 rate falling to 0 along a cosine over 30 epochs. Ours on top: inputs are standardised, since the
-scale of hidden states differs a hundredfold between models and layers, and the weights kept are
-those of the epoch with the lowest validation loss. The standardisation is folded into the weights.
+scale of hidden states differs a hundredfold between models and layers; examples may count for more
+than others; and the weights kept are those of the epoch with the lowest validation loss. The
+standardisation is folded into the weights.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Examples(NamedTuple):
     targets: NDArray[np.int64]  #: [examples], the right bins
     train: NDArray[np.int64]  #: the examples to learn from
     valid: NDArray[np.int64]  #: the examples that say when it is best
+    #: [examples], how much each counts; None: all the same
+    weights: NDArray[np.float32] | None = None
     #: [examples + 1] where an example is many rows, to be pooled by attention; None: one row each
     starts: NDArray[np.int64] | None = None
 
@@ -87,6 +90,10 @@ def fit_network(
     )
     kept = Checkpoint(checkpoint, _key(examples, bins, recipe, seed), model, optimiser)
     targets = torch.from_numpy(examples.targets).to(device)
+    weights = torch.ones_like(targets, dtype=torch.float32)
+    if examples.weights is not None:
+        mean = examples.weights[examples.train].mean()
+        weights = torch.from_numpy(examples.weights / mean).to(device)
     for epoch in range(kept.resume(), recipe.epochs):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
@@ -94,7 +101,10 @@ def fit_network(
         order = np.random.default_rng((seed, epoch)).permutation(examples.train)
         for first in range(0, order.size, recipe.batch):
             chosen = order[first : first + recipe.batch]
-            loss = torch.nn.functional.cross_entropy(model(*reader(chosen)), targets[chosen])
+            losses = torch.nn.functional.cross_entropy(
+                model(*reader(chosen)), targets[chosen], reduction="none"
+            )
+            loss = (losses * weights[chosen]).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -57,9 +57,9 @@ class PromptHead(NamedTuple):
 
 def fit_decode(shop: Workshop, rows: Rows, name: str, report: Report) -> Network:
     """The network on decode states: state → bin of what remains."""
-    examples = Examples(
-        rows.inputs, bin_of(rows.remaining, shop.edges), rows.moments(TRAIN), rows.moments(VALID)
-    )
+    targets = bin_of(rows.remaining, shop.edges)
+    train, valid = rows.moments(TRAIN), rows.moments(VALID)
+    examples = Examples(rows.inputs, targets, train, valid, rows.weights())
     return _fit(shop, examples, f"decode-{name}", report).network
 
 
@@ -122,7 +122,8 @@ def fit_reestimate(
         [prompts[rows.request], age / shop.edges[-1], np.log1p(age)], axis=1, dtype=np.float16
     )
     targets = bin_of(rows.remaining, shop.edges)
-    examples = Examples(inputs, targets, rows.moments(TRAIN), rows.moments(VALID))
+    train, valid = rows.moments(TRAIN), rows.moments(VALID)
+    examples = Examples(inputs, targets, train, valid, rows.weights())
     return probabilities(_fit(shop, examples, "reestimate", report).network, inputs)
 
 

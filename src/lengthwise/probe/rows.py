@@ -39,6 +39,16 @@ class Rows:
         """The usable requests of a split."""
         return np.flatnonzero((self.split == split) & self.usable)
 
+    def weights(self) -> NDArray[np.float32]:
+        """How many tokens of its answer each moment stands for, [moments].
+
+        Of a training answer only some moments are kept, and no more of a long one. The tokens that
+        a server sees are mostly those of long answers.
+        """
+        kept = np.bincount(self.request, minlength=self.length.size)
+        found: NDArray[np.float32] = (self.length - 1)[self.request] / kept[self.request]
+        return found.astype(np.float32)
+
     def most(self, moments: NDArray[np.int64]) -> NDArray[np.float64]:
         """How many tokens may still have come at each moment."""
         found: NDArray[np.float64] = (self.max_tokens - self.age[moments]).astype(np.float64)
