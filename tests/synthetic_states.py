@@ -17,7 +17,7 @@ from lengthwise.probe.states import (
 )
 
 LAYERS = [0, 2, 3]
-NOISE = {0: 3.0, 2: 0.8, 3: 1.5}  # layer 2 tells most
+NOISE = {0: 3.0, 2: 0.5, 3: 1.5}  # layer 2 tells most
 HIDDEN = 8
 MAX_TOKENS = 256
 
@@ -64,10 +64,10 @@ def make_shard(requests: int, seed: int, *, prompt_states: bool = False) -> Shar
         finished=length < MAX_TOKENS,
         split=split,
         prompt_tokens=prompt_tokens,
-        prompt_mean=np.stack([states_of(length.astype(float), 1.2) for _ in LAYERS], axis=1).astype(
+        prompt_mean=np.stack([states_of(length.astype(float), 1.6) for _ in LAYERS], axis=1).astype(
             np.float16
         ),
-        prompt_last=np.stack([states_of(length.astype(float), 0.6) for _ in LAYERS], axis=1).astype(
+        prompt_last=np.stack([states_of(length.astype(float), 1.0) for _ in LAYERS], axis=1).astype(
             np.float16
         ),
         decode_request=request[shuffled].astype(np.int32),

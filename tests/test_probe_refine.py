@@ -150,7 +150,7 @@ def test_a_bin_once_ruled_out_can_come_back() -> None:
     sure = np.eye(5, dtype=np.float32)
     start(posteriors, row, sure[:1])
     assert posteriors[0, 4] == 0
-    for _ in range(3):
+    for _ in range(5):
         refine(posteriors, row, sure[4:] * 0.98 + 0.004, np.array([1]), constants)
     assert posteriors[0, 4] > 0.9
 

@@ -209,7 +209,7 @@ def test_attention_finds_the_token_that_tells(tmp_path: Path) -> None:
     fitted = fit_network(
         Examples(flat, targets, rows[:400], rows[400:], starts=starts),
         2,
-        QUICK,
+        QUICK._replace(epochs=40),
         seed=0,
         checkpoint=tmp_path / "e.safetensors",
         progress=lambda part: None,
@@ -353,7 +353,7 @@ def test_too_few_requests_are_refused(
 def test_the_reference_models_states_tell_more_than_its_prompts(tmp_path: Path) -> None:
     """Real hidden states of the built-in model, by a way to them that has no vLLM in it."""
     pytest.importorskip("transformers", reason="transformers is not installed")
-    prompts = [each.text for each in generate(300, seed=5)]
+    prompts = [each.text for each in generate(120, seed=5)]
     collect(tmp_path / "s", prompts, seed=1)
     states = open_states(tmp_path / "s")
     assert states.requests.finished.mean() > 0.98
