@@ -15,6 +15,8 @@
     python scripts/fill_tables.py memory-grid grid.json   of bench/memory_grid.py --json
     python scripts/fill_tables.py fidelity fidelity.json  of `lengthwise calibrate --json`
     python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
+    python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
+    python scripts/fill_tables.py cutoff cutoff.json      of bench/preemption.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -56,6 +58,8 @@ COMMANDS = {
     "memory-grid": "python bench/memory_grid.py --json",
     "fidelity": "lengthwise calibrate DIR --against DIR … --json",
     "probe": "lengthwise train-probe DIR --layer auto --json",
+    "probe-overhead": "python bench/probe_overhead.py --json",
+    "cutoff": "python bench/preemption.py --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {
@@ -474,6 +478,44 @@ def probe_interval_table(kept: Row) -> list[str]:
     return table(["model", "tokens between", "τ", "ε", "raw", "refined"], rows)
 
 
+def probe_overhead_table(kept: Row) -> list[str]:
+    """One row for each interval."""
+    rows = [
+        [
+            str(row["interval"]),
+            str(row["batch"]),
+            number(row["stock_us"], ",.0f"),
+            number(row["added_us"], "+.0f"),
+            f"{row['added_percent']:+.1f} %",
+            number(row["spread_us"], ".0f"),
+        ]
+        for row in kept["rows"]
+    ]
+    heads = "steps between predictions,batch,stock µs a step,added µs,added,interquartile range µs"
+    return table(heads.split(","), rows)
+
+
+def cutoff_table(kept: Row) -> list[str]:
+    """One row for each situation and c."""
+    heads = (
+        "preemption,freed KV,load,c,mean s,p95 s,p99 s,recomputed tokens,peak KV,mean / best fixed"
+    )
+    rows = [
+        [
+            row["preemption"],
+            "kept" if row["prefix_caching"] else "lost",
+            row["load"],
+            f"{row['c']}" + " (best)" * row["best"],
+            *(f"{row[f'{name}_e2el_ms'] / 1e3:.2f}" for name in ("mean", "p95", "p99")),
+            f"{row['recomputed_tokens']:,.0f}",
+            number(row["peak_kv"], ".0%"),
+            f"{row['against_best']:.3f} ± {row['interval']:.3f}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
@@ -493,6 +535,8 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "probe-layers": probe_layer_table,
     "probe-ages": probe_age_table,
     "probe-intervals": probe_interval_table,
+    "probe-overhead": probe_overhead_table,
+    "cutoff": cutoff_table,
 }
 
 

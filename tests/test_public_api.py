@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "predict": {"request", "workload", "reference"},
     "probe": {"predict"},
     "vllm": {"request", "policy", "predict", "probe"},
-    "compare": {"workload", "measure", "predict", "reference", "vllm", "policy"},
+    "compare": {"workload", "measure", "predict", "probe", "reference", "vllm", "policy"},
 }
 LIGHT = [
     "lengthwise",

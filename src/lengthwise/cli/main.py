@@ -13,6 +13,7 @@ import typer
 
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
+from lengthwise.cli.collect import collect
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
@@ -39,6 +40,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(bench)
 app.command()(train)
 app.command()(evaluate)
+app.command()(collect)
 app.command()(train_probe)
 app.command()(report)
 app.command()(calibrate)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.policy.cutoff import LOST_AT_FIRST
 from lengthwise.policy.discipline import Discipline
 from lengthwise.request import new_table
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -43,6 +44,7 @@ RULES: Final = np.dtype(
         ("max_preemptions", np.int64),
         ("blend", np.float64),
         ("memory_growth", np.float64),
+        ("adapts", np.int64),  # place of the parameter that is "auto", -1 for none
     ]
 )
 
@@ -105,6 +107,9 @@ ENGINE: Final = np.dtype(
         ("blank", np.int64),  # free blocks without content, where there are runs
         ("oldest_run", np.int64),  # number of the oldest run
         ("next_run", np.int64),  # number of the run that comes next
+        ("lost_share", np.float64),  # of preempted tokens, computed again; see policy.cutoff
+        ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
+        ("cutoff", np.float64),  # c where it is "auto"
     ],
     align=True,
 )
@@ -203,6 +208,7 @@ def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
                 discipline.max_preemptions,
                 discipline.blend,
                 discipline.memory_growth,
+                discipline.adapts,
             )
         ],
         dtype=RULES,
@@ -215,6 +221,7 @@ def new_engines(count: int, blocks: int) -> NDArray[np.void]:
     engines["plans_s"] = np.inf
     engines["free_blocks"] = engines["blank"] = blocks
     engines["first"] = engines["last"] = -1
+    engines["lost_share"] = LOST_AT_FIRST
     return engines
 
 
