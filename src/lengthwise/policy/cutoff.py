@@ -16,7 +16,8 @@ as observed, a share 1 − m of the gain is kept, and
 
     c = (1 − m) · (1 − ρ · P / r) / (1 + ρ)            between 0 and 1
 
-Where KV is plenty, m is 0, freed blocks survive in the prefix cache, u is small and c near 1.
+Where KV is plenty, m is 0, freed blocks survive in the prefix cache, u is small and c near 1. u
+starts at 0 and fades while nobody is preempted: what was too dear once is tried again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Final
 
 from lengthwise.compiled import compiled
 
-#: u until something has been seen: the cautious end.
-LOST_AT_FIRST: Final = 1.0
+#: What is left of u from one look at the prices (every 8 steps) to the next.
+FADES: Final = 0.999
 
 _WEIGHT: Final = 0.02  # of a new observation: about the last 50 count
 

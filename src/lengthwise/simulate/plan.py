@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.cutoff import cutoff
+from lengthwise.policy.cutoff import FADES, cutoff
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
@@ -159,6 +159,7 @@ def _adapt(
         request = queue.table[requests[slot.request].row]
         prompt += request.prompt_tokens
         predicted += request.initial
+    engine.lost_share *= FADES
     engine.cutoff = cutoff(
         prompt / engine.running,
         predicted / engine.running,

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy.cutoff import LOST_AT_FIRST
 from lengthwise.policy.discipline import Discipline
 from lengthwise.request import new_table
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -221,7 +220,6 @@ def new_engines(count: int, blocks: int) -> NDArray[np.void]:
     engines["plans_s"] = np.inf
     engines["free_blocks"] = engines["blank"] = blocks
     engines["first"] = engines["last"] = -1
-    engines["lost_share"] = LOST_AT_FIRST
     return engines
 
 

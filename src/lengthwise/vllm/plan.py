@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.policy.cutoff import LOST_AT_FIRST, cutoff, observed, share_lost
+from lengthwise.policy.cutoff import FADES, cutoff, observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import victims_last
@@ -57,7 +57,7 @@ class Planner:
         self._ranked = False
         self._admissions = 0
         self._admitted: list[int] = []
-        self._lost_share = LOST_AT_FIRST
+        self._lost_share = 0.0
         self._thrown_out = 0.0
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
@@ -220,6 +220,7 @@ class Planner:
             return
         rows = np.array([self._live.row(r.request_id) for r in running], dtype=np.int64)
         table = self._live.table
+        self._lost_share *= FADES
         self.discipline.parameters.view(np.float64)[self.discipline.adapts] = cutoff(
             float(table["prompt_tokens"][rows].mean()),
             float(table["initial"][rows].mean()),
