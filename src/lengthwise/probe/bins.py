@@ -100,4 +100,5 @@ def transitions(edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     leave = np.minimum(1.0, 1 / np.diff(edges))  # a width of 1 may be off by rounding
     leave[0] = 0.0
-    return np.diag(1 - leave) + np.diag(leave[1:], -1)
+    matrix: NDArray[np.float64] = np.diag(1 - leave) + np.diag(leave[1:], -1)
+    return matrix

@@ -75,7 +75,7 @@ class Bootstrap:
         return _figure(first.sum() / second.sum(), (self._draws @ first) / (self._draws @ second))
 
     def _sums(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(self._request, weights=errors)
+        return np.asarray(np.bincount(self._request, weights=errors), dtype=np.float64)
 
 
 def _figure(value: float, resampled: NDArray[np.float64]) -> Figure:

@@ -111,7 +111,8 @@ def fit_network(
         kept.end_epoch(epoch, _loss(model, reader, targets, examples.valid))
         progress((epoch + 1) / recipe.epochs)
     model.load_state_dict(kept.best)
-    return model.folded()
+    fitted: Fitted = model.folded()
+    return fitted
 
 
 def probabilities(network: Network, states: NDArray[np.float16]) -> NDArray[np.float32]:

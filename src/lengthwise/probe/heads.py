@@ -21,7 +21,7 @@ from lengthwise.probe.fit import (
 )
 from lengthwise.probe.replay import within
 from lengthwise.probe.rows import Rows, prompt_inputs, prompt_tokens
-from lengthwise.probe.states import TRAIN, VALID, States
+from lengthwise.probe.states import TRAIN, VALID, Pooling, States
 
 Report = Callable[[float], None]  #: called with the part that is done, 0 to 1
 
@@ -75,13 +75,14 @@ def fit_prompts(
     targets = bin_of(rows.length, shop.edges)
     train, valid = rows.requests(TRAIN), rows.requests(VALID)
     heads = []
-    for number, pooling in enumerate(("mean", "last")):
+    poolings: tuple[Pooling, ...] = ("mean", "last")
+    for number, pooling in enumerate(poolings):
         inputs = prompt_inputs(states, layers, pooling)
         fitted = _fit(
             shop,
             Examples(inputs, targets, train, valid),
             f"prompt-{pooling}",
-            lambda part, done=number: report((done + part) / count),
+            _part_of(report, number, count),
         )
         heads.append(
             PromptHead(pooling, fitted.network, None, probabilities(fitted.network, inputs))
@@ -91,7 +92,7 @@ def fit_prompts(
             shop,
             Examples(tokens[0], targets, train, valid, starts=tokens[1]),
             "prompt-attention",
-            lambda part: report((2 + part) / count),
+            _part_of(report, 2, count),
         )
         assert fitted.query is not None
         inputs = attention_pooled(*tokens, fitted.query)
@@ -125,6 +126,11 @@ def fit_reestimate(
     train, valid = rows.moments(TRAIN), rows.moments(VALID)
     examples = Examples(inputs, targets, train, valid, rows.weights())
     return probabilities(_fit(shop, examples, "reestimate", report).network, inputs)
+
+
+def _part_of(report: Report, done: int, count: int) -> Report:
+    """The progress of one of `count` equal parts, `done` of which are behind."""
+    return lambda part: report((done + part) / count)
 
 
 def _fit(shop: Workshop, examples: Examples, name: str, report: Report) -> Fitted:

@@ -99,7 +99,8 @@ def counted_down(
 
 def within(estimates: NDArray[np.float64], most: NDArray[np.float64]) -> NDArray[np.float64]:
     """Estimates of what remains: at least 1, since the answer goes on, and at most `most`."""
-    return np.minimum(np.maximum(estimates, 1.0), most)
+    bounded: NDArray[np.float64] = np.minimum(np.maximum(estimates, 1.0), most)
+    return bounded
 
 
 def in_turns(request: NDArray[np.int64]) -> list[NDArray[np.int64]]:

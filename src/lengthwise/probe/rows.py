@@ -46,7 +46,7 @@ class Rows:
         a server sees are mostly those of long answers.
         """
         kept = np.bincount(self.request, minlength=self.length.size)
-        found: NDArray[np.float32] = (self.length - 1)[self.request] / kept[self.request]
+        found = (self.length - 1)[self.request] / kept[self.request]
         return found.astype(np.float32)
 
     def most(self, moments: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -177,7 +177,8 @@ class States:
         Raises:
             InputError: the layer is not stored, or a file is damaged.
         """
-        return self._read("decode_states", layer)[self._order]
+        sorted_states: NDArray[np.float16] = self._read("decode_states", layer)[self._order]
+        return sorted_states
 
     def prompt_pooled(self, layer: int, pooling: Pooling) -> NDArray[np.float16]:
         """The pooled prompt of each request at a layer, shape (requests, hidden).

@@ -103,7 +103,7 @@ class StateCollector:
         if decodes is None:
             return
         rows = _halves(decodes.states)
-        finite: NDArray[np.bool_] = np.isfinite(rows).all(axis=(1, 2))
+        finite = np.isfinite(rows).all(axis=(1, 2)).tolist()
         for place, request_id in enumerate(decodes.request_ids):
             kept = self._kept.get(request_id)
             if kept is None:
