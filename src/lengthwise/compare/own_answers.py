@@ -14,6 +14,7 @@ from lengthwise.compare.session import Session
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import Results
 from lengthwise.predict import Predictor, Prompt
+from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
@@ -108,7 +109,7 @@ def learn_from_answers(
     predictor = train(
         learnt,
         tokenizer,
-        seed=seed,
+        Recipe(seed=seed),
         progress=lambda what, part: progress.advance(int(100 * part), what),
     )
     predictor.save(folder)

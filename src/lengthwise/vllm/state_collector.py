@@ -103,7 +103,7 @@ class StateCollector:
         if decodes is None:
             return
         rows = _halves(decodes.states)
-        finite = np.isfinite(rows).all(axis=(1, 2)).tolist()
+        finite = [bool(np.isfinite(row).all()) for row in rows]
         for place, request_id in enumerate(decodes.request_ids):
             kept = self._kept.get(request_id)
             if kept is None:
