@@ -217,8 +217,9 @@ def fields(where: str) -> str:
 def python(_: str) -> str:
     """The public names of every room, with the first line of their docstrings."""
     parts = []
-    for room in ("", ".policy", ".predict", ".workload", ".measure", ".theory", ".reference"):
-        module = importlib.import_module(f"lengthwise{room}")
+    rooms = ("policy", "predict", "probe", "workload", "measure", "theory", "reference")
+    for name in ("lengthwise", *(f"lengthwise.{room}" for room in rooms)):
+        module = importlib.import_module(name)
         names = getattr(module, "__all__", [])
         if names:
             rows = [member(getattr(module, name), name) for name in names]

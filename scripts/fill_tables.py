@@ -14,6 +14,9 @@
     python scripts/fill_tables.py scarce-kv kv.json       of bench/scarce_kv.py --json
     python scripts/fill_tables.py memory-grid grid.json   of bench/memory_grid.py --json
     python scripts/fill_tables.py fidelity fidelity.json  of `lengthwise calibrate --json`
+    python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
+    python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
+    python scripts/fill_tables.py cutoff cutoff.json      of bench/preemption.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -54,6 +57,16 @@ COMMANDS = {
     "scarce-kv": "python bench/scarce_kv.py --json",
     "memory-grid": "python bench/memory_grid.py --json",
     "fidelity": "lengthwise calibrate DIR --against DIR … --json",
+    "probe": "lengthwise train-probe DIR --layer auto --json",
+    "probe-overhead": "python bench/probe_overhead.py --json",
+    "cutoff": "python bench/preemption.py --json",
+}
+#: Tables that show other columns of what another table shows.
+SOURCES = {
+    "overhead-summary": "overhead",
+    "probe-layers": "probe",
+    "probe-ages": "probe",
+    "probe-intervals": "probe",
 }
 Row = Mapping[str, Any]
 
@@ -390,6 +403,119 @@ def fidelity_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
+METHODS = {
+    "prompt_only": "prompt only",
+    "reestimated": "prompt and age",
+    "raw": "raw",
+    "refined": "refined",
+}
+
+
+def probe_table(kept: Row) -> list[str]:
+    """One row for each probe: errors in tokens, and how many times smaller the refined one is."""
+    heads = (
+        "model,layer,bins,test answers,prompt only,prompt and age,raw,refined,"
+        "prompt only / refined,prompt and age / refined,raw / refined"
+    )
+    rows = [
+        [
+            row["label"],
+            ", ".join(map(str, row["layers"])),
+            f"{len(row['edges']) - 1} {row['bins']}",
+            f"{row['test_requests']:,}",
+            *(interval(row, f"mae_{name}", ".1f") for name in METHODS),
+            *(interval(row, f"ratio_{name}", ".2f") for name in list(METHODS)[:-1]),
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def probe_layer_table(kept: Row) -> list[str]:
+    """One row for each layer of each probe."""
+    rows = [
+        [
+            row["label"],
+            f"{each['layer']}" + " (chosen)" * (row["layers"] == [each["layer"]]),
+            f"{each['mae_valid']:.1f}",
+            interval(each, "mae_raw", ".1f"),
+        ]
+        for row in kept["rows"]
+        for each in row["by_layer"]
+    ]
+    return table(["model", "layer", "validation", "test (95 % interval)"], rows)
+
+
+def probe_age_table(kept: Row) -> list[str]:
+    """One row for each tenth of each probe's test tokens."""
+    rows = [
+        [
+            row["label"],
+            f"{each['age_from']}–{each['age_to']}",
+            f"{each['mean_remaining']:.0f}",
+            *(f"{each[f'mae_{name}']:.1f}" for name in METHODS),
+        ]
+        for row in kept["rows"]
+        for each in row["by_age_decile"]
+    ]
+    return table(["model", "age", "tokens to come", *METHODS.values()], rows)
+
+
+def probe_interval_table(kept: Row) -> list[str]:
+    """One row for each interval of each probe."""
+    rows = [
+        [
+            row["label"],
+            str(each["interval"]),
+            f"{each['temper']:g}",
+            f"{each['epsilon']:g}",
+            f"{each['mae_raw']:.1f}",
+            f"{each['mae_refined']:.1f}",
+        ]
+        for row in kept["rows"]
+        for each in row["by_interval"]
+    ]
+    return table(["model", "tokens between", "τ", "ε", "raw", "refined"], rows)
+
+
+def probe_overhead_table(kept: Row) -> list[str]:
+    """One row for each interval."""
+    rows = [
+        [
+            str(row["interval"]),
+            str(row["batch"]),
+            number(row["stock_us"], ",.0f"),
+            number(row["added_us"], "+.0f"),
+            f"{row['added_percent']:+.1f} %",
+            number(row["spread_us"], ".0f"),
+        ]
+        for row in kept["rows"]
+    ]
+    heads = "steps between predictions,batch,stock µs a step,added µs,added,interquartile range µs"
+    return table(heads.split(","), rows)
+
+
+def cutoff_table(kept: Row) -> list[str]:
+    """One row for each situation and c."""
+    heads = (
+        "preemption,freed KV,load,c,mean s,p95 s,p99 s,recomputed tokens,peak KV,mean / best fixed"
+    )
+    rows = [
+        [
+            row["preemption"],
+            "kept" if row["prefix_caching"] else "lost",
+            row["load"],
+            f"{row['c']}" + " (best)" * row["best"],
+            *(f"{row[f'{name}_e2el_ms'] / 1e3:.2f}" for name in ("mean", "p95", "p99")),
+            f"{row['recomputed_tokens']:,.0f}",
+            number(row["peak_kv"], ".0%"),
+            f"{row['against_best']:.3f} ± {row['interval']:.3f}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "overhead": overhead_table,
@@ -405,6 +531,12 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "scarce-kv": scarce_table,
     "memory-grid": memory_grid_table,
     "fidelity": fidelity_table,
+    "probe": probe_table,
+    "probe-layers": probe_layer_table,
+    "probe-ages": probe_age_table,
+    "probe-intervals": probe_interval_table,
+    "probe-overhead": probe_overhead_table,
+    "cutoff": cutoff_table,
 }
 
 
@@ -419,6 +551,11 @@ def ratio(row: Row, name: str) -> str:
     if median is None:
         return "—"
     return f"{median:.2f}×" + (f" ({low:.2f}–{high:.2f})" if low < high else "")
+
+
+def interval(row: Row, name: str, form: str) -> str:
+    """37.0 (35.1–39.2): a figure and the ends of its interval."""
+    return f"{row[name]:{form}} ({row[f'{name}_low']:{form}}–{row[f'{name}_high']:{form}})"
 
 
 def number(value: float | None, form: str) -> str:
@@ -440,7 +577,7 @@ def filled(text: str) -> str:
     """A page with every block whose results are kept written afresh."""
 
     def block(found: re.Match[str]) -> str:
-        path = RESULTS / f"{found[2].removesuffix('-summary')}.json"
+        path = RESULTS / f"{SOURCES.get(found[2], found[2])}.json"
         if not path.is_file():
             return found[0]
         kept = json.loads(path.read_text(encoding="utf-8"))

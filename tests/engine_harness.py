@@ -70,6 +70,7 @@ def build_scheduler(
     max_loras: int = 0,
     model_runner: Literal[1, 2] = 1,
     log_stats: bool = False,
+    worker: str = "auto",
     lengthwise: Mapping[str, object] | None = None,
 ) -> Any:
     """A scheduler as the engine core builds it.
@@ -88,10 +89,17 @@ def build_scheduler(
         max_loras: adapters a batch may hold; 0 for no LoRA.
         model_runner: which of vLLM's model runners the output is made for.
         log_stats: gather the statistics that a server logs.
+        worker: the class that the workers are told to be; there are none here.
         lengthwise: our part of vLLM's `additional_config`.
     """
     import torch
-    from vllm.config import CacheConfig, LoRAConfig, SchedulerConfig, VllmConfig
+    from vllm.config import (
+        CacheConfig,
+        LoRAConfig,
+        ParallelConfig,
+        SchedulerConfig,
+        VllmConfig,
+    )
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -108,6 +116,7 @@ def build_scheduler(
             watermark=watermark,
             async_scheduling=False,
         ),
+        parallel_config=ParallelConfig(worker_cls=worker),
         cache_config=CacheConfig(block_size=block_size, enable_prefix_caching=prefix_caching),
         lora_config=LoRAConfig(max_loras=max_loras) if max_loras else None,
         additional_config={"lengthwise": dict(lengthwise)} if lengthwise is not None else {},

@@ -44,13 +44,13 @@ def test_sjf_is_the_total_and_srpt_what_remains() -> None:
 
 
 def test_trail_never_preempts_past_its_cutoff() -> None:
-    fields = {"expected": 100.0, "remaining": 30.0}
+    fields = {"initial": 100.0, "expected": 120.0, "remaining": 30.0}
     assert rank("trail", {"c": 0.8}, state=RUNNING, age=79, **fields) == 30.0
     assert rank("trail", {"c": 0.8}, state=RUNNING, age=80, **fields) == -math.inf
 
 
 def test_trail_does_not_send_a_waiting_request_past_its_cutoff_to_the_end() -> None:
-    assert rank("trail", {"c": 0.5}, state=WAITING, age=90, expected=100.0, remaining=12.0) == 12.0
+    assert rank("trail", {"c": 0.5}, state=WAITING, age=90, initial=100.0, remaining=12.0) == 12.0
 
 
 def test_gittins_ranks_by_its_index_and_tie_by_the_inflated_length() -> None:

@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "simulate": {"request", "policy", "workload", "measure"},
     "reference": {"workload"},
     "predict": {"request", "workload", "reference"},
-    "vllm": {"request", "policy", "predict"},
-    "compare": {"workload", "measure", "predict", "reference", "vllm", "policy"},
+    "probe": {"predict"},
+    "vllm": {"request", "policy", "predict", "probe"},
+    "compare": {"workload", "measure", "predict", "probe", "reference", "vllm", "policy"},
 }
 LIGHT = [
     "lengthwise",
@@ -38,6 +39,7 @@ LIGHT = [
     "lengthwise.measure",
     "lengthwise.simulate",
     "lengthwise.theory",
+    "lengthwise.probe",
 ]
 HEAVY = {"torch", "vllm", "transformers"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.

@@ -20,6 +20,7 @@ from lengthwise.reference import model_path
 from lengthwise.reference.corpus import WRITERS, answer, exchanges
 from lengthwise.reference.prompts import FAMILIES, generate
 from lengthwise.reference.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY
+from lengthwise.reference.train import configuration
 
 MODEL = model_path()
 FILES = (
@@ -51,6 +52,15 @@ def test_importing_the_package_does_not_import_torch() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.stdout.strip() == "[]", printed.stderr
+
+
+def test_the_models_configuration_is_that_of_the_script() -> None:
+    assert json.loads((MODEL / "config.json").read_text(encoding="utf-8")) == configuration()
+    other = configuration(width=192, layers=8)
+    assert other["num_attention_heads"] * other["head_dim"] == other["hidden_size"] == 192
+    assert other["num_attention_heads"] % other["num_key_value_heads"] == 0
+    with pytest.raises(InputError, match="multiple of 64"):
+        configuration(width=100)
 
 
 def test_the_weights_are_finite_bfloat16_and_as_many_as_the_card_says() -> None:

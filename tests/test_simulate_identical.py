@@ -95,6 +95,7 @@ def plain(
         row.prompt_tokens = trace.prompt_tokens[i]
         for name, value in zip(PREDICTION, predictions[i], strict=True):
             row[name] = value
+        row.initial = row.expected
         row.remaining = max(row.expected, 1.0)
         jobs.append(Job(i, row, int(trace.output_tokens[i])))
     limits = limits_of(engine, blocks, shares=False).view(np.recarray)[0]

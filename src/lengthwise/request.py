@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 FREE: Final = 0  #: the row is not in use
 WAITING: Final = 1  #: queued and may be admitted
 RUNNING: Final = 2  #: holds a slot
+BY_PROBE: Final = 2  #: value of `predicted`
 PARKED: Final = 3  #: neither queued nor running: waits for remote KV or for streaming input
 
 REQUEST: Final = np.dtype(
@@ -38,7 +39,9 @@ REQUEST: Final = np.dtype(
         ("low", np.float64),  # 10 % quantile of the total
         ("median", np.float64),  # 50 % quantile
         ("high", np.float64),  # 90 % quantile
-        ("predicted", np.int32),  # 1: the five above are its own; 0: the running median stands in
+        ("initial", np.float64),  # `expected` as it was before the first token; never changes then
+        ("predicted_age", np.int32),  # the age at which the four were predicted; 0: from the prompt
+        ("predicted", np.int32),  # 0: the running median stands in; 1: its own; 2: from the probe
         # What the request has used and would cost.
         ("prompt_tokens", np.int32),
         ("cached_tokens", np.int32),  # prompt tokens found in the prefix cache when last looked up

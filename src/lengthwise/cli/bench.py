@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+PREDICTOR_FOLDER = "predictor"  # within the results, where `bench reference` trains its own
+
 
 class Arrivals(StrEnum):
     """The gaps between arrivals, where the load does not say them."""
@@ -20,7 +22,10 @@ class Arrivals(StrEnum):
 def bench(
     workload: Annotated[
         Path,
-        typer.Argument(help="Table of prompts and answer lengths: .parquet, .jsonl or .csv."),
+        typer.Argument(
+            help="Table of prompts and answer lengths: .parquet, .jsonl or .csv; or `reference`: "
+            "the built-in model's own prompts, each answered to its own end."
+        ),
     ],
     server_flags: Annotated[
         list[str] | None,
@@ -35,7 +40,20 @@ def bench(
     ] = ["fcfs,ltr,srpt,oracle"],  # noqa: B006  (typer copies it)
     predictor: Annotated[
         str | None,
-        typer.Option(help="Folder made by `lengthwise train`, or `noisy-oracle:TAU`, …."),
+        typer.Option(
+            help="Folder made by `lengthwise train`, or `noisy-oracle:TAU`, …; for `reference` one "
+            "is trained if none is given."
+        ),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(help="Folder made by `lengthwise train-probe`; runs in every round."),
+    ] = None,
+    interval: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
+        ),
     ] = None,
     load: Annotated[
         list[str] | None,
@@ -99,13 +117,14 @@ def bench(
     --load burst,1.2 --repeats 3 --out build/b`
     """
     from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.own_answers import OWN_ANSWER_FLAGS, run_own_answers
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import predictor_setting, require_matching_predictor
     from lengthwise.cli.train import parse_where
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.run_info import describe_run
-    from lengthwise.compare.server_command import model_path
+    from lengthwise.compare.server_command import REFERENCE, model_path, probe_of
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.errors import InputError
@@ -118,9 +137,19 @@ def bench(
         raise InputError(
             f"unexpected argument {flags[0]!r}: one WORKLOAD, then -- and vLLM's flags"
         )
-    settings = parse_policies(policy, predictor_setting(predictor))
-    for each in settings.values():
-        require_matching_predictor(each, model)
+    own = str(workload) == REFERENCE and not workload.exists()
+    if own and model != REFERENCE:
+        raise InputError("`bench reference` serves the built-in model: leave --model out")
+    if own:
+        flags = [*OWN_ANSWER_FLAGS, *flags]
+    chosen_predictor = predictor_setting(predictor)
+    if own and predictor is None:
+        chosen_predictor = str((out / PREDICTOR_FOLDER).absolute())
+    settings = parse_policies(policy, chosen_predictor)
+    if not own or predictor is not None:
+        for each in settings.values():
+            require_matching_predictor(each, model)
+    wanted = probe_of(probe, interval, model)
     recorded = read_trace(trace or workload, speed) if arrivals is Arrivals.TRACE else None
     if recorded is not None and (load or rate):
         raise InputError("--arrivals trace says when requests arrive: leave --load and --rate out")
@@ -132,6 +161,25 @@ def bench(
         seed=seed,
     )
     tokenizer = load_tokenizer(model_path(model))
+    if own:
+        with (
+            ConsoleProgress() as progress,
+            open_session(
+                model, out, flags=flags, port=port, progress=progress, probe=wanted
+            ) as session,
+        ):
+            run_own_answers(
+                plan,
+                session,
+                tokenizer,
+                out,
+                learn_into=None if predictor else out / PREDICTOR_FOLDER,
+                count=requests,
+                probe=wanted,
+                progress=progress,
+            )
+        show_results(out, json=json)
+        return
     table = load_dataset(
         workload,
         prompt_column=prompt_column,
@@ -145,7 +193,9 @@ def bench(
         table.refuse_rejected()
     with (
         ConsoleProgress() as progress,
-        open_session(model, out, flags=flags, port=port, progress=progress) as session,
+        open_session(
+            model, out, flags=flags, port=port, progress=progress, probe=wanted
+        ) as session,
     ):
         chosen, notes = choose_requests(
             table, tokenizer, count=requests, max_model_len=session.max_model_len, seed=seed

@@ -13,6 +13,7 @@ import typer
 
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
+from lengthwise.cli.collect import collect
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
@@ -21,6 +22,7 @@ from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
 from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
+from lengthwise.cli.train_probe import train_probe
 from lengthwise.cli.tune import tune
 from lengthwise.errors import LengthwiseError
 
@@ -38,6 +40,8 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(bench)
 app.command()(train)
 app.command()(evaluate)
+app.command()(collect)
+app.command()(train_probe)
 app.command()(report)
 app.command()(calibrate)
 app.command()(simulate)

@@ -35,6 +35,19 @@ def serve(
             show_default="declared",
         ),
     ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder made by `lengthwise train-probe`: the model's own hidden states then "
+            "correct predictions while an answer is made."
+        ),
+    ] = None,
+    interval: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
+        ),
+    ] = None,
     settings: Annotated[
         Path | None,
         typer.Option(help="Your own settings file, watched while serving; made if missing."),
@@ -52,7 +65,7 @@ def serve(
     printed at the start.
     """
     from lengthwise.compare.server import Server
-    from lengthwise.compare.server_command import server_command
+    from lengthwise.compare.server_command import probe_of, server_command
     from lengthwise.policy import get_policy
 
     if model.startswith("-"):
@@ -61,11 +74,15 @@ def serve(
         )
     chosen, path = _settings(policy, predictor, settings, port)
     require_matching_predictor(chosen, model)
-    command = server_command(model, path, host=host, port=port, flags=context.args)
+    wanted = probe_of(probe, interval, model)
+    command = server_command(model, path, host=host, port=port, flags=context.args, probe=wanted)
     if sys.stderr.isatty():
         command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
     predicts = get_policy(chosen.policy).predicts
     _say(f"policy {chosen.policy}" + (f", predictor {chosen.predictor}" if predicts else ""))
+    if wanted is not None:
+        layers = ", ".join(map(str, wanted.layers))
+        _say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")
     if predicts and chosen.predictor == "declared":
         _say(
             "lengths are what callers declare (vllm_xargs: lengthwise_expected_tokens); "

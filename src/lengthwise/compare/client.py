@@ -35,11 +35,22 @@ class ReplayRequest:
         prompt_ids: the prompt in the served model's tokens, chat template applied.
         output_tokens: the answer's length to reproduce (ending is forced there and only there);
             None lets the model end its answer by itself.
+        seed: of an answer that the model ends by itself, so that it says the same in every round;
+            None answers at random.
+        known_tokens: of such an answer, its length where an earlier run found it out. Only oracles
+            are told.
     """
 
     number: int
     prompt_ids: Sequence[int]
     output_tokens: int | None
+    seed: int | None = None
+    known_tokens: int | None = None
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer as far as they are known, 0 where they are not."""
+        return self.output_tokens or self.known_tokens or 0
 
 
 @dataclass(frozen=True)
@@ -217,11 +228,13 @@ def request_body(job: ReplayJob, request: ReplayRequest) -> dict[str, object]:
     }
     if request.output_tokens is None:
         body["max_tokens"] = job.max_tokens
+        if request.seed is not None:
+            body |= {"seed": request.seed, "temperature": 1.0}
     else:
         # What is said does not matter here, only for how long: greedy is the cheapest.
         body |= {"max_tokens": request.output_tokens, "ignore_eos": True, "temperature": 0.0}
-        if job.tell_truth:
-            hints["lengthwise_true_tokens"] = request.output_tokens
+    if job.tell_truth and request.answer_tokens:
+        hints["lengthwise_true_tokens"] = request.answer_tokens
     return body
 
 

@@ -17,22 +17,19 @@ import numpy as np
 
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.load import Burst, Capacity
+from lengthwise.compare.own_answers import answer_all, held_out_tau, unforced
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.requests import describe_requests
 from lengthwise.compare.rounds import Plan, run_and_keep
 from lengthwise.compare.run_info import describe_run
 from lengthwise.compare.server_command import REFERENCE
-from lengthwise.compare.session import Session, open_session
+from lengthwise.compare.session import open_session
 from lengthwise.compare.specs import parse_policies
-from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.predict import Predictor, Prompt
 from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.prompts import generate
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.dataset import Dataset
 
 POLICIES = "fcfs,ltr,srpt,oracle"
@@ -50,8 +47,6 @@ _ROUND_WORK = 1.2 * (len(POLICIES.split(",")) * len(LOADS) + 2)
 _PROBE_PROMPTS = 64  # answered first, to see how fast the machine is
 _PROMPTS = (200, 2000)  # fewest and most that the predictor learns from
 _REQUESTS = (60, 400)  # fewest and most in a round
-_CLIENTS = 48  # three batches: the engine never runs dry while lengths are collected
-_LONGEST_ANSWER = 1024
 
 
 @dataclass(frozen=True)
@@ -81,11 +76,11 @@ def run_demo(out: Path, *, seed: int, port: int | None, progress: Progress) -> N
     prompts = [prompt.text for prompt in generate(most, seed)]
     with open_session(REFERENCE, out, flags=(), port=port, progress=progress) as session:
         encoded = tokenizer.encode_chat_many(prompts)
-        probe = _answer_all(session, "probe", encoded[:_PROBE_PROMPTS], progress)
+        probe = answer_all(session, "probe", unforced(encoded[:_PROBE_PROMPTS]), progress)
         sizes = choose_sizes(probe, _TOTAL_S - (time.monotonic() - began))
         count = sizes.prompts + sizes.requests
         rest = slice(_PROBE_PROMPTS, _PROBE_PROMPTS + count)
-        answers = _answer_all(session, "collect", encoded[rest], progress)
+        answers = answer_all(session, "collect", unforced(encoded[rest]), progress)
         lengths = np.array([answer.output_tokens for answer in answers], dtype=np.int64)
         learnt = Dataset(
             name=f"{sizes.prompts} answers of the built-in model",
@@ -108,7 +103,7 @@ def run_demo(out: Path, *, seed: int, port: int | None, progress: Progress) -> N
             ReplayRequest(number, encoded[rest][sizes.prompts + number], int(length))
             for number, length in enumerate(lengths[sizes.prompts :])
         ]
-        tau = _held_out_tau(predictor, requests)
+        tau = held_out_tau(predictor, requests)
         progress.note(f"learnt from {sizes.prompts:,} answers; tau on held-out prompts {tau:.2f}")
         progress.note(describe_requests(requests))
         notes = [
@@ -153,31 +148,3 @@ def choose_sizes(probe: Sequence[Answer], left_s: float) -> Sizes:
 
 def _within(limits: tuple[int, int], value: float) -> int:
     return int(min(max(value, limits[0]), limits[1]))
-
-
-def _answer_all(
-    session: Session, name: str, encoded: Sequence[list[int]], progress: Progress
-) -> list[Answer]:
-    """Let the model answer each prompt in its own length."""
-    progress.stage("letting the model answer", len(encoded))
-    observed = session.run_round(
-        name,
-        Settings(),
-        [ReplayRequest(number, ids, None) for number, ids in enumerate(encoded)],
-        scheduled_s=None,
-        clients=_CLIENTS,
-        max_tokens=_LONGEST_ANSWER,
-        progress=lambda answered, failed: progress.advance(answered),
-    )
-    answers = observed.replay.answers
-    errors = [answer.error for answer in answers if answer.error]
-    if errors:
-        raise LengthwiseError(f"{len(errors)} prompts were not answered: {errors[0]}")
-    return answers
-
-
-def _held_out_tau(predictor: Predictor, requests: Sequence[ReplayRequest]) -> float:
-    """Kendall's tau-b between predicted scores and the lengths of the requests."""
-    scores = [predictor.predict(Prompt(each.prompt_ids, {})).score for each in requests]
-    tau = kendall_tau([each.output_tokens or 0 for each in requests], scores)
-    return float("nan") if tau is None else tau

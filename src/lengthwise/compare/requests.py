@@ -79,7 +79,7 @@ def choose_requests(
 def describe_requests(requests: Sequence[ReplayRequest]) -> str:
     """One line: how many requests, and how long."""
     prompts = np.array([len(request.prompt_ids) for request in requests])
-    answers = np.array([request.output_tokens or 0 for request in requests])
+    answers = np.array([request.answer_tokens for request in requests])
     return (
         f"{len(requests):,} requests: prompts of {prompts.mean():.0f} tokens on average, answers "
         f"of {answers.mean():.0f} (median {np.median(answers):.0f}, "

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lengthwise import reference
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.probe.artifact import Probe
+from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
 
 REFERENCE = "reference"  #: the name of the built-in model
 
@@ -27,13 +29,20 @@ REFERENCE_FLAGS: Mapping[str, str | None] = {
     "--dtype": "float32",
     "--enforce-eager": None,
 }
-_REFERENCE_KV_GIB = "1"
+REFERENCE_ENVIRONMENT: Mapping[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
 
 #: Flags that Lengthwise sets itself, and what to use instead.
 _OWN_FLAGS: Mapping[str, str] = {
     "--model": "name the model as the first argument",
     "--scheduler-cls": "Lengthwise is the scheduler here; use plain vLLM for another one",
     "--uds": "a Unix socket is not supported here; use --host and --port",
+}
+
+
+_NOT_WITH_PROBE: Mapping[str, str] = {
+    "--worker-cls": "the probe needs Lengthwise's own worker",
+    "--speculative-config": "hidden states of proposed tokens that are rejected cannot be told "
+    "apart yet; leave one of the two out",
 }
 
 
@@ -68,6 +77,7 @@ def server_command(
     port: int,
     flags: Sequence[str] = (),
     development_routes: bool = False,
+    probe: ProbeWanted | None = None,
 ) -> ServerCommand:
     """Put a server's command line together, and refuse what cannot work before it starts.
 
@@ -79,17 +89,14 @@ def server_command(
         flags: vLLM's own flags, as the user gave them.
         development_routes: serve vLLM's development routes too (a benchmark resets the prefix
             cache between rounds through one). Not for a server that others can reach.
+        probe: from `probe_of`, what predicts from hidden states; None for none.
 
     Raises:
         InputError: vLLM is absent or of an unsupported version, a flag is Lengthwise's own, the
             port is taken, or the model's folder does not exist.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise missing_extra("vllm", "cpu")
-    from lengthwise.vllm.compat import require_supported_version
-
-    require_supported_version()
-    given = {_flag_name(flag) for flag in flags if flag.startswith("--")}
+    require_vllm()
+    given = {flag_name(flag) for flag in flags if flag.startswith("--")}
     for flag in given & _OWN_FLAGS.keys():
         raise InputError(f"{flag} cannot be passed on to vLLM: {_OWN_FLAGS[flag]}")
     require_free_port(host, port)
@@ -101,17 +108,58 @@ def server_command(
             "the key 'lengthwise' of --additional-config is set by Lengthwise itself: "
             "use --settings FILE for a settings file of your own"
         )
-    additional["lengthwise"] = {"settings": str(settings)}
+    ours: dict[str, object] = {"settings": str(settings)}
+    if probe is not None:
+        for flag, instead in _NOT_WITH_PROBE.items():
+            if flag in given:
+                raise InputError(f"{flag} does not go with --probe: {instead}")
+        ours[PROBE] = probe.model_dump(exclude_defaults=True)
+        arguments += ["--worker-cls", WORKER]
+    additional["lengthwise"] = ours
     arguments += ["--additional-config", json.dumps(additional)]
     environment = dict(os.environ)
     if model == REFERENCE:
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", _REFERENCE_KV_GIB)
+        for name, text in REFERENCE_ENVIRONMENT.items():
+            environment.setdefault(name, text)
         for flag, value in REFERENCE_FLAGS.items():
             if not given & {flag, flag.replace("--", "--no-", 1)}:
                 arguments += [flag] if value is None else [flag, value]
     if development_routes:
         environment["VLLM_SERVER_DEV_MODE"] = "1"
     return ServerCommand([*arguments, *passed_on], environment, host, port)
+
+
+def probe_of(folder: Path | None, interval: int | None, model: str) -> ProbeWanted | None:
+    """What the worker has to be told of a probe; None without one.
+
+    Raises:
+        InputError: the probe cannot be read or is plainly for another model.
+    """
+    if folder is None:
+        if interval is not None:
+            raise InputError("--interval is the probe's: add --probe DIR")
+        return None
+    probe = Probe.load(folder)
+    config = Path(model_path(model)) / "config.json"
+    if config.is_file():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        # Half a minute before the engine would say so; it checks the weights as well.
+        probe.check(
+            hidden_size=values.get("hidden_size"), layers_total=values.get("num_hidden_layers")
+        )
+    layers = tuple(sorted(probe.metadata.layers))
+    return ProbeWanted(
+        folder=str(folder.absolute()), layers=layers, interval=interval or DEFAULT_INTERVAL
+    )
+
+
+def require_vllm() -> None:
+    """Raise InputError where vLLM is absent or of an unsupported version."""
+    if importlib.util.find_spec("vllm") is None:
+        raise missing_extra("vllm", "cpu")
+    from lengthwise.vllm.compat import require_supported_version
+
+    require_supported_version()
 
 
 def model_path(model: str) -> str:
@@ -152,7 +200,7 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def _flag_name(flag: str) -> str:
+def flag_name(flag: str) -> str:
     """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
     return flag.split("=", 1)[0].replace("_", "-")
 
@@ -163,7 +211,7 @@ def _take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, 
     texts: list[str] = []
     remaining = iter(flags)
     for flag in remaining:
-        if not flag.startswith("--") or _flag_name(flag) != "--additional-config":
+        if not flag.startswith("--") or flag_name(flag) != "--additional-config":
             passed_on.append(flag)
         elif "=" in flag:
             texts.append(flag.split("=", 1)[1])

@@ -26,6 +26,7 @@ from lengthwise.compare.server_command import free_port, server_command
 from lengthwise.compare.step_seconds import StepSeconds
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.vllm.settings import Settings
 
 _DRAIN_PATIENCE_S = 15.0
@@ -135,7 +136,13 @@ class Session:
 
 @contextmanager
 def open_session(
-    model: str, out: Path, *, flags: Sequence[str], port: int | None, progress: Progress
+    model: str,
+    out: Path,
+    *,
+    flags: Sequence[str],
+    port: int | None,
+    progress: Progress,
+    probe: ProbeWanted | None = None,
 ) -> Iterator[Session]:
     """Start a server and a client for the rounds of one run, and stop both in the end.
 
@@ -145,6 +152,7 @@ def open_session(
         flags: vLLM's own flags.
         port: the server's TCP port; None takes a free one.
         progress: told about the start, which takes half a minute.
+        probe: from `probe_of`, the probe that the worker runs in every round; None for none.
 
     Raises:
         InputError: the server cannot be started as asked.
@@ -166,6 +174,7 @@ def open_session(
         port=free_port() if port is None else port,
         flags=[*flags, "--disable-uvicorn-access-log"],
         development_routes=True,
+        probe=probe,
     )
     Settings().write(settings)
     progress.stage(f"starting vLLM with {model}")

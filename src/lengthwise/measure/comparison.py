@@ -136,12 +136,14 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
     """Compare the policies of a run.
 
     Args:
-        results: the run; its baseline is the policy `fcfs`, its oracle the policy `oracle`.
+        results: the run; its baseline is the policy `fcfs`, its oracle the policy `oracle`, or
+            `trail+` where that is the only one that knows the lengths.
         objectives: see `metrics.parse_objectives`.
     """
     infos = [each.info for each in results.rounds]
     labels = list(dict.fromkeys(info.policy for info in infos))
-    baseline, oracle = _named("fcfs", labels), _named("oracle", labels)
+    baseline = _named("fcfs", labels)
+    oracle = _named("oracle", labels) or _named("trail+", labels)
     capacity = Spread.of(
         math.nan if info.capacity_tokens_per_s is None else info.capacity_tokens_per_s
         for info in infos
@@ -171,6 +173,12 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
 def base_name(policy: str) -> str:
     """The policy's name in a label such as `srpt:max_overtakes=50`."""
     return policy.partition(":")[0]
+
+
+def knows_lengths(policy: str) -> bool:
+    """Whether the policy of a label is told the true lengths: a bound, and no choice."""
+    name = base_name(policy)
+    return name.startswith("oracle") or name == "trail+"
 
 
 def depends_on_clock(load: str) -> bool:

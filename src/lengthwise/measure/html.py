@@ -6,7 +6,13 @@ from html import escape
 from importlib import resources
 
 from lengthwise.measure import svg
-from lengthwise.measure.comparison import Comparison, PolicyResult, RoundResult, Spread, base_name
+from lengthwise.measure.comparison import (
+    Comparison,
+    PolicyResult,
+    RoundResult,
+    Spread,
+    knows_lengths,
+)
 from lengthwise.measure.method import METHOD
 from lengthwise.measure.plot import Drawing, Series, draw_load, series
 from lengthwise.measure.results import Results
@@ -92,8 +98,7 @@ def _policies(load: str, results: list[PolicyResult], comparison: Comparison) ->
     rivals = [
         result
         for result in results
-        if result.ratios.get("mean_e2el_ms") is not None
-        and not base_name(result.policy).startswith("oracle")
+        if result.ratios.get("mean_e2el_ms") is not None and not knows_lengths(result.policy)
     ]
     best = max(rivals, key=lambda result: result.ratios["mean_e2el_ms"].median, default=None)
     factors = "".join(f"<th>{name}</th>" for name, _ in _FACTORS)

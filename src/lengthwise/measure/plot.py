@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.measure import svg
-from lengthwise.measure.comparison import Comparison, PolicyResult, base_name
+from lengthwise.measure.comparison import Comparison, PolicyResult, knows_lengths
 from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.record import Records
 from lengthwise.measure.wording import broken_label, seconds
@@ -55,7 +55,7 @@ def series(comparison: Comparison) -> dict[str, Series]:
     for label in dict.fromkeys(result.policy for result in comparison.results):
         if label == comparison.baseline:
             looks[label] = Series(svg.BASELINE, ())
-        elif label == comparison.oracle or base_name(label).startswith("oracle"):
+        elif label == comparison.oracle or knows_lengths(label):
             looks[label] = Series(svg.ORACLE, (2.5, 1.5))
         else:
             count = len(svg.SERIES)

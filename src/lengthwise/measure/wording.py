@@ -8,8 +8,8 @@ from lengthwise.measure.comparison import (
     Comparison,
     PolicyResult,
     Spread,
-    base_name,
     depends_on_clock,
+    knows_lengths,
     load_number,
 )
 
@@ -104,8 +104,7 @@ def _chosen(comparison: Comparison) -> PolicyResult | None:
     candidates = [
         result
         for result in comparison.results
-        if result.policy != comparison.baseline
-        and not base_name(result.policy).startswith("oracle")
+        if result.policy != comparison.baseline and not knows_lengths(result.policy)
     ]
     if not candidates:
         return None

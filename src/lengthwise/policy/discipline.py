@@ -27,6 +27,7 @@ class Discipline:
         max_swaps: preemptions for newcomers in one step.
         memory_growth: weight of predicted growth in admission, 0 for none.
         service_time: whether ranks that are lengths count the prompt's work too.
+        adapts: place among the parameters of the one that is "auto", -1 for none.
     """
 
     policy: Policy
@@ -38,6 +39,7 @@ class Discipline:
     max_swaps: int = 4
     memory_growth: float = 0.0
     service_time: bool = False
+    adapts: int = -1
 
     @cached_property
     def counts_steps(self) -> bool:
@@ -62,7 +64,12 @@ class Discipline:
     @property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
-        return self.preempts or self.service_time
+        return self.preempts or self.service_time or self.adapts >= 0
+
+    @property
+    def refines(self) -> bool:
+        """Whether predictions made while a request decodes can change anything."""
+        return self.needs_predictions and self.policy.refines
 
     @property
     def needs_predictions(self) -> bool:
@@ -75,7 +82,7 @@ class Discipline:
 def make_discipline(
     policy: str = "fcfs",
     *,
-    parameters: Mapping[str, float] | None = None,
+    parameters: Mapping[str, float | str] | None = None,
     preemption: Preemption | None = None,
     blend: float = 1.0,
     max_overtakes: int | None = None,
@@ -97,6 +104,7 @@ def make_discipline(
     chosen = get_policy(policy if blend > 0.0 else "fcfs")
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
+    automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
         parameters=chosen.parameter_record(parameters or {}),
@@ -107,4 +115,5 @@ def make_discipline(
         max_swaps=max_swaps,
         memory_growth=memory_growth,
         service_time=service_time and chosen.predicts,
+        adapts=list(chosen.parameters).index(automatic[0]) if automatic else -1,
     )

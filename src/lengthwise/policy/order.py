@@ -59,8 +59,14 @@ def rank_requests(
         request.wait_s = now - request.arrival_s
         request.idle_steps = step - request.last_step
         if request.age > 0:
+            # A prediction made later says what was still to come at that age.
+            made = request.predicted_age
             request.remaining = expected_remaining(
-                request.expected, request.low, request.median, request.high, request.age
+                request.expected - made,
+                request.low - made,
+                request.median - made,
+                request.high - made,
+                request.age - made,
             )
         # The last known token is computed in the step that gives the next one.
         held = request.cached_tokens if request.state == WAITING else request.computed_tokens

@@ -62,15 +62,16 @@ def ltr(request: Any, now: float, parameters: Any) -> float:
     return float(request.score)
 
 
-@register("trail", parameters={"c": 0.8}, preemption="pays")
+@register("trail", parameters={"c": 0.8}, preemption="pays", adapts="c")
 def trail(request: Any, now: float, parameters: Any) -> float:
     """TRAIL: remaining length with limited preemption (arXiv 2410.01035, section 3.3).
 
     A running request whose age has reached c times its first prediction is never preempted again.
-    A *waiting* request past its cutoff keeps its remaining length: ranking it last, as the
-    authors' released code does, would be the reverse of the theory.
+    The first prediction is the one of the whole answer that was there at its first token, whatever
+    was learnt later. A *waiting* request past its cutoff keeps its remaining length: ranking it
+    last, as the authors' released code does, would be the reverse of the theory.
     """
-    if request.state == RUNNING and request.age >= parameters.c * request.expected:
+    if request.state == RUNNING and request.age >= parameters.c * request.initial:
         return -math.inf
     return float(request.remaining + request.prefill_work)
 
@@ -107,6 +108,31 @@ def tie(request: Any, now: float, parameters: Any) -> float:
     )
     inflated += request.prefill_work
     return float(inflated * parameters.decay ** (request.wait_s / parameters.decay_s))
+
+
+@register("trail-bert", parameters={"c": 0.8}, preemption="pays", adapts="c", refines=False)
+def trail_bert(request: Any, now: float, parameters: Any) -> float:
+    """TRAIL's baseline: the same rule with the prompt's prediction alone, counted down."""
+    if request.state == RUNNING and request.age >= parameters.c * request.initial:
+        return -math.inf
+    return float(request.remaining)
+
+
+@register("trail+", parameters={"c": 0.8}, preemption="pays", adapts="c", predictor="oracle")
+def trail_plus(request: Any, now: float, parameters: Any) -> float:
+    """TRAIL's bound: the same rule with the true lengths."""
+    if request.state == RUNNING and request.age >= parameters.c * request.initial:
+        return -math.inf
+    return float(request.remaining)
+
+
+@register("sjf-bert", refines=False)
+def sjf_bert(request: Any, now: float, parameters: Any) -> float:
+    """TRAIL's baseline: requests that have not run yet first, then the shortest predicted answer.
+
+    Those that had to be preempted for memory come last, since they have been served before.
+    """
+    return float(request.expected + (1e9 if request.age > 0 else 0.0))
 
 
 @register("hrrn")

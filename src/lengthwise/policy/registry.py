@@ -49,6 +49,8 @@ class Policy:
         predictor: the predictor that the policy insists on ("oracle"), or None for the user's.
         predicts: whether the rank depends on a prediction at all.
         reads_prefix_cache: whether it reads `cached_tokens`, which costs a look-up a request.
+        refines: whether it takes up predictions that are made while a request decodes.
+        adapts: the parameter that may be "auto", see `policy.cutoff`; None for none.
     """
 
     name: str
@@ -59,19 +61,32 @@ class Policy:
     predictor: str | None = None
     predicts: bool = True
     reads_prefix_cache: bool = False
+    refines: bool = True
+    adapts: str | None = None
 
-    def parameter_record(self, values: Mapping[str, float]) -> NDArray[np.void]:
+    def parameter_record(self, values: Mapping[str, float | str]) -> NDArray[np.void]:
         """The parameters as an array of one record, the form that compiled ranks read.
 
+        One that is "auto" starts with its default.
+
         Raises:
-            InputError: a value is given for a parameter that the policy does not have.
+            InputError: a value is given for a parameter that the policy does not have, or is
+                "auto" where that has no meaning.
         """
         for name in values:
             if name not in self.parameters:
                 if not self.parameters:
                     raise InputError(f"policy {self.name!r} has no parameters, but {name!r} is set")
                 raise unknown_name(f"parameter of policy {self.name!r}", name, self.parameters)
-        merged = {**self.parameters, **values} or {"unused": 0.0}
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            if not isinstance(value, str):
+                numbers[name] = value
+            elif value != "auto" or name != self.adapts:
+                raise InputError(
+                    f"parameter {name} of policy {self.name!r} must be a number, not {value!r}"
+                )
+        merged = {**self.parameters, **numbers} or {"unused": 0.0}
         dtype = np.dtype([(name, np.float64) for name in merged])
         return np.array([tuple(merged.values())], dtype=dtype)
 
@@ -87,6 +102,8 @@ def register(
     predictor: str | None = None,
     predicts: bool = True,
     reads_prefix_cache: bool = False,
+    refines: bool = True,
+    adapts: str | None = None,
 ) -> Callable[[RankFunction], RankFunction]:
     """Register a rank function as a policy; the first line of its docstring is the summary.
 
@@ -115,6 +132,9 @@ def register(
             predictor=predictor,
             predicts=predicts,
             reads_prefix_cache=reads_prefix_cache,
+            # One that insists on its predictor hears no other.
+            refines=refines and predictor is None,
+            adapts=adapts,
         )
         return rank
 

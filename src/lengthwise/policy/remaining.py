@@ -1,6 +1,8 @@
 """Expected remaining length of an answer that has already reached some age, and of its tail.
 
-Both take the predicted quantiles for those of a log-normal law.
+Both take the predicted quantiles for those of a log-normal law. It is the one rule by which
+predictions age: from the prompt's prediction of the whole length, and from a later one of what was
+still to come, counted from the token at which that was made.
 """
 
 from __future__ import annotations

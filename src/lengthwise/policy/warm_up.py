@@ -18,7 +18,7 @@ def warm_up(discipline: Discipline) -> None:
     table["prompt_tokens"] = 1
     table["age"] = (0, 1)
     # The running request would rank last and has far to go: the costly path is taken.
-    for name in ("expected", "remaining", "score"):
+    for name in ("expected", "initial", "remaining", "score"):
         table[name] = (1.0, 1000.0)
     order = StepOrder()
     order.rank(discipline, table, 2, 0.0, 0)

@@ -12,14 +12,14 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from lengthwise.errors import LengthwiseError, missing_extra
+from lengthwise.errors import InputError, LengthwiseError, missing_extra
 from lengthwise.reference import corpus
 from lengthwise.reference.muon import Muon
 from lengthwise.reference.tokenizer import (
@@ -35,15 +35,11 @@ from lengthwise.reference.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+WIDTH, LAYERS = 128, 5  # of the model in the package
 CONFIGURATION: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 32,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
@@ -65,6 +61,25 @@ WARM_UP_STEPS = 20
 MUON_LEARNING_RATE = 0.02  # for the matrices of the layers
 ADAM_LEARNING_RATE = 5e-3  # for the embedding and the norms
 IGNORED = -100  # the label that cross-entropy leaves out
+
+
+def configuration(width: int = WIDTH, layers: int = LAYERS) -> dict[str, Any]:
+    """config.json of a model of some size.
+
+    Raises:
+        InputError: the width is no multiple of 64, which two heads for one of keys and values need.
+    """
+    if width < 64 or width % 64 or layers < 1:
+        raise InputError(
+            f"{layers} layers of width {width}: give a layer or more, of a multiple of 64"
+        )
+    return CONFIGURATION | {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+    }
 
 
 class Example(NamedTuple):
@@ -114,7 +129,7 @@ def padded(batch: Sequence[Example]) -> tuple[Any, Any]:
     return inputs, labels
 
 
-def train_model(data: Sequence[Example], steps: int, seed: int) -> Any:
+def train_model(data: Sequence[Example], size: Mapping[str, Any], steps: int, seed: int) -> Any:
     """A LlamaForCausalLM trained on the answers in float32, with progress on stderr.
 
     Right padding needs no attention mask: attention is causal, and padding is not in the loss.
@@ -123,7 +138,7 @@ def train_model(data: Sequence[Example], steps: int, seed: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**CONFIGURATION, "dtype": "float32"}))
+    model = LlamaForCausalLM(LlamaConfig(**{**size, "dtype": "float32"}))
     hidden_matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.ndim == 1)]
     muon = Muon(hidden_matrices, MUON_LEARNING_RATE)
@@ -156,7 +171,7 @@ def train_model(data: Sequence[Example], steps: int, seed: int) -> Any:
     return model
 
 
-def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(model: Any, size: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
     """Write bfloat16 weights, configuration, generation settings and tokenizer to `folder`."""
     import torch
     from safetensors.torch import save_file
@@ -171,15 +186,15 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     save_file(weights, str(weights_file), metadata={"format": "pt"})
     weights_file.chmod(0o644)  # it is written for its owner alone
     for name, content in (
-        ("config.json", CONFIGURATION),
+        ("config.json", size),
         ("generation_config.json", GENERATION),
     ):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
 
 
-def train(folder: Path, documents: int, steps: int, seed: int) -> None:
-    """The whole way from the seed to a folder that vLLM serves."""
+def train(folder: Path, size: Mapping[str, Any], documents: int, steps: int, seed: int) -> None:
+    """The whole way from the seed to a folder that vLLM serves; `size` is a `configuration`."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -190,8 +205,8 @@ def train(folder: Path, documents: int, steps: int, seed: int) -> None:
         raise missing_extra("transformers", "reference") from error
     exchanges = list(corpus.exchanges(documents, seed))
     tokenizer = train_tokenizer(f"{e.prompt.text}\n{e.answer}" for e in exchanges)
-    model = train_model(examples(exchanges, tokenizer), steps, seed)
-    save_model(model, tokenizer, folder)
+    model = train_model(examples(exchanges, tokenizer), size, steps, seed)
+    save_model(model, size, tokenizer, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,12 +215,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m lengthwise.reference.train", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of the hidden states")
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        train(options.out, options.documents, options.steps, options.seed)
+        size = configuration(options.width, options.layers)
+        train(options.out, size, options.documents, options.steps, options.seed)
     except LengthwiseError as error:
         Console(stderr=True).print(f"error: {error}", style="red")
         return error.exit_code

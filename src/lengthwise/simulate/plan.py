@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
+from lengthwise.policy.cutoff import FADES, cutoff
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
@@ -56,6 +57,8 @@ def plan_step(
         # A step gives a token to each running request: a token's share is one over their number.
         running = max(engine.running, 1)
         engine.prefill_weight = terms[1] * running / _decode_s(terms, engine, batch)
+    if rules.adapts >= 0 and engine.running > 0 and engine.step % SWAP_EVERY == 0:
+        _adapt(terms, engine, requests, queue, batch)
     busy = engine.waiting > 0 and engine.running > 0
     if busy and rules.preempts and engine.step % SWAP_EVERY == 0:
         front, has_front = _swap(
@@ -115,7 +118,9 @@ def first_rows(rules: Any, engine: Any, queue: Queue, want: int) -> Integers:
 
 @compiled_here
 def _rank(ranking: Ranking, engine: Any, queue: Queue, admitted: Integers, everyone: bool) -> None:
-    rank, values, guards, _ = ranking
+    rank, values, guards, rules = ranking
+    if rules[0].adapts >= 0:
+        values[rules[0].adapts] = engine.cutoff
     rank(
         values,
         guards,
@@ -141,6 +146,29 @@ def _bring_running_up_to_date(engine: Any, requests: Any, queue: Queue, batch: B
         queue.table[rows[k]].age = slot.age
         queue.table[rows[k]].computed_tokens = slot.computed
     return rows
+
+
+@compiled_here
+def _adapt(
+    terms: NDArray[np.float64], engine: Any, requests: Any, queue: Queue, batch: Batch
+) -> None:
+    """Set the parameter that is "auto" by the present prices."""
+    prompt, predicted = 0.0, 0.0
+    for k in range(engine.running):
+        slot = batch.slots[batch.running[k]]
+        request = queue.table[requests[slot.request].row]
+        prompt += request.prompt_tokens
+        predicted += request.initial
+    engine.lost_share *= FADES
+    engine.cutoff = cutoff(
+        prompt / engine.running,
+        predicted / engine.running,
+        engine.running + engine.waiting,
+        engine.lost_share,
+        engine.thrown_out,
+        _decode_s(terms, engine, batch),
+        terms[1],
+    )
 
 
 @compiled_here

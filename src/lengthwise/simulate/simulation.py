@@ -146,6 +146,8 @@ def simulate(
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
     engines = new_engines(replicas, blocks)
+    if discipline.adapts >= 0:
+        engines["cutoff"] = parameter_values(discipline.parameters)[discipline.adapts]
     queues = new_queues(replicas, engine.slots)
     batches = new_batches(replicas, engine.slots)
     memories = new_memory(
@@ -159,7 +161,7 @@ def simulate(
     )
     ranking = (
         rank_pointer(discipline.policy),
-        parameter_values(discipline.parameters),
+        parameter_values(discipline.parameters).copy(),  # one may be set anew while it runs
         discipline.guards,
         rules_of(discipline, bool(requests["priority"].any())),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
+from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
 from lengthwise.request import RUNNING, WAITING
 from lengthwise.simulate.kv_blocks import (
@@ -74,7 +75,9 @@ def start(
         served.scheduled_s = engine.starts_s
         served.cached_tokens = slot.computed
     else:
-        served.recomputed_tokens += max(served.lost - slot.computed, 0)
+        lost = max(served.lost - slot.computed, 0)
+        served.recomputed_tokens += lost
+        engine.lost_share = observed(engine.lost_share, share_lost(served.lost, lost))
     if rules.reorders:
         request = queue.table[served.row]
         request.state = RUNNING

@@ -43,6 +43,7 @@ RULES: Final = np.dtype(
         ("max_preemptions", np.int64),
         ("blend", np.float64),
         ("memory_growth", np.float64),
+        ("adapts", np.int64),  # place of the parameter that is "auto", -1 for none
     ]
 )
 
@@ -105,6 +106,9 @@ ENGINE: Final = np.dtype(
         ("blank", np.int64),  # free blocks without content, where there are runs
         ("oldest_run", np.int64),  # number of the oldest run
         ("next_run", np.int64),  # number of the run that comes next
+        ("lost_share", np.float64),  # of preempted tokens, computed again; see policy.cutoff
+        ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
+        ("cutoff", np.float64),  # c where it is "auto"
     ],
     align=True,
 )
@@ -203,6 +207,7 @@ def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
                 discipline.max_preemptions,
                 discipline.blend,
                 discipline.memory_growth,
+                discipline.adapts,
             )
         ],
         dtype=RULES,

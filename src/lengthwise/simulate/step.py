@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
+from lengthwise.policy.cutoff import observed
 from lengthwise.policy.order import first_waiting
 from lengthwise.policy.select import SPARE, blocks_for
 from lengthwise.request import WAITING
@@ -60,6 +61,8 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.arrival_index = engine.arrivals - 1
     request.score = served.score
     request.expected = served.expected
+    request.initial = served.expected
+    request.predicted_age = 0
     request.remaining = max(served.expected, 1.0)
     request.low = served.low
     request.median = served.median
@@ -205,6 +208,7 @@ def _serve_running(
             victim = slots[running[last]]
             if victim.age < victim.output:
                 requests[victim.request].memory_preemptions += 1
+                engine.thrown_out = observed(engine.thrown_out, 1.0)
             own = running[last] == s
             preempt(rules, limits, engine, requests, queue, batch, memory, last)
             preempted += 1
@@ -397,6 +401,7 @@ def _emit(
             served.finish_s = now
             served.longest_gap_s = slot.gap_s
             engine.predicted_work -= served.expected
+            engine.thrown_out = observed(engine.thrown_out, 0.0)
             ended = True
     return ended
 

@@ -1,14 +1,15 @@
 """The adapter that runs Lengthwise policies inside vLLM.
 
-`Scheduler` is what `--scheduler-cls lengthwise.vllm.Scheduler` names. It is imported on first use,
-so that settings can be read and written where vLLM is not installed.
+`Scheduler` is what `--scheduler-cls lengthwise.vllm.Scheduler` names, and `Worker` what
+`--worker-cls lengthwise.vllm.Worker` does, for predictions from hidden states. Both are imported on
+first use, so that settings can be read and written where vLLM is not installed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Scheduler"]
+__all__ = ["Scheduler", "Worker"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from lengthwise.vllm.scheduler import Scheduler
 
         return Scheduler
+    if name == "Worker":
+        from lengthwise.vllm.probe_worker import worker_class
+
+        return worker_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

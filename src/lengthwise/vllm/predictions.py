@@ -22,7 +22,7 @@ import numpy as np
 from lengthwise.compiled import compiled
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
-from lengthwise.request import FREE, WAITING, RequestTable
+from lengthwise.request import BY_PROBE, FREE, WAITING, RequestTable
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.prediction_source import Source
 from lengthwise.vllm.table import LiveTable
@@ -65,6 +65,7 @@ class Predictions:
         self._source: Source | None = None
         self._pending: deque[str] = deque()
         self._recent: deque[Prediction] = deque(maxlen=_RECENT)
+        self._made: dict[str, Prediction] = {}  # from the prompt, of live requests
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -79,6 +80,7 @@ class Predictions:
             return
         self._source = source
         self._recent.clear()
+        self._made.clear()
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -92,12 +94,16 @@ class Predictions:
         if self._source is not None:
             self._pending.append(request_id)
 
-    def recorded(self, request_id: str) -> dict[str, float | None]:
-        """A request's own prediction under the names of the record; null where it has none."""
-        row = self._live.table[self._live.row(request_id)]
+    def forget(self, request_id: str) -> dict[str, float | None]:
+        """What was predicted from a prompt, whose request has ended.
+
+        Returns:
+            The prediction under the names of the record; null where there was none.
+        """
+        prediction = self._made.pop(request_id, None)
         return {
-            name: float(row[column]) if row["predicted"] else None
-            for name, column in _RECORDED.items()
+            name: None if prediction is None else float(getattr(prediction, field))
+            for name, field in _RECORDED.items()
         }
 
     def work(self, limit: int = PER_STEP) -> None:
@@ -184,11 +190,17 @@ class Predictions:
 
     def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
         request = self._live.table[row]
+        if predicted:
+            self._made[self._live.request(row).request_id] = prediction
+            if request["predicted"] == BY_PROBE:
+                return  # it knows more, and was first
         request["score"] = prediction.score
         request["expected"] = prediction.expected
         request["low"] = prediction.low
         request["median"] = prediction.median
         request["high"] = prediction.high
+        request["initial"] = prediction.expected
+        request["predicted_age"] = 0
         request["remaining"] = prediction.expected
         request["predicted"] = predicted
 
@@ -213,4 +225,6 @@ def _stand_in(
         request.low = low
         request.median = median
         request.high = high
+        request.initial = expected
+        request.predicted_age = 0
         request.remaining = expected

@@ -26,8 +26,10 @@ from lengthwise.vllm.counters import Counters, serve_metrics
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.prediction_source import Source, open_source
 from lengthwise.vllm.predictions import Predictions, prompt_of
+from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.record import Recorder
+from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.settings import Settings, parse_settings
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
@@ -69,6 +71,7 @@ class LengthwiseMixin:
         self.waiting = PolicyQueue(self._live, self._planner.next_rows)
         self._predictions = Predictions(self._live, self.counters)
         self._source: Source | None = None  # of predictions; made ready last
+        self._refinement = open_refinement(self._live, self.counters, vllm_config)
         self._tokenizer = vllm_config.model_config.tokenizer
         self._prepared: Prepared | None = None
         self._recorder: Recorder | None = None
@@ -80,6 +83,7 @@ class LengthwiseMixin:
         self._work_before: dict[str, int] | None = None
         self._first_admission: dict[str, float] = {}
         self._cached_tokens: dict[str, int] = {}  # at the first admission
+        self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._watcher = self._start_settings(vllm_config.additional_config)
 
     # Settings -------------------------------------------------------------------------------
@@ -158,6 +162,8 @@ class LengthwiseMixin:
             if self._prepared is not None:
                 self._take_up()
             row = self._live.add(request.request_id, request)  # may replace the table
+            if self._refinement is not None:
+                self._refinement.forget(row)
             columns = self._live.table[row]
             columns["priority"] = request.priority
             columns["arrival_s"] = time.monotonic()
@@ -171,7 +177,10 @@ class LengthwiseMixin:
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         """A session goes on: the same row, a longer prompt, a new prediction."""
         super()._update_request_as_session(session, update)  # type: ignore[misc]
-        columns = self._live.table[self._live.row(session.request_id)]
+        row = self._live.row(session.request_id)
+        if self._refinement is not None:
+            self._refinement.forget(row)
+        columns = self._live.table[row]
         columns["prompt_tokens"] = session.num_prompt_tokens
         columns["age"] = 0
         if self._planner.discipline.needs_predictions:
@@ -179,6 +188,7 @@ class LengthwiseMixin:
 
     def _preempt_request(self, request: Any, timestamp: float, *args: Any, **kwargs: Any) -> None:
         """Note a preemption, whoever decided on it."""
+        self._held_tokens[request.request_id] = request.num_computed_tokens
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
@@ -189,10 +199,14 @@ class LengthwiseMixin:
             self.counters.preemptions += 1
         else:
             self.counters.memory_preemptions += 1
+            self._planner.left(thrown_out=True)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request ended, one way or another: its row is free."""
         columns = self._live.table[self._live.row(request.request_id)]
+        predicted = self._predictions.forget(request.request_id)
+        self._held_tokens.pop(request.request_id, None)
+        self._planner.left(thrown_out=False)
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
         if self._recorder is not None:
@@ -204,7 +218,7 @@ class LengthwiseMixin:
                 queue_s=None if admitted_s is None else admitted_s - float(columns["arrival_s"]),
                 preemptions=request.num_preemptions,
                 overtaken=int(columns["overtaken"]),
-                **self._predictions.recorded(request.request_id),
+                **predicted,
                 output_tokens=request.num_output_tokens,
                 prompt_tokens=request.num_prompt_tokens,
                 cached_tokens=self._cached_tokens.pop(request.request_id, None),
@@ -231,6 +245,14 @@ class LengthwiseMixin:
         self.waiting.close_step()
         self._end_step(output)
         return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Take up what the probe says of the step, then let the parent take up its tokens."""
+        if self._refinement is not None and self._planner.discipline.refines:
+            self._refinement.take(attached(model_runner_output))
+        return super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
 
     def _begin_step(self, now: float) -> None:
         if self._prepared is not None:
@@ -262,6 +284,7 @@ class LengthwiseMixin:
                 self.counters.admissions += 1
                 promoted = self._planner.admitted(self._live.row(request.request_id))
                 self.counters.promotions += promoted
+                self._note_return(request, output)
                 if self._recorder is not None:
                     self._first_admission.setdefault(request.request_id, self._now)
         if self._recorder is not None:
@@ -283,6 +306,16 @@ class LengthwiseMixin:
                 free_blocks=compat.free_blocks(self),
                 preempted=len(output.preempted_req_ids or ()),
             )
+
+    def _note_return(self, request: Any, output: Any) -> None:
+        """Count what a preempted request that runs again has to compute a second time."""
+        held = self._held_tokens.pop(request.request_id, None)
+        if held is None:
+            return
+        scheduled = output.num_scheduled_tokens.get(request.request_id, 0)
+        lost = max(held - (request.num_computed_tokens - scheduled), 0)
+        self.counters.recomputed_tokens += lost
+        self._planner.came_back(held, lost)
 
 
 @cache

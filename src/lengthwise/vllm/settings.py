@@ -29,7 +29,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str = Field(default="fcfs", description="name of a registered policy, or MODULE#NAME")
-    parameters: dict[str, float] = Field(default={}, description="the policy's own parameters")
+    parameters: dict[str, float | Literal["auto"]] = Field(
+        default={}, description="the policy's own parameters; trail's c may be auto"
+    )
     predictor: str | None = Field(
         default=None,
         description="artifact folder, or oracle, noisy-oracle:TAU, prompt-length, declared",
@@ -212,14 +214,14 @@ def parse_spec(spec: str, base: Settings | None = None) -> Settings:
     policy = get_policy(name)
     values = base.model_dump()
     values["policy"] = name
-    parameters: dict[str, float] = {}
+    parameters: dict[str, float | str] = {}
     for option in filter(None, options.split(";")):
         key, separator, text = option.partition("=")
         if not separator:
             raise InputError(f"policy {spec!r}: {option!r} must be key=value")
         if key in policy.parameters:
             try:
-                parameters[key] = float(text)
+                parameters[key] = text if text == "auto" else float(text)
             except ValueError as error:
                 raise InputError(f"policy {spec!r}: {key} must be a number") from error
         elif key in Settings.model_fields and key not in ("policy", "parameters"):

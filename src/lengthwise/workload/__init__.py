@@ -2,6 +2,7 @@
 
 table.py       read parquet, JSONL and CSV, cell by cell
 dataset.py     prompts and the lengths of their answers
+split.py       which part of the data a prompt belongs to
 arrivals.py    arrival times
 trace.py       arrival times and lengths, without text
 trace_rows.py  which rows of a trace are sound, and why others are not

@@ -181,6 +181,37 @@ def load_dataset(
     )
 
 
+def load_prompts(
+    path: str | Path, *, prompt_column: str | None = None, limit: int | None = None
+) -> tuple[list[str], list[Rejection]]:
+    """Read prompts alone; see `load_dataset`.
+
+    Returns:
+        The sound ones, in the order of the file, and the malformed rows among them.
+
+    Raises:
+        InputError: no such file, not a table, no such column, or no sound row is left.
+    """
+    table = read_table(Path(path))
+    prompts: list[str] = []
+    rejected = list(table.unreadable)
+    for number, cell in zip(
+        table.numbers, table.column(_prompt_column(table, prompt_column)), strict=True
+    ):
+        if len(prompts) == limit:
+            break
+        try:
+            prompts.append(_prompt(cell))
+        except _MalformedError as error:
+            rejected.append(Rejection(number, str(error)))
+    if not prompts:
+        raise InputError(
+            f"{table.path}: none of {len(rejected)} rows is usable; row {rejected[0].row}: "
+            f"{rejected[0].reason}"
+        )
+    return prompts, rejected
+
+
 def _select(table: Table, conditions: Mapping[str, str]) -> list[int]:
     """The places of the rows that meet all conditions."""
     chosen = list(range(len(table.numbers)))

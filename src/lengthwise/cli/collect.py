@@ -1,0 +1,148 @@
+"""`lengthwise collect`: let a model answer prompts and keep its hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lengthwise.compare.progress import Progress
+
+
+def collect(
+    model: Annotated[
+        str, typer.Argument(help="Model folder or hub name; `reference` is the built-in model.")
+    ],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPTS] [-- VLLM_FLAGS]",
+            help="Table of prompts (.parquet, .jsonl or .csv), which `reference` does not need; "
+            "then flags for vLLM, after two dashes.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the states.")] = Path("states"),
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many prompts to answer.", show_default="all; reference 4000"),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="`all`, or layers such as `3,5,8`; 0 is the embedding.")
+    ] = "all",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer.", show_default="1024")
+    ] = None,
+    max_gib: Annotated[
+        float, typer.Option(min=0.0, help="Stop before the folder gets larger, in GiB.")
+    ] = 8.0,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the answers and the states kept.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Let a model answer prompts, each to its own end, and keep hidden states for a probe.
+
+    Prompts go to training, validation and test (80, 10 and 10 of 100) by a hash of their text,
+    which is not kept. Stopped half-way, the same command goes on where it was.
+
+    Example: `lengthwise collect reference --prompts 4000 --layers all --out build/states`
+    """
+    import json as json_module
+    from dataclasses import asdict
+
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.compare.collect import MAX_TOKENS
+    from lengthwise.compare.collect import collect as collect_states
+    from lengthwise.compare.offline_engine import open_engine
+    from lengthwise.compare.server_command import model_path
+    from lengthwise.predict.tokenizer import load_tokenizer
+    from lengthwise.probe.states import StatesMeta
+
+    words = list(rest or ())
+    table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    wanted = parse_layers(layers)
+    with ConsoleProgress() as progress:
+        texts = _prompts(model, table, prompts, prompt_column, seed, progress)
+        progress.stage(f"starting vLLM with {model}")
+        tokenizer = load_tokenizer(model_path(model))
+        with open_engine(model, wanted, seed=seed, flags=words) as (engine, found):
+            config = engine.model_config
+            meta = StatesMeta(
+                model=model,
+                model_fingerprint=engine.collective_rpc("lengthwise_fingerprint")[0],
+                hidden_size=config.get_hidden_size(),
+                layers=found,
+                layers_total=config.get_total_num_hidden_layers(),
+                max_tokens=min(max_tokens or MAX_TOKENS, config.max_model_len - 1),
+                seed=seed,
+                requests=0,
+                complete=False,
+            )
+            collected = collect_states(
+                engine,
+                meta,
+                texts,
+                tokenizer.encode_chat_many(texts),
+                out,
+                max_bytes=int(max_gib * 2**30),
+                progress=progress,
+            )
+    if json:
+        print(json_module.dumps({"folder": str(out), "layers": found, **asdict(collected)}))
+        return
+    print(
+        f"{out}: {collected.requests:,} answers, {collected.states:,} states of "
+        f"{len(found)} layers, {collected.bytes / 2**20:,.0f} MiB, in {collected.seconds:.0f} s; "
+        f"{collected.requests - collected.finished:,} answers were cut at {meta.max_tokens} tokens"
+    )
+    if collected.too_long:
+        print(f"{collected.too_long} prompts were left out: longer than the model's context")
+    if collected.dropped_states:
+        print(f"{collected.dropped_states} states were left out: not finite")
+
+
+def parse_layers(text: str) -> list[int] | None:
+    """Layer numbers from `3,5,8`; None for `all`.
+
+    Raises:
+        InputError: something else.
+    """
+    from lengthwise.errors import InputError
+
+    if text.strip() == "all":
+        return None
+    try:
+        layers = [int(part) for part in text.split(",")]
+    except ValueError:
+        layers = [-1]
+    if min(layers) < 0:
+        raise InputError(f"--layers {text}: give `all`, or numbers from 0 such as 3,5,8")
+    return layers
+
+
+def _prompts(
+    model: str,
+    table: Path | None,
+    count: int | None,
+    column: str | None,
+    seed: int,
+    progress: Progress,
+) -> list[str]:
+    """The prompts to answer: those of the table, or the built-in model's own."""
+    from lengthwise.compare.server_command import REFERENCE
+    from lengthwise.errors import InputError
+    from lengthwise.reference.prompts import generate
+    from lengthwise.workload.dataset import load_prompts
+
+    if table is not None:
+        texts, rejected = load_prompts(table, prompt_column=column, limit=count)
+        if rejected:
+            progress.note(f"left out {len(rejected)} malformed rows")
+        return texts
+    if model != REFERENCE:
+        raise InputError(
+            f"which prompts shall {model} answer? Name a table: lengthwise collect {model} "
+            "PROMPTS.parquet"
+        )
+    return [prompt.text for prompt in generate(count or 4000, seed)]

@@ -1,0 +1,136 @@
+"""The served model's own answers: as long as the model itself makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lengthwise.compare.client import Answer, ReplayRequest
+from lengthwise.compare.progress import Progress
+from lengthwise.compare.session import Session
+from lengthwise.errors import LengthwiseError
+from lengthwise.measure.results import Results
+from lengthwise.predict import Predictor, Prompt
+from lengthwise.predict.kinds import Recipe
+from lengthwise.predict.ranking import kendall_tau
+from lengthwise.predict.tokenizer import PromptTokenizer
+from lengthwise.predict.train import train
+from lengthwise.reference.prompts import generate
+from lengthwise.vllm.settings import Settings
+from lengthwise.workload.dataset import Dataset
+from lengthwise.workload.split import TEST, TRAIN, split_of
+
+LEARNT_FROM = 1500  #: answers that the predictor of `bench reference` learns from
+
+_CLIENTS = 48  # three batches: the engine never runs dry while lengths are collected
+_LONGEST_ANSWER = 1024
+
+
+def unforced(encoded: Sequence[Sequence[int]]) -> list[ReplayRequest]:
+    """Requests that the model answers at its own length, a different one every time."""
+    return [ReplayRequest(number, ids, None) for number, ids in enumerate(encoded)]
+
+
+def answer_all(
+    session: Session, name: str, requests: Sequence[ReplayRequest], progress: Progress
+) -> list[Answer]:
+    """Let the model answer each request, under fcfs.
+
+    Raises:
+        LengthwiseError: one was not answered.
+    """
+    progress.stage("letting the model answer", len(requests))
+    observed = session.run_round(
+        name,
+        Settings(),
+        requests,
+        scheduled_s=None,
+        clients=_CLIENTS,
+        max_tokens=_LONGEST_ANSWER,
+        progress=lambda answered, failed: progress.advance(answered),
+    )
+    answers = observed.replay.answers
+    errors = [answer.error for answer in answers if answer.error]
+    if errors:
+        raise LengthwiseError(f"{len(errors)} prompts were not answered: {errors[0]}")
+    return answers
+
+
+def reference_prompts(count: int, part: int, seed: int) -> list[str]:
+    """The built-in model's prompts of one part of the data: TRAIN, VALID or TEST."""
+    generated = 2 * count
+    while True:
+        texts = [prompt.text for prompt in generate(generated, seed)]
+        chosen = [text for text in texts if split_of(text) == part]
+        if len(chosen) >= count:
+            return chosen[:count]
+        generated *= 2
+
+
+def reference_requests(
+    session: Session, tokenizer: PromptTokenizer, count: int, seed: int, progress: Progress
+) -> list[ReplayRequest]:
+    """Test prompts whose answers the model ends by itself, the same in every round.
+
+    Each request has a seed of its own. One round in advance finds out how long the answers get, for
+    the oracles and to know the load.
+    """
+    encoded = tokenizer.encode_chat_many(reference_prompts(count, TEST, seed))
+    asked = [
+        ReplayRequest(number, ids, None, seed=seed * 100_003 + number)
+        for number, ids in enumerate(encoded)
+    ]
+    answers = answer_all(session, "lengths", asked, progress)
+    return [
+        replace(request, known_tokens=answer.output_tokens)
+        for request, answer in zip(asked, answers, strict=True)
+    ]
+
+
+def learn_from_answers(
+    session: Session, tokenizer: PromptTokenizer, folder: Path, seed: int, progress: Progress
+) -> Predictor:
+    """Train a prompt predictor on the model's answers to training prompts, and save it."""
+    prompts = reference_prompts(LEARNT_FROM, TRAIN, seed)
+    answers = answer_all(session, "learn", unforced(tokenizer.encode_chat_many(prompts)), progress)
+    learnt = Dataset(
+        name=f"{len(prompts)} answers of {tokenizer.name}",
+        prompts=prompts,
+        lengths=np.array([answer.output_tokens for answer in answers], dtype=np.int64),
+        samples=None,
+        rows=np.arange(1, len(prompts) + 1),
+        rejected=[],
+        model=tokenizer.name,
+    )
+    progress.stage("training the predictor", 100)
+    predictor = train(
+        learnt,
+        tokenizer,
+        Recipe(seed=seed),
+        progress=lambda what, part: progress.advance(int(100 * part), what),
+    )
+    predictor.save(folder)
+    return predictor
+
+
+def held_out_tau(predictor: Predictor, requests: Sequence[ReplayRequest]) -> float:
+    """Kendall's tau-b between predicted scores and the lengths of the requests."""
+    scores = [predictor.predict(Prompt(each.prompt_ids, {})).score for each in requests]
+    tau = kendall_tau([each.answer_tokens for each in requests], scores)
+    return float("nan") if tau is None else tau
+
+
+def same_length(requests: Sequence[ReplayRequest], results: Results) -> float:
+    """The share of answers, over all rounds, that were as long as the round in advance found."""
+    known = {request.number: request.known_tokens for request in requests}
+    same = [
+        known[number] == tokens
+        for each in results.rounds
+        for number, tokens in zip(
+            each.records.request.tolist(), each.records.output_tokens.tolist(), strict=True
+        )
+    ]
+    return float(np.mean(same))

@@ -1,0 +1,244 @@
+"""One network trained by cross-entropy on the bin of a length; goes on after an interruption.
+
+The recipe is TRAIL's (arXiv 2410.01035, appendix; the authors' per_layer_classification.py): one
+hidden layer of 512 units, AdamW with learning rate 0.01 and weight decay 0.01, batches of 32, the
+rate falling to 0 along a cosine over 30 epochs. Ours on top: inputs are standardised, since the
+scale of hidden states differs a hundredfold between models and layers; examples may count for more
+than others; and the weights kept are those of the epoch with the lowest validation loss. The
+standardisation is folded into the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lengthwise.probe.artifact import Network
+from lengthwise.probe.checkpoint import Checkpoint
+
+_AT_ONCE: Final = 4_096  #: rows whose loss or probabilities are computed together
+_PROMPTS_AT_ONCE: Final = 64  #: the same, where each is a whole prompt
+
+
+class Recipe(NamedTuple):
+    """How a network is trained."""
+
+    hidden: int = 512
+    epochs: int = 30
+    batch: int = 32
+    learning_rate: float = 0.01
+    weight_decay: float = 0.01
+
+
+class Examples(NamedTuple):
+    """What a network learns from."""
+
+    states: NDArray[np.float16]  #: [rows, inputs]
+    targets: NDArray[np.int64]  #: [examples], the right bins
+    train: NDArray[np.int64]  #: the examples to learn from
+    valid: NDArray[np.int64]  #: the examples that say when it is best
+    #: [examples], how much each counts; None: all the same
+    weights: NDArray[np.float32] | None = None
+    #: [examples + 1] where an example is many rows, to be pooled by attention; None: one row each
+    starts: NDArray[np.int64] | None = None
+
+
+class Fitted(NamedTuple):
+    """A trained network."""
+
+    network: Network
+    query: NDArray[np.float32] | None  #: of attention pooling, [inputs]
+
+
+def fit_network(
+    examples: Examples,
+    bins: int,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path,
+    progress: Callable[[float], None],
+) -> Fitted:
+    """Train a network, or finish one.
+
+    The state after each epoch is kept in `checkpoint`, so that the same call finishes what was
+    interrupted; it comes to the same weights as if it had not been. A checkpoint of other examples
+    or another recipe is written over.
+
+    Args:
+        examples: finite states and bins.
+        bins: how many there are.
+        recipe: how to train.
+        seed: of the first weights and of the order of examples.
+        checkpoint: a file.
+        progress: called with the part that is done, 0 to 1.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reader = _Reader(examples, device)
+    torch.manual_seed(seed)
+    model = _Model(examples.states.shape[1], bins, recipe, examples.starts is not None).to(device)
+    model.standardise(examples)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    kept = Checkpoint(checkpoint, _key(examples, bins, recipe, seed), model, optimiser)
+    targets = torch.from_numpy(examples.targets).to(device)
+    weights = torch.ones_like(targets, dtype=torch.float32)
+    if examples.weights is not None:
+        mean = examples.weights[examples.train].mean()
+        weights = torch.from_numpy(examples.weights / mean).to(device)
+    for epoch in range(kept.resume(), recipe.epochs):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+        # A generator for each epoch, so that a resumed run draws what the whole one would have.
+        order = np.random.default_rng((seed, epoch)).permutation(examples.train)
+        for first in range(0, order.size, recipe.batch):
+            chosen = order[first : first + recipe.batch]
+            losses = torch.nn.functional.cross_entropy(
+                model(*reader(chosen)), targets[chosen], reduction="none"
+            )
+            loss = (losses * weights[chosen]).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        kept.end_epoch(epoch, _loss(model, reader, targets, examples.valid))
+        progress((epoch + 1) / recipe.epochs)
+    model.load_state_dict(kept.best)
+    fitted: Fitted = model.folded()
+    return fitted
+
+
+def probabilities(network: Network, states: NDArray[np.float16]) -> NDArray[np.float32]:
+    """What a trained network says of states [rows, inputs]: float32 [rows, bins]."""
+    from lengthwise.probe.network import ProbeNetwork
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = ProbeNetwork(network).to(device)
+    found = np.empty((states.shape[0], network.second_bias.size), dtype=np.float32)
+    for first in range(0, states.shape[0], _AT_ONCE):
+        part = torch.from_numpy(states[first : first + _AT_ONCE]).to(device)
+        found[first : first + _AT_ONCE] = module(part).cpu().numpy()
+    return found
+
+
+def attention_pooled(
+    states: NDArray[np.float16], starts: NDArray[np.int64], query: NDArray[np.float32]
+) -> NDArray[np.float16]:
+    """The mean of each prompt's states, weighted by softmax(states · query).
+
+    Args:
+        states: [tokens, inputs].
+        starts: [prompts + 1], where the tokens of each prompt begin.
+        query: [inputs].
+
+    Returns:
+        [prompts, inputs].
+    """
+    pooled = np.empty((starts.size - 1, states.shape[1]), dtype=np.float16)
+    for prompt in range(starts.size - 1):
+        own = states[starts[prompt] : starts[prompt + 1]].astype(np.float32)
+        scores = own @ query
+        weights = np.exp(scores - scores.max())
+        pooled[prompt] = weights @ own / weights.sum()
+    return pooled
+
+
+class _Reader:
+    """Takes examples by their numbers: [n, inputs], or padded [n, longest, inputs] with a mask."""
+
+    def __init__(self, examples: Examples, device: Any) -> None:
+        self._states = torch.from_numpy(np.ascontiguousarray(examples.states)).to(device)
+        self._starts = examples.starts
+
+    def __call__(self, chosen: NDArray[np.int64]) -> tuple[Any, ...]:
+        if self._starts is None:
+            return (self._states[chosen].float(),)
+        first, size = self._starts[chosen], np.diff(self._starts)[chosen]
+        places = np.arange(size.max())
+        inside = places < size[:, None]
+        rows = np.where(inside, first[:, None] + places, 0)
+        return self._states[rows].float(), torch.from_numpy(inside).to(self._states.device)
+
+
+class _Model(torch.nn.Module):  # type: ignore[misc]
+    """Standardise, pool where there are many rows, one hidden layer."""
+
+    def __init__(self, inputs: int, bins: int, recipe: Recipe, attention: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.first = torch.nn.Linear(inputs, recipe.hidden)
+        self.second = torch.nn.Linear(recipe.hidden, bins)
+        # Zero: every token counts the same, so training starts from the mean.
+        self.query = torch.nn.Parameter(torch.zeros(inputs)) if attention else None
+
+    def standardise(self, examples: Examples) -> None:
+        """Learn mean and spread of the training rows."""
+        rows = examples.train
+        if examples.starts is not None:
+            bounds = zip(examples.starts[rows], examples.starts[rows + 1], strict=True)
+            rows = np.concatenate([np.arange(first, last) for first, last in bounds])
+        total = np.zeros(examples.states.shape[1])
+        squares = np.zeros_like(total)
+        for part in np.array_split(rows, max(1, rows.size // _AT_ONCE)):
+            own = examples.states[part].astype(np.float64)
+            total += own.sum(axis=0)
+            squares += (own**2).sum(axis=0)
+        mean = total / rows.size
+        scale = np.sqrt(np.maximum(squares / rows.size - mean**2, 0))
+        self.mean.copy_(torch.from_numpy(mean))
+        # A unit that never changes tells nothing, and must not be divided by zero.
+        self.scale.copy_(torch.from_numpy(np.where(scale > 1e-6 * np.abs(mean), scale, np.inf)))
+
+    def forward(self, states: Any, inside: Any = None) -> Any:
+        """Scores of the bins, [n, bins]."""
+        states = (states - self.mean) / self.scale
+        if self.query is not None:
+            scores = (states @ self.query).masked_fill(~inside, -math.inf)
+            states = (scores.softmax(1).unsqueeze(1) @ states).squeeze(1)
+        return self.second(torch.relu(self.first(states)))
+
+    def folded(self) -> Fitted:
+        """The same for inputs that are not standardised."""
+        weight, bias = self.first.weight / self.scale, self.first.bias
+
+        def plain(tensor: Any) -> NDArray[np.float32]:
+            array: NDArray[np.float32] = tensor.detach().cpu().float().contiguous().numpy()
+            return array
+
+        network = Network(
+            first=plain(weight.T),
+            first_bias=plain(bias - weight @ self.mean),
+            second=plain(self.second.weight.T),
+            second_bias=plain(self.second.bias),
+        )
+        # The mean's share of the score is the same for every token, and softmax does not see it.
+        return Fitted(network, None if self.query is None else plain(self.query / self.scale))
+
+
+def _loss(model: _Model, reader: _Reader, targets: Any, rows: NDArray[np.int64]) -> float:
+    """Mean cross-entropy over some examples, nats."""
+    total = 0.0
+    size = _AT_ONCE if model.query is None else _PROMPTS_AT_ONCE
+    with torch.no_grad():
+        for first in range(0, rows.size, size):
+            chosen = rows[first : first + size]
+            total += torch.nn.functional.cross_entropy(
+                model(*reader(chosen)), targets[chosen], reduction="sum"
+            ).item()
+    return total / rows.size
+
+
+def _key(examples: Examples, bins: int, recipe: Recipe, seed: int) -> str:
+    """What a run depends on, as one string."""
+    digest = hashlib.sha256(repr((recipe, bins, seed, examples.states.shape)).encode())
+    for array in (examples.targets, examples.train, examples.valid, examples.states[:64]):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

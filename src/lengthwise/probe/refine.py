@@ -1,0 +1,204 @@
+"""Refinement: a Bayesian filter over the bins of what remains.
+
+TRAIL (arXiv 2410.01035, section 3) tracks the remaining length of an answer as a hidden state that
+falls by 1 with each token. With T the chance of changing bins within one token (`bins.transitions`)
+and p what the probe says about the newest token, after `elapsed` tokens
+
+    prior(j)     = Σ_i posterior(i) · (T ^ elapsed)(i, j)
+    posterior(j) ∝ ((1 − ε) · prior(j) + ε / k) · p(j) ^ temper
+
+Two constants are ours. Successive tokens look alike, so p is not new evidence each time:
+`temper` < 1 counts it for less. And ε is the chance that the filter has lost track; it keeps a bin
+that was once ruled out from staying so for ever. ε = 1 and temper = 1 is the raw probe.
+
+Posteriors live in a table, float64 [requests, bins], one row per request, updated in place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled
+from lengthwise.probe.bins import transitions
+
+MEAN, LOW, MEDIAN, HIGH = range(4)  #: columns of a summary
+LEAST_EPSILON: Final = 1e-6
+
+_QUANTILES: Final = (0.1, 0.5, 0.9)
+_POWERS: Final = 16  #: of T, each the square of the one before: up to 65,535 tokens at once
+
+
+class Filter(NamedTuple):
+    """The constants of a filter."""
+
+    edges: NDArray[np.float64]  #: of the bins, shape (k + 1,)
+    powers: NDArray[np.float64]  #: T, T², T⁴, …, shape (16, k, k)
+    temper: float  #: exponent of the probe's probabilities, ≥ 0
+    epsilon: float  #: chance of having lost track, above 0, up to 1
+
+
+def new_filter(edges: NDArray[np.float64], temper: float, epsilon: float) -> Filter:
+    """Precompute the constants.
+
+    Args:
+        edges: of the bins, ascending from 0, shape (k + 1,).
+        temper: 1 as in the paper; less for predictions that repeat one another.
+        epsilon: at least `LEAST_EPSILON` is taken.
+    """
+    powers = [transitions(edges)]
+    for _ in range(_POWERS - 1):
+        powers.append(powers[-1] @ powers[-1])
+    return Filter(
+        np.ascontiguousarray(edges, dtype=np.float64),
+        np.stack(powers),
+        float(temper),
+        min(1.0, max(LEAST_EPSILON, float(epsilon))),
+    )
+
+
+@compiled
+def start(
+    posteriors: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+) -> int:
+    """Begin tracking: a first distribution takes the place of the posterior.
+
+    Args:
+        posteriors: the table, shape (requests, k); the rows named are overwritten.
+        rows: shape (n,), distinct.
+        probabilities: shape (n, k), of the whole length if nothing is generated yet. A row that is
+            no distribution (NaN, infinite, negative, all zero) becomes the uniform one.
+
+    Returns:
+        How many rows were no distribution.
+    """
+    bins = posteriors.shape[1]
+    bad = 0
+    for n in range(rows.size):
+        posterior = posteriors[rows[n]]
+        total = 0.0
+        for i in range(bins):
+            total += probabilities[n, i] if probabilities[n, i] >= 0.0 else math.nan
+        usable = 0.0 < total < math.inf
+        bad += not usable
+        for i in range(bins):
+            posterior[i] = probabilities[n, i] / total if usable else 1.0 / bins
+    return bad
+
+
+@compiled
+def refine(
+    posteriors: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    elapsed: NDArray[np.int64],
+    constants: Filter,
+) -> int:
+    """Update by one prediction each.
+
+    Args:
+        posteriors: the table, shape (requests, k); the rows named are updated.
+        rows: shape (n,), distinct.
+        probabilities: shape (n, k), the probe's. A row that is no distribution (NaN, infinite,
+            negative, all zero) teaches nothing: its posterior becomes the prior.
+        elapsed: shape (n,), output tokens since the row was last started or refined, ≥ 0.
+        constants: of the probe.
+
+    Returns:
+        How many rows were no distribution.
+    """
+    bins = posteriors.shape[1]
+    prior = np.empty(bins)
+    bad = 0
+    for n in range(rows.size):
+        posterior = posteriors[rows[n]]
+        _advance(posterior, elapsed[n], constants.powers, prior)
+        total = 0.0
+        for i in range(bins):
+            chance = probabilities[n, i]
+            if constants.temper != 1.0:
+                chance = chance**constants.temper if chance >= 0.0 else math.nan
+            elif not chance >= 0.0:
+                chance = math.nan
+            prior[i] = posterior[i]
+            posterior[i] = (
+                (1.0 - constants.epsilon) * posterior[i] + constants.epsilon / bins
+            ) * chance
+            total += posterior[i]
+        usable = 0.0 < total < math.inf
+        bad += not usable
+        for i in range(bins):
+            posterior[i] = posterior[i] / total if usable else prior[i]
+    return bad
+
+
+@compiled
+def _advance(
+    posterior: NDArray[np.float64],
+    elapsed: int,
+    powers: NDArray[np.float64],
+    scratch: NDArray[np.float64],
+) -> None:
+    """posterior · T^elapsed, in place, by the binary digits of `elapsed`.
+
+    T only leads to the same bin or one below, so all above the diagonal is zero.
+    """
+    bins = posterior.size
+    left = min(max(elapsed, 0), (1 << powers.shape[0]) - 1)
+    power = 0
+    while left > 0:
+        if left & 1:
+            scratch[:] = 0.0
+            for i in range(bins):
+                for j in range(i + 1):
+                    scratch[j] += posterior[i] * powers[power, i, j]
+            posterior[:] = scratch
+        left >>= 1
+        power += 1
+
+
+@compiled
+def summarise(
+    posteriors: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    most: NDArray[np.float64],
+    constants: Filter,
+    summary: NDArray[np.float64],
+) -> None:
+    """What the posteriors say in tokens.
+
+    The mean is that of the bins' midpoints; quantiles take lengths as spread evenly within a bin.
+
+    Args:
+        posteriors: the table, shape (requests, k).
+        rows: shape (n,).
+        most: shape (n,), tokens that each may still generate: `max_tokens` − age.
+        constants: of the probe.
+        summary: output, shape (n, 4): MEAN, LOW (10 %), MEDIAN and HIGH (90 %) of the tokens still
+            to come, each at least 1, since the answer has not ended, and at most `most`.
+    """
+    edges = constants.edges
+    bins = edges.size - 1
+    for n in range(rows.size):
+        posterior = posteriors[rows[n]]
+        mean = 0.0
+        below = 0.0  # probability of all bins before this one
+        quantile = 0
+        for i in range(bins):
+            mean += posterior[i] * 0.5 * (edges[i] + edges[i + 1])
+            while quantile < 3 and below + posterior[i] >= _QUANTILES[quantile]:
+                part = (_QUANTILES[quantile] - below) / posterior[i]
+                summary[n, LOW + quantile] = edges[i] + part * (edges[i + 1] - edges[i])
+                quantile += 1
+            below += posterior[i]
+        while quantile < 3:  # rounding left the sum short of the last quantile
+            summary[n, LOW + quantile] = edges[bins]
+            quantile += 1
+        summary[n, MEAN] = mean
+        for column in range(4):
+            summary[n, column] = min(max(summary[n, column], 1.0), most[n])
