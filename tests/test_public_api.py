@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "simulate": {"request", "policy", "workload", "measure"},
     "reference": {"workload"},
     "predict": {"request", "workload", "reference"},
-    "vllm": {"request", "policy", "predict"},
+    "learn": {"workload", "predict"},
+    "vllm": {"request", "policy", "predict", "workload"},
     "compare": {"workload", "measure", "predict", "reference", "vllm", "policy"},
 }
 LIGHT = [
@@ -38,6 +39,8 @@ LIGHT = [
     "lengthwise.measure",
     "lengthwise.simulate",
     "lengthwise.theory",
+    "lengthwise.learn",
+    "lengthwise.learn.learner",
 ]
 HEAVY = {"torch", "vllm", "transformers"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.

@@ -24,6 +24,7 @@ _METHODS: Final = (
     "_free_request",
     "_update_request_as_session",
     "_request_blocks_can_be_freed",
+    "shutdown",
 )
 _ATTRIBUTES: Final = (
     "block_size",
