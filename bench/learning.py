@@ -52,6 +52,7 @@ def swap(requests: int, repeats: int, seed: int) -> dict[str, Any]:
     from lengthwise.compare.load import Capacity, arrival_times
     from lengthwise.compare.progress import Silent
     from lengthwise.compare.session import open_session
+    from lengthwise.compare.step_seconds import fit_step_seconds
     from lengthwise.learn.rows import training_rows
     from lengthwise.predict.kinds import Recipe
     from lengthwise.predict.tokenizer import load_tokenizer
@@ -83,6 +84,7 @@ def swap(requests: int, repeats: int, seed: int) -> dict[str, Any]:
             weak.save(folder / "weak")
             tokens = sum(a.prompt_tokens + a.output_tokens for a in observed.replay.answers)
             capacity = (observed.engine.capacity() or 0.0) * taught / tokens
+            step_seconds = fit_step_seconds(observed.engine.steps)
             times = arrival_times(
                 Capacity(LOAD), requests, cv=1.0, seed=seed, capacity_requests_per_s=capacity
             )
@@ -90,8 +92,9 @@ def swap(requests: int, repeats: int, seed: int) -> dict[str, Any]:
             for repeat in range(repeats):
                 for learning in (False, True) if repeat % 2 == 0 else (True, False):
                     label = f"{repeat}-{learning}"
+                    replay = {"scheduled_s": times, "step_seconds": step_seconds}
                     rounds.append(
-                        one_round(session, folder, label, plain, asks[taught:], times, learning)
+                        one_round(session, folder, label, plain, asks[taught:], replay, learning)
                     )
     without, with_it = (
         sorted((r for r in rounds if r["learning"] is learning), key=lambda r: str(r["name"]))
@@ -118,7 +121,7 @@ def one_round(
     name: str,
     settings: Any,
     asks: Sequence[Any],
-    times: Sequence[float],
+    replay: dict[str, Any],
     learning: bool,
 ) -> dict[str, Any]:
     """One round; with learning the predictor is exchanged half-way."""
@@ -139,7 +142,7 @@ def one_round(
         settings.write(path)
         learner = LearnerProcess(log, path, len(asks) // 3, lambda line: None)
     with learner:
-        observed = session.run_round(name, settings, asks, scheduled_s=times)
+        observed = session.run_round(name, settings, asks, **replay)
         state = read_state(log)
     log_off(session, folder)
     steps = observed.engine.steps["duration_s"]
