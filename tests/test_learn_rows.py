@@ -19,7 +19,7 @@ from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.train import train, train_on_features
 from lengthwise.workload.dataset import Dataset
-from lengthwise.workload.length_log import read_answers, segments
+from lengthwise.workload.length_log import decode_line, encode_line, read_answers, segments
 
 TASKS = {"Write an essay about": 300, "List some facts on": 90, "Is it true what they say of": 9}
 SUBJECTS = ["cats", "bread", "rivers", "music", "maps", "winter", "glass", "bees"]
@@ -74,17 +74,12 @@ def test_answers_that_were_cut_low_or_given_up_teach_nothing(tmp_path: Path) -> 
     assert len(rows.dataset.rejected) == 3 + 4
 
 
-def test_another_tokenizers_answers_are_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_tokenizers_answers_are_left_out(tmp_path: Path) -> None:
     prompts, lengths = traffic(60)
     old = write_segment(tmp_path, prompts, lengths)
-    from lengthwise.workload.length_log import decode_line, encode_line
-
     header, *lines = old.read_bytes().splitlines(keepends=True)
     changed = decode_line(header)
     assert changed is not None
-    del changed["crc32"]
     old.write_bytes(b"".join([encode_line({**changed, "tokens": "0" * 64}), *lines]))
     write_segment(tmp_path, prompts[:40], lengths[:40])
     rows = training_rows(tmp_path, read_answers(tmp_path)[0])

@@ -99,20 +99,30 @@ def test_drift_calls_for_training_before_it_is_due(place: Place) -> None:
     place.write(str(place.log / "old"))
     learner = Learner(place.log, place.settings, every=5000)
     learner.step()
-    place.answer(250, seed=2)
-    learner.step()
-    assert learner.state.trained == 0
     place.answer(400, seed=3, reversed=True)
     learner.step()
-    assert (learner.state.trained, learner.state.accepted) == (1, 1)
+    # Of all answers and of the new ones alone; only the latter say what is true now.
+    assert (learner.state.trained, learner.state.accepted) == (2, 1)
     assert learner.state.comparison["present_tau"] < 0 < learner.state.comparison["tau"]
+    assert load_predictor(read_predictor(place.settings)).metadata.training.rows == 200
+
+
+def test_without_drift_nothing_is_trained_before_it_is_due(place: Place) -> None:
+    place.answer(400, seed=1)
+    train_on_log(place.log).save(place.log / "old")
+    place.write(str(place.log / "old"))
+    learner = Learner(place.log, place.settings, every=5000)
+    for seed in range(2, 6):
+        learner.step()
+        place.answer(250, seed=seed)
+    assert learner.state.trained == 0
 
 
 def test_a_log_that_teaches_nothing_is_said_and_survived(place: Place) -> None:
     learner = Learner(place.log, place.settings, every=100)
     write_segment(place.log, ["Same."] * 300, [5] * 300)
     learner.step()
-    assert (learner.state.trained, learner.state.refused) == (1, 1)
+    assert (learner.state.trained, learner.state.refused) == (0, 1)
     assert "nothing to learn" in learner.state.said
     assert "\n" not in learner.state.said
 
@@ -123,7 +133,7 @@ def test_a_broken_promise_is_rolled_back(place: Place) -> None:
     learner.step()
     first = read_predictor(place.settings)
     assert learner.state.accepted == 1
-    place.answer_as_predicted(250, 2, 0.95)
+    place.answer_as_predicted(250, 2, 1.0)
     learner.step()
     assert learner.state.rolled_back == 0
     assert learner.state.live_tau is not None
@@ -220,7 +230,7 @@ def test_a_learner_that_was_killed_goes_on_where_it_was(place: Place) -> None:
     assert again.state.trained == 1
     assert again.state.restarts == 1
     assert again.state.placed == read_predictor(place.settings)
-    assert again.state.promise == pytest.approx(learner.state.promise)
+    assert list(again.state.promise or ()) == list(learner.state.promise or ())
     # It also remembers that the user has chosen since.
     place.write("declared")
     third = Learner(place.log, place.settings, every=200, restarts=2)
@@ -253,7 +263,7 @@ def test_the_comparison_is_paired_and_knows_noise_from_gain() -> None:
     lengths = random.integers(1, 500, 300)
     noise = random.normal(0, 150, 300)
     present = lengths + noise
-    better = lengths + 0.8 * noise
+    better = lengths + 0.9 * noise
     found = compare(lengths, better, present)
     assert found.is_better
     assert found.tau_low < found.tau < found.tau_high
@@ -269,6 +279,6 @@ def test_the_comparison_is_paired_and_knows_noise_from_gain() -> None:
         compare(
             lengths, lengths + random.normal(0, 400, 300), lengths + random.normal(0, 400, 300)
         ).is_better
-        for _ in range(40)
+        for _ in range(20)
     )
-    assert fair <= 5
+    assert fair <= 3

@@ -36,7 +36,7 @@ def test_without_enough_answers_there_is_none() -> None:
     rolling = RollingTau(Counters())
     feed(rolling, LEAST - 1, 1.0)
     assert rolling.tau is None
-    feed(rolling, GROUP, 1.0, first=LEAST)
+    feed(rolling, 2 * GROUP, 1.0, first=LEAST)
     assert rolling.tau is not None
 
 
@@ -73,18 +73,19 @@ def test_the_short_ones_that_finish_first_do_not_stand_for_all() -> None:
     assert rolling.tau == pytest.approx(truth, abs=0.1)
 
 
-def test_cut_answers_and_those_without_a_prediction_do_not_count() -> None:
+@pytest.mark.parametrize("cut", [True, False])
+def test_cut_answers_and_those_without_a_prediction_do_not_count(cut: bool) -> None:
     rolling = RollingTau(Counters())
     random = np.random.default_rng(0)
     for index in range(GROUPS * GROUP):
         length = int(random.integers(1, 100))
-        if index % 3 == 0:
-            rolling.ended(index, 1000.0 - length, None)
-        elif index % 3 == 1 and index > GROUP:
-            rolling.ended(index, None, length)
-        else:
+        if index % 3:
             rolling.ended(index, float(length), length)
-    assert rolling.tau is None or rolling.tau == pytest.approx(1.0)
+        elif cut:
+            rolling.ended(index, 1000.0 - length, None)
+        else:
+            rolling.ended(index, None, 1000 - length)
+    assert rolling.tau == pytest.approx(1.0)
 
 
 def test_a_new_predictor_is_not_judged_by_the_old_ones_requests() -> None:

@@ -31,7 +31,7 @@ class Comparison:
     tau_low: float  # ends of its 95 % bootstrap interval
     tau_high: float
     present_tau: float
-    difference_low: float  # lower end of the 95 % interval of the difference
+    difference_low: float  # what the difference is above in 97.5 % of the draws
 
     @property
     def is_better(self) -> bool:
@@ -39,7 +39,9 @@ class Comparison:
         return self.difference_low > 0.0
 
 
-def compare(lengths: NDArray[np.int64], new: Scores, present: Scores, seed: int = 0) -> Comparison:
+def compare(
+    lengths: NDArray[np.int64], new: Scores, present: Scores, seed: int = 0, tried: int = 1
+) -> Comparison:
     """Compare two predictors' scores of the same answers.
 
     Args:
@@ -47,6 +49,8 @@ def compare(lengths: NDArray[np.int64], new: Scores, present: Scores, seed: int 
         new: shape (n,), the new predictor's scores.
         present: shape (n,), the present one's; all equal where there is none.
         seed: of the draws.
+        tried: how many new predictors are compared on these answers to take the best one; each
+            must then be better in so many times more of the draws (Bonferroni).
     """
     random = np.random.default_rng(seed)
     differences = np.empty(_RESAMPLES)
@@ -62,7 +66,7 @@ def compare(lengths: NDArray[np.int64], new: Scores, present: Scores, seed: int 
         tau_low=low,
         tau_high=high,
         present_tau=tau_or_0(lengths, present),
-        difference_low=float(np.quantile(differences, _LOWEST)),
+        difference_low=float(np.quantile(differences, _LOWEST / tried)),
     )
 
 

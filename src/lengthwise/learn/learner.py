@@ -156,8 +156,11 @@ class Learner:
     def _retrain_if_due(self) -> None:
         full = self._full()
         new = sum(answer.position > self.state.trained_until for answer in full)
-        if new >= self._every or (new >= min(_LIVE, self._every) and self._has_drifted(full)):
-            self._retrain(full, new)
+        if new < min(_LIVE, self._every):
+            return
+        drifted = self._has_drifted(full)
+        if new >= self._every or drifted:
+            self._retrain(full, new, drifted)
 
     def _has_drifted(self, full: Sequence[Answer]) -> bool:
         """Whether the present predictor is clearly worse on the newest answers than promised."""
@@ -168,24 +171,33 @@ class Learner:
         _, _, high = tau_with_interval(lengths_of(newest), scores_of(placed, newest), self._seed)
         return high < promise[1]
 
-    def _retrain(self, full: Sequence[Answer], new: int) -> None:
+    def _retrain(self, full: Sequence[Answer], new: int, drifted: bool) -> None:
         state = self.state
         assert state.placed is not None
         # Half of what is new: the present predictor may have been trained with what is not.
         held_out = full[-int(np.clip(new // 2, _LEAST_HELD_OUT, _HELD_OUT)) :]
         older = [a for a in of_one_kind(self._answers) if a.position < held_out[0].position]
+        windows = [older]
+        if drifted:
+            # What was learnt before may be wrong now, and there is more of it.
+            windows.append([a for a in older if a.position > state.trained_until])
         state.trained_until = self._answers[-1].position
-        state.trained += 1
-        try:
-            rows = training_rows(self._log, older, self._reader.damaged)
-            candidate = train_on_features(*rows, Recipe(seed=self._seed))
-        except InputError as error:
+        lengths, present = lengths_of(held_out), scores_of(state.placed, held_out)
+        tried: list[tuple[Comparison, LexicalPredictor]] = []
+        for answers in windows:
+            try:
+                rows = training_rows(self._log, answers, self._reader.damaged)
+                candidate = train_on_features(*rows, Recipe(seed=self._seed))
+            except InputError as error:
+                self._say(f"not trained: {error}")
+                continue
+            state.trained += 1
+            scores = scores_now(candidate, held_out)
+            tried.append((compare(lengths, scores, present, self._seed, len(windows)), candidate))
+        if not tried:
             state.refused += 1
-            self._say(f"not trained: {error}")
             return
-        new_scores = scores_now(candidate, held_out)
-        present = scores_of(state.placed, held_out)
-        found = compare(lengths_of(held_out), new_scores, present, self._seed)
+        found, candidate = max(tried, key=lambda each: each[0].tau)
         state.comparison = {name: round(value, 4) for name, value in asdict(found).items()}
         if not found.is_better:
             state.refused += 1
@@ -205,7 +217,8 @@ class Learner:
         state.promise, state.is_mine = (found.tau, found.tau_low, found.tau_high), True
         state.live_tau = None
         self._tidy_up()
-        self._say(f"placed {folder.name}, trained on {len(older):,} answers: {_in_words(found)}")
+        taught = candidate.metadata.training.rows
+        self._say(f"placed {folder.name}, trained on {taught:,} answers: {_in_words(found)}")
 
     def _full(self) -> list[Answer]:
         """The remembered answers whose whole length is known."""

@@ -7,10 +7,8 @@ keeps numerical libraries to one thread.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -18,6 +16,7 @@ from typing import Final
 from lengthwise.learn.learner import Learner
 
 _POLL_S: Final = 1.0
+_LOWEST: Final = 19  # niceness: every other process of the machine goes first
 
 logger = logging.getLogger("lengthwise.learn")
 
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, required=True)
     given = parser.parse_args()
     logging.basicConfig(format="lengthwise: learning: %(message)s", level=logging.INFO)
-    step_back()
+    os.nice(_LOWEST)
     learner = Learner(given.log, given.settings, every=given.every, restarts=given.restarts)
     complained = False
     while os.getppid() == given.parent:
@@ -44,15 +43,6 @@ def main() -> None:
                 logger.warning("cannot work in %s: %s", given.log, error)
             complained = True
         time.sleep(_POLL_S)
-
-
-def step_back() -> None:
-    """Let every other process of the machine go first."""
-    os.nice(19)
-    if sys.platform.startswith("linux"):
-        # Runs only where a core would idle, and never delays a thread that wakes up.
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 if __name__ == "__main__":

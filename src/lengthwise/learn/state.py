@@ -32,8 +32,8 @@ class State:
     trained_until: Position = field(default=Position(0, 0))  # place in the log of the last training
     answers: int = 0  # remembered
     trained: int = 0  # predictors trained
-    accepted: int = 0  # of them, placed
-    refused: int = 0  # of them, not clearly better, or not to be trained
+    accepted: int = 0  # of them, found better and placed
+    refused: int = 0  # trainings of which nothing was placed
     rolled_back: int = 0  # placed, and taken back
     restarts: int = 0  # times that the learner had to be started again
     damaged: int = 0  # lines of the log that were left out
