@@ -86,17 +86,20 @@ def serve(
         raise typer.BadParameter(
             f"name the model first: lengthwise serve MODEL {model} …", ctx=context
         )
-    options = {"--policy": policy, "--predictor": predictor, "--log": log}
-    if settings is not None and settings.exists():
-        chosen, path = _settings_of(settings, [name for name, given in options.items() if given])
+    named = {"--policy": policy, "--predictor": predictor, "--log": log, "--log-text": log_text}
+    theirs = settings is not None and settings.exists()
+    if theirs:
+        assert settings is not None
+        chosen = _settings_of(settings, [name for name, given in named.items() if given])
     else:
         if learn and log is not None and predictor is None:
             predictor = _learnt_before(log)
         chosen = _new_settings(policy, predictor, log, log_text)
-        path = (settings or _state_folder() / f"serve-{port}" / "settings.json").absolute()
-        chosen.write(path)
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
+    path = (settings or _state_folder() / f"serve-{port}" / "settings.json").absolute()
+    if not theirs:
+        chosen.write(path)
     require_matching_predictor(chosen, model)
     command = server_command(model, path, host=host, port=port, flags=context.args)
     if sys.stderr.isatty():
@@ -138,7 +141,7 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     load_predictor(settings.predictor, tokenizer=str(here) if here.is_dir() else None)
 
 
-def _settings_of(file: Path, given: list[str]) -> tuple[Settings, Path]:
+def _settings_of(file: Path, given: list[str]) -> Settings:
     """The settings that a file of the user's holds, which says everything."""
     from lengthwise.vllm.settings import read_settings
 
@@ -147,7 +150,7 @@ def _settings_of(file: Path, given: list[str]) -> tuple[Settings, Path]:
             f"{file} exists and says what to do: leave {' and '.join(given)} out, "
             "or remove it to have it made anew"
         )
-    return read_settings(file)[0], file.absolute()
+    return read_settings(file)[0]
 
 
 def _new_settings(
