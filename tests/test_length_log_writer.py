@@ -13,6 +13,7 @@ import pytest
 
 from length_logs import REFERENCE, reference_text
 from lengthwise.errors import InputError
+from lengthwise.predict.prediction import Prompt
 from lengthwise.vllm import length_log
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.length_log import LengthLog
@@ -41,7 +42,7 @@ def test_what_was_logged_can_be_read(tmp_path: Path) -> None:
     log = log_to(tmp_path / "new" / "log", counters)
     ids = REFERENCE.encode_chat("Name three cities.")
     for length in (3, 1, 2):
-        log.answer(ids, time.monotonic(), {**VALUES, "output_tokens": length})
+        log.answer(Prompt(ids, {}), time.monotonic(), {**VALUES, "output_tokens": length})
     log.close()
     answers, reader = read_answers(tmp_path / "new" / "log")
     assert [answer.output_tokens for answer in answers] == [3, 1, 2]
@@ -55,10 +56,10 @@ def test_what_was_logged_can_be_read(tmp_path: Path) -> None:
 def test_nobody_can_read_the_prompts(tmp_path: Path) -> None:
     ids = REFERENCE.encode_chat(SECRET)
     log = log_to(tmp_path / "private")
-    log.answer(ids, 0.0, VALUES)
+    log.answer(Prompt(ids, {}), 0.0, VALUES)
     log.close()
     log = log_to(tmp_path / "asked", text=True)
-    log.answer(ids, 0.0, VALUES)
+    log.answer(Prompt(ids, {}), 0.0, VALUES)
     log.close()
     listed = ",".join(map(str, ids[2:6]))
     for path in (tmp_path / "private").iterdir():
@@ -82,7 +83,7 @@ def test_the_log_stays_within_its_bound_and_the_oldest_goes_first(tmp_path: Path
     most = 0
     for block in range(12):
         for row in range(50):
-            log.answer(ids, 0.0, {**VALUES, "output_tokens": 50 * block + row})
+            log.answer(Prompt(ids, {}), 0.0, {**VALUES, "output_tokens": 50 * block + row})
         wait_until(50 * (block + 1), counters)
         most = max(most, sum(path.stat().st_size for _, path in segments(tmp_path)))
     log.close()
@@ -100,7 +101,9 @@ def test_a_clock_that_goes_back_does_not_disorder_the_log(tmp_path: Path) -> Non
     for length, clock_s in ((1, 2e9), (2, 1e9), (3, 1.5e9)):
         log = log_to(tmp_path, clock=lambda clock_s=clock_s: clock_s)
         for step in range(2):
-            log.answer([3], time.monotonic() + step, {**VALUES, "output_tokens": length})
+            log.answer(
+                Prompt([3], {}), time.monotonic() + step, {**VALUES, "output_tokens": length}
+            )
         log.close()
     answers, _ = read_answers(tmp_path)
     assert [answer.output_tokens for answer in answers] == [1, 1, 2, 2, 3, 3]
@@ -113,7 +116,7 @@ def test_several_engines_can_share_a_folder(tmp_path: Path) -> None:
     logs = [log_to(tmp_path) for _ in range(3)]
     for length, log in enumerate(logs, start=1):
         for _ in range(5):
-            log.answer([3], 0.0, {**VALUES, "output_tokens": length})
+            log.answer(Prompt([3], {}), 0.0, {**VALUES, "output_tokens": length})
     for log in logs:
         log.close()
     answers, reader = read_answers(tmp_path)
@@ -126,7 +129,7 @@ def test_a_flood_is_dropped_and_counted(tmp_path: Path) -> None:
     log = log_to(tmp_path, counters)
     started = time.monotonic()
     for _ in range(20_000):
-        log.answer([3], 0.0, VALUES)
+        log.answer(Prompt([3], {}), 0.0, VALUES)
     assert time.monotonic() - started < 5.0  # it never waits for the disk
     log.close()
     assert counters.log_lost > 0
@@ -140,6 +143,7 @@ DISK_FULL = """
 import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from lengthwise.predict.prediction import Prompt
 from test_length_log_writer import VALUES, log_to
 from lengthwise.vllm import length_log
 from lengthwise.vllm.counters import Counters
@@ -151,7 +155,7 @@ log = log_to(folder, counters)
 def answers(count, length):
     before = counters.logged + counters.log_lost
     for _ in range(count):
-        log.answer(list(range(3, 60)), 0.0, {**VALUES, "output_tokens": length})
+        log.answer(Prompt(list(range(3, 60)), {}), 0.0, {**VALUES, "output_tokens": length})
     while counters.logged + counters.log_lost < before + count:
         time.sleep(0.02)
 
@@ -198,7 +202,7 @@ def test_a_disk_that_is_full_is_complained_about_once(
     counters = Counters()
     log = log_to(tmp_path, counters)
     for row in range(3):
-        log.answer([3], 0.0, VALUES)
+        log.answer(Prompt([3], {}), 0.0, VALUES)
         wait_until(row + 1, counters)
     log.close()
     assert counters.log_lost == 3
