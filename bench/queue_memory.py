@@ -43,7 +43,7 @@ def fill_and_measure(policy: str, queued: int) -> dict[str, float]:
     else:
         from lengthwise.vllm import Scheduler
 
-        settings: dict[str, object] = {"policy": policy, "predictor": "oracle"}
+        settings: dict[str, object] = {"policy": policy, "predictor": "oracle", "tau_floor": None}
         engine = TimedEngine(Scheduler, "Scheduler", "fcfs", BATCH, queued, settings)
     for _ in range(STEPS):
         engine.step()

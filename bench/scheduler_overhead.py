@@ -199,7 +199,7 @@ def measure(
         from lengthwise.vllm import Scheduler
 
         scheduler_class = Scheduler
-        settings = {"policy": policy, "predictor": "oracle"}
+        settings = {"policy": policy, "predictor": "oracle", "tau_floor": None}
     stock = TimedEngine(None, base, vllm_policy, batch, waiting, None)
     ours = TimedEngine(scheduler_class, base, vllm_policy, batch, waiting, settings)
     times = compare(stock, ours, steps)

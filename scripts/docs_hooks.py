@@ -274,6 +274,8 @@ def type_name(annotation: Any) -> str:
         return type_name(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return " or ".join(json.dumps(part) for part in typing.get_args(annotation))
+    if hasattr(annotation, "model_fields"):
+        return "object"
     json_names = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
     name = getattr(annotation, "__name__", str(annotation))
     return {"NoneType": "null", "dict": "object", **json_names}.get(name, name)

@@ -45,14 +45,23 @@ _TINY_MODEL = {
 
 @functools.cache
 def _model_config() -> Any:
-    """The configuration of a model that is never loaded, read from a local folder."""
+    """The configuration of a model that is never loaded, read from a local folder.
+
+    What reads its token ids as words takes them for those of the built-in model.
+    """
     from vllm.config import ModelConfig
+
+    from lengthwise.reference import model_path
 
     folder = tempfile.TemporaryDirectory(prefix="tiny-model-")
     atexit.register(folder.cleanup)
     (Path(folder.name) / "config.json").write_text(json.dumps(_TINY_MODEL))
     return ModelConfig(
-        model=folder.name, skip_tokenizer_init=True, dtype="float32", max_model_len=MAX_MODEL_LEN
+        model=folder.name,
+        tokenizer=str(model_path()),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=MAX_MODEL_LEN,
     )
 
 

@@ -88,6 +88,8 @@ def test_the_version_is_printed(run: Run) -> None:
         (["serve", "reference", "--policy", "srpd"], "did you mean 'srpt'"),
         (["serve", "reference", "--predictor", "no/such"], "no/such"),
         (["serve", "./nothing"], "config.json"),
+        (["serve", "reference", "--policy", "ltr", "--learn"], "add --log DIR"),
+        (["serve", "reference", "--log-text"], "add --log DIR"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

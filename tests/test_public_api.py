@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "reference": {"workload"},
     "predict": {"request", "workload", "reference"},
     "probe": {"predict"},
-    "vllm": {"request", "policy", "predict", "probe"},
+    "learn": {"workload", "predict"},
+    "vllm": {"request", "policy", "predict", "probe", "workload"},
     "compare": {"workload", "measure", "predict", "probe", "reference", "vllm", "policy"},
 }
 LIGHT = [
@@ -40,6 +41,8 @@ LIGHT = [
     "lengthwise.simulate",
     "lengthwise.theory",
     "lengthwise.probe",
+    "lengthwise.learn",
+    "lengthwise.learn.learner",
 ]
 HEAVY = {"torch", "vllm", "transformers"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.

@@ -36,6 +36,11 @@ def test_the_default_is_fcfs() -> None:
         ({"policy": "trail", "parameters": {"d": 1}, "predictor": "oracle"}, "parameter of policy"),
         ({"policy": "srpt"}, "policy 'srpt' needs a predictor"),
         ({"policy": "fcfs", "preemption": "sometimes"}, "setting 'preemption'"),
+        ({"policy": "fcfs", "tau_floor": 2}, "setting 'tau_floor'"),
+        ({"policy": "fcfs", "length_log": "log"}, "setting 'length_log'"),
+        ({"length_log": {"folder": "log", "megabytes": 0}}, "setting 'length_log.megabytes'"),
+        ({"length_log": {"folder": "log", "mb": 5}}, "setting 'length_log.mb'"),
+        ({"length_log": {"megabytes": 5}}, "setting 'length_log.folder'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(values: dict[str, object], message: str) -> None:
@@ -74,6 +79,18 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, text: str, message
 def test_a_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the settings file"):
         read_settings(tmp_path / "absent.json")
+
+
+def test_folders_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    path = tmp_path / "settings.json"
+    path.write_text('{"policy": "ltr", "predictor": "p", "length_log": {"folder": "log"}}')
+    settings, _ = read_settings(path)
+    assert settings.predictor == str(tmp_path / "p")
+    assert settings.length_log is not None
+    assert settings.length_log.folder == str(tmp_path / "log")
+    settings.write(path)
+    assert read_settings(path)[0] == settings
 
 
 def test_a_spec_names_policy_settings_and_parameters() -> None:

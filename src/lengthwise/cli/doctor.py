@@ -27,7 +27,7 @@ _HOW_TO_RECORD = (
 def doctor(
     log: Annotated[
         Path | None,
-        typer.Option(help="Folder that the setting `record` names."),
+        typer.Option(help="Folder that the setting `record` or `length_log` names."),
     ] = None,
     url: Annotated[
         str | None,
@@ -77,8 +77,8 @@ def doctor(
 
     if (log is None) == (url is None):
         raise InputError(
-            "give --log DIR, the folder that the setting `record` names, or --url, such as "
-            "http://localhost:8000/metrics"
+            "give --log DIR, a folder that the setting `record` or `length_log` names, or --url, "
+            "such as http://localhost:8000/metrics"
         )
     with ConsoleProgress() as progress:
         if url is not None:

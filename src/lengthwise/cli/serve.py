@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.errors import InputError
+
 if TYPE_CHECKING:
+    from lengthwise.learn.supervisor import LearnerProcess
     from lengthwise.vllm.settings import Settings
 
 
@@ -52,6 +56,26 @@ def serve(
         Path | None,
         typer.Option(help="Your own settings file, watched while serving; made if missing."),
     ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a log of hashed prompt features and answer lengths; no prompts."
+        ),
+    ] = None,
+    log_text: Annotated[
+        bool, typer.Option("--log-text", help="With --log: write the text of prompts as well.")
+    ] = False,
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn",
+            help="With --log: train predictors from it in the background, and exchange the "
+            "present one for a better one.",
+        ),
+    ] = False,
+    learn_every: Annotated[
+        int, typer.Option(min=40, help="With --learn: new answers between two trainings.")
+    ] = 1000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
 ) -> None:
@@ -60,6 +84,9 @@ def serve(
     Every other option is passed on to vLLM as it is.
 
     Example: `lengthwise serve reference --policy srpt --predictor build/p --port 8123`
+
+    `lengthwise serve MODEL --policy ltr --log build/log --learn` needs no predictor: it serves in
+    the order of arrival until it has learnt one from its own traffic.
 
     Policy, bounds and predictor can be changed while serving: edit the settings file that is
     printed at the start.
@@ -72,7 +99,20 @@ def serve(
         raise typer.BadParameter(
             f"name the model first: lengthwise serve MODEL {model} …", ctx=context
         )
-    chosen, path = _settings(policy, predictor, settings, port)
+    named = {"--policy": policy, "--predictor": predictor, "--log": log, "--log-text": log_text}
+    theirs = settings is not None and settings.exists()
+    if theirs:
+        assert settings is not None
+        chosen = _settings_of(settings, [name for name, given in named.items() if given])
+    else:
+        if learn and log is not None and predictor is None:
+            predictor = _learnt_before(log)
+        chosen = _new_settings(policy, predictor, log, log_text)
+    if chosen.length_log is None and (learn or log_text):
+        raise InputError("--learn and --log-text need a log: add --log DIR")
+    path = (settings or _state_folder() / f"serve-{port}" / "settings.json").absolute()
+    if not theirs:
+        chosen.write(path)
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
     command = server_command(model, path, host=host, port=port, flags=context.args, probe=wanted)
@@ -93,7 +133,8 @@ def serve(
         with Server(command, log=None) as server:
             server.wait_ready()
             _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
-            server.wait()
+            with _learner(chosen, path, learn_every) if learn else nullcontext():
+                server.wait()
             server.check()
     except KeyboardInterrupt:
         _say("stopped")
@@ -105,7 +146,9 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     Raises:
         InputError: the predictor is damaged, missing or for another model's tokenizer.
     """
-    if settings.predictor is None:
+    from lengthwise.predict.load import NO_PREDICTOR
+
+    if settings.predictor in (None, NO_PREDICTOR):
         return
     from lengthwise.compare.server_command import model_path
     from lengthwise.predict import load_predictor
@@ -115,25 +158,48 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     load_predictor(settings.predictor, tokenizer=str(here) if here.is_dir() else None)
 
 
-def _settings(
-    policy: str | None, predictor: str | None, file: Path | None, port: int
-) -> tuple[Settings, Path]:
-    """The settings to begin with and the file they are in."""
-    from lengthwise.errors import InputError
-    from lengthwise.vllm.settings import Settings, parse_spec, read_settings
+def _settings_of(file: Path, given: list[str]) -> Settings:
+    """The settings that a file of the user's holds, which says everything."""
+    from lengthwise.vllm.settings import read_settings
 
-    if file is not None and file.exists():
-        if policy is not None or predictor is not None:
-            raise InputError(
-                f"{file} exists and says what to do: leave --policy and --predictor out, "
-                "or remove it to have it made anew"
-            )
-        return read_settings(file)[0], file.absolute()
-    base = Settings(predictor=predictor_setting(predictor) or "declared")
-    chosen = parse_spec(policy or "srpt", base)
-    path = (file or _state_folder() / f"serve-{port}" / "settings.json").absolute()
-    chosen.write(path)
-    return chosen, path
+    if given:
+        raise InputError(
+            f"{file} exists and says what to do: leave {' and '.join(given)} out, "
+            "or remove it to have it made anew"
+        )
+    return read_settings(file)[0]
+
+
+def _new_settings(
+    policy: str | None, predictor: str | None, log: Path | None, log_text: bool
+) -> Settings:
+    """The settings to begin with."""
+    from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_spec
+
+    length_log = None
+    if log is not None:
+        length_log = LengthLogSettings(folder=str(log.absolute()), text=log_text)
+    base = Settings(predictor=predictor_setting(predictor) or "declared", length_log=length_log)
+    return parse_spec(policy or "srpt", base)
+
+
+def _learnt_before(log: Path) -> str:
+    """What learning begins with: what it had come to, or no predictor."""
+    from lengthwise.learn.learner import latest_predictor
+    from lengthwise.predict.load import NO_PREDICTOR
+
+    latest = latest_predictor(log)
+    if latest is None:
+        _say("no predictor yet: requests are served as they come until one is learnt")
+    return latest or NO_PREDICTOR
+
+
+def _learner(settings: Settings, path: Path, every: int) -> LearnerProcess:
+    """The process that learns from the log that the settings name."""
+    from lengthwise.learn.supervisor import LearnerProcess
+
+    assert settings.length_log is not None
+    return LearnerProcess(Path(settings.length_log.folder), path, every, _say)
 
 
 def predictor_setting(predictor: str | None) -> str | None:

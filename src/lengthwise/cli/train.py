@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lengthwise.predict.encoder import Head, Precision
 
+if TYPE_CHECKING:
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.predict.kinds import Recipe, TrainedPredictor
+    from lengthwise.predict.lexical import LexicalPredictor
+
 
 def train(
-    dataset: Annotated[
-        Path,
-        typer.Argument(help="Table of prompts and answer lengths: .parquet, .jsonl or .csv."),
-    ],
     out: Annotated[Path, typer.Option(help="Folder to write the predictor to.")],
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(help="Table of prompts and answer lengths: .parquet, .jsonl or .csv."),
+    ] = None,
+    from_log: Annotated[
+        Path | None,
+        typer.Option(help="Learn from what `lengthwise serve --log DIR` logged, not from a table."),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only rows whose column `split` has it.")
     ] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given again.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many rows; the newest of a log.")
+    ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
     length_column: Annotated[
         str | None, typer.Option(help="Column of the answers' lengths in tokens.")
@@ -84,16 +95,24 @@ def train(
     are counted). Give the answers of the very model that will be served. Takes seconds; with
     `--backbone`, which fine-tunes a pretrained model, minutes on a GPU and hours on few cores.
 
+    With `--from-log` it learns from hashed features that a server logged; no table is needed, and
+    no tokenizer, as the log has what it takes.
+
     Example: `lengthwise train prompts.parquet --split train --limit 10000 --out build/p`
     """
     from rich.console import Console
 
     from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.errors import InputError
     from lengthwise.predict.kinds import Recipe, kind_named
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.predict.train import train as train_predictor
     from lengthwise.workload.dataset import load_dataset
 
+    if (dataset is None) == (from_log is None):
+        raise InputError("give a table of prompts and answer lengths, or --from-log DIR")
+    if from_log is not None and (split or where or prompt_column or length_column or answer_column):
+        raise InputError("a log has no columns to choose from: --limit is all that goes with it")
     recipe = kind_named(kind).complete(
         Recipe(
             kind,
@@ -109,32 +128,36 @@ def train(
         )
     )
     with ConsoleProgress() as progress:
-        progress.stage("reading the table")
-        encoder = load_tokenizer(tokenizer)
-        table = load_dataset(
-            dataset,
-            prompt_column=prompt_column,
-            length_column=length_column,
-            answer_column=answer_column,
-            split=split,
-            where=parse_where(where),
-            limit=limit,
-            count_tokens=encoder.count_tokens,
-        )
-        if not skip_malformed:
-            table.refuse_rejected()
-        progress.stage("training", total=100)
-        predictor = train_predictor(
-            table,
-            encoder,
-            recipe,
-            progress=lambda stage, part: progress.advance(int(100 * part), f"% {stage}"),
-        )
-        predictor.save(out)
-        if table.rejected:
-            progress.note(f"left out {len(table.rejected)} malformed rows:")
-            for rejection in table.rejected[:5]:
-                progress.note(f"  row {rejection.row}: {rejection.reason}")
+
+        def report(stage: str, part: float) -> None:
+            progress.advance(int(100 * part), f"% {stage}")
+
+        if dataset is None:
+            assert from_log is not None
+            predictor: TrainedPredictor = _train_from_log(from_log, limit, recipe, progress, report)
+            predictor.save(out)
+        else:
+            progress.stage("reading the table")
+            encoder = load_tokenizer(tokenizer)
+            table = load_dataset(
+                dataset,
+                prompt_column=prompt_column,
+                length_column=length_column,
+                answer_column=answer_column,
+                split=split,
+                where=parse_where(where),
+                limit=limit,
+                count_tokens=encoder.count_tokens,
+            )
+            if not skip_malformed:
+                table.refuse_rejected()
+            progress.stage("training", total=100)
+            predictor = train_predictor(table, encoder, recipe, progress=report)
+            predictor.save(out)
+            if table.rejected:
+                progress.note(f"left out {len(table.rejected)} malformed rows:")
+                for rejection in table.rejected[:5]:
+                    progress.note(f"  row {rejection.row}: {rejection.reason}")
     if json:
         print(predictor.metadata.model_dump_json(indent=2, by_alias=True))
         return
@@ -146,6 +169,33 @@ def train(
         f"held out within them: tau {tau}, mean absolute error {held_out.mae:.0f} tokens, "
         f"{held_out.coverage_80:.0%} of answers between the 10 % and 90 % quantile"
     )
+
+
+def _train_from_log(
+    log: Path,
+    limit: int | None,
+    recipe: Recipe,
+    progress: ConsoleProgress,
+    report: Callable[[str, float], None],
+) -> LexicalPredictor:
+    """A predictor learnt from a length log, and what was left out of it."""
+    from collections import Counter
+
+    from lengthwise.learn.rows import training_rows
+    from lengthwise.predict.train import train_on_features
+    from lengthwise.workload.length_log import read_answers
+
+    progress.stage(f"reading {log}")
+    answers, reader = read_answers(log)
+    damaged = reader.damaged + reader.unfinished
+    rows = training_rows(log, answers[-limit:] if limit else answers, damaged)
+    for name, why in reader.unreadable.items():
+        progress.note(f"left out {name}: {why}")
+    reasons = Counter(rejection.reason for rejection in rows.dataset.rejected)
+    for reason, count in reasons.items():
+        progress.note(f"left out {count:,} answers: {reason}")
+    progress.stage("training", total=100)
+    return train_on_features(*rows, recipe, progress=report)
 
 
 def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:

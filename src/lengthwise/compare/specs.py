@@ -14,8 +14,8 @@ from lengthwise.vllm.settings import Settings, parse_spec
 def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Settings]:
     """Settings by label, from policy specs separated by commas.
 
-    A comparison is of bare policies: overtaking is bounded where a spec says so (`serve` bounds it
-    by default).
+    A comparison is of bare policies: overtaking is bounded, and poor predictions are not followed,
+    where a spec says so (in `serve` that is the default).
 
     Args:
         specs: such as `fcfs,srpt:max_overtakes=50;blend=0.9`; the spec is the label.
@@ -37,7 +37,8 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
                 f"policy {label!r} needs a predictor: add --predictor DIR (`lengthwise train` "
                 "makes one), or --predictor noisy-oracle:0.5 to try it without"
             )
-        settings[label] = parse_spec(label, Settings(predictor=predictor, max_overtakes=None))
+        bare = Settings(predictor=predictor, max_overtakes=None, tau_floor=None)
+        settings[label] = parse_spec(label, bare)
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from lengthwise.errors import InputError, unknown_name
 from lengthwise.predict.baselines import Declared, NoisyOracle, Oracle, PromptLength
 from lengthwise.predict.prediction import Predictor
 
+NO_PREDICTOR: Final = "none"  #: nothing is predicted, which is the order of fcfs; not loaded
 BUILT_IN: Final = (
     "oracle",
     "noisy-oracle:TAU",
@@ -75,14 +77,18 @@ def _load_artifact(folder: Path, tokenizer: str | None) -> Predictor:
             f"{', '.join(KINDS)}: upgrade Lengthwise, or train again"
         )
     predictor = kind.load(folder, metadata, tensors)
-    if tokenizer is not None:
-        from lengthwise.predict.tokenizer import load_tokenizer
-
-        served = load_tokenizer(tokenizer)
-        if served.fingerprint != predictor.metadata.tokenizer_fingerprint:
-            raise InputError(
-                f"{folder}: trained for the tokenizer of {predictor.metadata.tokenizer}, "
-                f"but {tokenizer} has another vocabulary: "
-                f"train again with --tokenizer {tokenizer}"
-            )
+    if tokenizer is not None and _fingerprint(tokenizer) != metadata.tokenizer_fingerprint:
+        raise InputError(
+            f"{folder}: trained for the tokenizer of {metadata.tokenizer}, "
+            f"but {tokenizer} has another vocabulary: "
+            f"train again with --tokenizer {tokenizer}"
+        )
     return predictor
+
+
+@cache
+def _fingerprint(tokenizer: str) -> str:
+    """A served tokenizer's fingerprint: read once, for predictors may change many times."""
+    from lengthwise.predict.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer).fingerprint

@@ -27,6 +27,7 @@ _METHODS: Final = (
     "_free_request",
     "_update_request_as_session",
     "_request_blocks_can_be_freed",
+    "shutdown",
 )
 # The same of the model runner, where hidden states are read.
 _RUNNER: Final = (

@@ -27,6 +27,10 @@ class Counters:
     recomputed_tokens: int = 0
     overtakes: int = 0
     promotions: int = 0
+    floor_falls: int = 0
+    floor_rises: int = 0
+    logged: int = 0
+    log_lost: int = 0
     settings_changes: int = 0
     settings_refused: int = 0
     probe_predictions: int = 0
@@ -55,6 +59,10 @@ _HELP = {
     "recomputed_tokens": "Tokens computed again because their request had been preempted",
     "overtakes": "Times that a later arrival got a slot before a waiting request",
     "promotions": "Requests promoted by the starvation guard",
+    "floor_falls": "Times that the rolling tau fell below `tau_floor`: the order is then fcfs",
+    "floor_rises": "Times that it recovered: predictions decide again",
+    "logged": "Answers written to the length log",
+    "log_lost": "Answers not written to it: the disk was full or too slow",
     "settings_changes": "Settings taken up while serving",
     "settings_refused": "Settings files refused while serving",
     "probe_predictions": "Predictions from hidden states that were taken up",

@@ -70,14 +70,17 @@ class Predictions:
         self._since_median = 0
         self._complained = False
 
-    def use(self, source: Source | None) -> None:
+    def use(self, source: Source | None) -> bool:
         """Change the predictor and predict every live request anew.
 
         Scores of two predictors cannot be compared, so until a request has its new prediction it
         ranks as the median of the new ones.
+
+        Returns:
+            Whether it is another one than before.
         """
         if source is self._source:
-            return
+            return False
         self._source = source
         self._recent.clear()
         self._made.clear()
@@ -87,6 +90,7 @@ class Predictions:
         self._live.table["predicted"] = 0
         _stand_in(self._live.table, self._live.count, *self._median)
         self._pending = deque(self._live.request_ids() if source is not None else ())
+        return True
 
     def expect(self, request_id: str) -> None:
         """Note that a request wants a prediction; it ranks as the median until it has one."""

@@ -10,6 +10,7 @@ parent's `schedule()`; the parent still does everything that correctness hangs o
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.warm_up import warm_up
-from lengthwise.predict.load import load_predictor
+from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.predict.prediction import Predictor
+from lengthwise.predict.token_text import TokenText, token_text_of
+from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.vllm import compat
 from lengthwise.vllm.counters import Counters, serve_metrics
+from lengthwise.vllm.length_log import LengthLog
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.prediction_source import Source, open_source
 from lengthwise.vllm.predictions import Predictions, prompt_of
@@ -30,10 +34,12 @@ from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.refinement import open_refinement
-from lengthwise.vllm.settings import Settings, parse_settings
+from lengthwise.vllm.rolling_tau import RollingTau
+from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_settings
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
 from lengthwise.vllm.watch import SettingsWatcher
+from lengthwise.workload.length_log import FULL
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Prepared:
 
     settings: Settings
     discipline: Discipline
+    fcfs: Discipline  # the same, with nothing left to predictions
+    spec: str | None  # of the predictor
     source: Source | None
 
 
@@ -70,6 +78,14 @@ class LengthwiseMixin:
         self._planner.classes_matter = compat.run_parent_as_fcfs(self)
         self.waiting = PolicyQueue(self._live, self._planner.next_rows)
         self._predictions = Predictions(self._live, self.counters)
+        self._predictor_spec: str | None = None  # in force
+        self._predictor_name = ""
+        self._predicts = False
+        self._tau = RollingTau(self.counters)
+        self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
+        self._length_log: LengthLog | None = None
+        self._token_text: TokenText | None = None
+        self._model = vllm_config.model_config.served_model_name
         self._source: Source | None = None  # of predictions; made ready last
         self._refinement = open_refinement(self._live, self.counters, vllm_config)
         self._tokenizer = vllm_config.model_config.tokenizer
@@ -98,7 +114,7 @@ class LengthwiseMixin:
         settings = ours["settings"]
         watcher = None
         if isinstance(settings, str):
-            watcher = SettingsWatcher(Path(settings), self._apply, self.counters)
+            watcher = SettingsWatcher(Path(settings), self._apply, self.counters, self._state)
         else:
             self._apply(parse_settings(settings))
         self._take_up()
@@ -106,20 +122,24 @@ class LengthwiseMixin:
 
     def _apply(self, settings: Settings) -> None:
         """Make settings ready; called at start-up and then from the watcher's thread."""
-        discipline = make_discipline(**settings.discipline_arguments(self.max_num_active_reqs))
-        warm_up(discipline)
+        arguments = settings.discipline_arguments(self.max_num_active_reqs)
+        discipline = make_discipline(**arguments)
+        fcfs = make_discipline(**{**arguments, "blend": 0.0})
+        for each in (discipline, fcfs):
+            warm_up(each)
         spec = discipline.policy.predictor or settings.predictor
-        if not discipline.needs_predictions:
+        if not discipline.needs_predictions or spec == NO_PREDICTOR:
             spec = None
         if settings.metrics_port not in (None, self._metrics_port):
             serve_metrics(settings.metrics_port, self.counters, self._gauges)
             self._metrics_port = settings.metrics_port
+        self._open_length_log(settings.length_log)
         source = self._open_source(spec, settings.stand_in) if spec is not None else None
         if self._source is not None and self._source is not source:
             # What a step still asks of it is asked again of the new one, with everything else.
             self._source.close()
         self._source = source
-        self._prepared = Prepared(settings, discipline, source)
+        self._prepared = Prepared(settings, discipline, fcfs, spec, source)
 
     def _open_source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:
@@ -130,14 +150,35 @@ class LengthwiseMixin:
 
         return open_source(spec, stand_in, load, self._source, count_restart)
 
+    def _open_length_log(self, wanted: LengthLogSettings | None) -> None:
+        """Begin, change or end the length log; may wait for the disk, which no step does."""
+        present = self._length_log
+        if present is not None and present.settings == wanted:
+            return
+        log = None
+        if wanted is not None:
+            if self._token_text is None:
+                self._token_text = token_text_of(load_tokenizer(self._tokenizer))
+            log = LengthLog(wanted, self._token_text, self._model, self.counters)
+        self._length_log = log
+        if present is not None:
+            present.close()
+
     def _take_up(self) -> None:
         """Exchange the settings, between two steps."""
         prepared, self._prepared = self._prepared, None
         if prepared is None:
             return
         self.counters.settings_changes += 1
-        self._planner.discipline = prepared.discipline
-        self._predictions.use(prepared.source)
+        self._disciplines = prepared.discipline, prepared.fcfs
+        self._predicts = prepared.discipline.needs_predictions
+        self._predictor_spec = prepared.spec
+        self._predictor_name = Path(prepared.spec or "").name
+        if self._predictions.use(prepared.source):
+            self._tau.restart(self._live.arrivals)
+        decides = prepared.source is not None and prepared.discipline.policy.predicts
+        self._tau.set_floor(prepared.settings.tau_floor if decides else None)
+        self._choose_order()
         record = prepared.settings.record
         if self._recorder is not None and str(self._recorder.folder) != record:
             self._recorder.close()
@@ -146,8 +187,23 @@ class LengthwiseMixin:
             self._recorder = Recorder(Path(record), compat.engine_limits(self))
             self._last_work = None  # the step before was not measured for this record
 
+    def _choose_order(self) -> None:
+        """The policy's order; that of fcfs while its predictions are below the floor."""
+        self._planner.discipline = self._disciplines[self._tau.below_floor]
+
+    def _state(self) -> dict[str, Any]:
+        """What the status file says beside the settings in force and the counters."""
+        tau = self._tau.tau
+        return {
+            "predictor": self._predictor_spec,
+            "rolling_tau": None if tau is None else round(tau, 3),
+            "below_tau_floor": self._tau.below_floor,
+        }
+
     def _gauges(self) -> dict[str, float]:
         return {
+            "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
+            "below_tau_floor": float(self._tau.below_floor),
             "running_requests": float(len(self.running)),
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": self._planner.step_time.decode_s(max(len(self.running), 1)),
@@ -170,7 +226,7 @@ class LengthwiseMixin:
             columns["last_step"] = self._step
             columns["prompt_tokens"] = request.num_prompt_tokens
             self._planner.classes_matter |= request.priority != 0
-            if self._planner.discipline.needs_predictions:
+            if self._predicts:
                 self._predictions.expect(request.request_id)
         super().add_request(request)  # type: ignore[misc]
 
@@ -183,7 +239,7 @@ class LengthwiseMixin:
         columns = self._live.table[row]
         columns["prompt_tokens"] = session.num_prompt_tokens
         columns["age"] = 0
-        if self._planner.discipline.needs_predictions:
+        if self._predicts:
             self._predictions.expect(session.request_id)
 
     def _preempt_request(self, request: Any, timestamp: float, *args: Any, **kwargs: Any) -> None:
@@ -209,26 +265,48 @@ class LengthwiseMixin:
         self._planner.left(thrown_out=False)
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
-        if self._recorder is not None:
-            admitted_s = self._first_admission.pop(request.request_id, None)
-            reason = request.get_finished_reason()
-            self._recorder.request(
-                id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
-                arrival_s=float(columns["arrival_s"]),
-                queue_s=None if admitted_s is None else admitted_s - float(columns["arrival_s"]),
-                preemptions=request.num_preemptions,
-                overtaken=int(columns["overtaken"]),
+        ended = request.get_finished_reason()
+        finished = None if ended is None else str(ended)
+        self._tau.ended(
+            int(columns["arrival_index"]),
+            float(columns["score"]) if columns["predicted"] else None,
+            request.num_output_tokens if finished == FULL else None,
+        )
+        admitted_s = self._first_admission.pop(request.request_id, None)
+        cached_tokens = self._cached_tokens.pop(request.request_id, None)
+        if self._writes:
+            arrival_s = float(columns["arrival_s"])
+            values = {
+                "queue_s": None if admitted_s is None else admitted_s - arrival_s,
                 **predicted,
-                output_tokens=request.num_output_tokens,
-                prompt_tokens=request.num_prompt_tokens,
-                cached_tokens=self._cached_tokens.pop(request.request_id, None),
-                finished=None if reason is None else str(reason),
-            )
+                "output_tokens": request.num_output_tokens,
+                "prompt_tokens": request.num_prompt_tokens,
+                "cached_tokens": cached_tokens,
+                "finished": finished,
+            }
+            if self._recorder is not None:
+                self._recorder.request(
+                    id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
+                    arrival_s=arrival_s,
+                    preemptions=request.num_preemptions,
+                    overtaken=int(columns["overtaken"]),
+                    **values,
+                )
+            log = self._length_log
+            if log is not None:
+                values["predictor"] = self._predictor_name if columns["predicted"] else None
+                log.answer(prompt_of(request), arrival_s, values)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
+    @property
+    def _writes(self) -> bool:
+        """Whether anything is written of finished requests."""
+        return self._recorder is not None or self._length_log is not None
+
     def shutdown(self) -> None:
-        """The engine ends: so does the predictor's worker."""
+        """The engine ends: what is still to be logged is written, the predictor's worker stops."""
+        self._open_length_log(None)
         if self._source is not None:
             self._source.close()
         super().shutdown()  # type: ignore[misc]
@@ -257,6 +335,7 @@ class LengthwiseMixin:
     def _begin_step(self, now: float) -> None:
         if self._prepared is not None:
             self._take_up()
+        self._choose_order()
         # Without a running request the engine may have idled since the last step.
         duration_s = now - self._now if self.running else None
         if self._last_work is not None:
@@ -275,7 +354,7 @@ class LengthwiseMixin:
         self._now = now
         self._step += 1
         self.counters.steps += 1
-        if self._planner.discipline.needs_predictions:
+        if self._predicts:
             self._predictions.work()
 
     def _end_step(self, output: Any) -> None:
@@ -285,9 +364,9 @@ class LengthwiseMixin:
                 promoted = self._planner.admitted(self._live.row(request.request_id))
                 self.counters.promotions += promoted
                 self._note_return(request, output)
-                if self._recorder is not None:
+                if self._writes:
                     self._first_admission.setdefault(request.request_id, self._now)
-        if self._recorder is not None:
+        if self._writes:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         scheduled = output.num_scheduled_tokens

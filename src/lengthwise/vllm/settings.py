@@ -23,6 +23,18 @@ from lengthwise.policy import Preemption, get_policy
 OVERTAKES_PER_SLOT: Final = 5
 
 
+class LengthLogSettings(BaseModel):
+    """Where the length log is kept, and how much of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(min_length=1, description="its folder, made if missing")
+    megabytes: int = Field(
+        default=64, ge=1, description="of all segments together; the oldest make room"
+    )
+    text: bool = Field(default=False, description="write the text of prompts as well")
+
+
 class Settings(BaseModel):
     """What the scheduler does. The defaults are safe: fcfs, which is stock vLLM's order."""
 
@@ -34,7 +46,14 @@ class Settings(BaseModel):
     )
     predictor: str | None = Field(
         default=None,
-        description="artifact folder, or oracle, noisy-oracle:TAU, prompt-length, declared",
+        description="artifact folder, or oracle, noisy-oracle:TAU, prompt-length, declared, none",
+    )
+    tau_floor: float | None = Field(
+        default=0.1,
+        ge=-1.0,
+        le=1.0,
+        description="while the rolling Kendall tau of predictions is below, the order is that of "
+        "fcfs; null: predictions are always believed",
     )
     stand_in: str | None = Field(
         default=None,
@@ -87,6 +106,11 @@ class Settings(BaseModel):
     record: str | None = Field(
         default=None,
         description="folder for one line per step and per finished request (no prompts)",
+    )
+    length_log: LengthLogSettings | None = Field(
+        default=None,
+        description="folder, megabytes (64) and text (false): a log of hashed features and answer "
+        "lengths to train from (no prompts unless text is true)",
     )
     metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="port for Prometheus metrics of the scheduler"
@@ -159,7 +183,12 @@ def read_settings(path: Path) -> tuple[Settings, str]:
         for name in ("predictor", "stand_in")
         if (given := getattr(settings, name)) is not None and (path.parent / given).is_dir()
     }
-    return settings.model_copy(update=folders), hashlib.sha256(data).hexdigest()
+    settings = settings.model_copy(update=folders)
+    if settings.length_log is not None:
+        folder = str((path.parent / settings.length_log.folder).resolve())
+        log = settings.length_log.model_copy(update={"folder": folder})
+        settings = settings.model_copy(update={"length_log": log})
+    return settings, hashlib.sha256(data).hexdigest()
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
@@ -176,8 +205,8 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         settings = Settings.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        # Only a parameter has a name of its own below that of the setting.
-        depth = 2 if first["loc"][0] == "parameters" else 1
+        # Only these have names of their own below that of the setting.
+        depth = 2 if first["loc"][0] in ("parameters", "length_log") else 1
         where = ".".join(str(part) for part in first["loc"][:depth])
         raise InputError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from error
     for name in (settings.predictor, settings.stand_in):
@@ -191,7 +220,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     if policy.predicts and not (settings.predictor or policy.predictor):
         raise InputError(
             f"policy {settings.policy!r} needs a predictor: the folder of an artifact made by "
-            "'lengthwise train', or declared"
+            "'lengthwise train', or declared; none until there is one"
         )
     return settings
 

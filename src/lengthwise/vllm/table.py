@@ -29,6 +29,11 @@ class LiveTable:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def arrivals(self) -> int:
+        """Requests added so far; the next one's arrival index."""
+        return self._arrivals
+
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._rows
 

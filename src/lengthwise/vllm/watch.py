@@ -31,6 +31,7 @@ class SettingsWatcher:
         path: the settings file.
         apply: takes new settings up; raises LengthwiseError to refuse them.
         counters: the numbers for the status file; refusals are counted there.
+        state: what else the status file says, by name.
 
     Raises:
         InputError: the file is not usable at the start.
@@ -41,10 +42,12 @@ class SettingsWatcher:
         path: Path,
         apply: Callable[[Settings], None],
         counters: Counters,
+        state: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.path = path
         self._apply = apply
         self._counters = counters
+        self._state = state
         self._seen = self._signature()
         settings, self._active = read_settings(path)
         apply(settings)
@@ -109,6 +112,7 @@ class SettingsWatcher:
             "policy": self._policy,
             "state": "active" if self._error is None else "refused",
             "error": self._error,
+            **self._state(),
             "counters": self._counters.snapshot(),
         }
         text = json.dumps(status, indent=2) + "\n"

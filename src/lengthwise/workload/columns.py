@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.workload.length_log import read_answers
 from lengthwise.workload.table import Rejection, read_table, require_table
 
 # The files of ours that hold requests; each names its schema.
@@ -35,11 +36,13 @@ class Columns:
 
 
 def open_columns(path: Path) -> Columns:
-    """Open a table by its suffix.
+    """Open a table by its suffix, or the folder of a length log.
 
     Raises:
         InputError: the file is missing, of another kind, unreadable or has no rows.
     """
+    if path.is_dir():
+        return _open_length_log(path)
     suffix = require_table(path)
     reader = {".parquet": _open_parquet, ".jsonl": _open_jsonl, ".csv": _open_csv}[suffix]
     try:
@@ -157,6 +160,22 @@ def _as_text(cell: Any) -> str | None:
         return None
     text = cell if isinstance(cell, str) else json.dumps(cell)
     return text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+
+
+def _open_length_log(folder: Path) -> Columns:
+    import pyarrow
+
+    answers, reader = read_answers(folder)
+    names = list(dict.fromkeys(name for answer in answers for name in answer.values))
+    left_out = [Rejection(0, "damaged")] * (reader.damaged + reader.unfinished)
+    left_out += [Rejection(0, f"{name}: {why}") for name, why in reader.unreadable.items()]
+    return Columns(
+        path=folder,
+        names=names,
+        numbers=np.arange(1, len(answers) + 1),
+        unreadable=left_out,
+        read=lambda name: pyarrow.array([answer.values.get(name) for answer in answers]),
+    )
 
 
 def _without_headers(columns: Columns) -> Columns:

@@ -1,6 +1,7 @@
 """The folders that Lengthwise itself leaves behind, as traces.
 
     requests.jsonl, steps.jsonl      what the scheduler writes where the setting `record` says
+    lengths-00000001.jsonl, …        what it writes where the setting `length_log` says
     rounds.jsonl, round-000.parquet  what `lengthwise bench` writes
 
 Their formats are described in docs/reference/records.md.
@@ -12,13 +13,14 @@ import json
 from pathlib import Path
 
 from lengthwise.errors import InputError
+from lengthwise.workload.length_log import segments
 
 
 def recorded_requests(folder: Path) -> Path:
     """The file of a folder that says when requests arrived and how long they were.
 
     That is the scheduler's own record, or the first round of a benchmark under fcfs (the first of
-    all where there is none).
+    all where there is none). A length log has several files: for one it is the folder itself.
 
     Raises:
         InputError: the folder is neither, or no round of the benchmark was finished.
@@ -26,11 +28,14 @@ def recorded_requests(folder: Path) -> Path:
     log = folder / "requests.jsonl"
     if log.is_file():
         return log
+    if segments(folder):
+        return folder
     rounds = folder / "rounds.jsonl"
     if not rounds.is_file():
         raise InputError(
-            f"{folder}: neither a folder that the setting `record` names (no requests.jsonl) nor "
-            "one that `lengthwise bench` wrote (no rounds.jsonl): give such a folder, or a file"
+            f"{folder}: no folder that the setting `record` names (no requests.jsonl) or "
+            "`length_log` (no lengths-*.jsonl), nor one that `lengthwise bench` wrote (no "
+            "rounds.jsonl): give such a folder, or a file"
         )
     finished = [
         (policy, path)
