@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from lengthwise.probe import replay
 from lengthwise.probe.states import (
     TEST,
     TRAIN,
@@ -88,3 +90,10 @@ def write_folder(
         write_shard(folder, index, make_shard(each, index, prompt_states=prompt_states))
     write_meta(folder, make_meta(shards * each))
     return folder
+
+
+def coarsen(patched: pytest.MonkeyPatch) -> None:
+    """Try few constants of the filter, at few intervals."""
+    patched.setattr(replay, "TEMPERS", (0.1, 0.4, 1.0))
+    patched.setattr(replay, "EPSILONS", (0.001, 0.03))
+    patched.setattr("lengthwise.probe.train.INTERVALS", (1, 8))

@@ -176,7 +176,7 @@ def test_leaving_a_part_out_shows_what_it_is_worth() -> None:
 
 
 def test_lists_are_no_longer_than_the_table() -> None:
-    settings = [variant.setting for variant in ABLATIONS["list-size"](Recipe(), 50)]
+    settings = [variant.setting for variant in ABLATIONS["list-size"](Recipe(), 50, ())]
     assert settings == ["8", "16", "32"]
 
 
