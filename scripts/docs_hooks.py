@@ -124,7 +124,8 @@ def policies(_: str) -> str:
     rows = []
     for name in policy_names():
         policy = get_policy(name)
-        rows.append((f"[`{name}`](#{name})", policy.summary, f"`{policy.preemption}`"))
+        anchor = name.replace("+", "-plus")
+        rows.append((f"[`{name}`](#{anchor})", policy.summary, f"`{policy.preemption}`"))
     return table(("policy", "order", "preemption by default"), rows)
 
 
