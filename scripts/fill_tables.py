@@ -1,7 +1,9 @@
 """Write measured figures into README.md and docs/, between `begin: NAME` and `end: NAME` markers.
 
     python scripts/fill_tables.py bench build/b           a folder of `lengthwise bench` or `demo`
-    python scripts/fill_tables.py predictors Vicuna-7B=p.json   of `lengthwise evaluate --json`
+    python scripts/fill_tables.py predictors bars.json    of bench/predictors.py --json
+    python scripts/fill_tables.py transfer models.json …  of bench/predictor_transfer.py --json
+    python scripts/fill_tables.py ablation rows.json      of `lengthwise evaluate --ablation --json`
     python scripts/fill_tables.py overhead overhead.json  of bench/scheduler_overhead.py --json
     python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
     python scripts/fill_tables.py speed speed.json        of bench/simulator_speed.py --json
@@ -44,7 +46,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 COMMANDS = {
-    "predictors": "lengthwise evaluate DIR DATASET --split test --json",
+    "predictors": "python bench/predictors.py --json",
+    "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
+    "ablation": "lengthwise evaluate DIR DATA --split test --ablation NAMES --json",
     "overhead": "python bench/scheduler_overhead.py --json",
     "memory": "python bench/queue_memory.py --json",
     "preemption": "python bench/preemption_grid.py --json",
@@ -64,6 +68,7 @@ COMMANDS = {
 #: Tables that show other columns of what another table shows.
 SOURCES = {
     "overhead-summary": "overhead",
+    "predictors-summary": "predictors",
     "probe-layers": "probe",
     "probe-ages": "probe",
     "probe-intervals": "probe",
@@ -154,23 +159,88 @@ def offered_loads(rows: Sequence[Row]) -> str:
 
 
 def predictor_table(kept: Row) -> list[str]:
-    """One row for each evaluated predictor."""
+    """One row for each evaluated predictor, with the bar for its tau where it has one."""
     heads = (
-        "data,tau (95 % interval),tau of prompt length,ceiling,MAE tokens,80 % coverage,µs a prompt"
+        "answers of,kind,loss,tau (95 % interval),floor,reach for,ceiling,"
+        "80 % coverage,µs a prompt,p99,trained in"
     )
     rows = [
         [
-            row.get("label") or row["model"] or row["dataset"],
-            f"{row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})",
-            number(row["prompt_length_tau"], ".2f"),
+            row["label"],
+            row["kind"],
+            row["loss"],
+            tau_of(row),
+            number(row["floor"], ".2f"),
+            number(row["reach"], ".2f"),
             number(row["ceiling_tau"], ".2f"),
-            number(row["mae"], ".0f"),
-            number(row["coverage_80"], ".0%"),
-            number(row["microseconds_per_prompt"], ".0f"),
+            number(row["coverage_80"], ".1%"),
+            number(row["microseconds_p50"], ".0f"),
+            number(row["microseconds_p99"], ".0f"),
+            f"{row['training_seconds']:.1f} s",
         ]
         for row in kept["rows"]
     ]
     return table(heads.split(","), rows)
+
+
+def predictor_summary(kept: Row) -> list[str]:
+    """The default predictor on each model's answers."""
+    heads = "answers of,tau (95 % interval),tau of prompt length,ceiling,80 % coverage,µs a prompt"
+    rows = [
+        [
+            row["label"],
+            tau_of(row),
+            number(row["prompt_length_tau"], ".2f"),
+            number(row["ceiling_tau"], ".2f"),
+            number(row["coverage_80"], ".0%"),
+            number(row["microseconds_p50"], ".0f"),
+        ]
+        for row in kept["rows"]
+        if row["floor"] is not None
+    ]
+    return table(heads.split(","), rows)
+
+
+def transfer_table(kept: Row) -> list[str]:
+    """A row for each source that was trained on, a column for each that was asked about."""
+    sources = list(dict.fromkeys(row["trained_on"] for row in kept["rows"]))
+    pairs = {(row["trained_on"], row["tested_on"]): row for row in kept["rows"]}
+    rows = [
+        [
+            learnt,
+            *(
+                tau_of(pairs[learnt, asked]) if (learnt, asked) in pairs else "—"
+                for asked in sources
+            ),
+        ]
+        for learnt in sources
+    ]
+    return table(["trained on ↓, tested on →", *sources], rows)
+
+
+def ablation_table(kept: Row) -> list[str]:
+    """One row for each variant, with tau on each split."""
+    variants = [row for run in kept["rows"] for row in run["ablation"]]
+    splits = list(variants[0]["taus"])
+    rows = [
+        [
+            row["ablation"],
+            row["setting"],
+            f"{row['rows']:,}",
+            *(tau_of(row["taus"][split]) for split in splits),
+            f"{row['seconds']:.1f} s",
+        ]
+        for row in variants
+    ]
+    heads = ["ablation", "setting", "rows", *(f"tau, {split}" for split in splits), "trained in"]
+    return table(heads, rows)
+
+
+def tau_of(row: Row) -> str:
+    """0.524 (0.502–0.543): a tau with its interval."""
+    if row["tau"] is None:
+        return "—"
+    return f"{row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})"
 
 
 def overhead_table(kept: Row) -> list[str]:
@@ -518,6 +588,9 @@ def cutoff_table(kept: Row) -> list[str]:
 
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
+    "predictors-summary": predictor_summary,
+    "transfer": transfer_table,
+    "ablation": ablation_table,
     "overhead": overhead_table,
     "overhead-summary": overhead_summary,
     "memory": memory_table,
