@@ -26,7 +26,10 @@ GUARDS: dict[str, dict[str, Any]] = {
     "promotion, N = 200, M = 10": {"starvation_threshold": 200, "starvation_quantum": 10},
     "promotion, N = 1000, M = 10": {"starvation_threshold": 1000, "starvation_quantum": 10},
     "promotion, N = 4000, M = 10": {"starvation_threshold": 4000, "starvation_quantum": 10},
-    "overtaking, K = 2 x slots": {"max_overtakes": 2 * ENGINE.slots},
+    "overtaking, K = 1 x slots": {"max_overtakes": ENGINE.slots},
+    "overtaking, K = 1 x slots + w / 4": {"max_overtakes": ENGINE.slots, "overtake_share": 0.25},
+    "overtaking, K = 1 x slots + w / 2": {"max_overtakes": ENGINE.slots, "overtake_share": 0.5},
+    "overtaking, K = 1 x slots + w": {"max_overtakes": ENGINE.slots, "overtake_share": 1.0},
     "overtaking, K = 5 x slots": {"max_overtakes": 5 * ENGINE.slots},
     "overtaking, K = 20 x slots": {"max_overtakes": 20 * ENGINE.slots},
     "waiting, 10 s": {"max_wait_s": 10.0},
@@ -71,8 +74,9 @@ def main() -> None:
 
     rows = compared(simulate_seeds(workload, cells, arguments.seeds), ("load",))
     for row in rows:
-        allowed = GUARDS.get(row["policy"], {}).get("max_overtakes")
-        row["bound"] = None if allowed is None else allowed + ENGINE.slots - 1
+        guard = GUARDS.get(row["policy"], {})
+        fixed = "max_overtakes" in guard and "overtake_share" not in guard  # else one a request
+        row["bound"] = guard["max_overtakes"] + ENGINE.slots - 1 if fixed else None
     names = ("load", "policy", "mean_s", "factor_mean", "factor_p99", "factor_max_wait")
     show(rows, arguments.json, (*names, "max_overtaken", "bound"))
 

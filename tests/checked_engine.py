@@ -38,6 +38,7 @@ class CheckedEngine(SteppedEngine):
         scheduler: from `build_scheduler`.
         lag: see `SteppedEngine`.
         max_overtakes: the bound that the scheduler was given, None for none.
+        overtake_share: how much higher it is for each request that one found waiting.
         max_preemptions: the bound on preemptions of one request for newcomers.
     """
 
@@ -47,10 +48,13 @@ class CheckedEngine(SteppedEngine):
         lag: int = 0,
         max_overtakes: int | None = None,
         max_preemptions: int = 2,
+        overtake_share: float = 0.0,
     ) -> None:
         super().__init__(scheduler, lag, check_memory=True)
         self.preemptions: list[Preemption] = []
         self._max_overtakes = max_overtakes
+        self._overtake_share = overtake_share
+        self._ahead: dict[str, int] = {}  # request → how many it found waiting
         self._max_preemptions = max_preemptions
         self._swaps: Counter[str] = Counter()  # preemptions for newcomers, by victim
         self._overtaken: Counter[str] = Counter()  # later arrivals admitted first, by who waits
@@ -65,6 +69,7 @@ class CheckedEngine(SteppedEngine):
     def add(self, ask: Ask) -> Any:
         if ask.request_id not in self.requests:
             self._never_admitted[ask.request_id] = len(self.requests)
+            self._ahead[ask.request_id] = len(self.scheduler.waiting)
         return super().add(ask)
 
     def step(self) -> Step:
@@ -163,7 +168,8 @@ class CheckedEngine(SteppedEngine):
                 for request_id in step.admitted
             )
             if self._max_overtakes is not None and waiting not in self._was_blocked:
-                bound = self._max_overtakes + self.scheduler.max_num_active_reqs - 1
+                bound = self._max_overtakes + self._overtake_share * self._ahead[waiting]
+                bound += self.scheduler.max_num_active_reqs - 1
                 assert self._overtaken[waiting] <= bound, f"{waiting} was overtaken too often"
 
 

@@ -58,6 +58,7 @@ class PlainEngine:
             while coming and coming[0].row.arrival_s <= self.now:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
+                job.row.ahead = len(self.waiting)
                 self.waiting.append(job)
             self.take_step()
 

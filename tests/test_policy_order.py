@@ -124,6 +124,13 @@ def test_from_the_bound_on_nobody_later_goes_first() -> None:
     assert ordered(discipline, table, admitted=[7]) == [0, 2, 1]
 
 
+def test_a_longer_queue_lets_more_go_first() -> None:
+    discipline = make_discipline("ltr", max_overtakes=3, overtake_share=0.5)
+    table = table_of({"score": 9.0, "overtaken": 4, "ahead": 4}, {"score": 8.0}, {"score": 1.0})
+    assert ordered(discipline, table) == [2, 1, 0]
+    assert ordered(discipline, table, admitted=[7]) == [0, 2, 1]
+
+
 def test_overdue_requests_run_in_order_of_arrival() -> None:
     discipline = make_discipline("sjf", max_wait_s=10.0)
     table = table_of(

@@ -218,11 +218,12 @@ def test_long_run(policy: str, lag: int, prefix_caching: bool) -> None:
                 "policy": policy,
                 "predictor": "oracle",
                 "preemption": "greedy",
-                "max_overtakes": 8,
+                "max_overtakes": 4,
+                "overtake_share": 0.5,
             }
         },
     )
-    engine = CheckedEngine(scheduler, lag, max_overtakes=8)
+    engine = CheckedEngine(scheduler, lag, max_overtakes=4, overtake_share=0.5)
     traffic = RandomTraffic(seed=2 * lag + prefix_caching)
     for _ in range(600):
         traffic.act([engine])

@@ -39,6 +39,7 @@ def random_discipline(policy: str, generator: np.random.Generator) -> Discipline
         policy,
         preemption=generator.choice(["never", "pays", "greedy"]),
         max_overtakes=generator.choice([None, 2, 5]),
+        overtake_share=generator.choice([0.0, 0.5]),
         max_wait_s=generator.choice([None, 0.1]),
         starvation_threshold=generator.choice([None, 6]),
         starvation_quantum=3,

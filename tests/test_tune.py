@@ -34,7 +34,7 @@ from lengthwise.simulate.objectives import (
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.simulate.tune import FRESH, FRESH_SEEDS, MARGIN, Tuning, interval, tune
-from lengthwise.vllm.settings import read_settings
+from lengthwise.vllm.settings import Settings, read_settings
 from lengthwise.workload.synthetic import synthetic_trace
 from recorded_log import ENGINE, traffic, write_log
 
@@ -63,7 +63,7 @@ def tuned(workload: Workload) -> Tuning:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller grid, where it does not matter what is on it."""
-    monkeypatch.setattr(candidates, "_OVERTAKES", (1.0, 5.0))
+    monkeypatch.setattr(candidates, "_OVERTAKES", ((1.0, 0.0), (1.0, 0.5)))
     monkeypatch.setattr(candidates, "_BLENDS", (1.0, 0.7))
 
 
@@ -319,7 +319,8 @@ def test_the_command_writes_settings_that_serve_takes(run: Run, trace_file: Path
     low, high = chosen["gain_interval"]
     assert 1.0 < low <= chosen["gain"] <= high
     parsed = parse_policies([chosen["policy"]], "declared")[chosen["policy"]]
-    assert settings == parsed
+    # As it was simulated, but that poor predictions are not believed, as for every server.
+    assert settings == parsed.model_copy(update={"tau_floor": Settings().tau_floor})
 
 
 @pytest.mark.usefixtures("small")

@@ -48,6 +48,7 @@ REQUEST: Final = np.dtype(
         ("computed_tokens", np.int32),  # tokens whose KV is held now
         ("preemptions", np.int32),  # times preempted so far
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
+        ("ahead", np.int64),  # requests that waited when it arrived
         # Derived: written by the kernel before it ranks.
         ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival

@@ -168,7 +168,7 @@ def _of_log(
         "limits": limiting(signs),
         **_signs(signs),
         "simulated": {
-            "policy": f"srpt:max_overtakes={usual.overtakes_for(machine.engine.slots)}",
+            "policy": "srpt:max_overtakes=auto",
             "cost": asdict(machine.cost),
             "engine": asdict(machine.engine),
             "seeds": len(seeds),

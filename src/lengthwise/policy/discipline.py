@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.guards import NEVER, guard_record
 from lengthwise.policy.registry import Policy, Preemption, get_policy
+
+#: Nobody overtakes an equal in these, but for those who were preempted and come back.
+_IN_ORDER_OF_ARRIVAL: Final = ("fcfs", "priority")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def make_discipline(
     preemption: Preemption | None = None,
     blend: float = 1.0,
     max_overtakes: int | None = None,
+    overtake_share: float = 0.0,
     max_wait_s: float | None = None,
     starvation_threshold: int | None = None,
     starvation_quantum: int = 10,
@@ -104,11 +109,15 @@ def make_discipline(
     chosen = get_policy(policy if blend > 0.0 else "fcfs")
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
+    if chosen.name in _IN_ORDER_OF_ARRIVAL:
+        max_overtakes = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
         parameters=chosen.parameter_record(parameters or {}),
-        guards=guard_record(max_overtakes, max_wait_s, starvation_threshold, starvation_quantum),
+        guards=guard_record(
+            max_overtakes, max_wait_s, starvation_threshold, starvation_quantum, overtake_share
+        ),
         preemption=preemption or chosen.preemption,
         blend=blend,
         max_preemptions=max_preemptions,

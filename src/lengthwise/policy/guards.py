@@ -4,9 +4,11 @@ A guard moves a request into a better *tier*; the policy's rank decides within a
 own priority class stays outside of both: the full key is (priority, tier, rank, queue order).
 
 OVERDUE requests run first, in order of arrival:
-  - bounded overtaking: `max_overtakes` = K later arrivals got a slot while this one waited. From
-    then on only earlier overdue requests go before it, so at most K later arrivals overtake it, or
-    K + slots - 1 where a whole batch is admitted in the one frozen step that crosses the bound.
+  - bounded overtaking: K later arrivals got a slot while this one waited. From then on only earlier
+    overdue requests go before it, so at most K later arrivals overtake it, or K + slots - 1 where a
+    whole batch is admitted in the one frozen step that crosses the bound. K is `max_overtakes`, and
+    `overtake_share` for each request that waited when this one came: in a longer queue, where it
+    would have waited longer anyway, more may pass.
   - maximum wait: it has waited `max_wait_s` seconds.
 PROMOTED requests come next, in the policy's order: the starvation prevention of LTR (algorithm 1
 of arXiv 2408.15792). A request that has not run for N = `starvation_threshold` steps is promoted
@@ -32,6 +34,7 @@ NEVER: Final = 2**62  #: a threshold in steps or requests that nothing reaches
 GUARDS: Final = np.dtype(
     [
         ("max_overtakes", np.int64),  # later arrivals admitted before this request
+        ("overtake_share", np.float64),  # as many more for each request that it found waiting
         ("max_wait_s", np.float64),  # s
         ("starvation_threshold", np.int64),  # steps without running
         ("starvation_quantum", np.int64),  # steps run while promoted
@@ -44,12 +47,14 @@ def guard_record(
     max_wait_s: float | None = None,
     starvation_threshold: int | None = None,
     starvation_quantum: int = 10,
+    overtake_share: float = 0.0,
 ) -> NDArray[np.void]:
     """The guards as an array of one GUARDS record; None turns a guard off."""
     return np.array(
         [
             (
                 NEVER if max_overtakes is None else max_overtakes,
+                overtake_share,
                 np.inf if max_wait_s is None else max_wait_s,
                 NEVER if starvation_threshold is None else starvation_threshold,
                 starvation_quantum,
@@ -62,7 +67,8 @@ def guard_record(
 @compiled
 def tier(request: Any, guards: Any) -> int:
     """The tier of a request whose derived fields are up to date."""
-    if request.overtaken >= guards.max_overtakes or request.wait_s >= guards.max_wait_s:
+    allowed = guards.max_overtakes + guards.overtake_share * request.ahead
+    if request.overtaken >= allowed or request.wait_s >= guards.max_wait_s:
         return OVERDUE
     if request.promoted > 0 or request.idle_steps >= guards.starvation_threshold:
         return PROMOTED

@@ -9,9 +9,14 @@ from typing import Any, Final
 
 from lengthwise.simulate.objectives import MAX_WAIT, Cap
 
-# What may be overtaken, times slots; and shares of admissions in policy order. From the tightest,
-# since of two that are equally good the first is taken.
-_OVERTAKES: Final = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
+# How many may overtake, times slots, and for each that a request found waiting; and shares of
+# admissions in policy order. From the tightest, since of two that are equally good the first is
+# taken.
+_OVERTAKES: Final = (
+    *((0.5, 0.0), (1.0, 0.0), (2.0, 0.0)),
+    *((1.0, 0.25), (1.0, 0.5), (1.0, 1.0)),
+    *((5.0, 0.0), (20.0, 0.0)),
+)
 _BLENDS: Final = (1.0, 0.95, 0.9, 0.7, 0.5)
 
 #: Orders that do not preempt, and their refinements that do. Of those alike one is enough: ltr
@@ -61,7 +66,8 @@ def orders(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
         caps: one on waiting adds a bound on waiting, at half of it.
     """
     bounds: list[dict[str, Any]] = [
-        {"max_overtakes": max(1, int(times * slots))} for times in _OVERTAKES
+        {"max_overtakes": max(1, int(times * slots))} | ({"overtake_share": share} if share else {})
+        for times, share in _OVERTAKES
     ]
     bounds += [{"max_wait_s": 0.5 * cap.limit} for cap in caps if cap.metric == MAX_WAIT]
     for policy, bound, blend in itertools.product(ORDERS, (*bounds, {}), _BLENDS):

@@ -70,6 +70,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.predicted = 1
     request.arrival_s = served.arrival_s
     request.overtaken = 0
+    request.ahead = engine.waiting - 1
     request.promoted = 0
     request.prompt_tokens = served.prompt_tokens
     request.cached_tokens = 0

@@ -224,6 +224,7 @@ class LengthwiseMixin:
             columns["priority"] = request.priority
             columns["arrival_s"] = time.monotonic()
             columns["last_step"] = self._step
+            columns["ahead"] = len(self.waiting)
             columns["prompt_tokens"] = request.num_prompt_tokens
             self._planner.classes_matter |= request.priority != 0
             if self._predicts:
