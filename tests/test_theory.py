@@ -233,7 +233,7 @@ def by_definition(jobs: JobLaw, rate: float, c: float) -> float:
 
 
 SIZES = st.sampled_from([0.25, 1.0, 1.5, 2.0, 7.0]) | st.floats(0.05, 20)
-PREDICTIONS = st.sampled_from([0.0, 1.0, 2.0, 8.0]) | st.floats(0, 50)
+PREDICTIONS = st.sampled_from([0.0, 1.0, 2.0, 8.0]) | st.floats(1e-9, 50)
 PAIRS = st.lists(st.tuples(SIZES, PREDICTIONS), min_size=1, max_size=12)
 LOADS = st.floats(0.05, 0.95)
 
