@@ -1,8 +1,9 @@
 """The answers of the reference corpus: prompt -> text whose length is partly left to chance.
 
-As answers of real models do, the longer ones open with a plan ("6 parts:") and then keep to it; how
-large the plan is depends on the prompt and on chance, so two answers to one prompt differ. Short
-answers, letters and poems have no plan and simply stop.
+As answers of real models do, the longer ones open with a plan ("6 parts:") and then keep to it, and to
+the style of their first part: all parts have as many sentences. How large the plan is and which style
+it gets depends on the prompt and on chance, so two answers to one prompt differ. Short answers, letters
+and poems have no plan and simply stop.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def _list(prompt: ReferencePrompt, rng: random.Random) -> str:
 
 def _steps(prompt: ReferencePrompt, rng: random.Random) -> str:
     count = draw_parts(prompt, 7.0, rng)
-    longest = rng.choice((1, 2))
-    steps = [sentences("step", rng.randint(1, longest), rng) for _ in range(count)]
+    each = rng.choice((1, 2))
+    steps = [sentences("step", each, rng) for _ in range(count)]
     closing = rng.choice(("", "", f"\nNow you can {prompt.subject}."))
     return numbered("steps", steps) + closing
 
@@ -118,15 +119,15 @@ def _poem(prompt: ReferencePrompt, rng: random.Random) -> str:
 
 def _story(prompt: ReferencePrompt, rng: random.Random) -> str:
     count = draw_parts(prompt, 7.0, rng)
-    longest = rng.choice((1, 2, 3, 4))
-    parts = [sentences("story", rng.randint(1, longest), rng, prompt.subject) for _ in range(count)]
+    each = rng.choice((1, 1, 2, 3))
+    parts = [sentences("story", each, rng, prompt.subject) for _ in range(count)]
     return numbered("parts", parts) + rng.choice(("", "\nThe end."))
 
 
 def _explain(prompt: ReferencePrompt, rng: random.Random) -> str:
     count = draw_parts(prompt, 7.0, rng)
-    longest = rng.choice((1, 2, 3, 4))
-    parts = [sentences("about", rng.randint(1, longest), rng, prompt.subject) for _ in range(count)]
+    each = rng.choice((1, 1, 2, 3))
+    parts = [sentences("about", each, rng, prompt.subject) for _ in range(count)]
     return numbered("points", parts)
 
 

@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=WIDTH, help="of the hidden states")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--documents", type=int, default=60_000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
