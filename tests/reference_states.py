@@ -105,7 +105,7 @@ def answer(network: Any, encoded: Any, splits: np.ndarray, random: np.random.Gen
             input_ids=encoded.input_ids,
             attention_mask=encoded.attention_mask,
             do_sample=True,
-            temperature=1.0,
+            temperature=0.8,
             top_k=0,
             top_p=1.0,
             max_new_tokens=MAX_TOKENS,

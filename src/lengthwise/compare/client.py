@@ -229,7 +229,7 @@ def request_body(job: ReplayJob, request: ReplayRequest) -> dict[str, object]:
     if request.output_tokens is None:
         body["max_tokens"] = job.max_tokens
         if request.seed is not None:
-            body |= {"seed": request.seed, "temperature": 1.0}
+            body["seed"] = request.seed  # the rest is as the model's generation settings have it
     else:
         # What is said does not matter here, only for how long: greedy is the cheapest.
         body |= {"max_tokens": request.output_tokens, "ignore_eos": True, "temperature": 0.0}

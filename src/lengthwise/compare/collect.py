@@ -1,9 +1,10 @@
 """Let a model answer prompts, and keep its hidden states for training a probe.
 
-Real vLLM runs in this process, at temperature 1, and every answer goes on to its own end. Requests
-are numbered in the order of the prompts and divided into shards of as many each, so that a run that
-was stopped goes on with the first shard that is missing. Of training answers a random sample of
-decode states is kept, of validation and test answers all.
+Real vLLM runs in this process and samples as it does for requests that ask for nothing else: with
+the model's own generation settings. Every answer goes on to its own end. Requests are numbered in the
+order of the prompts and divided into shards of as many each, so that a run that was stopped goes on
+with the first shard that is missing. Of training answers a random sample of decode states is kept,
+of validation and test answers all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from lengthwise.probe.states import StatesMeta
 from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT
 from lengthwise.workload.split import TRAIN, split_of
 
-TRAIN_STATES: Final = 16  #: decode states kept of a training answer, as TRAIL does
+#: decode states kept of a training answer: as many as TRAIL does, and more where there is room
+TRAIN_STATES: Final = (16, 64)
 MAX_TOKENS: Final = 1024  #: at which an answer is cut unless told otherwise
 
 _SHARD_BYTES: Final = 256 * 2**20
@@ -88,7 +90,8 @@ def collect(
         raise InputError(f"no prompt fits the model's context of {context:,} tokens")
     sizes = np.array([len(encoded[place]) for place in fitting], np.int32)
     splits = np.array([split_of(prompts[place]) for place in fitting], np.int8)
-    each = _request_bytes(meta)
+    sampled = _train_states(meta, len(fitting), max_bytes)
+    each = _request_bytes(meta, sampled)
     fewest, most = _SHARD_REQUESTS
     per_shard = int(min(max(_SHARD_BYTES / each, fewest), most))
     shards = ShardFolder(folder, meta, sizes, splits, per_shard, per_shard * each)
@@ -96,7 +99,7 @@ def collect(
         shards.open()
         began = time.monotonic()
         progress.stage("collecting", len(fitting))
-        run = _Run(engine, shards, [encoded[place] for place in fitting], progress)
+        run = _Run(engine, shards, [encoded[place] for place in fitting], sampled, progress)
         run.answer_all(max_bytes)
         shards.close()
     except KeyboardInterrupt:
@@ -125,11 +128,18 @@ class _Run:
     """The engine's loop: requests in, answers and states out, shards written as they are whole."""
 
     def __init__(
-        self, engine: Any, shards: ShardFolder, encoded: Sequence[Sequence[int]], progress: Progress
+        self,
+        engine: Any,
+        shards: ShardFolder,
+        encoded: Sequence[Sequence[int]],
+        train_states: int,
+        progress: Progress,
     ) -> None:
         self._engine = engine
         self._shards = shards
         self._encoded = encoded
+        self._train_states = train_states
+        self._sampling: dict[str, Any] = engine.model_config.get_diff_sampling_param()
         self._progress = progress
         self.dropped = 0
 
@@ -164,14 +174,14 @@ class _Run:
         meta = self._shards.meta
         hints: dict[str, Any] = {STATES_ID: str(number)}
         if self._shards.splits[number] == TRAIN:
-            hints[STATES_KEPT] = TRAIN_STATES
-        parameters = SamplingParams(
-            temperature=1.0,
-            max_tokens=meta.max_tokens,
-            extra_args=hints,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+            hints[STATES_KEPT] = self._train_states
+        ours = {
+            "max_tokens": meta.max_tokens,
+            "extra_args": hints,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        parameters = SamplingParams(**(self._sampling | ours))
         prompt = {"prompt_token_ids": list(self._encoded[number])}
         self._engine.add_request(str(number), prompt, parameters)
 
@@ -194,7 +204,16 @@ class _Run:
         return len(ended)
 
 
-def _request_bytes(meta: StatesMeta) -> float:
+def _train_states(meta: StatesMeta, requests: int, max_bytes: int) -> int:
+    """How many decode states of a training answer to keep, so that half of the room is enough."""
+    fewest, most = TRAIN_STATES
+    beside = _request_bytes(meta, 0)
+    each = _request_bytes(meta, 1) - beside
+    room = (max_bytes / 2 / max(requests, 1) - beside) / each
+    return int(min(max(room, fewest), most))
+
+
+def _request_bytes(meta: StatesMeta, train_states: int) -> float:
     """About how much is stored of a request: eight in ten are for training."""
-    states = 2 + 0.8 * TRAIN_STATES + 0.2 * meta.max_tokens / 4
+    states = 2 + 0.8 * train_states + 0.2 * meta.max_tokens / 4
     return 2 * len(meta.layers) * meta.hidden_size * states
