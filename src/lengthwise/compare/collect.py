@@ -1,10 +1,10 @@
 """Let a model answer prompts, and keep its hidden states for training a probe.
 
 Real vLLM runs in this process and samples as it does for requests that ask for nothing else: with
-the model's own generation settings. Every answer goes on to its own end. Requests are numbered in the
-order of the prompts and divided into shards of as many each, so that a run that was stopped goes on
-with the first shard that is missing. Of training answers a random sample of decode states is kept,
-of validation and test answers all.
+the model's own generation settings. Every answer goes on to its own end. Requests are numbered in
+the order of the prompts and divided into shards of as many each, so that a run that was stopped
+goes on with the first shard that is missing. Of training answers a random sample of decode states
+is kept, of validation and test answers all.
 """
 
 from __future__ import annotations

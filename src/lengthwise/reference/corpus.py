@@ -1,9 +1,9 @@
 """The answers of the reference corpus: prompt -> text whose length is partly left to chance.
 
-As answers of real models do, the longer ones open with a plan ("6 parts:") and then keep to it, and to
-the style of their first part: all parts have as many sentences. How large the plan is and which style
-it gets depends on the prompt and on chance, so two answers to one prompt differ. Short answers, letters
-and poems have no plan and simply stop.
+As answers of real models do, the longer ones open with a plan ("6 parts:") and then keep to it,
+and to the style of their first part: all parts have as many sentences. How large the plan is and
+which style it gets depends on the prompt and on chance, so two answers to one prompt differ. Short
+answers, letters and poems have no plan and simply stop.
 """
 
 from __future__ import annotations
