@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lengthwise.compare.collect import TRAIN_STATES
 from lengthwise.compare.server_command import free_port
 from lengthwise.probe.states import open_states
 from lengthwise.vllm.settings import status_path
@@ -77,7 +78,7 @@ def test_what_is_collected_is_whole(states: Path) -> None:
     assert finished.mean() > 0.9
     counts = np.bincount(found.moments.request, minlength=PROMPTS)
     training = found.requests.split == 0
-    assert (counts[training] == np.minimum(lengths[training] - 1, 16)).all()
+    assert (counts[training] == np.minimum(lengths[training] - 1, TRAIN_STATES[1])).all()
     assert (counts[~training] == lengths[~training] - 1).all()
     assert 0.6 < training.mean() < 0.95
     for layer in found.meta.layers:
