@@ -24,6 +24,7 @@ def _engine(
         "predictor": "oracle",
         "preemption": preemption,
         "max_preemptions": max_preemptions,
+        "max_overtakes": None,
     }
     scheduler = build_scheduler(
         Scheduler,

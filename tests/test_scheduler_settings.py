@@ -66,7 +66,7 @@ def test_a_change_takes_over_waiting_requests(engine: CheckedEngine, path: Path)
     engine.step()
     for name, answer in (("long", 90), ("short", 3), ("middle", 20)):
         engine.add(_ask(name, answer))
-    digest = Settings(policy="oracle-sjf").write(path)
+    digest = Settings(policy="oracle-sjf", max_overtakes=None).write(path)
     _status_once(path, settings_sha256=digest, state="active", policy="oracle-sjf")
     engine.drain()
     assert list(engine.finished) == ["running", "short", "middle", "long"]
@@ -207,7 +207,7 @@ def test_one_without_a_prediction_ranks_as_the_median(monkeypatch: pytest.Monkey
             return super().predict(prompt)
 
     monkeypatch.setattr("lengthwise.vllm.scheduler.load_predictor", lambda *a, **k: Partial("none"))
-    settings = {"policy": "sjf", "predictor": "declared"}
+    settings = {"policy": "sjf", "predictor": "declared", "max_overtakes": None}
     scheduler = build_scheduler(Scheduler, max_num_seqs=1, lengthwise={"settings": settings})
     engine = CheckedEngine(scheduler)
     hints = {"lengthwise_true_tokens": 100, "unknown": True}
