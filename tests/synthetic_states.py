@@ -96,4 +96,5 @@ def coarsen(patched: pytest.MonkeyPatch) -> None:
     """Try few constants of the filter, at few intervals."""
     patched.setattr(replay, "TEMPERS", (0.1, 0.4, 1.0))
     patched.setattr(replay, "EPSILONS", (0.001, 0.03))
+    patched.setattr(replay, "CORRECTIONS", (0.0, 0.75))
     patched.setattr("lengthwise.probe.train.INTERVALS", (1, 8))

@@ -40,7 +40,7 @@ def metadata(**changes: Any) -> Metadata:
         "pooling": "last",
         "refinement": [
             Refinement(interval=1, temper=0.2, epsilon=0.01),
-            Refinement(interval=8, temper=0.7, epsilon=0.1),
+            Refinement(interval=8, temper=0.7, epsilon=0.1, correction=0.5, stretch=1.5),
         ],
         "training": Training(
             requests=9,
@@ -58,7 +58,8 @@ def metadata(**changes: Any) -> Metadata:
 
 @pytest.fixture
 def probe() -> Probe:
-    return Probe(metadata(), geometric_edges(100, BINS), network(0), network(1))
+    rates = np.arange(1, BINS + 1) / 21
+    return Probe(metadata(), geometric_edges(100, BINS), network(0), network(1), rates)
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_it_comes_back_as_it_was(probe: Probe, folder: Path) -> None:
     again = Probe.load(folder)
     assert again.metadata == probe.metadata
     np.testing.assert_array_equal(again.edges, probe.edges)
+    np.testing.assert_array_equal(again.base_rates, probe.base_rates)
     for name in ("decode", "prompt"):
         for mine, theirs in zip(getattr(again, name), getattr(probe, name), strict=True):
             np.testing.assert_array_equal(mine, theirs)
@@ -90,6 +92,18 @@ def test_the_filter_is_that_of_the_nearest_interval(probe: Probe) -> None:
     assert probe.filter(100).temper == 0.7
     assert probe.filter(8) is probe.filter(7)
     np.testing.assert_array_equal(probe.filter().edges, probe.edges)
+    np.testing.assert_array_equal(probe.filter().base, 1)  # correction 0: as in the paper
+    np.testing.assert_allclose(probe.filter(8).base, np.sqrt(probe.base_rates))
+    assert probe.filter(8).stretch == 1.5
+
+
+def test_a_probe_of_the_first_schema_is_refined_as_in_the_paper(folder: Path) -> None:
+    edit_tensor("base_rates", None)(folder)
+    old = [{"interval": 1, "temper": 0.2, "epsilon": 0.01}]
+    edit_config(schema="lengthwise.probe/1", refinement=old)(folder)
+    constants = Probe.load(folder).filter()
+    np.testing.assert_array_equal(constants.base, 1)
+    assert (constants.temper, constants.stretch) == (0.2, 1)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +163,9 @@ def edit_tensor(name: str, array: np.ndarray | None) -> Callable[[Path], None]:
         (edit_tensor("edges", np.linspace(1, 100, 7)), "do not ascend"),
         (edit_tensor("decode.second_bias", np.full(6, np.nan, np.float32)), "not finite"),
         (edit_tensor("prompt.second", np.zeros((16, 6))), "prompt network does not fit"),
+        (edit_tensor("base_rates", None), "tensor base_rates is missing"),
+        (edit_tensor("base_rates", np.ones(5)), "base rates have another type or shape"),
+        (edit_tensor("base_rates", np.array([1, 1, 1, 0, 1, 1.0])), "base rate is not above 0"),
     ],
 )
 def test_what_is_damaged_is_said_in_one_line(

@@ -57,21 +57,23 @@ def textbook(
         posterior = moved
     epsilon = constants.epsilon
     products = [
-        ((1 - epsilon) * posterior[i] + epsilon / bins) * chances[i] ** constants.temper
+        ((1 - epsilon) * posterior[i] + epsilon / bins)
+        * (chances[i] / float(constants.base[i])) ** constants.temper
         for i in range(bins)
     ]
     return [product / sum(products) for product in products]
 
 
-@given(widths, st.integers(0, 2**32 - 1), st.floats(0, 1.5), st.floats(1e-6, 1))
+@given(widths, st.integers(0, 2**32 - 1), st.floats(0, 1.5), st.floats(1e-6, 1), st.booleans())
 @settings(deadline=None)
 def test_the_filter_is_the_textbook_bayes_filter(
-    sizes: list[float], seed: int, temper: float, epsilon: float
+    sizes: list[float], seed: int, temper: float, epsilon: float, corrected: bool
 ) -> None:
     random = np.random.default_rng(seed)
     edges = some_edges(sizes)
-    constants = new_filter(edges, temper, epsilon)
     bins = len(sizes)
+    base = random.dirichlet(np.ones(bins)) + 1e-3 if corrected else None
+    constants = new_filter(edges, temper, epsilon, base)
     posteriors = random.dirichlet(np.ones(bins), 5)
     expected = [list(map(float, row)) for row in posteriors]
     rows = np.array([3, 0, 4], dtype=np.int64)
@@ -164,6 +166,28 @@ def test_epsilon_one_is_the_raw_probe() -> None:
     np.testing.assert_allclose(posteriors, chances, atol=1e-6)
 
 
+def test_divided_by_base_rates_it_is_bayes_rule_and_as_published_it_is_not() -> None:
+    """A length that stands still, states that are independent given its bin: all is known."""
+    random = np.random.default_rng(3)
+    common = np.array([0.7, 0.2, 0.1])  # of the bins, among training states
+    likelihood = random.dirichlet(np.ones(4), 3)  # of four kinds of state, given each bin
+    joint = common[:, np.newaxis] * likelihood
+    says = (joint / joint.sum(axis=0)).T.astype(np.float32)  # a perfect probe: state → bins
+    prompt = np.array([[0.1, 0.5, 0.4]])  # what this request's prompt says
+    seen = [0, 2, 2, 1]
+    exact = prompt[0] * np.prod(likelihood[:, seen], axis=1)
+    exact /= exact.sum()
+    row, none = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    beliefs = []
+    for base in (common, None):
+        belief = prompt.copy()
+        for kind in seen:
+            refine(belief, row, says[[kind]], none, new_filter(equal_edges(30, 3), 1, 1e-6, base))
+        beliefs.append(belief[0])
+    np.testing.assert_allclose(beliefs[0], exact, rtol=1e-4)
+    assert abs(beliefs[1] - exact).max() > 0.1
+
+
 def test_starting_normalises_and_survives_nonsense() -> None:
     posteriors = np.empty((4, 3))
     chances = np.array([[2, 1, 1], [math.nan, 1, 0], [0, 0, 0], [1, math.inf, 0]], dtype=np.float32)
@@ -172,13 +196,16 @@ def test_starting_normalises_and_survives_nonsense() -> None:
     np.testing.assert_allclose(posteriors[1:], 1 / 3)
 
 
-@given(widths, st.integers(0, 2**32 - 1), st.integers(0, 4000))
+@given(widths, st.integers(0, 2**32 - 1), st.integers(0, 4000), st.floats(0, 4))
 @settings(deadline=None)
-def test_summaries_are_ordered_and_within_bounds(sizes: list[float], seed: int, most: int) -> None:
+def test_summaries_are_ordered_and_within_bounds(
+    sizes: list[float], seed: int, most: int, stretch: float
+) -> None:
     edges = some_edges(sizes)
     posteriors = np.random.default_rng(seed).dirichlet(np.full(len(sizes), 0.3), 3)
     summary = np.empty((3, 4))
-    summarise(posteriors, np.arange(3), np.full(3, float(most)), new_filter(edges, 1, 0), summary)
+    constants = new_filter(edges, 1, 0, stretch=stretch)
+    summarise(posteriors, np.arange(3), np.full(3, float(most)), constants, summary)
     least = min(1.0, most)
     assert (summary >= least).all()
     assert (summary <= max(most, least)).all()
@@ -197,6 +224,15 @@ def test_quantiles_take_lengths_as_spread_evenly_in_a_bin() -> None:
         summary,
     )
     np.testing.assert_allclose(summary, [[150, 110, 150, 190]])
+
+
+def test_stretch_is_a_power_of_the_ratio_to_the_median() -> None:
+    posterior, row, most = np.array([[0.0, 1.0, 0.0]]), np.zeros(1, dtype=np.int64), np.array([1e6])
+    summary = np.empty((1, 4))
+    summarise(posterior, row, most, new_filter(equal_edges(300, 3), 1, 0, stretch=2), summary)
+    np.testing.assert_allclose(summary, [[150, 110**2 / 150, 150, 190**2 / 150]])
+    summarise(posterior, row, most, new_filter(equal_edges(300, 3), 1, 0, stretch=0), summary)
+    np.testing.assert_allclose(summary, [[150, 150, 150, 150]])
 
 
 @given(st.integers(1, 40), st.integers(40, 20_000))

@@ -17,7 +17,7 @@ from lengthwise.probe.card import probe_card
 from lengthwise.probe.refine import Filter, new_filter
 
 SCHEMA: Final = "lengthwise.probe"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  #: 1 had no base rates: refined as in the paper
 
 _CONFIG: Final = "config.json"
 _TENSORS: Final = "model.safetensors"
@@ -32,6 +32,8 @@ class Refinement(BaseModel):
     interval: int = Field(ge=1)
     temper: float = Field(ge=0)
     epsilon: float = Field(ge=0, le=1)
+    correction: float = Field(default=0.0, ge=0)  #: the power of the base rates that divides
+    stretch: float = Field(default=1.0, ge=0)  #: of the quantiles
 
 
 class Training(BaseModel):
@@ -85,6 +87,7 @@ class Probe:
         edges: NDArray[np.float64],
         decode: Network,
         prompt: Network,
+        base_rates: NDArray[np.float64] | None = None,
     ) -> None:
         """A probe of these parts.
 
@@ -93,6 +96,8 @@ class Probe:
             edges: of the bins, float64 [k + 1], from 0 to the longest length.
             decode: states of the newest token → bin of what remains.
             prompt: pooled states of the prompt → bin of the whole length.
+            base_rates: how common each bin is among what remained at the training states, [k];
+                None: all the same.
 
         Raises:
             InputError: the parts do not fit each other.
@@ -101,6 +106,8 @@ class Probe:
         self.edges = edges
         self.decode = decode
         self.prompt = prompt
+        bins = edges.size - 1
+        self.base_rates = np.full(bins, 1 / bins) if base_rates is None else base_rates
         wrong = self._inconsistency()
         if wrong:
             raise InputError(f"the probe is damaged ({wrong}): train it again")
@@ -113,7 +120,13 @@ class Probe:
         """
         found = min(self.metadata.refinement, key=lambda each: abs(each.interval - interval))
         if found not in self._filters:
-            self._filters[found] = new_filter(self.edges, found.temper, found.epsilon)
+            self._filters[found] = new_filter(
+                self.edges,
+                found.temper,
+                found.epsilon,
+                self.base_rates**found.correction,
+                found.stretch,
+            )
         return self._filters[found]
 
     def check(
@@ -156,11 +169,13 @@ class Probe:
         except (OSError, SafetensorError) as error:
             raise _damaged(path, str(error)) from None
         try:
-            networks = [
+            decode, prompt = (
                 Network(*(tensors[f"{name}.{part}"] for part in Network._fields))
                 for name in ("decode", "prompt")
-            ]
-            return cls(metadata, tensors["edges"], *networks)
+            )
+            first = metadata.schema_name == f"{SCHEMA}/1"
+            rates = None if first else tensors["base_rates"]
+            return cls(metadata, tensors["edges"], decode, prompt, rates)
         except KeyError as error:
             raise _damaged(path, f"tensor {error.args[0]} is missing") from None
         except InputError as error:
@@ -172,7 +187,7 @@ class Probe:
         Raises:
             InputError: the folder cannot be written.
         """
-        tensors = {"edges": self.edges}
+        tensors = {"edges": self.edges, "base_rates": self.base_rates}
         for name, network in (("decode", self.decode), ("prompt", self.prompt)):
             tensors |= {f"{name}.{part}": array for part, array in network._asdict().items()}
         try:
@@ -210,6 +225,11 @@ class Probe:
                     )
                 if not np.isfinite(array).all():
                     return f"the {name} network's weights are not finite"
+        rates = self.base_rates
+        if rates.dtype != np.float64 or rates.shape != (edges.size - 1,):
+            return "the bins' base rates have another type or shape than they should"
+        if not (np.isfinite(rates).all() and (rates > 0).all()):
+            return "a bin's base rate is not above 0"
         return None
 
 

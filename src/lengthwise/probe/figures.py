@@ -26,6 +26,7 @@ class Parts(NamedTuple):
     layers: list[int]
     bins: str
     edges: NDArray[np.float64]
+    rates: NDArray[np.float64]  #: how common each bin is
     rows: Rows  #: at those layers
     heads: list[PromptHead]  #: all that were tried
     head: PromptHead  #: the one taken
@@ -91,6 +92,7 @@ def make_report(
         mae_reestimated=drawn.mean(errors["reestimated"]),
         mae_raw=drawn.mean(errors["raw"]),
         mae_refined=drawn.mean(errors["refined"]),
+        mae_published_filter=drawn.mean(off(refined(test, new_filter(parts.edges, 1, 0))[:, MEAN])),
         mae_refined_median=drawn.mean(off(summaries[:, MEDIAN])),
         ratio_prompt_only=drawn.ratio(errors["prompt_only"], errors["refined"]),
         ratio_reestimated=drawn.ratio(errors["reestimated"], errors["refined"]),
@@ -108,6 +110,8 @@ def make_report(
                 interval=each.interval,
                 temper=each.temper,
                 epsilon=each.epsilon,
+                correction=each.correction,
+                stretch=each.stretch,
                 mae_raw=float(off(raw(test, parts.edges, each.interval)).mean()),
                 mae_refined=float(
                     off(refined(test, _constants(parts, each), each.interval)[:, MEAN]).mean()
@@ -120,4 +124,5 @@ def make_report(
 
 
 def _constants(parts: Parts, each: Refinement) -> Filter:
-    return new_filter(parts.edges, each.temper, each.epsilon)
+    base = parts.rates**each.correction
+    return new_filter(parts.edges, each.temper, each.epsilon, base, each.stretch)

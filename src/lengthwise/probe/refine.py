@@ -5,11 +5,15 @@ falls by 1 with each token. With T the chance of changing bins within one token 
 and p what the probe says about the newest token, after `elapsed` tokens
 
     prior(j)     = Σ_i posterior(i) · (T ^ elapsed)(i, j)
-    posterior(j) ∝ ((1 − ε) · prior(j) + ε / k) · p(j) ^ temper
+    posterior(j) ∝ ((1 − ε) · prior(j) + ε / k) · (p(j) / base(j)) ^ temper
 
-Two constants are ours. Successive tokens look alike, so p is not new evidence each time:
-`temper` < 1 counts it for less. And ε is the chance that the filter has lost track; it keeps a bin
-that was once ruled out from staying so for ever. ε = 1 and temper = 1 is the raw probe.
+Three constants are ours. Bayes' rule asks for the likelihood of a state given the bin, while a
+probe says how likely the bin is given the state: the two differ by how common the bin is at all.
+The paper multiplies by p as it is (`base` = 1), so that bins common among the training states are
+counted again with every token; dividing by how common they are mends that. Successive tokens look
+alike, so p is not new evidence each time: `temper` < 1 counts it for less. And ε is the chance that
+the filter has lost track; it keeps a bin that was once ruled out from staying so for ever. ε = 1,
+temper = 1 and base = 1 is the raw probe.
 
 Posteriors live in a table, float64 [requests, bins], one row per request, updated in place.
 """
@@ -39,15 +43,26 @@ class Filter(NamedTuple):
     powers: NDArray[np.float64]  #: T, T², T⁴, …, shape (16, k, k)
     temper: float  #: exponent of the probe's probabilities, ≥ 0
     epsilon: float  #: chance of having lost track, above 0, up to 1
+    base: NDArray[np.float64]  #: what the probe's probabilities are divided by, shape (k,), > 0
+    stretch: float  #: of the quantiles about the median, as a power, ≥ 0
 
 
-def new_filter(edges: NDArray[np.float64], temper: float, epsilon: float) -> Filter:
+def new_filter(
+    edges: NDArray[np.float64],
+    temper: float,
+    epsilon: float,
+    base: NDArray[np.float64] | None = None,
+    stretch: float = 1.0,
+) -> Filter:
     """Precompute the constants.
 
     Args:
         edges: of the bins, ascending from 0, shape (k + 1,).
         temper: 1 as in the paper; less for predictions that repeat one another.
         epsilon: at least `LEAST_EPSILON` is taken.
+        base: how common each bin is, shape (k,), > 0; None: all the same, as in the paper.
+        stretch: 1 leaves the quantiles as the posterior has them; 2 squares their ratio to the
+            median.
     """
     powers = [transitions(edges)]
     for _ in range(_POWERS - 1):
@@ -57,6 +72,8 @@ def new_filter(edges: NDArray[np.float64], temper: float, epsilon: float) -> Fil
         np.stack(powers),
         float(temper),
         min(1.0, max(LEAST_EPSILON, float(epsilon))),
+        np.ones(edges.size - 1) if base is None else np.ascontiguousarray(base, dtype=np.float64),
+        float(stretch),
     )
 
 
@@ -120,7 +137,7 @@ def refine(
         _advance(posterior, elapsed[n], constants.powers, prior)
         total = 0.0
         for i in range(bins):
-            chance = probabilities[n, i]
+            chance = probabilities[n, i] / constants.base[i]
             if constants.temper != 1.0:
                 chance = chance**constants.temper if chance >= 0.0 else math.nan
             elif not chance >= 0.0:
@@ -172,7 +189,8 @@ def summarise(
 ) -> None:
     """What the posteriors say in tokens.
 
-    The mean is that of the bins' midpoints; quantiles take lengths as spread evenly within a bin.
+    The mean is that of the bins' midpoints; quantiles take lengths as spread evenly within a bin,
+    and are then drawn away from the median, or towards it, by the filter's `stretch`.
 
     Args:
         posteriors: the table, shape (requests, k).
@@ -202,3 +220,8 @@ def summarise(
         summary[n, MEAN] = mean
         for column in range(4):
             summary[n, column] = min(max(summary[n, column], 1.0), most[n])
+        median = summary[n, MEDIAN]
+        if constants.stretch != 1.0 and median > 0.0:
+            for column in (LOW, HIGH):
+                far = median * (summary[n, column] / median) ** constants.stretch
+                summary[n, column] = min(max(far, 1.0), most[n])

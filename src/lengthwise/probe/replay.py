@@ -13,7 +13,9 @@ from lengthwise.probe.bins import midpoints
 from lengthwise.probe.refine import (
     HIGH,
     LEAST_EPSILON,
+    LOW,
     MEAN,
+    MEDIAN,
     Filter,
     new_filter,
     refine,
@@ -24,7 +26,12 @@ from lengthwise.probe.refine import (
 #: Tried on validation rows, besides the raw probe, which is temper 1 and epsilon 1.
 TEMPERS: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 EPSILONS: Final = (LEAST_EPSILON, 0.001, 0.003, 0.01, 0.03, 0.1)
+CORRECTIONS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  #: 0 is the paper's filter, 1 is Bayes' rule
 INTERVALS: Final = (1, 2, 4, 8, 16)  #: tokens between predictions for which constants are fitted
+
+_LEAST_RATE: Final = 1e-4
+_NO_REACH: Final = 1e-6  # of a quantile that is the median; no power moves it
+_STRETCHES: Final = (0.25, 8.0)
 
 
 class Record(NamedTuple):
@@ -119,24 +126,63 @@ def in_turns(request: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return np.split(order, np.cumsum(np.bincount(turn))[:-1]) if request.size else []
 
 
-def fit_refinement(record: Record, edges: NDArray[np.float64], interval: int) -> Refinement:
-    """The constants with the lowest mean absolute error of the mean.
+def base_rates(probe: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How common the probe takes each bin to be, over all states: float64 [bins], > 0.
 
-    The raw probe is among those tried, so refinement cannot be worse than it on these rows.
+    Args:
+        probe: what it says of training states, [moments, bins].
+        weights: how much each counts, [moments].
+    """
+    mean: NDArray[np.float64] = weights.astype(np.float64) @ probe / weights.sum(dtype=np.float64)
+    # A bin that nothing was ever in must not become the likeliest by being divided by nothing.
+    return np.maximum(mean, _LEAST_RATE)
+
+
+def fit_refinement(
+    record: Record, edges: NDArray[np.float64], rates: NDArray[np.float64], interval: int
+) -> Refinement:
+    """The constants with the lowest mean absolute error of the mean; then those of the quantiles.
+
+    The raw probe is among those tried, so refinement cannot be worse than it on these rows. Among
+    corrections, the temper and ε are searched anew.
 
     Args:
         record: validation answers.
         edges: of the bins.
+        rates: the bins' base rates.
         interval: tokens between predictions.
     """
 
-    def error(constants: tuple[float, float]) -> float:
-        summaries = refined(record, new_filter(edges, *constants), interval)
-        return float(np.abs(summaries[:, MEAN] - record.remaining).mean())
+    def summaries(constants: tuple[float, float, float]) -> NDArray[np.float64]:
+        correction, temper, epsilon = constants
+        return refined(record, new_filter(edges, temper, epsilon, rates**correction), interval)
 
-    tried = [*itertools.product(TEMPERS, EPSILONS), (1.0, 1.0)]
-    temper, epsilon = min(tried, key=error)
-    return Refinement(interval=interval, temper=temper, epsilon=epsilon)
+    def error(constants: tuple[float, float, float]) -> float:
+        return float(np.abs(summaries(constants)[:, MEAN] - record.remaining).mean())
+
+    tried = [*itertools.product(CORRECTIONS, TEMPERS, EPSILONS), (0.0, 1.0, 1.0)]
+    best = min(tried, key=error)
+    correction, temper, epsilon = best
+    return Refinement(
+        interval=interval,
+        temper=temper,
+        epsilon=epsilon,
+        correction=correction,
+        stretch=_stretch(summaries(best), record.remaining),
+    )
+
+
+def _stretch(summaries: NDArray[np.float64], remaining: NDArray[np.int64]) -> float:
+    """The power that makes the quantiles hold 80 % of what remained: split-conformal, in logs.
+
+    Each length needs a power of its own to be held: how far it lies from the median, against how
+    far the quantile on its side does. The 80 % quantile of these is taken.
+    """
+    low, median, high = (np.log(summaries[:, column]) for column in (LOW, MEDIAN, HIGH))
+    off = np.log(remaining) - median
+    reach = np.where(off > 0, high - median, median - low)
+    needed = np.abs(off) / np.maximum(reach, _NO_REACH)
+    return float(np.clip(np.quantile(needed, 0.8), *_STRETCHES))
 
 
 def _count_down_between(

@@ -34,6 +34,8 @@ class IntervalError:
     interval: int  # output tokens from one prediction to the next
     temper: float
     epsilon: float
+    correction: float
+    stretch: float
     mae_raw: float  # tokens, on test answers, at every output token
     mae_refined: float
 
@@ -60,6 +62,7 @@ class Report:
     mae_reestimated: Figure  # from prompt and age, anew at each token
     mae_raw: Figure  # the probe, each token by itself
     mae_refined: Figure  # the probe, refined from token to token
+    mae_published_filter: Figure  # the same probe, refined exactly as in the paper
     mae_refined_median: Figure  # the same, by the median instead of the mean
     ratio_prompt_only: Figure  # mae_prompt_only / mae_refined
     ratio_reestimated: Figure  # mae_reestimated / mae_refined

@@ -23,7 +23,7 @@ from lengthwise.probe.evaluate import Bootstrap, Figure
 from lengthwise.probe.figures import Parts, make_report
 from lengthwise.probe.fit import Recipe, probabilities
 from lengthwise.probe.heads import Workshop, fit_decode, fit_prompts, fit_reestimate
-from lengthwise.probe.replay import INTERVALS, fit_refinement, within
+from lengthwise.probe.replay import INTERVALS, base_rates, fit_refinement, within
 from lengthwise.probe.report import LayerError, Report
 from lengthwise.probe.rows import Rows, layer_rows, prompt_inputs
 from lengthwise.probe.states import TEST, TRAIN, VALID, Pooling, States
@@ -87,23 +87,27 @@ def train_probe(
     best = min(candidates, key=lambda each: each.mae_valid)
     rows = layer_rows(states, best.layers)
     heads = fit_prompts(shop, states, best.layers, rows, stages.next("prompt"))
-    prompts = prompt_inputs(states, best.layers, "mean")
-    anew = fit_reestimate(shop, rows, prompts, stages.next("baseline"))
-
     # Attention is a comparison: pooling as tokens come, a chunk at a time, would cost each step.
     served = [each for each in heads if each.query is None]
     head = min(served, key=lambda each: each.mae(rows, VALID, shop.edges))
+    pooling = cast(Pooling, head.pooling)
+    prompts = prompt_inputs(states, best.layers, pooling)
+    anew = fit_reestimate(shop, rows, prompts, stages.next("baseline"))
     tell = stages.next("refinement")
     valid, test = (
         rows.record(each, head.whole, probabilities(best.network, rows.inputs[rows.moments(each)]))
         for each in (VALID, TEST)
     )
+    train = rows.moments(TRAIN)
+    rates = base_rates(probabilities(best.network, rows.inputs[train]), rows.weights()[train])
     refinement = []
     for number, interval in enumerate(INTERVALS, start=1):
-        refinement.append(fit_refinement(valid, shop.edges, interval))
+        refinement.append(fit_refinement(valid, shop.edges, rates, interval))
         tell(number / len(INTERVALS))
     report = make_report(
-        Parts(states.meta.model, best.layers, bins, shop.edges, rows, heads, head, refinement),
+        Parts(
+            states.meta.model, best.layers, bins, shop.edges, rates, rows, heads, head, refinement
+        ),
         test,
         anew[rows.moments(TEST)],
         [] if layers is not None else [_layer_error(each) for each in candidates],
@@ -118,7 +122,7 @@ def train_probe(
             layers_total=states.meta.layers_total,
             max_tokens=states.meta.max_tokens,
             bins=bins,
-            pooling=cast(Pooling, head.pooling),
+            pooling=pooling,
             refinement=refinement,
             training=Training(
                 requests=report.train_requests,
@@ -134,6 +138,7 @@ def train_probe(
         shop.edges,
         best.network,
         head.network,
+        rates,
     )
     probe.save(out)
     shutil.rmtree(shop.checkpoints, ignore_errors=True)
