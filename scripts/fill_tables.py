@@ -15,6 +15,8 @@
     python scripts/fill_tables.py starvation guards.json  of bench/starvation.py --json
     python scripts/fill_tables.py scarce-kv kv.json       of bench/scarce_kv.py --json
     python scripts/fill_tables.py memory-grid grid.json   of bench/memory_grid.py --json
+    python scripts/fill_tables.py learning learning.json  of bench/learning.py --json
+    python scripts/fill_tables.py drift MODEL=drift.json … of bench/drift.py --json
     python scripts/fill_tables.py fidelity fidelity.json  of `lengthwise calibrate --json`
     python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
     python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
@@ -60,6 +62,8 @@ COMMANDS = {
     "starvation": "python bench/starvation.py --json",
     "scarce-kv": "python bench/scarce_kv.py --json",
     "memory-grid": "python bench/memory_grid.py --json",
+    "learning": "python bench/learning.py --json",
+    "drift": "python bench/drift.py TABLE --model MODEL --json",
     "fidelity": "lengthwise calibrate DIR --against DIR … --json",
     "probe": "lengthwise train-probe DIR --layer auto --json",
     "probe-overhead": "python bench/probe_overhead.py --json",
@@ -69,6 +73,7 @@ COMMANDS = {
 SOURCES = {
     "overhead-summary": "overhead",
     "predictors-summary": "predictors",
+    "probe-summary": "probe",
     "probe-layers": "probe",
     "probe-ages": "probe",
     "probe-intervals": "probe",
@@ -392,11 +397,14 @@ def scarce_table(kept: Row) -> list[str]:
             ("preemptions", "preemptions", ".0f", 1.0),
             ("recomputed_tokens", "tokens computed again", ",.0f", 1.0),
             ("throughput_tokens_per_s", "tokens/s", ",.0f", 1.0),
+            ("queued_tokens_per_s", "tokens/s while requests wait", ",.0f", 1.0),
             ("mean_e2el_ms", "mean latency, s", ".2f", 1e-3),
             ("p99_e2el_ms", "p99 latency, s", ".2f", 1e-3),
             ("mean_ttft_ms", "mean TTFT, s", ".2f", 1e-3),
             ("mean_running", "running, on average", ".1f", 1.0),
         ):
+            if name not in row["stock"]:
+                continue
             cells = [
                 f"{scale * side[name]:{form}} "
                 f"({scale * side[f'{name}_low']:{form}}–{scale * side[f'{name}_high']:{form}})"
@@ -485,7 +493,7 @@ def probe_table(kept: Row) -> list[str]:
     """One row for each probe: errors in tokens, and how many times smaller the refined one is."""
     heads = (
         "model,layer,bins,test answers,prompt only,prompt and age,raw,refined,"
-        "prompt only / refined,prompt and age / refined,raw / refined"
+        "prompt only / refined,prompt and age / refined,raw / refined,as published,80 % holds"
     )
     rows = [
         [
@@ -495,6 +503,29 @@ def probe_table(kept: Row) -> list[str]:
             f"{row['test_requests']:,}",
             *(interval(row, f"mae_{name}", ".1f") for name in METHODS),
             *(interval(row, f"ratio_{name}", ".2f") for name in list(METHODS)[:-1]),
+            interval(row, "mae_published_filter", ".1f"),
+            f"{row['coverage_80']:.0%}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def probe_summary(kept: Row) -> list[str]:
+    """One row for each probe: the errors that matter, and how many times smaller the last is."""
+    heads = (
+        "answers of,from the prompt,from prompt and age,probe as published,probe,"
+        "prompt / probe,prompt and age / probe"
+    )
+    rows = [
+        [
+            row["label"],
+            f"{row['mae_prompt_only']:.1f}",
+            f"{row['mae_reestimated']:.1f}",
+            f"{row['mae_published_filter']:.1f}",
+            interval(row, "mae_refined", ".1f"),
+            f"{interval(row, 'ratio_prompt_only', '.2f')}",
+            f"{interval(row, 'ratio_reestimated', '.2f')}",
         ]
         for row in kept["rows"]
     ]
@@ -539,13 +570,15 @@ def probe_interval_table(kept: Row) -> list[str]:
             str(each["interval"]),
             f"{each['temper']:g}",
             f"{each['epsilon']:g}",
+            f"{each['correction']:g}",
+            f"{each['stretch']:.2f}",
             f"{each['mae_raw']:.1f}",
             f"{each['mae_refined']:.1f}",
         ]
         for row in kept["rows"]
         for each in row["by_interval"]
     ]
-    return table(["model", "tokens between", "τ", "ε", "raw", "refined"], rows)
+    return table(["model", "tokens between", "τ", "ε", "α", "s", "raw", "refined"], rows)
 
 
 def probe_overhead_table(kept: Row) -> list[str]:
@@ -586,6 +619,55 @@ def cutoff_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
+def learning_table(kept: Row) -> list[str]:
+    """One row for each figure: without learning, with it, and the paired ratio."""
+    (run,) = kept["rows"]
+    quiet, busy, both = run["quiet"], run["learning"], run["learning_over_quiet"]
+    rows = [
+        [
+            label,
+            interval(quiet, name, form),
+            interval(busy, name, form),
+            ratio(both, name) if name in both else "",
+        ]
+        for label, name, form in (
+            ("median step, ms", "p50_step_ms", ".1f"),
+            ("p99 step, ms", "p99_step_ms", ".1f"),
+            ("mean latency, ms", "mean_e2el_ms", ",.0f"),
+            ("p99 latency, ms", "p99_e2el_ms", ",.0f"),
+            ("predictors placed", "placed", ".0f"),
+            ("failed requests", "failed", ".0f"),
+        )
+    ]
+    return [
+        *table(["", "no learning", "learning without a pause", "ratio"], rows),
+        "",
+        f"{run['requests']} requests a round at {run['load']} of the capacity; each predictor learns "
+        f"from {run['taught']:,} answers; {quiet['rounds'] + busy['rounds']} rounds.",
+    ]
+
+
+def drift_table(kept: Row) -> list[str]:
+    """One row for each model and load."""
+    heads = (
+        "answers of,load,tau drifted,below the floor,tau retrained,mean / fcfs drifted,"
+        "mean / fcfs retrained"
+    )
+    rows = [
+        [
+            row["label"],
+            row["load"],
+            interval(row, "tau_drifted", ".2f"),
+            f"{row['below_floor']} of {row['seeds']}",
+            interval(row, "tau_retrained", ".2f"),
+            interval(row, "drifted_over_fcfs", ".2f"),
+            interval(row, "retrained_over_fcfs", ".2f"),
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "predictors-summary": predictor_summary,
@@ -603,8 +685,11 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "starvation": starvation_table,
     "scarce-kv": scarce_table,
     "memory-grid": memory_grid_table,
+    "learning": learning_table,
+    "drift": drift_table,
     "fidelity": fidelity_table,
     "probe": probe_table,
+    "probe-summary": probe_summary,
     "probe-layers": probe_layer_table,
     "probe-ages": probe_age_table,
     "probe-intervals": probe_interval_table,

@@ -6,6 +6,7 @@ import json
 import math
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lengthwise.compare.rounds import describe_round, records_of
 from lengthwise.compare.session import Observed
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.round import RoundInfo
-from lengthwise.vllm.settings import Settings, parse_settings
+from lengthwise.vllm.settings import OVERTAKE_SHARE, Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
 
 
@@ -145,6 +146,18 @@ def test_the_settings_of_a_round_are_kept_but_not_where_it_was_recorded() -> Non
     info = describe(Burst(), observed(answer(0, 0.5, 8)))
     kept = parse_settings(RoundInfo.from_json(json.loads(json.dumps(info.to_json()))).settings)
     assert kept == Settings(policy="srpt", predictor="declared")
+
+
+def test_the_bound_that_auto_came_to_is_kept() -> None:
+    """Another version may choose otherwise; a simulation of these records must not."""
+    seen = observed(answer(0, 0.5, 8))
+    limited = replace(seen, engine=replace(seen.engine, limits={"slots": 16}))
+    settings = Settings(policy="srpt", predictor="declared", max_overtakes="auto")
+    info = describe_round(
+        3, "srpt:max_overtakes=auto", settings, Burst(), 1, datetime.now(UTC), limited, REQUESTS
+    )
+    kept = parse_settings(RoundInfo.from_json(json.loads(json.dumps(info.to_json()))).settings)
+    assert (kept.max_overtakes, kept.overtake_share) == (16, OVERTAKE_SHARE)
 
 
 def test_records_join_the_client_and_the_engine() -> None:

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from lengthwise.reference import model_path
 from lengthwise.reference.corpus import WRITERS, answer, exchanges
 from lengthwise.reference.prompts import FAMILIES, generate
 from lengthwise.reference.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY
-from lengthwise.reference.train import configuration
+from lengthwise.reference.train import configuration, recorded_exchanges
 
 MODEL = model_path()
 FILES = (
@@ -169,3 +170,36 @@ def test_answer_lengths_depend_on_the_prompt_and_on_chance(tokenizer: Tokenizer)
     assert 0.5 < kendalltau(first, second).statistic < 0.75
     prompt_lengths = [len(tokenizer.encode(prompt.text).ids) for prompt in prompts]
     assert abs(kendalltau(prompt_lengths, first).statistic) < 0.3
+
+
+def test_a_model_can_be_trained_on_recorded_answers(tmp_path: Path) -> None:
+    table = tmp_path / "answers.jsonl"
+    rows = [
+        {"prompt": "Name a colour.", "response": "Blue."},
+        {"prompt": "", "response": "no prompt"},
+        {"prompt": "Say nothing.", "response": None},
+        {"prompt": "Count.", "response": "1, 2, 3"},
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = recorded_exchanges(table)
+    assert [(each.prompt.text, each.answer) for each in found] == [
+        ("Name a colour.", "Blue."),
+        ("Count.", "1, 2, 3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Hi", "length": 3}, "none of the columns response, answer"),
+        ({"greeting": "Hi", "answer": "3"}, "none of the columns prompt"),
+        ({"prompt": "Hi", "answer": ""}, "no row with a prompt and an answer"),
+    ],
+)
+def test_a_table_without_answers_is_refused(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    table = tmp_path / "answers.jsonl"
+    table.write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=message):
+        recorded_exchanges(table)

@@ -147,6 +147,7 @@ def show(report: Report, out: Path, console: Console) -> None:
             ],
         )
     )
+    console.print(f"80 % intervals hold {report.coverage_80:.0%} of test tokens")
     dropped = report.dropped_states, report.dropped_requests
     if any(dropped):
         console.print(
@@ -163,6 +164,8 @@ def _method_table(report: Report) -> Table:
             ("Probe, raw", report.mae_raw, report.ratio_raw),
         )
     ]
+    published = _with_interval(report.mae_published_filter, ".1f")
+    rows.append(("Probe, refined as published", published, ""))
     rows.append(("Probe, refined", _with_interval(report.mae_refined, ".1f"), ""))
     return _table(("Estimate", "Error (95 % interval)", "Times the refined"), rows)
 

@@ -183,6 +183,10 @@ def describe_round(
     if capacity and not isinstance(load, Burst | Clients) and max(sent) > 0:
         offered = sum(map(_work, requests)) / max(sent) / capacity
     errors = [answer.error for answer in observed.replay.answers if answer.error]
+    active = settings.model_dump(exclude={"record", "metrics_port"})
+    slots = observed.engine.limits.get("slots")
+    if isinstance(slots, int):  # what "auto" came to: another version may choose otherwise
+        active |= settings.overtaking_for(slots)
     return RoundInfo(
         round=number,
         policy=label,
@@ -191,7 +195,7 @@ def describe_round(
         offered_load=offered,
         capacity_tokens_per_s=capacity,
         started=started.isoformat(timespec="seconds"),
-        settings=settings.model_dump(exclude={"record", "metrics_port"}),
+        settings=active,
         counters=observed.counters,
         flags=(f"an error: {errors[0]}",) if errors else (),
     )

@@ -22,6 +22,7 @@ from rich.progress import Progress, TextColumn
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
 from lengthwise.reference import corpus
 from lengthwise.reference.muon import Muon
+from lengthwise.reference.prompts import ReferencePrompt
 from lengthwise.reference.tokenizer import (
     ASSISTANT,
     END,
@@ -31,6 +32,8 @@ from lengthwise.reference.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
+from lengthwise.workload.dataset import ANSWER_COLUMNS, PROMPT_COLUMNS
+from lengthwise.workload.table import read_table
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -193,8 +196,47 @@ def save_model(model: Any, size: Mapping[str, Any], tokenizer: Tokenizer, folder
     save_tokenizer(tokenizer, folder)
 
 
-def train(folder: Path, size: Mapping[str, Any], documents: int, steps: int, seed: int) -> None:
-    """The whole way from the seed to a folder that vLLM serves; `size` is a `configuration`."""
+def recorded_exchanges(path: Path) -> list[corpus.Exchange]:
+    """Prompts and answers of another model, from a table; rows without either are left out.
+
+    Raises:
+        InputError: no such table, or no columns of prompts and answers.
+    """
+    table = read_table(path)
+    columns = []
+    for known in (PROMPT_COLUMNS, ANSWER_COLUMNS):
+        name = next((each for each in known if each in table.names), None)
+        if name is None:
+            raise InputError(f"{path} has none of the columns {', '.join(known)}: rename one")
+        columns.append(table.column(name))
+    found = [
+        corpus.Exchange(ReferencePrompt(text=prompt, family="recorded"), answer)
+        for prompt, answer in zip(*columns, strict=True)
+        if isinstance(prompt, str) and isinstance(answer, str) and prompt and answer
+    ]
+    if not found:
+        raise InputError(f"{path} holds no row with a prompt and an answer")
+    return found
+
+
+def train(
+    folder: Path,
+    size: Mapping[str, Any],
+    documents: int,
+    steps: int,
+    seed: int,
+    answers: Path | None = None,
+) -> None:
+    """The whole way from the seed to a folder that vLLM serves.
+
+    Args:
+        folder: is written.
+        size: a `configuration`.
+        documents: how many exchanges are learnt from, at most.
+        steps: of training.
+        seed: of the corpus, the weights and the order.
+        answers: a table of recorded prompts and answers; None: the corpus.
+    """
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -203,9 +245,13 @@ def train(folder: Path, size: Mapping[str, Any], documents: int, steps: int, see
         import transformers  # noqa: F401
     except ImportError as error:
         raise missing_extra("transformers", "reference") from error
-    exchanges = list(corpus.exchanges(documents, seed))
+    if answers is None:
+        exchanges = list(corpus.exchanges(documents, seed))
+    else:
+        exchanges = recorded_exchanges(answers)[:documents]
     tokenizer = train_tokenizer(f"{e.prompt.text}\n{e.answer}" for e in exchanges)
-    model = train_model(examples(exchanges, tokenizer), size, steps, seed)
+    data = [e for e in examples(exchanges, tokenizer) if len(e.ids) <= BATCH_TOKENS]
+    model = train_model(data, size, steps, seed)
     save_model(model, size, tokenizer, folder)
 
 
@@ -220,10 +266,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        help="learn from this table of prompts and answers instead of the made-up corpus",
+    )
     options = parser.parse_args(arguments)
     try:
         size = configuration(options.width, options.layers)
-        train(options.out, size, options.documents, options.steps, options.seed)
+        train(options.out, size, options.documents, options.steps, options.seed, options.answers)
     except LengthwiseError as error:
         Console(stderr=True).print(f"error: {error}", style="red")
         return error.exit_code

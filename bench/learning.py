@@ -1,0 +1,252 @@
+"""Retraining and swapping predictors beside a server that is at work, on the real engine.
+
+    python bench/learning.py --json
+
+vLLM's CPU build serves the built-in model at 0.8 of its capacity under `ltr`. In `learning` rounds
+a process as `serve --learn` starts it (lowest priority, one thread) trains a predictor on 10,000
+answers again and again, without a pause, and places each new one in the settings file, which the
+scheduler takes up: far more than a learner does, which trains once in 1,000 answers. In `quiet`
+rounds there is none. Both serve the same requests at the same times, in turn: A B B A.
+`learning_over_quiet` pairs neighbours, so that drift cancels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lengthwise.cli.console import ConsoleProgress
+from lengthwise.compare.client import ReplayRequest
+from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FILE
+from lengthwise.compare.server_command import REFERENCE
+from lengthwise.compare.session import Observed, Session, open_session
+from lengthwise.errors import LengthwiseError
+from lengthwise.learn.settings_key import place_predictor, read_predictor
+from lengthwise.predict.kinds import Recipe
+from lengthwise.predict.tokenizer import load_tokenizer
+from lengthwise.predict.train import train
+from lengthwise.reference.corpus import exchanges
+from lengthwise.reference.prompts import generate
+from lengthwise.vllm.settings import Settings
+from lengthwise.workload.arrivals import poisson
+from lengthwise.workload.dataset import Dataset
+
+SLOTS = 16
+TAUGHT = 10_000  # answers that each predictor learns from
+WARM_UP = 96  # requests at once, to learn the capacity
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+
+FIGURES = ("p50_step_ms", "p99_step_ms", "mean_e2el_ms", "p99_e2el_ms", "placed", "failed")
+
+
+def answers_to_learn_from() -> Dataset:
+    """Prompts of the built-in model with the lengths of made-up answers, in words."""
+    known = list(exchanges(TAUGHT, seed=1))
+    return Dataset(
+        name="made-up answers",
+        prompts=[each.prompt.text for each in known],
+        lengths=np.array([1 + len(each.answer.split()) for each in known], dtype=np.int64),
+        samples=None,
+        rows=np.arange(1, TAUGHT + 1),
+        rejected=[],
+    )
+
+
+def learn_for_ever(settings: Path, steps: Path, folder: Path) -> None:
+    """The child: train and place, from the round's first step on."""
+    os.nice(19)
+    data, tokenizer = answers_to_learn_from(), load_tokenizer(REFERENCE)
+    print("ready", flush=True)
+    while not (steps.exists() and len(steps.read_text().splitlines()) > 1):
+        time.sleep(0.1)
+    for number in itertools.count():
+        predictor = train(data, tokenizer, Recipe(seed=number))
+        out = folder / f"p-{time.time_ns()}"
+        predictor.save(out)
+        if place_predictor(settings, read_predictor(settings), str(out)):
+            print("placed", flush=True)
+
+
+class Learning:
+    """The child process, as a context manager; counts what it placed."""
+
+    def __init__(self, settings: Path, steps: Path, folder: Path) -> None:
+        command = [sys.executable, __file__, "--child", str(settings), str(steps), str(folder)]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | ONE_THREAD
+        )
+        self.placed = 0
+
+    def __enter__(self) -> Learning:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != "ready":
+            raise LengthwiseError("the learning process did not start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        said = self._process.communicate()[0]
+        self.placed = said.count("placed")
+
+
+def figures(observed: Observed, placed: int) -> dict[str, float]:
+    """One round in figures."""
+    answers = observed.replay.answers
+    good = [answer for answer in answers if not answer.error]
+    latency = 1000.0 * np.array([answer.finish_s - answer.sent_s for answer in good])
+    seconds = observed.engine.steps["duration_s"]
+    busy = 1000.0 * seconds[np.isfinite(seconds) & (observed.engine.steps["running"] > 0)]
+    return {
+        "p50_step_ms": float(np.median(busy)),
+        "p99_step_ms": float(np.quantile(busy, 0.99)),
+        "mean_e2el_ms": float(latency.mean()),
+        "p99_e2el_ms": float(np.quantile(latency, 0.99)),
+        "placed": float(placed),
+        "failed": float(len(answers) - len(good)),
+    }
+
+
+def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, and the smallest and largest."""
+    merged: dict[str, Any] = {"rounds": len(rounds)}
+    for name in FIGURES:
+        values = [each[name] for each in rounds]
+        merged[name] = median(values)
+        merged[f"{name}_low"], merged[f"{name}_high"] = min(values), max(values)
+    return merged
+
+
+def paired(quiet: list[dict[str, float]], learning: list[dict[str, float]]) -> dict[str, Any]:
+    """Learning over quiet, neighbour by neighbour: median, smallest and largest."""
+    merged: dict[str, Any] = {}
+    for name in FIGURES[:4]:
+        ratios = [b[name] / a[name] for a, b in zip(quiet, learning, strict=True)]
+        merged[name] = median(ratios)
+        merged[f"{name}_low"], merged[f"{name}_high"] = min(ratios), max(ratios)
+    return merged
+
+
+def requests_of(count: int, seed: int) -> list[ReplayRequest]:
+    """Prompts of the built-in model, with lengths of its corpus."""
+    prompts = [prompt.text for prompt in generate(2 * count, seed)]
+    random.Random(seed).shuffle(prompts)
+    encoded = load_tokenizer(REFERENCE).encode_chat_many(prompts[:count])
+    lengths = [1 + len(each.answer.split()) for each in exchanges(count, seed=seed)]
+    return [
+        ReplayRequest(number, ids, length)
+        for number, (ids, length) in enumerate(zip(encoded, lengths, strict=True))
+    ]
+
+
+def rate_of(
+    session: Session, requests: list[ReplayRequest], settings: Settings, load: float
+) -> float:
+    """Requests a second at a load, by the capacity that a burst shows."""
+    part = requests[:WARM_UP]
+    session.run_round("warm-up", settings, part, scheduled_s=[0.0] * len(part))
+    shown = session.run_round("capacity", settings, part, scheduled_s=[0.0] * len(part))
+    capacity = shown.engine.capacity()
+    if capacity is None:
+        raise LengthwiseError("the engine's steps tell no capacity: ask for more requests")
+    work = sum(len(each.prompt_ids) + (each.output_tokens or 0) for each in requests)
+    return load * capacity * len(requests) / work
+
+
+def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Serve all rounds on one server."""
+    requests = requests_of(arguments.requests, arguments.seed)
+    first = out / "p-first"
+    train(answers_to_learn_from(), load_tokenizer(REFERENCE)).save(first)
+    settings = Settings(policy="ltr", predictor=str(first))
+    server = (out / SERVER_FOLDER).absolute()
+    rounds: dict[str, list[dict[str, float]]] = {"quiet": [], "learning": []}
+    with (
+        ConsoleProgress() as progress,
+        open_session(
+            REFERENCE, out, flags=["--max-num-seqs", str(SLOTS)], port=None, progress=progress
+        ) as session,
+    ):
+        rate = rate_of(session, requests, settings, arguments.load)
+        scheduled = poisson(len(requests), rate, arguments.seed).tolist()
+        order = ("quiet", "learning", "learning", "quiet") * arguments.repeats
+        for number, name in enumerate(order):
+            label = f"{number:03d}"
+            progress.stage(f"round {number + 1} of {len(order)}: {name}", len(requests))
+
+            def replay(label: str = label) -> Observed:
+                return session.run_round(
+                    label,
+                    settings,
+                    requests,
+                    scheduled_s=scheduled,
+                    progress=lambda answered, failed: progress.advance(answered),
+                )
+
+            placed = 0
+            if name == "quiet":
+                observed = replay()
+            else:
+                steps = server / ROUNDS_FOLDER / label / STEPS_FILE
+                with Learning(server / "settings.json", steps, out.absolute()) as learning:
+                    observed = replay()
+                placed = learning.placed
+            rounds[name].append(figures(observed, placed))
+            last = rounds[name][-1]
+            progress.note(
+                f"{name}: step p99 {last['p99_step_ms']:.1f} ms, "
+                f"{placed} predictors placed, {last['failed']:.0f} requests failed"
+            )
+    return {
+        "load": arguments.load,
+        "requests_per_s": rate,
+        "requests": len(requests),
+        "taught": TAUGHT,
+        "quiet": summary(rounds["quiet"]),
+        "learning": summary(rounds["learning"]),
+        "learning_over_quiet": paired(rounds["quiet"], rounds["learning"]),
+    }
+
+
+def main() -> int:
+    """Run, or be the child."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--load", type=float, default=0.8, help="of the capacity")
+    parser.add_argument("--requests", type=int, default=800, help="in each round")
+    parser.add_argument("--repeats", type=int, default=1, help="of A B B A")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
+    parser.add_argument("--out", type=Path, help="keep the server's log and records there")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        learn_for_ever(*arguments.child)
+    with tempfile.TemporaryDirectory(prefix="learning-") as folder:
+        try:
+            result = run(arguments, arguments.out or Path(folder))
+        except LengthwiseError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return 0
+    for name in FIGURES:
+        print(f"{name:14} {result['quiet'][name]:10.1f} {result['learning'][name]:10.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
