@@ -4,10 +4,10 @@
 
 vLLM's CPU build serves the built-in model at 0.8 of its capacity under `ltr`. In `learning` rounds
 a process as `serve --learn` starts it (lowest priority, one thread) trains a predictor on 10,000
-answers again and again, without a pause, and places each new one in the settings file, which the
-scheduler takes up: far more than a learner does, which trains once in 1,000 answers. In `quiet`
-rounds there is none. Both serve the same requests at the same times, in turn: A B B A.
-`learning_over_quiet` pairs neighbours, so that drift cancels.
+answers and places it in the settings file, which the scheduler takes up; then it rests until 1,000
+more requests have come, as a learner does (`--every 0`: it never rests). In `quiet` rounds there is
+none. Both serve the same requests at the same times, in turn: A B B A. `learning_over_quiet` pairs
+neighbours, so that drift cancels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from lengthwise.workload.dataset import Dataset
 
 SLOTS = 16
 TAUGHT = 10_000  # answers that each predictor learns from
-WARM_UP = 96  # requests at once, to learn the capacity
+WARM_UP = 320  # requests at once, to learn the capacity
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 FIGURES = ("p50_step_ms", "p99_step_ms", "mean_e2el_ms", "p99_e2el_ms", "placed", "failed")
@@ -64,26 +64,29 @@ def answers_to_learn_from() -> Dataset:
     )
 
 
-def learn_for_ever(settings: Path, steps: Path, folder: Path) -> None:
-    """The child: train and place, from the round's first step on."""
+def learn_for_ever(settings: Path, steps: Path, folder: Path, rest_s: float) -> None:
+    """The child: train, place and rest, from the round's first step on."""
     os.nice(19)
     data, tokenizer = answers_to_learn_from(), load_tokenizer(REFERENCE)
     print("ready", flush=True)
     while not (steps.exists() and len(steps.read_text().splitlines()) > 1):
         time.sleep(0.1)
     for number in itertools.count():
+        begun = time.monotonic()
         predictor = train(data, tokenizer, Recipe(seed=number))
         out = folder / f"p-{time.time_ns()}"
         predictor.save(out)
         if place_predictor(settings, read_predictor(settings), str(out)):
             print("placed", flush=True)
+        time.sleep(max(0.0, rest_s - (time.monotonic() - begun)))
 
 
 class Learning:
     """The child process, as a context manager; counts what it placed."""
 
-    def __init__(self, settings: Path, steps: Path, folder: Path) -> None:
+    def __init__(self, settings: Path, steps: Path, folder: Path, rest_s: float) -> None:
         command = [sys.executable, __file__, "--child", str(settings), str(steps), str(folder)]
+        command += ["--rest", str(rest_s)]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=os.environ | ONE_THREAD
         )
@@ -157,11 +160,11 @@ def rate_of(
     part = requests[:WARM_UP]
     session.run_round("warm-up", settings, part, scheduled_s=[0.0] * len(part))
     shown = session.run_round("capacity", settings, part, scheduled_s=[0.0] * len(part))
-    capacity = shown.engine.capacity()
-    if capacity is None:
-        raise LengthwiseError("the engine's steps tell no capacity: ask for more requests")
-    work = sum(len(each.prompt_ids) + (each.output_tokens or 0) for each in requests)
-    return load * capacity * len(requests) / work
+    finished = [answer.finish_s for answer in shown.replay.answers if not answer.error]
+    if len(finished) < len(part):
+        raise LengthwiseError("a request failed: see the server's log")
+    # Not the capacity of a full batch: at the end of the burst fewer and fewer run.
+    return load * len(part) / max(finished)
 
 
 def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -199,7 +202,8 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
                 observed = replay()
             else:
                 steps = server / ROUNDS_FOLDER / label / STEPS_FILE
-                with Learning(server / "settings.json", steps, out.absolute()) as learning:
+                rest_s = arguments.every / rate
+                with Learning(server / "settings.json", steps, out.absolute(), rest_s) as learning:
                     observed = replay()
                 placed = learning.placed
             rounds[name].append(figures(observed, placed))
@@ -213,6 +217,7 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
         "requests_per_s": rate,
         "requests": len(requests),
         "taught": TAUGHT,
+        "every": arguments.every,
         "quiet": summary(rounds["quiet"]),
         "learning": summary(rounds["learning"]),
         "learning_over_quiet": paired(rounds["quiet"], rounds["learning"]),
@@ -230,10 +235,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
     parser.add_argument("--out", type=Path, help="keep the server's log and records there")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--every", type=int, default=1000, help="requests between two trainings")
+    parser.add_argument("--rest", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        learn_for_ever(*arguments.child)
+        settings, steps, folder = arguments.child
+        learn_for_ever(settings, steps, folder, arguments.rest)
     with tempfile.TemporaryDirectory(prefix="learning-") as folder:
         try:
             result = run(arguments, arguments.out or Path(folder))

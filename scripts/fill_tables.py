@@ -233,11 +233,10 @@ def ablation_table(kept: Row) -> list[str]:
             row["setting"],
             f"{row['rows']:,}",
             *(tau_of(row["taus"][split]) for split in splits),
-            f"{row['seconds']:.1f} s",
         ]
         for row in variants
     ]
-    heads = ["ablation", "setting", "rows", *(f"tau, {split}" for split in splits), "trained in"]
+    heads = ["ablation", "setting", "rows", *(f"tau, {split}" for split in splits)]
     return table(heads, rows)
 
 
@@ -640,10 +639,11 @@ def learning_table(kept: Row) -> list[str]:
         )
     ]
     return [
-        *table(["", "no learning", "learning without a pause", "ratio"], rows),
+        *table(["", "no learning", "learning", "ratio"], rows),
         "",
-        f"{run['requests']} requests a round at {run['load']} of the capacity; each predictor learns "
-        f"from {run['taught']:,} answers; {quiet['rounds'] + busy['rounds']} rounds.",
+        f"{run['requests']} requests a round at {run['load']} of the capacity; a predictor learns "
+        f"from {run['taught']:,} answers once in {run['every']:,} requests; "
+        f"{quiet['rounds'] + busy['rounds']} rounds.",
     ]
 
 
