@@ -82,10 +82,8 @@ def run(cs: list[float | str], seeds: int, requests: int) -> list[dict[str, Any]
         fixed = [c for c in cs if c != "auto"]
         best = min(fixed, key=lambda c: fmean(means[c])) if fixed else None
         for c in cs:
-            against = [
-                math.log(ours / theirs)
-                for ours, theirs in zip(means[c], means[best or c], strict=True)
-            ]
+            base = means[c if best is None else best]  # the best may be 0
+            against = [math.log(ours / theirs) for ours, theirs in zip(means[c], base, strict=True)]
             error = 1.96 * stdev(against) / math.sqrt(seeds) if seeds > 1 else math.nan
             rows.append(
                 {

@@ -225,7 +225,7 @@ def transfer_table(kept: Row) -> list[str]:
 
 def ablation_table(kept: Row) -> list[str]:
     """One row for each variant, with tau on each split."""
-    variants = [row for run in kept["rows"] for row in run["ablation"]]
+    variants = kept["rows"]
     splits = list(variants[0]["taus"])
     rows = [
         [
