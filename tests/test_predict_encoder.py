@@ -268,8 +268,12 @@ def test_the_ablation_compares_backbones(backbones: dict[str, Path]) -> None:
     results = ablate(["backbone"], base, table(80), measured, REFERENCE, backbones=names)
     assert [each.setting for each in results] == ["lexical", *names]
     assert all(each.taus["test"].rows == 60 for each in results)
-    with pytest.raises(InputError, match="--backbone"):
-        ablate(["backbone"], base, table(80), measured, REFERENCE)
+
+
+def test_without_a_name_the_built_in_model_is_the_backbone() -> None:
+    base = Recipe(epochs=1, learning_rate=5e-3)
+    results = ablate(["backbone"], base, table(60), {"test": table(30, seed=2)}, REFERENCE)
+    assert [each.setting for each in results] == ["lexical", "reference"]
 
 
 def test_an_artifact_says_how_it_was_trained(predictor: EncoderPredictor) -> None:

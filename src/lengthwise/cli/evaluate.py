@@ -68,7 +68,10 @@ def evaluate(
     ] = None,
     backbone: Annotated[
         list[str] | None,
-        typer.Option(help="Pretrained model for `--ablation backbone`; may be given again."),
+        typer.Option(
+            help="Pretrained model for `--ablation backbone`; may be given again. Default: the "
+            "built-in one, which is small and needs no network."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,

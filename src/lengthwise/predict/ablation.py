@@ -19,7 +19,7 @@ from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kinds import BACKBONE, Recipe, kind_named
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt, SlowPredictor
 from lengthwise.predict.ranking import kendall_tau, tau_interval
-from lengthwise.predict.tokenizer import PromptTokenizer
+from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer
 from lengthwise.predict.train import LEAST_ROWS, train
 from lengthwise.workload.dataset import Dataset
 
@@ -87,10 +87,6 @@ def row_counts(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Varian
 
 def pretrained(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Variant]:
     """The predictor as it is, then with each of other pretrained models (the paper's sizes)."""
-    if not backbones:
-        raise InputError(
-            "the ablation backbone compares pretrained models: name each with --backbone"
-        )
     kind = kind_named(base.kind)
     if BACKBONE not in kind.reads:
         kind = kind_named("encoder")
@@ -99,7 +95,7 @@ def pretrained(base: Recipe, rows: int, backbones: Sequence[str]) -> list[Varian
         Variant(base.backbone or base.kind, base),
         *(
             Variant(name, replace(base, kind=kind.name, loss=loss, backbone=name))
-            for name in backbones
+            for name in backbones or [REFERENCE]
         ),
     ]
 
@@ -133,7 +129,7 @@ def ablate(
         learnt: rows to train on.
         measured: rows to measure on, by the name of their split.
         tokenizer: that of the served model.
-        backbones: pretrained models that the ablation backbone compares.
+        backbones: pretrained models that the ablation backbone compares; none: the built-in one.
         seed: of the intervals.
         progress: called with the number of variants done, of all, and what comes next.
 

@@ -23,7 +23,8 @@ from torch import nn
 
 from lengthwise.errors import InputError
 from lengthwise.predict.encoder import Head, Precision
-from lengthwise.predict.tokenizer import holds_tokenizer
+from lengthwise.predict.tokenizer import REFERENCE, holds_tokenizer
+from lengthwise.reference import model_path
 
 LONGEST_WINDOW: Final = 2_048  #: tokens, as published
 
@@ -170,13 +171,14 @@ def load_backbone(name: str, *, local: bool = False) -> tuple[Any, Any]:
     """A pretrained model and its tokenizer, in single precision, ready to predict.
 
     Args:
-        name: folder of a Hugging Face model, or its name on the hub.
+        name: folder of a Hugging Face model, its name on the hub, or `reference` for the built-in
+            one, which needs no network.
         local: take it from the disk alone.
 
     Raises:
         InputError: it cannot be loaded, or is no encoder or decoder.
     """
-    folder = Path(name).expanduser()
+    folder = model_path() if name == REFERENCE else Path(name).expanduser()
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
         raise InputError(f"no backbone {name}: there is no such folder")
     if folder.is_dir() and not holds_tokenizer(folder):
