@@ -3,7 +3,7 @@
     python bench/learning.py --json
 
 vLLM's CPU build serves the built-in model at 0.8 of its capacity under `ltr`. In `learning` rounds
-a process as `serve --learn` starts it (lowest priority, one thread) trains a predictor on 10,000
+a process as `serve --learn` starts it (idle priority, one thread) trains a predictor on 10,000
 answers and places it in the settings file, which the scheduler takes up; then it rests until 1,000
 more requests have come, as a learner does (`--every 0`: it never rests). In `quiet` rounds there is
 none. Both serve the same requests at the same times, in turn: A B B A. `learning_over_quiet` pairs
@@ -33,6 +33,7 @@ from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FI
 from lengthwise.compare.server_command import REFERENCE
 from lengthwise.compare.session import Observed, Session, open_session
 from lengthwise.errors import LengthwiseError
+from lengthwise.learn.process import step_back
 from lengthwise.learn.settings_key import place_predictor, read_predictor
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
@@ -66,7 +67,7 @@ def answers_to_learn_from() -> Dataset:
 
 def learn_for_ever(settings: Path, steps: Path, folder: Path, rest_s: float) -> None:
     """The child: train, place and rest, from the round's first step on."""
-    os.nice(19)
+    step_back()
     data, tokenizer = answers_to_learn_from(), load_tokenizer(REFERENCE)
     print("ready", flush=True)
     while not (steps.exists() and len(steps.read_text().splitlines()) > 1):

@@ -91,8 +91,8 @@ def keep(name: str, sources: Sequence[str]) -> None:
         for source in sources:
             label, _, path = source.rpartition("=")
             value = json.loads(Path(path).read_text(encoding="utf-8"))
-            if name in value:  # a report of which one part is wanted
-                value = value[name]
+            if isinstance(value.get(name) if isinstance(value, dict) else None, list):
+                value = value[name]  # a report of which one part is wanted
             found = value if isinstance(value, list) else [value]
             rows += [{"label": label, **row} if label else row for row in found]
         kept = {

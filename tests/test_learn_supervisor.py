@@ -54,6 +54,7 @@ def test_a_killed_learner_is_started_again_and_goes_on(
     log = settings.parent / "log"
     with LearnerProcess(log, settings, 100, said.append) as learner:
         wait_for(lambda: os.getpriority(os.PRIO_PROCESS, learner.pid) == 19)
+        wait_for(lambda: os.sched_getscheduler(learner.pid) == os.SCHED_IDLE)
         first = learner.pid
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: learner.restarts == 1 and learner.pid != first)

@@ -7,6 +7,7 @@ keeps numerical libraries to one thread.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Final
 from lengthwise.learn.learner import Learner
 
 _POLL_S: Final = 1.0
-_LOWEST: Final = 19  # niceness: every other process of the machine goes first
+_LOWEST: Final = 19  # niceness
 
 logger = logging.getLogger("lengthwise.learn")
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, required=True)
     given = parser.parse_args()
     logging.basicConfig(format="lengthwise: learning: %(message)s", level=logging.INFO)
-    os.nice(_LOWEST)
+    step_back()
     learner = Learner(given.log, given.settings, every=given.every, restarts=given.restarts)
     complained = False
     while os.getppid() == given.parent:
@@ -43,6 +44,18 @@ def main() -> None:
                 logger.warning("cannot work in %s: %s", given.log, error)
             complained = True
         time.sleep(_POLL_S)
+
+
+def step_back() -> None:
+    """Let every other process of the machine go first.
+
+    At niceness 19 Linux still gives a process a small share of a core that others want, which an
+    engine feels whose threads wait for one another. A process of the class SCHED_IDLE gets what
+    is left over.
+    """
+    os.nice(_LOWEST)
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or not allowed here
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 if __name__ == "__main__":
