@@ -65,7 +65,7 @@ def assert_gone(processes: list[Any]) -> None:
 
 def last_line(tmp_path: Path) -> str:
     text = (tmp_path / "err").read_text()
-    # Ours would begin a line; vLLM logs one behind a prefix if its engine is gone a moment too soon.
+    # Ours would begin a line; vLLM logs one behind a prefix if its engine is gone too soon.
     assert not re.search("^Traceback", text, re.MULTILINE)
     # A library of vLLM's may leave its own last line open.
     return re.sub(r"(?<!\n)(?=lengthwise: stopped)", "\n", text).strip().splitlines()[-1]
