@@ -17,46 +17,43 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
-from statistics import median
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.grid import COST
+from bench.spread import spread
+
 from lengthwise.errors import LengthwiseError
-from lengthwise.learn.acceptance import compare
+from lengthwise.learn.acceptance import compare, tau_or_0
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.simulate.cell import Cell, arrivals_of
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.rolling_tau import RollingTau
 from lengthwise.vllm.settings import Settings
 from lengthwise.workload.dataset import Dataset, load_dataset
 from lengthwise.workload.trace import Trace
 
-COST = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6, source="affine")
 ENGINE = EngineSettings(slots=32)
 LOADS = ("0.9", "1.05", "1.2")
 WATCHED = 500  # requests before what is compared
-POLICY = {"policy": "ltr", "max_overtakes": None}
 
 Scores = NDArray[np.float64]
 
 
-def rows_of(path: str, model: str, datasets: list[str], split: str | None = None) -> list[Dataset]:
+def rows_of(path: str, model: str, datasets: list[str]) -> list[Dataset]:
     """The rows of a model, a table for each data set."""
-    return [
-        load_dataset(path, split=split, where={"model": model, "dataset": dataset})
-        for dataset in datasets
-    ]
+    return [load_dataset(path, where={"model": model, "dataset": dataset}) for dataset in datasets]
 
 
 def mixed(tables: list[Dataset], seed: int) -> Dataset:
@@ -71,16 +68,6 @@ def mixed(tables: list[Dataset], seed: int) -> Dataset:
         samples=None,
         rows=np.arange(1, len(prompts) + 1),
         rejected=[],
-    )
-
-
-def part(data: Dataset, first: int, last: int) -> Dataset:
-    """Some of the rows."""
-    return replace(
-        data,
-        prompts=data.prompts[first:last],
-        lengths=data.lengths[first:last],
-        rows=data.rows[first:last],
     )
 
 
@@ -99,11 +86,6 @@ def is_below_floor(scores: Scores, lengths: NDArray[np.int64]) -> tuple[bool, fl
     return watch.below_floor, watch.tau
 
 
-def tau(scores: Scores, lengths: NDArray[np.int64]) -> float:
-    """Kendall's tau-b; 0 where there is none."""
-    return kendall_tau(list(lengths), list(scores)) or 0.0
-
-
 def run_seed(
     before: Predictor, code: list[Dataset], tokenizer: PromptTokenizer, seed: int
 ) -> list[dict[str, Any]]:
@@ -115,7 +97,7 @@ def run_seed(
     below, rolling = is_below_floor(drifted[:WATCHED, 0], lengths[:WATCHED])
 
     half = WATCHED // 2
-    candidate = train(part(stream, 0, half), tokenizer, Recipe(seed=seed))
+    candidate = train(stream.first(half), tokenizer, Recipe(seed=seed))
     renewed = predictions(candidate, encoded)
     verdict = compare(
         lengths[half:WATCHED], renewed[half:WATCHED, 0], drifted[half:WATCHED, 0], seed
@@ -126,8 +108,8 @@ def run_seed(
         "rolling_tau": rolling,
         "below_floor": below,
         "accepted": bool(verdict.is_better),
-        "tau_drifted": tau(drifted[later, 0], lengths[later]),
-        "tau_retrained": tau(renewed[later, 0], lengths[later]),
+        "tau_drifted": tau_or_0(lengths[later], drifted[later, 0]),
+        "tau_retrained": tau_or_0(lengths[later], renewed[later, 0]),
     }
     prompts = np.array([len(ids) for ids in encoded], np.int64)[later]
     trace = Trace("drift", np.zeros(len(prompts)), prompts, lengths[later], [], "prompts")
@@ -140,7 +122,7 @@ def run_seed(
             ("drifted", drifted, not below),
             ("retrained", renewed if verdict.is_better else drifted, True),
         ):
-            discipline = make_discipline(**(POLICY if follows else {"policy": "fcfs"}))
+            discipline = make_discipline("ltr" if follows else "fcfs")
             done = simulate(offered, discipline, COST, ENGINE, predictions=scores[later])
             means[name] = float((done.requests["finish_s"] - done.requests["arrival_s"]).mean())
         found.append(
@@ -159,14 +141,9 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for load in LOADS:
         own = [row for row in rows if row["load"] == load]
-        merged: dict[str, Any] = {"load": load, "seeds": len(own)}
-        for name in ("tau_drifted", "tau_retrained", "drifted_over_fcfs", "retrained_over_fcfs"):
-            values = [row[name] for row in own]
-            merged[name] = median(values)
-            merged[f"{name}_low"], merged[f"{name}_high"] = min(values), max(values)
-        for name in ("below_floor", "accepted"):
-            merged[name] = sum(row[name] for row in own)
-        found.append(merged)
+        names = ("tau_drifted", "tau_retrained", "drifted_over_fcfs", "retrained_over_fcfs")
+        times = {name: sum(row[name] for row in own) for name in ("below_floor", "accepted")}
+        found.append({"load": load, "seeds": len(own), **spread(own, names), **times})
     return found
 
 

@@ -16,16 +16,18 @@ import argparse
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.spread import paired, spread
 
 from lengthwise.cli.console import ConsoleProgress
 from lengthwise.compare.client import ReplayRequest
@@ -39,28 +41,28 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import exchanges
-from lengthwise.reference.prompts import generate
 from lengthwise.vllm.settings import Settings
 from lengthwise.workload.arrivals import poisson
 from lengthwise.workload.dataset import Dataset
 
 SLOTS = 16
 TAUGHT = 10_000  # answers that each predictor learns from
+LEARNT = 1_000_003  # the seed of these answers, which no round is given
 WARM_UP = 320  # requests at once, to learn the capacity
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 FIGURES = ("p50_step_ms", "p99_step_ms", "mean_e2el_ms", "p99_e2el_ms", "placed", "failed")
 
 
-def answers_to_learn_from() -> Dataset:
-    """Prompts of the built-in model with the lengths of made-up answers, in words."""
-    known = list(exchanges(TAUGHT, seed=1))
+def made_up_answers(count: int, seed: int) -> Dataset:
+    """Prompts of the built-in model with the lengths of its corpus' answers, in words."""
+    known = list(exchanges(count, seed))
     return Dataset(
         name="made-up answers",
         prompts=[each.prompt.text for each in known],
         lengths=np.array([1 + len(each.answer.split()) for each in known], dtype=np.int64),
         samples=None,
-        rows=np.arange(1, TAUGHT + 1),
+        rows=np.arange(1, count + 1),
         rejected=[],
     )
 
@@ -68,7 +70,7 @@ def answers_to_learn_from() -> Dataset:
 def learn_for_ever(settings: Path, steps: Path, folder: Path, rest_s: float) -> None:
     """The child: train, place and rest, from the round's first step on."""
     step_back()
-    data, tokenizer = answers_to_learn_from(), load_tokenizer(REFERENCE)
+    data, tokenizer = made_up_answers(TAUGHT, LEARNT), load_tokenizer(REFERENCE)
     print("ready", flush=True)
     while not (steps.exists() and len(steps.read_text().splitlines()) > 1):
         time.sleep(0.1)
@@ -122,35 +124,13 @@ def figures(observed: Observed, placed: int) -> dict[str, float]:
     }
 
 
-def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, and the smallest and largest."""
-    merged: dict[str, Any] = {"rounds": len(rounds)}
-    for name in FIGURES:
-        values = [each[name] for each in rounds]
-        merged[name] = median(values)
-        merged[f"{name}_low"], merged[f"{name}_high"] = min(values), max(values)
-    return merged
-
-
-def paired(quiet: list[dict[str, float]], learning: list[dict[str, float]]) -> dict[str, Any]:
-    """Learning over quiet, neighbour by neighbour: median, smallest and largest."""
-    merged: dict[str, Any] = {}
-    for name in FIGURES[:4]:
-        ratios = [b[name] / a[name] for a, b in zip(quiet, learning, strict=True)]
-        merged[name] = median(ratios)
-        merged[f"{name}_low"], merged[f"{name}_high"] = min(ratios), max(ratios)
-    return merged
-
-
 def requests_of(count: int, seed: int) -> list[ReplayRequest]:
     """Prompts of the built-in model, with lengths of its corpus."""
-    prompts = [prompt.text for prompt in generate(2 * count, seed)]
-    random.Random(seed).shuffle(prompts)
-    encoded = load_tokenizer(REFERENCE).encode_chat_many(prompts[:count])
-    lengths = [1 + len(each.answer.split()) for each in exchanges(count, seed=seed)]
+    asked = made_up_answers(count, seed)
+    encoded = load_tokenizer(REFERENCE).encode_chat_many(asked.prompts)
     return [
-        ReplayRequest(number, ids, length)
-        for number, (ids, length) in enumerate(zip(encoded, lengths, strict=True))
+        ReplayRequest(number, ids, int(length))
+        for number, (ids, length) in enumerate(zip(encoded, asked.lengths, strict=True))
     ]
 
 
@@ -172,7 +152,7 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Serve all rounds on one server."""
     requests = requests_of(arguments.requests, arguments.seed)
     first = out / "p-first"
-    train(answers_to_learn_from(), load_tokenizer(REFERENCE)).save(first)
+    train(made_up_answers(TAUGHT, LEARNT), load_tokenizer(REFERENCE)).save(first)
     settings = Settings(policy="ltr", predictor=str(first))
     server = (out / SERVER_FOLDER).absolute()
     rounds: dict[str, list[dict[str, float]]] = {"quiet": [], "learning": []}
@@ -219,9 +199,10 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
         "requests": len(requests),
         "taught": TAUGHT,
         "every": arguments.every,
-        "quiet": summary(rounds["quiet"]),
-        "learning": summary(rounds["learning"]),
-        "learning_over_quiet": paired(rounds["quiet"], rounds["learning"]),
+        "rounds": len(order),
+        "quiet": spread(rounds["quiet"], FIGURES),
+        "learning": spread(rounds["learning"], FIGURES),
+        "learning_over_quiet": paired(rounds["quiet"], rounds["learning"], FIGURES[:4]),
     }
 
 

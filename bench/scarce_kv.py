@@ -21,10 +21,13 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.spread import paired, spread
 
 from lengthwise.cli.console import ConsoleProgress
 from lengthwise.compare.client import ReplayRequest
@@ -111,26 +114,6 @@ def figures(observed: Observed) -> dict[str, float]:
     }
 
 
-def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, and the smallest and largest."""
-    merged: dict[str, Any] = {}
-    for name in FIGURES:
-        values = [each[name] for each in rounds]
-        merged[name] = median(values)
-        merged[f"{name}_low"], merged[f"{name}_high"] = min(values), max(values)
-    return merged
-
-
-def paired(stock: list[dict[str, float]], ours: list[dict[str, float]]) -> dict[str, Any]:
-    """Ours over stock, neighbour by neighbour: median, smallest and largest."""
-    merged: dict[str, Any] = {}
-    for name in FIGURES[:6]:
-        ratios = [b[name] / max(a[name], 1e-9) for a, b in zip(stock, ours, strict=True)]
-        merged[name] = median(ratios)
-        merged[f"{name}_low"], merged[f"{name}_high"] = min(ratios), max(ratios)
-    return merged
-
-
 def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Serve all rounds on one server."""
     requests = requests_of(arguments.requests, arguments.seed)
@@ -179,9 +162,9 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
         "requests": len(requests),
         "policy": arguments.policy,
         "predictor": arguments.predictor,
-        "stock": summary(rounds["stock"]),
-        "ours": summary(rounds["ours"]),
-        "ours_over_stock": paired(rounds["stock"], rounds["ours"]),
+        "stock": spread(rounds["stock"], FIGURES),
+        "ours": spread(rounds["ours"], FIGURES),
+        "ours_over_stock": paired(rounds["stock"], rounds["ours"], FIGURES[:6]),
     }
 
 

@@ -35,6 +35,11 @@ class Refinement(BaseModel):
     correction: float = Field(default=0.0, ge=0)  #: the power of the base rates that divides
     stretch: float = Field(default=1.0, ge=0)  #: of the quantiles
 
+    def filter(self, edges: NDArray[np.float64], base_rates: NDArray[np.float64]) -> Filter:
+        """The filter with these constants, for bins with these edges and base rates."""
+        base = base_rates**self.correction
+        return new_filter(edges, self.temper, self.epsilon, base, self.stretch)
+
 
 class Training(BaseModel):
     """What a probe was trained on."""
@@ -120,13 +125,7 @@ class Probe:
         """
         found = min(self.metadata.refinement, key=lambda each: abs(each.interval - interval))
         if found not in self._filters:
-            self._filters[found] = new_filter(
-                self.edges,
-                found.temper,
-                found.epsilon,
-                self.base_rates**found.correction,
-                found.stretch,
-            )
+            self._filters[found] = found.filter(self.edges, self.base_rates)
         return self._filters[found]
 
     def check(

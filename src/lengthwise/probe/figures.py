@@ -32,6 +32,10 @@ class Parts(NamedTuple):
     head: PromptHead  #: the one taken
     refinement: list[Refinement]
 
+    def filter(self, constants: Refinement) -> Filter:
+        """The filter with some constants, for these bins."""
+        return constants.filter(self.edges, self.rates)
+
 
 def make_report(
     parts: Parts,
@@ -51,8 +55,7 @@ def make_report(
     """
     centres, rows = midpoints(parts.edges), parts.rows
     whole = (test.whole @ centres)[test.request]
-    every_token = _constants(parts, parts.refinement[0])
-    summaries = refined(test, every_token)
+    summaries = refined(test, parts.filter(parts.refinement[0]))
 
     def off(estimates: NDArray[np.float64]) -> NDArray[np.float64]:
         found: NDArray[np.float64] = np.abs(estimates - test.remaining)
@@ -114,15 +117,10 @@ def make_report(
                 stretch=each.stretch,
                 mae_raw=float(off(raw(test, parts.edges, each.interval)).mean()),
                 mae_refined=float(
-                    off(refined(test, _constants(parts, each), each.interval)[:, MEAN]).mean()
+                    off(refined(test, parts.filter(each), each.interval)[:, MEAN]).mean()
                 ),
             )
             for each in parts.refinement
         ],
         by_age_decile=by_age(test.age, test.remaining, errors),
     )
-
-
-def _constants(parts: Parts, each: Refinement) -> Filter:
-    base = parts.rates**each.correction
-    return new_filter(parts.edges, each.temper, each.epsilon, base, each.stretch)

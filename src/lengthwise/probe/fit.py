@@ -4,8 +4,8 @@ The recipe is TRAIL's (arXiv 2410.01035, appendix; the authors' per_layer_classi
 hidden layer of 512 units, AdamW with learning rate 0.01 and weight decay 0.01, batches of 32, the
 rate falling to 0 along a cosine over 30 epochs. Ours on top: inputs are standardised, since the
 scale of hidden states differs a hundredfold between models and layers; examples may count for more
-than others; where there are many, batches are larger, which on validation answers is both better
-and several times faster; and the weights kept are those of the epoch with the lowest validation
+than others; where there are many, batches are larger, which takes less time and was no worse on
+validation answers; and the weights kept are those of the epoch with the lowest validation
 loss. The standardisation is folded into the weights.
 """
 

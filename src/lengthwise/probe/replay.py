@@ -17,13 +17,12 @@ from lengthwise.probe.refine import (
     MEAN,
     MEDIAN,
     Filter,
-    new_filter,
     refine,
     start,
     summarise,
 )
 
-#: Tried on validation rows, besides the raw probe, which is temper 1 and epsilon 1.
+#: Tried on validation rows, besides the raw probe: temper 1, epsilon 1 and no correction.
 TEMPERS: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 EPSILONS: Final = (LEAST_EPSILON, 0.001, 0.003, 0.01, 0.03, 0.1)
 CORRECTIONS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  #: 0 is the paper's filter, 1 is Bayes' rule
@@ -141,10 +140,9 @@ def base_rates(probe: NDArray[np.float32], weights: NDArray[np.float32]) -> NDAr
 def fit_refinement(
     record: Record, edges: NDArray[np.float64], rates: NDArray[np.float64], interval: int
 ) -> Refinement:
-    """The constants with the lowest mean absolute error of the mean; then those of the quantiles.
+    """The constants with the lowest mean absolute error of the mean, and the quantiles' stretch.
 
-    The raw probe is among those tried, so refinement cannot be worse than it on these rows. Among
-    corrections, the temper and ε are searched anew.
+    The raw probe is among those tried, so refinement cannot be worse than it on these rows.
 
     Args:
         record: validation answers.
@@ -153,23 +151,22 @@ def fit_refinement(
         interval: tokens between predictions.
     """
 
-    def summaries(constants: tuple[float, float, float]) -> NDArray[np.float64]:
-        correction, temper, epsilon = constants
-        return refined(record, new_filter(edges, temper, epsilon, rates**correction), interval)
+    def summaries(constants: Refinement) -> NDArray[np.float64]:
+        return refined(record, constants.filter(edges, rates), interval)
 
-    def error(constants: tuple[float, float, float]) -> float:
+    def error(constants: Refinement) -> float:
         return float(np.abs(summaries(constants)[:, MEAN] - record.remaining).mean())
 
-    tried = [*itertools.product(CORRECTIONS, TEMPERS, EPSILONS), (0.0, 1.0, 1.0)]
+    tried = [
+        Refinement(interval=interval, correction=correction, temper=temper, epsilon=epsilon)
+        for correction, temper, epsilon in (
+            *itertools.product(CORRECTIONS, TEMPERS, EPSILONS),
+            (0.0, 1.0, 1.0),
+        )
+    ]
     best = min(tried, key=error)
-    correction, temper, epsilon = best
-    return Refinement(
-        interval=interval,
-        temper=temper,
-        epsilon=epsilon,
-        correction=correction,
-        stretch=_stretch(summaries(best), record.remaining),
-    )
+    stretch = _stretch(summaries(best), record.remaining)
+    return best.model_copy(update={"stretch": stretch})
 
 
 def _stretch(summaries: NDArray[np.float64], remaining: NDArray[np.int64]) -> float:

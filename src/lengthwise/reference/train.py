@@ -250,6 +250,7 @@ def train(
     else:
         exchanges = recorded_exchanges(answers)[:documents]
     tokenizer = train_tokenizer(f"{e.prompt.text}\n{e.answer}" for e in exchanges)
+    # Recorded answers may be longer than a batch.
     data = [e for e in examples(exchanges, tokenizer) if len(e.ids) <= BATCH_TOKENS]
     model = train_model(data, size, steps, seed)
     save_model(model, size, tokenizer, folder)

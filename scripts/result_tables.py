@@ -1,0 +1,608 @@
+"""What was measured as Markdown tables: one function for each kind of result in docs/results/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lengthwise.measure.wording import load_title, seconds
+
+Row = Mapping[str, Any]
+
+
+def comparison_table(kept: Row) -> list[str]:
+    """Policies at each load."""
+    heads = (
+        "load,policy,mean s,fcfs / policy,s/token,fcfs / policy,p50 s,p95 s,p99 s,max s,gap closed"
+    )
+    rows = [
+        [
+            load_title(str(row["load"])),
+            f"`{row['policy']}`",
+            seconds(row["mean_e2el_ms"]),
+            ratio(row, "factor_mean_e2el"),
+            seconds(row["mean_latency_per_output_token_ms"]),
+            ratio(row, "factor_mean_latency_per_output_token"),
+            *(seconds(row[f"{name}_e2el_ms"]) for name in ("median", "p95", "p99", "max")),
+            number(row["gap_closed"], ".0%"),
+        ]
+        for row in kept["rows"]
+    ]
+    return [
+        *table(heads.split(","), rows),
+        "",
+        f"{kept['requests']} requests a round; {kept['rounds']} rounds, {kept['flagged']} of them "
+        f"flagged.{offered_loads(kept['rows'])}",
+    ]
+
+
+def offered_loads(rows: Sequence[Row]) -> str:
+    """The loads really offered, one sentence."""
+    offered: dict[object, list[float]] = {}
+    for row in rows:
+        if row["offered_load"] is not None:
+            offered.setdefault(row["load"], []).append(row["offered_load"])
+    parts = [
+        f"{min(values):.2f}–{max(values):.2f} for {load} (medians of the policies)"
+        for load, values in offered.items()
+    ]
+    return f" Load really offered: {', '.join(parts)}." if parts else ""
+
+
+def predictor_table(kept: Row) -> list[str]:
+    """One row for each evaluated predictor, with the bar for its tau where it has one."""
+    heads = (
+        "answers of,kind,loss,tau (95 % interval),floor,reach for,ceiling,"
+        "80 % coverage,µs a prompt,p99,trained in"
+    )
+    rows = [
+        [
+            row["label"],
+            row["kind"],
+            row["loss"],
+            tau_of(row),
+            number(row["floor"], ".2f"),
+            number(row["reach"], ".2f"),
+            number(row["ceiling_tau"], ".2f"),
+            number(row["coverage_80"], ".1%"),
+            number(row["microseconds_p50"], ".0f"),
+            number(row["microseconds_p99"], ".0f"),
+            f"{row['training_seconds']:.1f} s",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def predictor_summary(kept: Row) -> list[str]:
+    """The default predictor on each model's answers."""
+    heads = "answers of,tau (95 % interval),tau of prompt length,ceiling,80 % coverage,µs a prompt"
+    rows = [
+        [
+            row["label"],
+            tau_of(row),
+            number(row["prompt_length_tau"], ".2f"),
+            number(row["ceiling_tau"], ".2f"),
+            number(row["coverage_80"], ".0%"),
+            number(row["microseconds_p50"], ".0f"),
+        ]
+        for row in kept["rows"]
+        if row["floor"] is not None
+    ]
+    return table(heads.split(","), rows)
+
+
+def transfer_table(kept: Row) -> list[str]:
+    """A row for each source that was trained on, a column for each that was asked about."""
+    sources = list(dict.fromkeys(row["trained_on"] for row in kept["rows"]))
+    pairs = {(row["trained_on"], row["tested_on"]): row for row in kept["rows"]}
+    rows = [
+        [
+            learnt,
+            *(
+                tau_of(pairs[learnt, asked]) if (learnt, asked) in pairs else "—"
+                for asked in sources
+            ),
+        ]
+        for learnt in sources
+    ]
+    return table(["trained on ↓, tested on →", *sources], rows)
+
+
+def ablation_table(kept: Row) -> list[str]:
+    """One row for each variant, with tau on each split."""
+    variants = kept["rows"]
+    splits = list(variants[0]["taus"])
+    rows = [
+        [
+            row["ablation"],
+            row["setting"],
+            f"{row['rows']:,}",
+            *(tau_of(row["taus"][split]) for split in splits),
+        ]
+        for row in variants
+    ]
+    heads = ["ablation", "setting", "rows", *(f"tau, {split}" for split in splits)]
+    return table(heads, rows)
+
+
+def tau_of(row: Row) -> str:
+    """0.524 (0.502–0.543): a tau with its interval."""
+    if row["tau"] is None:
+        return "—"
+    return f"{row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})"
+
+
+def overhead_table(kept: Row) -> list[str]:
+    """One row for each policy and queue length."""
+    heads = "policy,base class,vLLM policy,waiting,stock µs,ours µs,added µs,added"
+    rows = [
+        [
+            f"`{row['policy']}`",
+            f"`{row['base']}`",
+            row["vllm_policy"],
+            f"{row['waiting']:,}",
+            number(row["stock_us"], ".0f"),
+            number(row["ours_us"], ".0f"),
+            number(row["added_us"], "+.0f"),
+            f"{row['added_percent']:+.1f} %",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def overhead_summary(kept: Row) -> list[str]:
+    """One row for each policy, one column for each queue length: added µs and share."""
+    queues = sorted({row["waiting"] for row in kept["rows"]})
+    rows = []
+    for policy in dict.fromkeys(row["policy"] for row in kept["rows"]):
+        cells = [f"`{policy}`"]
+        for waiting in queues:
+            group = [
+                row for row in kept["rows"] if (row["policy"], row["waiting"]) == (policy, waiting)
+            ]
+            added = [row["added_us"] for row in group]
+            share = [row["added_percent"] for row in group]
+            cells.append(f"{min(added):.0f}–{max(added):.0f} µs, {max(share):.0f} %")
+        rows.append(cells)
+    return table(["policy", *(f"{waiting:,} waiting" for waiting in queues)], rows)
+
+
+def memory_table(kept: Row) -> list[str]:
+    """The rows as they are."""
+    rows = kept["rows"]
+    return table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+def speed_table(kept: Row) -> list[str]:
+    """One row for each policy."""
+    heads = (
+        "policy,prefix caching,requests,seconds,requests/s,million tokens/s,"
+        "compiling (cached),compiling (first time),peak memory"
+    )
+    rows = [
+        [
+            f"`{row['policy']}`",
+            "on" if row["prefix_caching"] else "off",
+            f"{row['requests']:,}",
+            f"{row['seconds']:.2f} ({row['seconds_low']:.2f}–{row['seconds_high']:.2f})",
+            f"{row['requests_per_s']:,.0f}",
+            f"{row['sequence_steps_per_s'] / 1e6:.0f}",
+            f"{row['compile_seconds']:.1f} s",
+            "—"
+            if row.get("compile_seconds_uncached") is None
+            else f"{row['compile_seconds_uncached']:.0f} s",
+            f"{row['peak_rss_mib']:.0f} MiB",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def preemption_table(kept: Row) -> list[str]:
+    """For each policy, memory and number of slots: the spread over loads, tails and taus."""
+    heads = "policy,KV memory,slots,points,mean: worst,median,best,TTFT: worst,median,best"
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in kept["rows"]:
+        key = (row["policy"], row["memory"], row["slots"])
+        groups.setdefault(key, []).append(row)
+    rows = []
+    for (policy, memory, slots), group in sorted(groups.items()):
+        cells = [f"`{policy}`", memory, str(slots), str(len(group))]
+        for name in ("e2el_gain", "ttft_gain"):
+            gains = sorted(row[name] for row in group)
+            cells += [f"{gains[0]:.3f}×", f"{gains[len(gains) // 2]:.3f}×", f"{gains[-1]:.3f}×"]
+        rows.append(cells)
+    return table(heads.split(","), rows)
+
+
+def tune_table(kept: Row) -> list[str]:
+    """One row for each question that the tuner was asked."""
+    heads = "trace,load,slots,objective,caps,chosen,gain,best of the grid,gain,share,seconds"
+    rows = [
+        [
+            row["trace"].removesuffix(".parquet"),
+            "as recorded" if row["load"] == "trace" else row["load"],
+            str(row["slots"]),
+            row["objective"],
+            ", ".join(f"{metric} ≤ {limit:g}" for metric, limit in row["caps"].items()),
+            f"`{row['chosen']}`",
+            f"{row['chosen_gain']:.3f}×",
+            f"`{row['best_feasible']}`",
+            f"{row['best_gain']:.3f}×",
+            f"{row['share_of_best']:.1%}".replace("%", " %"),
+            f"{row['seconds_tune']:.0f}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def simulated_table(kept: Row) -> list[str]:
+    """Simulated latencies beside those of fcfs: one row for each policy, load and so on."""
+    rows = [row for row in kept["rows"] if row["policy"] != "fcfs"]
+    told_apart = [name for name in ("workload", "load", "tau") if name in rows[0]]
+    metrics = {"mean": "mean", "per_token": "s/token", "ttft": "TTFT", "p99": "p99"}
+    heads = [*told_apart, "policy", "mean s"]
+    heads += [f"fcfs / policy: {name}" if name == "mean" else name for name in metrics.values()]
+    lines = []
+    for row in rows:
+        cells = [str(row[name]) for name in told_apart]
+        cells += [f"`{row['policy']}`", f"{row['mean_s']:.2f}"]
+        lines.append([*cells, *(ratio(row, f"factor_{metric}") for metric in metrics)])
+    return table(heads, lines)
+
+
+def starvation_table(kept: Row) -> list[str]:
+    """Guards at each load: what they cost in the mean, and what they bound."""
+    heads = "load,guard,mean s,fcfs / guard: mean,p99,longest wait s,fcfs / guard: longest wait"
+    lines = [
+        [
+            row["load"],
+            "fcfs itself" if row["policy"] == "fcfs" else row["policy"],
+            f"{row['mean_s']:.2f}",
+            ratio(row, "factor_mean"),
+            ratio(row, "factor_p99"),
+            f"{row['max_wait_s']:.1f}",
+            ratio(row, "factor_max_wait"),
+            f"{row['max_overtaken']:,}",
+            "—" if row["bound"] is None else f"{row['bound']:,}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table([*heads.split(","), "overtaken at most", "proved"], lines)
+
+
+def scarce_table(kept: Row) -> list[str]:
+    """Stock and ours on the real engine."""
+    lines = []
+    for row in kept["rows"]:
+        for name, label, form, scale in (
+            ("preemptions", "preemptions", ".0f", 1.0),
+            ("recomputed_tokens", "tokens computed again", ",.0f", 1.0),
+            ("throughput_tokens_per_s", "tokens/s", ",.0f", 1.0),
+            ("queued_tokens_per_s", "tokens/s while requests wait", ",.0f", 1.0),
+            ("mean_e2el_ms", "mean latency, s", ".2f", 1e-3),
+            ("p99_e2el_ms", "p99 latency, s", ".2f", 1e-3),
+            ("mean_ttft_ms", "mean TTFT, s", ".2f", 1e-3),
+            ("mean_running", "running, on average", ".1f", 1.0),
+        ):
+            if name not in row["stock"]:
+                continue
+            cells = [
+                f"{scale * side[name]:{form}} "
+                f"({scale * side[f'{name}_low']:{form}}–{scale * side[f'{name}_high']:{form}})"
+                for side in (row["stock"], row["ours"])
+            ]
+            both = row["ours_over_stock"]
+            lines.append([label, *cells, ratio(both, name) if name in both else ""])
+    return table(["", "stock", "ours", "ours / stock"], lines)
+
+
+def memory_grid_table(kept: Row) -> list[str]:
+    """Sizes of memory: preemptions, and what looking ahead changes."""
+    heads = (
+        "policy,memory,points,preempted: fcfs,without,looking ahead,"
+        "throughput: worst,median,best,mean latency: worst,median,best"
+    )
+    lines = [
+        [
+            f"`{row['policy']}`",
+            f"{row['share']:.0%}".replace("%", " %"),
+            str(row["points"]),
+            *(
+                f"{row[name]:,.0f}"
+                for name in ("stock_preemptions", "twin_preemptions", "preemptions")
+            ),
+            *(
+                f"{row[f'{name}{end}']:.3f}×"
+                for name in ("throughput_gain", "mean_gain")
+                for end in ("_worst", "", "_best")
+            ),
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), lines)
+
+
+def fidelity_table(kept: Row) -> list[str]:
+    """One row for each folder, load and policy: the simulator's error, and a forecast's."""
+    heads = (
+        "records,load,policy,E2E mean,p99,TTFT mean,p99,TPOT mean,"
+        "mean over fcfs: measured,simulated,as a forecast: E2E mean"
+    )
+    forecasts = {
+        (row["folder"], row["load"], row["policy"]): row["e2el"]["mean_error"]
+        for row in kept["rows"]
+        if row["speed"] == "fitted"
+    }
+    rows = []
+    for row in kept["rows"]:
+        if row["speed"] != "second":
+            continue
+        errors = [
+            row[metric][f"{what}_error"]
+            for metric, what in (
+                ("e2el", "mean"),
+                ("e2el", "p99"),
+                ("ttft", "mean"),
+                ("ttft", "p99"),
+                ("tpot", "mean"),
+            )
+        ]
+        over = row.get("over_fcfs", {}).get("e2el", {})
+        rows.append(
+            [
+                Path(row["folder"]).name,
+                load_title(row["load"]),
+                f"`{row['policy']}`",
+                *(number(error, "+.1%") for error in errors),
+                number(over.get("measured_mean"), ".3f"),
+                number(over.get("simulated_mean"), ".3f"),
+                number(forecasts[row["folder"], row["load"], row["policy"]], "+.0%"),
+            ]
+        )
+    return table(heads.split(","), rows)
+
+
+METHODS = {
+    "prompt_only": "prompt only",
+    "reestimated": "prompt and age",
+    "raw": "raw",
+    "refined": "refined",
+}
+
+
+def probe_table(kept: Row) -> list[str]:
+    """One row for each probe: errors in tokens, and how many times smaller the refined one is."""
+    heads = (
+        "model,layer,bins,test answers,prompt only,prompt and age,raw,refined,"
+        "prompt only / refined,prompt and age / refined,raw / refined,as published,80 % holds"
+    )
+    rows = [
+        [
+            row["label"],
+            ", ".join(map(str, row["layers"])),
+            f"{len(row['edges']) - 1} {row['bins']}",
+            f"{row['test_requests']:,}",
+            *(interval(row, f"mae_{name}", ".1f") for name in METHODS),
+            *(interval(row, f"ratio_{name}", ".2f") for name in list(METHODS)[:-1]),
+            interval(row, "mae_published_filter", ".1f"),
+            f"{row['coverage_80']:.0%}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def probe_summary(kept: Row) -> list[str]:
+    """One row for each probe: the errors that matter, and how many times smaller the last is."""
+    heads = (
+        "answers of,from the prompt,from prompt and age,probe as published,probe,"
+        "prompt / probe,prompt and age / probe"
+    )
+    rows = [
+        [
+            row["label"],
+            f"{row['mae_prompt_only']:.1f}",
+            f"{row['mae_reestimated']:.1f}",
+            f"{row['mae_published_filter']:.1f}",
+            interval(row, "mae_refined", ".1f"),
+            f"{interval(row, 'ratio_prompt_only', '.2f')}",
+            f"{interval(row, 'ratio_reestimated', '.2f')}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def probe_layer_table(kept: Row) -> list[str]:
+    """One row for each layer of each probe."""
+    rows = [
+        [
+            row["label"],
+            f"{each['layer']}" + " (chosen)" * (row["layers"] == [each["layer"]]),
+            f"{each['mae_valid']:.1f}",
+            interval(each, "mae_raw", ".1f"),
+        ]
+        for row in kept["rows"]
+        for each in row["by_layer"]
+    ]
+    return table(["model", "layer", "validation", "test (95 % interval)"], rows)
+
+
+def probe_age_table(kept: Row) -> list[str]:
+    """One row for each tenth of each probe's test tokens."""
+    rows = [
+        [
+            row["label"],
+            f"{each['age_from']}–{each['age_to']}",
+            f"{each['mean_remaining']:.0f}",
+            *(f"{each[f'mae_{name}']:.1f}" for name in METHODS),
+        ]
+        for row in kept["rows"]
+        for each in row["by_age_decile"]
+    ]
+    return table(["model", "age", "tokens to come", *METHODS.values()], rows)
+
+
+def probe_interval_table(kept: Row) -> list[str]:
+    """One row for each interval of each probe."""
+    rows = [
+        [
+            row["label"],
+            str(each["interval"]),
+            f"{each['temper']:g}",
+            f"{each['epsilon']:g}",
+            f"{each['correction']:g}",
+            f"{each['stretch']:.2f}",
+            f"{each['mae_raw']:.1f}",
+            f"{each['mae_refined']:.1f}",
+        ]
+        for row in kept["rows"]
+        for each in row["by_interval"]
+    ]
+    return table(["model", "tokens between", "τ", "ε", "α", "s", "raw", "refined"], rows)
+
+
+def probe_overhead_table(kept: Row) -> list[str]:
+    """One row for each interval."""
+    rows = [
+        [
+            str(row["interval"]),
+            str(row["batch"]),
+            number(row["stock_us"], ",.0f"),
+            number(row["added_us"], "+.0f"),
+            f"{row['added_percent']:+.1f} %",
+            number(row["spread_us"], ".0f"),
+        ]
+        for row in kept["rows"]
+    ]
+    heads = "steps between predictions,batch,stock µs a step,added µs,added,interquartile range µs"
+    return table(heads.split(","), rows)
+
+
+def cutoff_table(kept: Row) -> list[str]:
+    """One row for each situation and c."""
+    heads = (
+        "preemption,freed KV,load,c,mean s,p95 s,p99 s,recomputed tokens,peak KV,mean / best fixed"
+    )
+    rows = [
+        [
+            row["preemption"],
+            "kept" if row["prefix_caching"] else "lost",
+            row["load"],
+            f"{row['c']}" + " (best)" * row["best"],
+            *(f"{row[f'{name}_e2el_ms'] / 1e3:.2f}" for name in ("mean", "p95", "p99")),
+            f"{row['recomputed_tokens']:,.0f}",
+            number(row["peak_kv"], ".0%"),
+            f"{row['against_best']:.3f} ± {row['interval']:.3f}",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+def learning_table(kept: Row) -> list[str]:
+    """One row for each figure: without learning, with it, and the paired ratio."""
+    (run,) = kept["rows"]
+    quiet, busy, both = run["quiet"], run["learning"], run["learning_over_quiet"]
+    rows = [
+        [
+            label,
+            interval(quiet, name, form),
+            interval(busy, name, form),
+            ratio(both, name) if name in both else "",
+        ]
+        for label, name, form in (
+            ("median step, ms", "p50_step_ms", ".1f"),
+            ("p99 step, ms", "p99_step_ms", ".1f"),
+            ("mean latency, ms", "mean_e2el_ms", ",.0f"),
+            ("p99 latency, ms", "p99_e2el_ms", ",.0f"),
+            ("predictors placed", "placed", ".0f"),
+            ("failed requests", "failed", ".0f"),
+        )
+    ]
+    return [
+        *table(["", "no learning", "learning", "ratio"], rows),
+        "",
+        f"{run['requests']} requests a round at {run['load']} of the capacity; a predictor learns "
+        f"from {run['taught']:,} answers once in {run['every']:,} requests; "
+        f"{run['rounds']} rounds.",
+    ]
+
+
+def drift_table(kept: Row) -> list[str]:
+    """One row for each model and load."""
+    heads = (
+        "answers of,load,tau drifted,below the floor,tau retrained,mean / fcfs drifted,"
+        "mean / fcfs retrained"
+    )
+    rows = [
+        [
+            row["label"],
+            row["load"],
+            interval(row, "tau_drifted", ".2f"),
+            f"{row['below_floor']} of {row['seeds']}",
+            interval(row, "tau_retrained", ".2f"),
+            interval(row, "drifted_over_fcfs", ".2f"),
+            interval(row, "retrained_over_fcfs", ".2f"),
+        ]
+        for row in kept["rows"]
+    ]
+    return table(heads.split(","), rows)
+
+
+TABLES: dict[str, Callable[[Row], list[str]]] = {
+    "predictors": predictor_table,
+    "predictors-summary": predictor_summary,
+    "transfer": transfer_table,
+    "ablation": ablation_table,
+    "overhead": overhead_table,
+    "overhead-summary": overhead_summary,
+    "memory": memory_table,
+    "preemption": preemption_table,
+    "speed": speed_table,
+    "tune": tune_table,
+    "tau": simulated_table,
+    "doubt": simulated_table,
+    "service-time": simulated_table,
+    "starvation": starvation_table,
+    "scarce-kv": scarce_table,
+    "memory-grid": memory_grid_table,
+    "learning": learning_table,
+    "drift": drift_table,
+    "fidelity": fidelity_table,
+    "probe": probe_table,
+    "probe-summary": probe_summary,
+    "probe-layers": probe_layer_table,
+    "probe-ages": probe_age_table,
+    "probe-intervals": probe_interval_table,
+    "probe-overhead": probe_overhead_table,
+    "cutoff": cutoff_table,
+}
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, numbers to the right of their column's name."""
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
+
+
+def ratio(row: Row, name: str) -> str:
+    """1.45× (1.41–1.50): the median, the smallest and the largest of the repeats."""
+    median, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if median is None:
+        return "—"
+    return f"{median:.2f}×" + (f" ({low:.2f}–{high:.2f})" if low < high else "")
+
+
+def interval(row: Row, name: str, form: str) -> str:
+    """37.0 (35.1–39.2): a figure and the ends of its interval."""
+    return f"{row[name]:{form}} ({row[f'{name}_low']:{form}}–{row[f'{name}_high']:{form}})"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "—" if value is None else format(value, form).replace("%", " %")
