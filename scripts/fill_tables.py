@@ -41,6 +41,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.result_tables import TABLES, Row, comparison_table
+from scripts.targets import targets_table
 
 from lengthwise.measure.comparison import compare
 from lengthwise.measure.report import result_rows
@@ -136,14 +137,23 @@ def caption(kept: Row) -> str:
     return f"`{kept['command']}`; {where}, {kept['date']}."
 
 
+def read(path: Path) -> Row:
+    """What was kept."""
+    kept: Row = json.loads(path.read_text(encoding="utf-8"))
+    return kept
+
+
 def filled(text: str) -> str:
     """A page with every block whose results are kept written afresh."""
 
     def block(found: re.Match[str]) -> str:
+        if found[2] == "targets":
+            results = {path.stem: read(path) for path in RESULTS.glob("*.json")}
+            return "\n".join([found[1].rstrip(), *targets_table(results), found[3]])
         path = RESULTS / f"{SOURCES.get(found[2], found[2])}.json"
         if not path.is_file():
             return found[0]
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read(path)
         lines = TABLES.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 

@@ -150,6 +150,29 @@ def test_measured_tables_are_up_to_date() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def test_targets_say_what_was_not_reached() -> None:
+    results = {
+        name: {"rows": [{"label": "built-in", "queued": 100_000, **row}]}
+        for name, row in {
+            "memory": {"added_mib": 101},
+            "drift": {"drifted_over_fcfs_high": 1.05, "retrained_over_fcfs_high": 0.9},
+            "probe": {
+                "ratio_prompt_only": 1.7,
+                "ratio_prompt_only_low": 1.5,
+                "ratio_prompt_only_high": 1.9,
+                "ratio_reestimated": 1.4,
+                "ratio_raw": 1.0,
+            },
+        }.items()
+    }
+    text = "\n".join(script("targets").targets_table(results))
+    assert "| MiB with 100,000 queued | ≤ 100 | 101 | **no** |" in text
+    assert "over fcfs, largest | ≤ 1.05 | 1.05 | yes |" in text
+    assert "| error of the prompt alone / probe | ≥ 1.60 | 1.70 (1.50–1.90) | yes |" in text
+    assert "| error of prompt and age / probe | ≥ 1.50 | 1.40 | **no** |" in text
+    assert "| `tune`, s | ≤ 300 | not measured | — |" in text
+
+
 def test_a_table_is_filled_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = script("fill_tables")
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
