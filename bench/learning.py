@@ -213,7 +213,7 @@ def main() -> int:
     )
     parser.add_argument("--load", type=float, default=0.8, help="of the capacity")
     parser.add_argument("--requests", type=int, default=800, help="in each round")
-    parser.add_argument("--repeats", type=int, default=1, help="of A B B A")
+    parser.add_argument("--repeats", type=int, default=2, help="of A B B A")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
     parser.add_argument("--out", type=Path, help="keep the server's log and records there")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
