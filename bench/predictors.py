@@ -6,9 +6,9 @@ Each row is trained on at most 10,000 train rows and evaluated on the test rows,
 time on one core. Below the default predictor on three models stand, on the same rows of the first,
 other losses and other kinds, and what its quantiles are worth on data of another source.
 
-    python bench/predictors.py --backbone MiniLM=PATH --learning-rate 1e-4 --json
+    python bench/predictors.py --backbone NAME=PATH --json
 
-fine-tunes a pretrained encoder on those rows too, which takes a while without a GPU.
+fine-tunes a pretrained encoder on those rows too, as published: many minutes without a GPU.
 """
 
 from __future__ import annotations
@@ -78,13 +78,7 @@ def measurements(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {**tables.measure(VICUNA, VICUNA, recipe), "label": f"Vicuna-7B: {label}"}
     if arguments.backbone is not None:
         name, _, path = arguments.backbone.rpartition("=")
-        recipe = Recipe(
-            "encoder",
-            backbone=path,
-            head=Head.MEAN,
-            learning_rate=arguments.learning_rate,
-            seed=seed,
-        )
+        recipe = Recipe("encoder", backbone=path, head=Head.MEAN, seed=seed)
         yield {**tables.measure(VICUNA, VICUNA, recipe), "label": f"Vicuna-7B: {name or path}"}
     for other in OTHERS:
         row = tables.measure(VICUNA, other, default)
@@ -147,7 +141,6 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="its folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backbone", help="a pretrained encoder as well, NAME=PATH")
-    parser.add_argument("--learning-rate", type=float, help="of its fine-tuning")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = list(measurements(arguments))
