@@ -5,10 +5,6 @@
 Each row is trained on at most 10,000 train rows and evaluated on the test rows, one prompt at a
 time on one core. Below the default predictor on three models stand, on the same rows of the first,
 other losses and other kinds, and what its quantiles are worth on data of another source.
-
-    python bench/predictors.py --backbone NAME=PATH --json
-
-fine-tunes a pretrained encoder on those rows too, as published: many minutes without a GPU.
 """
 
 from __future__ import annotations
@@ -55,12 +51,11 @@ def buckets_of(longest: int, count: int) -> int:
     return -(-(longest + 1) // count)
 
 
-def measurements(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measurements(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     """One row after the other."""
-    from lengthwise.predict.encoder import Head
     from lengthwise.predict.kinds import Recipe
 
-    tables, seed = Tables(arguments.data), arguments.seed
+    tables = Tables(folder)
     default = Recipe(seed=seed)
     for source in (VICUNA, *CASTILLO):
         yield tables.measure(source, source, default)
@@ -76,10 +71,6 @@ def measurements(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ("classify, buckets of 1 token", Recipe("classify", bucket=1, seed=seed)),
     ):
         yield {**tables.measure(VICUNA, VICUNA, recipe), "label": f"Vicuna-7B: {label}"}
-    if arguments.backbone is not None:
-        name, _, path = arguments.backbone.rpartition("=")
-        recipe = Recipe("encoder", backbone=path, head=Head.MEAN, seed=seed)
-        yield {**tables.measure(VICUNA, VICUNA, recipe), "label": f"Vicuna-7B: {name or path}"}
     for other in OTHERS:
         row = tables.measure(VICUNA, other, default)
         yield {**row, "label": f"Vicuna-7B, asked about {other.label}"}
@@ -140,10 +131,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="its folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backbone", help="a pretrained encoder as well, NAME=PATH")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = list(measurements(arguments))
+    rows = list(measurements(arguments.data, arguments.seed))
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
