@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from bench.spread import spread
 
 from lengthwise.simulate.cell import Cell, Workload
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -91,13 +92,12 @@ def compared(rows: Sequence[Row], names: Sequence[str], baseline: str = "fcfs") 
         merged: Row = dict(zip(("policy", *names), key, strict=True))
         for metric, figure in METRICS.items():
             merged[f"{metric}_s"] = median(row[figure] for row in group) / 1000.0
+            factor = f"factor_{metric}"
             factors = [
-                base[row["load"], row["seed"], row.get("workload")][figure] / row[figure]
+                {factor: base[row["load"], row["seed"], row.get("workload")][figure] / row[figure]}
                 for row in group
             ]
-            merged[f"factor_{metric}"] = median(factors)
-            merged[f"factor_{metric}_low"] = min(factors)
-            merged[f"factor_{metric}_high"] = max(factors)
+            merged |= spread(factors, [factor])
         for count in ("preemptions", "memory_preemptions", "max_overtaken"):
             merged[count] = max(row[count] for row in group)
         merged["seeds"] = len(group)

@@ -289,8 +289,6 @@ def scarce_table(kept: Row) -> list[str]:
             ("mean_ttft_ms", "mean TTFT, s", ".2f", 1e-3),
             ("mean_running", "running, on average", ".1f", 1.0),
         ):
-            if name not in row["stock"]:
-                continue
             cells = [
                 f"{scale * side[name]:{form}} "
                 f"({scale * side[f'{name}_low']:{form}}–{scale * side[f'{name}_high']:{form}})"
