@@ -106,8 +106,8 @@ class StepCost:
         if len(table) == 0:
             return np.zeros(np.shape(tokens))
         beyond = np.maximum(tokens - (len(table) - 1), 0.0) * (table[-1] - table[-2])
-        within: NDArray[np.float64] = np.interp(tokens, np.arange(len(table)), table)
-        return within + beyond
+        seconds: NDArray[np.float64] = np.interp(tokens, np.arange(len(table)), table) + beyond
+        return seconds
 
     def service_s(
         self, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64], batch: int
@@ -120,11 +120,13 @@ class StepCost:
         """
         steps = np.maximum(output_tokens - 1, 0)
         context = prompt_tokens + 0.5 * output_tokens
-        shared = self.step_s + float(self.linear_s(np.array([float(batch)]))[0])
-        decode = shared / batch + self.decode_s + self.request_s + self.kv_s * context
+        layers_s = self.linear_s(np.array([float(batch)]))
+        decode = (
+            (self.step_s + layers_s) / batch + self.decode_s + self.request_s + self.kv_s * context
+        )
         prefill = (self.prefill_s + 0.5 * self.attention_s * prompt_tokens) * prompt_tokens
-        prefill = prefill + self.linear_s(batch + prompt_tokens - 1.0) - shared + self.step_s
-        seconds: NDArray[np.float64] = steps * decode + prefill + self.request_s
+        added_s = self.linear_s(batch + prompt_tokens - 1.0) - layers_s
+        seconds: NDArray[np.float64] = steps * decode + prefill + added_s + self.request_s
         return seconds
 
     def write(self, path: Path, **more: Any) -> None:
