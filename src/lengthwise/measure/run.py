@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
+from typing import Final
+
+LIVE: Final = "live"  #: an engine that computes its steps, on the wall's clock
+VIRTUAL: Final = "virtual"  #: vLLM without its forward pass, on a clock of its own
 
 SCHEMA = "lengthwise.run/1"
 
@@ -21,6 +25,8 @@ class RunInfo:
     model: str  # the served model, as the user named it
     dataset: str  # where the prompts came from, as the user named it
     requests: int  # requests in each round
+    engine: str = LIVE  # LIVE or VIRTUAL
+    engine_note: str = ""  # of a virtual engine: whose steps it has, and who counted prompts' tokens
     server: Mapping[str, object] = field(default_factory=dict)  # what the server was started with
     machine: Mapping[str, object] = field(default_factory=dict)  # see describe_machine
     versions: Mapping[str, str] = field(default_factory=dict)  # see package_versions
