@@ -262,7 +262,7 @@ def _require_answers(observed: Observed) -> None:
 
 def _work(request: ReplayRequest) -> int:
     """Tokens that the engine must get done for a request."""
-    return len(request.prompt_ids) + request.answer_tokens
+    return request.prompt_tokens + request.answer_tokens
 
 
 def _kept(folder: Path, planned: int) -> str:
