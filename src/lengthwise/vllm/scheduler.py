@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,7 +94,8 @@ class LengthwiseMixin:
         self._recorder: Recorder | None = None
         self._metrics_port: int | None = None
         self._step = 0
-        self._now = time.monotonic()
+        self._clock: Callable[[], float] = time.monotonic  # read once a step, and at arrivals
+        self._now = self._clock()
         self._lags = bool(vllm_config.scheduler_config.async_scheduling)
         self._last_work: dict[str, int] | None = None
         self._work_before: dict[str, int] | None = None
@@ -101,6 +103,11 @@ class LengthwiseMixin:
         self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._watcher = self._start_settings(vllm_config.additional_config)
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Take all times from another clock, before the first request; it shows seconds."""
+        self._clock = clock
+        self._now = clock()
 
     # Settings -------------------------------------------------------------------------------
 
@@ -222,7 +229,7 @@ class LengthwiseMixin:
                 self._refinement.forget(row)
             columns = self._live.table[row]
             columns["priority"] = request.priority
-            columns["arrival_s"] = time.monotonic()
+            columns["arrival_s"] = self._clock()
             columns["last_step"] = self._step
             columns["ahead"] = len(self.waiting)
             columns["prompt_tokens"] = request.num_prompt_tokens
@@ -317,7 +324,7 @@ class LengthwiseMixin:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """One step of the parent, in the policy's order."""
         throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
-        self._begin_step(time.monotonic())
+        self._begin_step(self._clock())
         in_order, front = self._planner.plan(self._now, self._step, throttled)
         self.waiting.open_step(in_order, front)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
