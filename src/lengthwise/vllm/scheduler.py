@@ -315,6 +315,9 @@ class LengthwiseMixin:
     def shutdown(self) -> None:
         """The engine ends: what is still to be logged is written, the predictor's worker stops."""
         self._open_length_log(None)
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
         if self._source is not None:
             self._source.close()
         super().shutdown()  # type: ignore[misc]
