@@ -58,7 +58,7 @@ class PlainEngine:
             while coming and coming[0].row.arrival_s <= self.now:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
-                job.row.ahead = len(self.waiting)
+                job.row.ahead, job.row.arrival_s = len(self.waiting), self.now  # as it is seen
                 self.waiting.append(job)
             self.take_step()
 

@@ -106,11 +106,12 @@ def plain(
 
 def assert_same(jobs: list[Job], simulated: Simulation) -> None:
     for job, served in zip(jobs, simulated.requests, strict=True):
+        arrival_s = served["arrival_s"]
         start, end = simulated.token_offsets[job.index : job.index + 2]
         times = simulated.token_times[start:end]
         assert served["scheduled_s"] == pytest.approx(job.started, abs=1e-9)
         assert served["finish_s"] == pytest.approx(job.tokens[-1], abs=1e-9)
-        assert times == pytest.approx(np.array(job.tokens) - job.row.arrival_s, rel=1e-5)
+        assert times == pytest.approx(np.array(job.tokens) - arrival_s, rel=1e-5)
         assert served["preemptions"] == job.row.preemptions
 
 

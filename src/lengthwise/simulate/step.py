@@ -48,7 +48,10 @@ def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
 
 @compiled_here
 def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
-    """Request i gets its row in the table that policies see."""
+    """Request i gets its row in the table that policies see.
+
+    Its arrival is noted when the engine sees it, which is before the step that it plans next.
+    """
     row = engine.live
     engine.live += 1
     served.row = row
@@ -68,7 +71,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.median = served.median
     request.high = served.high
     request.predicted = 1
-    request.arrival_s = served.arrival_s
+    request.arrival_s = engine.plans_s
     request.overtaken = 0
     request.ahead = engine.waiting - 1
     request.promoted = 0
@@ -181,11 +184,6 @@ def _serve_running(
         s = running[k]
         slot = slots[s]
         k += 1
-        if slot.age >= slot.output:
-            # Its end is not known yet: it costs one more token.
-            slot.scheduled = 1
-            budget -= 1
-            continue
         tokens = slot.known - slot.computed
         if tokens == 1 and (not limits.shares or (slot.computed + 1) % size != 0):
             # Most steps of most requests: one token, in a block that is there or easily had.
@@ -359,7 +357,6 @@ def _work(
     step.free_blocks = engine.free_blocks
     step.prefill_tokens = prefill
     step.decode_tokens = decode
-    step.requests = sequences
     step.requests = sequences
     step.kv_tokens = kv
     step.attention_tokens = int(attention)
