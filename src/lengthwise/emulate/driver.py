@@ -151,7 +151,9 @@ class VirtualEngine:
         name_of = list(names)
         queue = self._core.batch_queue
         while coming or live or self._core.scheduler.has_requests() or queue:
-            if not live and coming and clients is None and not queue:
+            # While anything is left to be told, or in flight, the engine does not sleep.
+            idle = not (live or queue or self._core.scheduler.has_requests())
+            if idle and coming and clients is None:
                 self._clock.wait_until(asked[coming[0]].arrival_s)
             now_s = self._clock.now()
             while coming and (
