@@ -54,6 +54,8 @@ class PlainEngine:
         coming = list(jobs)
         while coming or self.running or self.waiting:
             if not self.running and not self.waiting:
+                # An empty step tells the worker that the last requests have ended.
+                self.step += self.step > 0 and coming[0].row.arrival_s > self.now
                 self.now = max(self.now, coming[0].row.arrival_s)
             while coming and coming[0].row.arrival_s <= self.now:
                 job = coming.pop(0)

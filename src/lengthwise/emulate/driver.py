@@ -111,9 +111,17 @@ class VirtualEngine:
         self._core = core
         self.scheduler = core.scheduler
         self._clock = core.model_executor.clock
-        if hasattr(self.scheduler, "use_clock"):
-            self.scheduler.use_clock(self._clock.now)
         self.steps = 0
+
+    def use(self, settings: Mapping[str, object]) -> None:
+        """Change the settings of our scheduler between two rounds.
+
+        Raises:
+            InputError: they make no sense; nothing has changed.
+        """
+        from lengthwise.vllm.settings import parse_settings
+
+        self.scheduler.apply_now(parse_settings(dict(settings)))
 
     def run(self, asked: Sequence[Asked], clients: int | None = None) -> list[Served]:
         """Serve requests to the last.
@@ -135,14 +143,19 @@ class VirtualEngine:
             (each.abort_s, place) for place, each in enumerate(asked) if each.abort_s < math.inf
         )
         gone = deque(leaving)
-        start_s, live, idle_steps = self._clock.now(), 0, 0
+        live, idle_steps = 0, 0
+        self._core.model_executor.restart_clock()
+        if hasattr(self.scheduler, "begin_anew"):
+            self.scheduler.begin_anew(self._clock.now)
         names = {f"{self.steps}-{place}": place for place in range(len(asked))}
         name_of = list(names)
         queue = self._core.batch_queue
         while coming or live or self._core.scheduler.has_requests() or queue:
-            if not live and coming and clients is None and not queue:
-                self._clock.wait_until(start_s + asked[coming[0]].arrival_s)
-            now_s = self._clock.now() - start_s
+            # While anything is left to be told, or in flight, the engine does not sleep.
+            idle = not (live or queue or self._core.scheduler.has_requests())
+            if idle and coming and clients is None:
+                self._clock.wait_until(asked[coming[0]].arrival_s)
+            now_s = self._clock.now()
             while coming and (
                 asked[coming[0]].arrival_s <= now_s if clients is None else live < clients
             ):
@@ -162,7 +175,7 @@ class VirtualEngine:
             idle_steps = 0 if ran or outputs else idle_steps + 1
             if idle_steps > 1000:
                 raise LengthwiseError("the engine stands still: requests wait, none can run")
-            now_s = self._clock.now() - start_s
+            now_s = self._clock.now()
             for output in (outputs or {}).values():
                 for each in output.outputs:
                     one = served[names[each.request_id]]
@@ -212,7 +225,7 @@ def open_virtual_engine(
     *,
     longest: int,
     scheduler: str | None = OURS,
-    settings: Mapping[str, object] | str | None = None,
+    settings: Mapping[str, object] | None = None,
     priority: bool = False,
 ) -> Iterator[VirtualEngine]:
     """An engine core whose steps take what `cost` says.
@@ -222,7 +235,7 @@ def open_virtual_engine(
         engine: its limits.
         longest: tokens of the longest request, prompt and answer.
         scheduler: class by name; None for the one that vLLM chooses itself.
-        settings: of our scheduler, or the path of a file of them.
+        settings: of our scheduler; None for fcfs.
         priority: vLLM's `--scheduling-policy priority`.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -246,7 +259,7 @@ def open_virtual_engine(
             }
         }
         if scheduler == OURS:
-            ours["settings"] = settings if settings is not None else {"policy": "fcfs"}
+            ours["settings"] = dict(settings or {})
         arguments = EngineArgs(
             model=str(folder),
             tokenizer=str(model_path()),

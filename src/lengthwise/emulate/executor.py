@@ -84,6 +84,10 @@ class Executor(VllmExecutor):
         self._layers = model.get_num_layers(self.parallel_config)
         self._planned: tuple[ModelRunnerOutput, float] | None = None
 
+    def restart_clock(self) -> None:
+        """Let it be 0 s; for an engine that is idle."""
+        self.clock.now_s = self._busy_until_s = 0.0
+
     # What the engine core asks at its start ----------------------------------------------------
 
     def get_kv_cache_specs(self) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ class LengthwiseMixin:
         self._live = LiveTable()
         self._planner = Planner(self, self._live)
         self._planner.classes_matter = compat.run_parent_as_fcfs(self)
-        self.waiting = PolicyQueue(self._live, self._planner.next_rows)
+        self.waiting = PolicyQueue(self._live, lambda after: self._planner.next_rows(after))
         self._predictions = Predictions(self._live, self.counters)
         self._predictor_spec: str | None = None  # in force
         self._predictor_name = ""
@@ -104,10 +104,20 @@ class LengthwiseMixin:
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._watcher = self._start_settings(vllm_config.additional_config)
 
-    def use_clock(self, clock: Callable[[], float]) -> None:
-        """Take all times from another clock, before the first request; it shows seconds."""
+    def begin_anew(self, clock: Callable[[], float]) -> None:
+        """Forget all that was measured of steps and requests; for an engine that is idle.
+
+        Args:
+            clock: shows seconds; all times come from it from now on.
+        """
         self._clock = clock
         self._now = clock()
+        self._step = 0
+        self._last_work = self._work_before = None
+        planner = Planner(self, self._live)
+        planner.discipline = self._planner.discipline
+        planner.classes_matter = self._planner.classes_matter
+        self._planner = planner
 
     # Settings -------------------------------------------------------------------------------
 
@@ -193,6 +203,11 @@ class LengthwiseMixin:
         if record is not None and self._recorder is None:
             self._recorder = Recorder(Path(record), compat.engine_limits(self))
             self._last_work = None  # the step before was not measured for this record
+
+    def apply_now(self, settings: Settings) -> None:
+        """Take settings up at once; for a scheduler that no other thread steps."""
+        self._apply(settings)
+        self._take_up()
 
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
