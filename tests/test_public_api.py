@@ -32,8 +32,15 @@ MAY_IMPORT = {
     "learn": {"workload", "predict"},
     "vllm": {"request", "policy", "predict", "probe", "workload"},
     "emulate": {"simulate", "policy", "workload", "vllm", "predict", "reference"},
-    "compare": {  # fmt: skip
-        "workload", "measure", "predict", "probe", "reference", "vllm", "policy", "simulate",
+    "compare": {
+        "workload",
+        "measure",
+        "predict",
+        "probe",
+        "reference",
+        "vllm",
+        "policy",
+        "simulate",
         "emulate",
     },
 }

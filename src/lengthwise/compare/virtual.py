@@ -7,6 +7,7 @@ this machine, and no round needs to be repeated.
 
 from __future__ import annotations
 
+import gc
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ class VirtualSession:
             for place in order
         ]
         longest = max(each.prompt_tokens + each.answer_tokens for each in requests)
+        # Starting an engine, vLLM collects garbage; what is there by now need not be looked at.
+        gc.freeze()
         with open_virtual_engine(
             self.cost, self.engine, longest=longest, settings=active.model_dump()
         ) as engine:

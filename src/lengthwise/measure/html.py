@@ -174,8 +174,9 @@ def _swatch(look: Series) -> str:
 
 
 def _rounds(comparison: Comparison) -> str:
+    repeat = "seed" if comparison.engine == VIRTUAL else "repeat"
     heads = (
-        "seed" if comparison.engine == VIRTUAL else "repeat", "load offered", "capacity, tokens/s", "completed", "failed", "mean, s", "p99, s",
+        repeat, "load offered", "capacity, tokens/s", "completed", "failed", "mean, s", "p99, s",
         "output tokens/s", "preempted",
     )  # fmt: skip
     head = "".join(f"<th>{name}</th>" for name in heads)

@@ -49,7 +49,8 @@ to a first token and gaps between tokens. Percentiles and keys follow
 <code>vllm bench serve</code>.</li>
 """
 
-_BOTH = """<li><b>The oracle</b> knows every answer's true length beforehand. It cannot be deployed; it bounds
+_BOTH = """
+<li><b>The oracle</b> knows every answer's true length beforehand. It cannot be deployed; it bounds
 what a better predictor could add. Gap closed is (baseline − policy) / (baseline − oracle) on mean
 latency.</li>
 <li><b>Order is not speed.</b> The engine does the same work under each policy. Running short

@@ -26,7 +26,7 @@ class RunInfo:
     dataset: str  # where the prompts came from, as the user named it
     requests: int  # requests in each round
     engine: str = LIVE  # LIVE or VIRTUAL
-    engine_note: str = ""  # of a virtual engine: whose steps it has, and who counted prompts' tokens
+    engine_note: str = ""  # of a virtual one: whose steps, and who counted the prompts' tokens
     server: Mapping[str, object] = field(default_factory=dict)  # what the server was started with
     machine: Mapping[str, object] = field(default_factory=dict)  # see describe_machine
     versions: Mapping[str, str] = field(default_factory=dict)  # see package_versions

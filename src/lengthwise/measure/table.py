@@ -41,11 +41,13 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     rounds = comparison.rounds
     flagged = sum(bool(each.flags) for each in rounds)
     unit = "seed" if comparison.engine == VIRTUAL else "round"
-    note = f"End-to-end latency in s, medians of the {unit}s."
+    several = any(len(result.rounds) > 1 for result in comparison.results)
+    note = f"End-to-end latency in s{f', medians of the {unit}s' if several else ''}."
     if comparison.baseline is not None:
         note += (
-            f" factor: {comparison.baseline} / policy on the mean, {unit} by {unit} (lowest to "
-            "highest); gap: share of the oracle's gain."
+            f" factor: {comparison.baseline} / policy on the mean"
+            f"{f', {unit} by {unit} (lowest to highest)' if several else ''}; gap: share of the "
+            "oracle's gain."
         )
     if comparison.engine_note:
         note += f" {comparison.engine_note}"
