@@ -49,6 +49,7 @@ def start(
     slot = batch.slots[s]
     slot.request = i
     slot.age = served.age
+    slot.in_flight = 0
     slot.known = served.prompt_tokens + served.age
     slot.output = served.output_tokens
     slot.computed = hits * limits.block_size
@@ -220,7 +221,7 @@ def preempt(
         request = queue.table[served.row]
         request.state = WAITING
         request.sequence = engine.head
-        request.age = slot.age
+        request.age = slot.age - slot.in_flight
         request.computed_tokens = 0
         request.last_step = engine.step
         return

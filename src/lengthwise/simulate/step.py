@@ -151,7 +151,9 @@ def run_step(
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
     end = starts_s + seconds
-    ended = _emit(engine, requests, batch.slots, batch.running, token_times, token_offsets, end)
+    ended = _emit(
+        limits, engine, requests, batch.slots, batch.running, token_times, token_offsets, end
+    )
     if limits.lag == 0 and ended:
         retire(rules, limits, engine, requests, queue, batch, memory)
     # With a lag the next step is planned while this one runs.
@@ -367,6 +369,7 @@ def _work(
 
 @compiled_here
 def _emit(
+    limits: Any,
     engine: Any,
     requests: Any,
     slots: Any,
@@ -382,10 +385,12 @@ def _emit(
         slot = slots[running[k]]
         complete = slot.scheduled > 0 and slot.computed == slot.known
         slot.scheduled = 0
+        slot.in_flight = 0
         if not complete or slot.age >= slot.output:
             continue
         slot.age += 1
         slot.known += 1
+        slot.in_flight = limits.lag
         if slot.age == 1:
             requests[slot.request].first_token_s = now
         elif now - slot.last_token_s > slot.gap_s:
