@@ -159,7 +159,8 @@ def run_step(
     # With a lag the next step is planned while this one runs.
     engine.plans_s = starts_s if limits.lag > 0 and sequences > 0 else end
     engine.starts_s = end
-    if engine.running == 0 and engine.waiting == 0:
+    # With a lag one more step is planned, an empty one, once the last end is known.
+    if engine.running == 0 and engine.waiting == 0 and (limits.lag == 0 or sequences == 0):
         engine.plans_s = math.inf
     return sequences > 0
 
