@@ -14,7 +14,8 @@ from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 from plain_engine import Job, PlainEngine
 
-WORKLOADS = 1000  #: for each policy
+QUICK = 100  #: workloads for each policy
+ALL = 1000  #: with the slow tests
 POLICIES = (
     "fcfs",
     "priority",
@@ -117,7 +118,17 @@ def assert_same(jobs: list[Job], simulated: Simulation) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_schedules_are_identical(policy: str) -> None:
-    for seed in range(WORKLOADS):
+    require_identical(policy, range(QUICK))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_many_schedules_are_identical(policy: str) -> None:
+    require_identical(policy, range(QUICK, ALL))
+
+
+def require_identical(policy: str, seeds: range) -> None:
+    for seed in seeds:
         trace, predictions, classes, discipline, engine, cost = random_case(policy, seed)
         simulated = simulate(
             trace,
