@@ -1,6 +1,6 @@
 # Everything starts from a clean clone: the first target that needs .venv creates it.
 #
-#   make demo     install, then compare the policies on a real vLLM engine (writes demo/)
+#   make demo     install, then compare the policies exactly and live (writes demo/)
 #   make test     the whole test suite
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/
@@ -14,8 +14,11 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check docs install constraints clean
 
+# Real prompts, where they lie beside the project; else those of the built-in model.
+DEMO_DATA := $(wildcard ../shared/data/prompts_alpaca_vicuna7b.parquet)
+
 demo: $(INSTALLED)
-	$(VENV)/bin/lengthwise demo --out demo
+	$(VENV)/bin/lengthwise demo --out demo $(if $(DEMO_DATA),--data $(DEMO_DATA))
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
