@@ -143,7 +143,7 @@ def _bring_running_up_to_date(engine: Any, requests: Any, queue: Queue, batch: B
     for k in range(engine.running):
         slot = batch.slots[batch.running[k]]
         rows[k] = requests[slot.request].row
-        queue.table[rows[k]].age = slot.age
+        queue.table[rows[k]].age = slot.age - slot.in_flight
         queue.table[rows[k]].computed_tokens = slot.computed
     return rows
 
@@ -203,7 +203,7 @@ def _swap(
         preemptible[k] = (
             preemptible[k]
             and tokens == 1
-            and 0 < slot.age < slot.output
+            and 0 < slot.age - slot.in_flight < slot.output
             and queue.table[rows[k]].preemptions < rules.max_preemptions
         )
         if preemptible[k]:

@@ -117,8 +117,10 @@ SLOT: Final = np.dtype(
     [
         ("request", np.int64),
         ("age", np.int64),  # tokens of its answer
+        ("in_flight", np.int64),  # of them, those that the scheduler has not been told of yet
         ("known", np.int64),  # tokens of prompt and answer
         ("computed", np.int64),  # of them computed
+        ("named", np.int64),  # of them in blocks whose content is known, if full
         ("output", np.int64),  # tokens after which the answer ends
         ("scheduled", np.int64),  # tokens in this step
         ("blocks", np.int64),

@@ -151,13 +151,16 @@ def run_step(
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
     end = starts_s + seconds
-    ended = _emit(engine, requests, batch.slots, batch.running, token_times, token_offsets, end)
+    ended = _emit(
+        limits, engine, requests, batch.slots, batch.running, token_times, token_offsets, end
+    )
     if limits.lag == 0 and ended:
         retire(rules, limits, engine, requests, queue, batch, memory)
     # With a lag the next step is planned while this one runs.
     engine.plans_s = starts_s if limits.lag > 0 and sequences > 0 else end
     engine.starts_s = end
-    if engine.running == 0 and engine.waiting == 0:
+    # With a lag one more step is planned, an empty one, once the last end is known.
+    if engine.running == 0 and engine.waiting == 0 and (limits.lag == 0 or sequences == 0):
         engine.plans_s = math.inf
     return sequences > 0
 
@@ -185,7 +188,8 @@ def _serve_running(
         slot = slots[s]
         k += 1
         tokens = slot.known - slot.computed
-        if tokens == 1 and (not limits.shares or (slot.computed + 1) % size != 0):
+        fills = slot.computed + 1 if limits.lag == 0 else slot.computed
+        if tokens == 1 and (not limits.shares or fills % size != 0):
             # Most steps of most requests: one token, in a block that is there or easily had.
             grows = slot.computed == slot.blocks * size
             if not grows or (not limits.shares and engine.free_blocks > 0):
@@ -195,6 +199,7 @@ def _serve_running(
                     if limits.caching:
                         take_from_runs(engine, memory.runs, 1)
                 slot.computed += 1
+                slot.named = min(slot.computed, slot.known - slot.in_flight)
                 slot.scheduled = 1
                 budget -= 1
                 continue
@@ -367,6 +372,7 @@ def _work(
 
 @compiled_here
 def _emit(
+    limits: Any,
     engine: Any,
     requests: Any,
     slots: Any,
@@ -382,10 +388,12 @@ def _emit(
         slot = slots[running[k]]
         complete = slot.scheduled > 0 and slot.computed == slot.known
         slot.scheduled = 0
+        slot.in_flight = 0
         if not complete or slot.age >= slot.output:
             continue
         slot.age += 1
         slot.known += 1
+        slot.in_flight = limits.lag
         if slot.age == 1:
             requests[slot.request].first_token_s = now
         elif now - slot.last_token_s > slot.gap_s:
