@@ -41,7 +41,7 @@ class _Later(Future):  # type: ignore[type-arg]
         return super().result(timeout)
 
 
-class Executor(VllmExecutor):
+class Executor(VllmExecutor):  # type: ignore[misc]
     """Takes, under `additional_config["lengthwise"]["emulate"]`:
 
     cost             the fields of a StepCost
@@ -73,7 +73,7 @@ class Executor(VllmExecutor):
         self._lengths: dict[str, int] = {}
         self._prompts: dict[str, int] = {}
         model = self.model_config
-        self._vocabulary = model.get_vocab_size()
+        self._vocabulary: int = model.get_vocab_size()
         self._end_of_answer = int(model.hf_config.eos_token_id)
         self._spec = FullAttentionSpec(
             block_size=self.cache_config.block_size,
