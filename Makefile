@@ -1,6 +1,6 @@
 # Everything starts from a clean clone: the first target that needs .venv creates it.
 #
-#   make demo     install, then compare the policies exactly and live (writes demo/)
+#   make demo     install, then compare the policies exactly (writes demo/)
 #   make test     the whole test suite
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/

@@ -1,4 +1,4 @@
-"""`lengthwise demo`: everything once, exactly and live, in two minutes."""
+"""`lengthwise demo`: a predictor, four policies and four loads, exactly, in a minute."""
 
 from __future__ import annotations
 

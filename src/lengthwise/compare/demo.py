@@ -1,7 +1,7 @@
-"""The demo: the policies compared exactly, in virtual time, and one burst live beside it.
+"""The demo: a predictor learnt on the spot, and four policies compared exactly.
 
-Part one runs vLLM in virtual time at the pace of a GPU. Part two asks vLLM's OpenAI server over
-HTTP, with an executor that sleeps for as long as the same steps take.
+vLLM's own engine runs in virtual time, at the pace of a GPU. The policies serve prompts that the
+predictor has not seen, below, at and above capacity and all at once.
 """
 
 from __future__ import annotations
