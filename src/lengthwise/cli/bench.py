@@ -167,10 +167,12 @@ def bench(
     from lengthwise.cli.virtual_bench import (
         DEFAULT_MODEL,
         choose_gpu,
+        learn_from_corpus,
         predictor_tokenizer,
         refuse_options,
         run_virtual_bench,
     )
+    from lengthwise.compare.corpus_table import corpus_table
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.run_info import describe_run
@@ -181,6 +183,7 @@ def bench(
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.split import TEST
 
     if server_flags and not server_flags[0].startswith("-"):
         raise InputError(
@@ -239,16 +242,22 @@ def bench(
         return table
 
     if machine is not None:
-        tokenizer = predictor_tokenizer(chosen_predictor)
+        tokenizer = predictor_tokenizer(predictor)
         with ConsoleProgress() as progress:
+            learnt = None
+            if own and predictor is None:
+                learnt = learn_from_corpus(out / PREDICTOR_FOLDER, tokenizer, seed, progress)
             run_virtual_bench(
                 plan,
                 machine,
-                read_workload(tokenizer, prompt_tokens=True),
+                corpus_table(tokenizer, 2 * requests, TEST, seed)
+                if own
+                else read_workload(tokenizer, prompt_tokens=True),
                 tokenizer,
                 out,
                 name=f"{gpu}:{model or DEFAULT_MODEL}",
                 count=requests,
+                learnt=learnt,
                 progress=progress,
             )
         show_results(out, json=json)

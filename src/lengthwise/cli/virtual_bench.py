@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "llama-3-8b"
 CONTEXT = 8192
+_LEARNT_FROM = 1500
 
 
 def refuse_options(given: Mapping[str, object], *, because: str) -> None:
@@ -69,6 +70,19 @@ def predictor_tokenizer(predictor: str | None) -> PromptTokenizer:
     return load_tokenizer(name)
 
 
+def learn_from_corpus(
+    folder: Path, tokenizer: PromptTokenizer, seed: int, progress: Progress
+) -> str:
+    """Train a predictor on the built-in model's training prompts; what it learnt from, in words."""
+    from lengthwise.compare.corpus_table import corpus_table
+    from lengthwise.compare.own_answers import learn
+    from lengthwise.workload.split import TRAIN
+
+    table = corpus_table(tokenizer, _LEARNT_FROM, TRAIN, seed)
+    learn(table, tokenizer, folder, seed, progress)
+    return f"The predictor learnt from {len(table.prompts):,} other prompts."
+
+
 def run_virtual_bench(
     plan: Plan,
     machine: Machine,
@@ -78,6 +92,7 @@ def run_virtual_bench(
     *,
     name: str,
     count: int,
+    learnt: str | None = None,
     progress: Progress,
 ) -> None:
     """Run the plan on a table's prompts and leave the results in a folder.
@@ -90,8 +105,10 @@ def run_virtual_bench(
         out: folder for the results.
         name: of GPU and model, for the reader.
         count: requests in a round.
+        learnt: of a predictor that was trained for this run, in a sentence.
         progress: told what happens.
     """
+    from lengthwise.compare.demo import SAME_MACHINE
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
@@ -105,7 +122,7 @@ def run_virtual_bench(
         return Draw(requests, notes)
 
     first = draw(plan.seed)
-    notes = list(first.notes)
+    notes = [*([learnt] if learnt else []), *first.notes]
     if table.rejected:
         notes.append(f"{len(table.rejected)} malformed rows were left out")
     for line in (describe_requests(first.requests), *notes):
@@ -128,7 +145,7 @@ def run_virtual_bench(
         engine=VIRTUAL,
         engine_note=(
             f"{name}: {engine.slots} slots, {engine.token_budget:,} tokens a step. Prompt tokens: "
-            f"{counted}."
+            f"{counted}.{' ' + SAME_MACHINE if learnt else ''}"
         ),
         server={
             "slots": engine.slots,
