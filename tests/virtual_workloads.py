@@ -89,7 +89,10 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if policy != "fcfs":
         settings |= {
             "predictor": "declared",
-            "preemption": str(generator.choice(["never", "greedy"])),
+            # Never for newcomers where prompts share blocks: a request put back then finds a copy of
+            # its prefix that another one holds, and the simulator knows of one copy only. Nor where
+            # it pays: the server fits its prices while it runs, the simulator is given them.
+            "preemption": "never" if shares else str(generator.choice(["never", "greedy"])),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
             "overtake_share": [0.0, 0.5][int(generator.integers(2))],
             "max_wait_s": [None, 0.4][int(generator.integers(2))],
