@@ -89,9 +89,9 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if policy != "fcfs":
         settings |= {
             "predictor": "declared",
-            # Never for newcomers where prompts share blocks: a request put back then finds a copy of
-            # its prefix that another one holds, and the simulator knows of one copy only. Nor where
-            # it pays: the server fits its prices while it runs, the simulator is given them.
+            # Not for newcomers where prompts share blocks: a request put back may find a copy of its
+            # prefix that another one holds, and the simulator knows of one copy only. Nor where it
+            # pays: the server fits its prices while it runs, the simulator is given them.
             "preemption": "never" if shares else str(generator.choice(["never", "greedy"])),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
             "overtake_share": [0.0, 0.5][int(generator.integers(2))],
