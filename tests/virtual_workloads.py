@@ -89,8 +89,8 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if policy != "fcfs":
         settings |= {
             "predictor": "declared",
-            # Not for newcomers where prompts share blocks: a request put back may find a copy of its
-            # prefix that another one holds, and the simulator knows of one copy only. Nor where it
+            # Not for newcomers where prompts share blocks: a request put back may find a copy of
+            # its prefix that another one holds; the simulator knows of one copy only. Nor where it
             # pays: the server fits its prices while it runs, the simulator is given them.
             "preemption": "never" if shares else str(generator.choice(["never", "greedy"])),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
