@@ -93,7 +93,7 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if policy != "fcfs":
         settings |= {
             "predictor": "declared",
-            # Not where it pays: the server fits its prices while it runs, the simulator is given them.
+            # Not where it pays: the server fits its prices, the simulator is given them.
             "preemption": "never" if shares else str(generator.choice(["never", "greedy"])),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
             "overtake_share": [0.0, 0.5][int(generator.integers(2))],
