@@ -23,9 +23,9 @@ from lengthwise.compare.engine_log import (
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.server import Server
 from lengthwise.compare.server_command import free_port, server_command
-from lengthwise.compare.step_seconds import StepSeconds
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.vllm.settings import Settings
 
@@ -79,7 +79,7 @@ class Session:
         requests: Sequence[ReplayRequest],
         *,
         scheduled_s: Sequence[float] | None,
-        step_seconds: StepSeconds | None = None,
+        cost: StepCost | None = None,
         clients: int | None = None,
         max_tokens: int = 1024,
         progress: Callable[[int, int], None] = lambda answered, failed: None,
@@ -93,7 +93,7 @@ class Session:
             settings: the policy and all that belongs to it.
             requests: what to send.
             scheduled_s: when to send each, in s from the start; None for a closed loop.
-            step_seconds: what steps take by the clock of `scheduled_s`, which then runs at the
+            cost: what steps take by the clock of `scheduled_s`, which then runs at the
                 engine's speed; None: it is the wall's.
             clients: the number of clients of a closed loop.
             max_tokens: the limit for requests whose answer's length is open.
@@ -112,7 +112,7 @@ class Session:
             model=self.model,
             requests=requests,
             scheduled_s=scheduled_s,
-            pace=None if step_seconds is None else Pace(records / STEPS_FILE, step_seconds),
+            pace=None if cost is None else Pace(records / STEPS_FILE, cost),
             clients=clients,
             max_tokens=max_tokens,
             tell_truth=(settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),

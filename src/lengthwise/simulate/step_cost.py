@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
@@ -68,7 +69,7 @@ class StepCost:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise InputError(f"the cost {name} must be a number of seconds ≥ 0, got {value}")
-        _check_knots(self.linear)
+        object.__setattr__(self, "linear", _checked(self.linear))  # JSON has lists
         if self.step_s + self.decode_s + self.request_s <= 0.0 and not self.linear:
             raise InputError("a step that takes no time cannot be simulated: give step_s or more")
 
@@ -125,7 +126,7 @@ class StepCost:
             (self.step_s + layers_s) / batch + self.decode_s + self.request_s + self.kv_s * context
         )
         prefill = (self.prefill_s + 0.5 * self.attention_s * prompt_tokens) * prompt_tokens
-        added_s = self.linear_s(batch + prompt_tokens - 1.0) - layers_s
+        added_s = self.linear_s((batch + prompt_tokens - 1).astype(np.float64)) - layers_s
         seconds: NDArray[np.float64] = steps * decode + prefill + added_s + self.request_s
         return seconds
 
@@ -150,10 +151,14 @@ _NUMBERS: Final = tuple(
 )
 
 
-def _check_knots(knots: tuple[tuple[int, float], ...]) -> None:
-    """Raise InputError unless the knots describe times that more tokens never shorten."""
+def _checked(given: Iterable[tuple[float, float]]) -> tuple[tuple[int, float], ...]:
+    """The knots, if more tokens never take less time by them; else InputError."""
+    try:
+        knots = tuple((int(tokens), float(seconds)) for tokens, seconds in given)
+    except (TypeError, ValueError):
+        raise InputError("linear must be a list of knots: tokens, seconds") from None
     if not knots:
-        return
+        return ()
     tokens, seconds = zip(*knots, strict=True)
     if len(knots) < 2 or tokens[0] < 1 or any(b <= a for a, b in pairwise(tokens)):
         raise InputError("the knots of linear must be at two or more numbers of tokens, rising")
@@ -161,6 +166,7 @@ def _check_knots(knots: tuple[tuple[int, float], ...]) -> None:
         not b >= a for a, b in pairwise(seconds)
     ):
         raise InputError("the knots of linear must take seconds above 0 that never fall")
+    return knots
 
 
 def _table(knots: tuple[tuple[int, float], ...]) -> NDArray[np.float64]:
@@ -205,10 +211,6 @@ def read_cost(path: Path) -> StepCost:
     for name in _NUMBERS:
         if not isinstance(cost.get(name, 0.0), int | float):
             raise InputError(f"{path}: the cost {name} is not a number")
-    try:
-        cost["linear"] = tuple((int(n), float(seconds)) for n, seconds in cost.get("linear", ()))
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: linear must be a list of pairs: tokens, seconds") from None
     return StepCost(**cost)
 
 
