@@ -23,7 +23,9 @@ from lengthwise.simulate.calibrate import TERMS, fit_cost
 from lengthwise.simulate.clock import Clock, steady
 from lengthwise.simulate.engine_settings import read_engine
 from lengthwise.simulate.fidelity import METRICS, SPEEDS, compare
+from lengthwise.simulate.presets import preset
 from lengthwise.simulate.step_cost import StepCost, read_cost
+from lengthwise.simulate.token_curve import bends_of, knots_from, ramps
 from measured_folder import COST, ENGINE, rewrite_lines, write_folder, write_lines
 
 DELAY_S = 0.03
@@ -66,6 +68,34 @@ def test_known_costs_are_found_again(recorded: Path) -> None:
     assert fit.steps + fit.idle == sum(len(each.steps["t"]) for each in rounds)
     # A request comes anywhere in a step, so the delay is known to a part of a step.
     assert fit.cost.delay_s == pytest.approx(DELAY_S, abs=0.003)
+
+
+def test_a_curve_over_tokens_is_fitted_where_there_is_one(tmp_path: Path) -> None:
+    a100 = preset("a100", "llama-3-8b").cost
+    write_folder(tmp_path, cost=a100)
+    rounds, _ = read_measured(tmp_path)
+    fit = fit_cost(rounds)
+    assert fit.cost.linear
+    assert fit.mape < 0.01
+    tokens = np.array([2.0, 8, 64, 128, 256])
+    work = np.stack([tokens, np.zeros(5), tokens, np.ones(5), tokens**2 / 2], axis=1)
+    assert fit.cost.seconds(work) == pytest.approx(a100.seconds(work), rel=0.12)
+    fit.cost.write(tmp_path / "cost.json")
+    assert read_cost(tmp_path / "cost.json") == fit.cost
+
+
+def test_bends_leave_enough_steps_between_them() -> None:
+    generator = np.random.default_rng(0)
+    tokens = np.concatenate([generator.integers(1, 9, 500), generator.integers(50, 400, 200)])
+    bends = bends_of(tokens.astype(float))
+    assert (bends[0], bends[-1]) == (1.0, tokens.max())
+    counts, _ = np.histogram(tokens, bends)
+    assert counts.min() >= 40
+    slopes = np.arange(1.0, len(bends))
+    curve = StepCost(1.0, 0.0, 0.0, linear=knots_from(bends, slopes, 0.0))
+    assert curve.linear_s(bends) == pytest.approx(ramps(bends, bends) @ slopes)
+    assert len(bends_of(np.full(1000, 8.0))) == 0
+    assert len(bends_of(np.empty(0))) == 0
 
 
 def test_a_step_planned_ahead_takes_the_time_of_the_one_before(tmp_path: Path) -> None:

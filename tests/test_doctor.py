@@ -141,7 +141,7 @@ def test_answers_of_one_length_and_scarce_memory_are_named(run: Run, tmp_path: P
     assert "Slots" not in limits
 
 
-def test_a_log_without_steps_is_simulated_with_costs_from_data_sheets(
+def test_a_log_without_steps_is_simulated_with_a_preset(
     run: Run, tmp_path: Path
 ) -> None:
     write_log(tmp_path, traffic(11.0))
@@ -150,7 +150,7 @@ def test_a_log_without_steps_is_simulated_with_costs_from_data_sheets(
     assert ended.code == 0, ended.err
     assert "no step costs from the log" in ended.err
     document = json.loads(ended.out)
-    assert "not measured" in document["simulated"]["cost"]["source"]
+    assert "h100:llama-3-8b, derived" in document["simulated"]["cost"]["source"]
     assert document["simulated"]["engine"]["slots"] == 2
     assert document["signs"]["waiting_share"] is None
 

@@ -2,6 +2,10 @@
 
 Non-negative least squares (Lawson and Hanson, 1974) of the steps' durations on their work. A step's
 duration is the time until the next one began, so it contains all that the engine does between.
+
+Where a curve over the tokens of a step describes steps that the fit has not seen clearly better
+than a straight line does, it is fitted with the rest: on a GPU a few tokens more cost nothing until
+computing takes longer than reading the weights.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from lengthwise.errors import InputError
 from lengthwise.measure.metrics import request_metrics
 from lengthwise.simulate.measured import Floats, MeasuredRound
 from lengthwise.simulate.step_cost import WORK, StepCost
+from lengthwise.simulate.token_curve import bends_of, knots_from, ramps
 
 FEWEST_STEPS: Final = 200
 OUTLIER: Final = 5.0  #: a step that took so many times what the others let expect is left out
@@ -26,6 +31,8 @@ OUTLIER: Final = 5.0  #: a step that took so many times what the others let expe
 TERMS: Final = ("step_s", "prefill_s", "decode_s", "kv_s", "request_s", "attention_s")
 
 _SHARED: Final = 0.99  # of a term's variance explained by the terms before it: not told apart
+_CLEARLY: Final = 0.9  # of a straight line's error at unseen steps: a curve must be nearer
+_EXACT: Final = 1e-3  # a relative error that leaves nothing to explain
 _PASSES: Final = 10
 _DRAWS: Final = 500
 
@@ -87,29 +94,32 @@ def fit_cost(rounds: Sequence[MeasuredRound], seed: int = 0) -> Fit:
             "all recorded steps did the same work, so nothing tells what it costs: record rounds "
             "with prompts of several lengths, and at a load below 1 too, so that batches differ"
         )
-    designs = [_design(each, terms) for each in work]
+    bends = _bends(work, seconds, terms)
+    designs = [_design(each, terms, bends) for each in work]
     costs, ordinary = _fit_without_outliers(designs, seconds)
     left_out |= {
         TERMS[term]: "the best fit gives it nothing"
-        for term, value in zip(terms, costs, strict=True)
+        for term, value in zip(terms, costs, strict=False)
         if value == 0.0
     }
     products = [_products(*each) for each in zip(designs, seconds, ordinary, strict=True)]
     everything, kept = np.concatenate(seconds), np.concatenate(ordinary)
     taken = everything[kept]
-    error = np.concatenate(designs)[kept] @ costs - taken
+    values = dict(zip((TERMS[term] for term in terms), costs.tolist(), strict=False))
+    cost = StepCost(
+        **{"prefill_s": 0.0, "decode_s": 0.0, **values},
+        linear=knots_from(bends, costs[len(terms) :], 0.0) if len(bends) else (),
+        delay_s=fit_delay(rounds),
+        source=f"fitted to {len(taken):,} steps of {len(rounds)} rounds",
+    )
+    error = cost.seconds(np.nan_to_num(np.concatenate(work)[kept])) - taken
     relative = np.abs(error[taken > 0] / taken[taken > 0])
     variance = float(((taken - taken.mean()) ** 2).sum())
-    values = dict(zip((TERMS[term] for term in terms), costs.tolist(), strict=True))
     return Fit(
-        cost=StepCost(
-            **{"prefill_s": 0.0, "decode_s": 0.0, **values},
-            delay_s=fit_delay(rounds),
-            source=f"fitted to {len(taken):,} steps of {len(rounds)} rounds",
-        ),
+        cost=cost,
         standard_errors={
             TERMS[term]: float(spread)
-            for term, spread, value in zip(terms, _spreads(products, seed), costs, strict=True)
+            for term, spread, value in zip(terms, _spreads(products, seed), costs, strict=False)
             if value > 0.0
         }
         if len(rounds) > 1
@@ -214,9 +224,31 @@ def _terms(work: Floats) -> tuple[list[int], dict[str, str]]:
     return kept, left_out
 
 
-def _design(work: Floats, terms: Sequence[int]) -> Floats:
-    """The columns of a fit: ones, then the work of each further term."""
-    return np.column_stack([np.ones(len(work)), work[:, [term - 1 for term in terms[1:]]]])
+def _bends(work: Sequence[Floats], seconds: Sequence[Floats], terms: Sequence[int]) -> Floats:
+    """Where the curve over tokens bends; empty where a straight line does as well.
+
+    Both are fitted to every second step and compared at the others.
+    """
+    everything, durations = np.concatenate(work), np.concatenate(seconds)
+    bends = bends_of(np.nan_to_num(everything[:, 0] + everything[:, 1]))
+    if len(bends) == 0:
+        return bends
+    errors = []
+    for candidate in (np.empty(0), bends):
+        design = _design(everything, terms, candidate)
+        costs, _ = _fit_without_outliers([design[::2]], [durations[::2]])
+        relative = np.abs(design[1::2] @ costs / np.maximum(durations[1::2], 1e-9) - 1.0)
+        errors.append(float(np.minimum(relative, 1.0).mean()))
+    straight, curved = errors
+    return bends if straight > _EXACT and curved < _CLEARLY * straight else np.empty(0)
+
+
+def _design(work: Floats, terms: Sequence[int], bends: Floats) -> Floats:
+    """The columns of a fit: ones, the work of each further term, and the ramps between bends."""
+    columns = [np.ones(len(work)), work[:, [term - 1 for term in terms[1:]]]]
+    if len(bends):
+        columns.append(ramps(work[:, 0] + work[:, 1], bends))
+    return np.column_stack(columns)
 
 
 def _fit_without_outliers(

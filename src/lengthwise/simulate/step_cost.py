@@ -70,7 +70,8 @@ class StepCost:
             if not (math.isfinite(value) and value >= 0.0):
                 raise InputError(f"the cost {name} must be a number of seconds ≥ 0, got {value}")
         object.__setattr__(self, "linear", _checked(self.linear))  # JSON has lists
-        if self.step_s + self.decode_s + self.request_s <= 0.0 and not self.linear:
+        first_s = self.linear[0][1] if self.linear else 0.0
+        if self.step_s + self.decode_s + self.request_s + first_s <= 0.0:
             raise InputError("a step that takes no time cannot be simulated: give step_s or more")
 
     @property
@@ -162,10 +163,10 @@ def _checked(given: Iterable[tuple[float, float]]) -> tuple[tuple[int, float], .
     tokens, seconds = zip(*knots, strict=True)
     if len(knots) < 2 or tokens[0] < 1 or any(b <= a for a, b in pairwise(tokens)):
         raise InputError("the knots of linear must be at two or more numbers of tokens, rising")
-    if not (seconds[0] > 0.0 and math.isfinite(seconds[-1])) or any(
+    if not (seconds[0] >= 0.0 and math.isfinite(seconds[-1])) or any(
         not b >= a for a, b in pairwise(seconds)
     ):
-        raise InputError("the knots of linear must take seconds above 0 that never fall")
+        raise InputError("the knots of linear must take seconds ≥ 0 that never fall")
     return knots
 
 
