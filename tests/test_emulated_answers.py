@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from lengthwise.predict.evaluate import evaluate
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.prompts import generate
+from lengthwise.vllm.compat import check_executor
 from lengthwise.workload.dataset import Dataset
 
 
@@ -58,7 +60,7 @@ def test_what_is_no_length_does_not_count(value: object) -> None:
     st.lists(st.integers(0, 200_000), max_size=60),
     st.none() | st.integers(-(2**63), 2**64 - 1),
 )
-def test_a_drawn_length_is_a_length_and_always_the_same(prompt: list[int], seed: int | None) -> None:
+def test_a_drawn_length_is_always_the_same(prompt: list[int], seed: int | None) -> None:
     length = drawn_tokens(prompt, seed)
     assert length >= 1
     assert drawn_tokens(list(prompt), seed) == length
@@ -168,6 +170,21 @@ def test_the_executor_is_told_what_to_emulate() -> None:
 def test_a_wrong_configuration_is_one_line(config: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         emulation_settings(config, block_size=16)
+
+
+def test_another_interface_of_executors_is_one_line() -> None:
+    from vllm.v1.executor.abstract import Executor
+
+    check_executor(Executor)
+
+    class Newer(Executor):  # type: ignore[misc]
+        @abstractmethod
+        def execute_everything(self) -> None: ...
+
+    with pytest.raises(InputError, match=r"a new execute_everything.*cannot be emulated"):
+        check_executor(Newer)
+    with pytest.raises(InputError, match=r"no collective_rpc, .*cannot be emulated"):
+        check_executor(type("Older", (), {"execute_model": None}))
 
 
 def test_words_of_answers_are_many() -> None:

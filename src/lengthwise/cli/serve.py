@@ -105,7 +105,7 @@ def serve(
     printed at the start.
     """
     from lengthwise.compare.server import Server
-    from lengthwise.compare.server_command import REFERENCE, probe_of, server_command
+    from lengthwise.compare.server_command import REFERENCE, probe_of, refuse_model, server_command
     from lengthwise.emulate.target import parse_target
     from lengthwise.policy import get_policy
 
@@ -117,6 +117,7 @@ def serve(
     target = None if emulate is None else parse_target(emulate)
     if target is not None:
         model = model or REFERENCE
+        refuse_model(model, target)
     if model is None:
         raise typer.BadParameter(
             f"name the model first: lengthwise serve {' '.join(['MODEL', *flags[:1]])} …",
@@ -156,15 +157,17 @@ def serve(
             "requests without are served as they come: --predictor DIR learns them instead"
         )
     _say(f"settings, watched while serving: {path}")
-    try:
-        with Server(command, log=None) as server:
+    with Server(command, log=None) as server:
+        try:
             server.wait_ready()
             _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
             with _learner(chosen, path, learn_every) if learn else nullcontext():
                 server.wait()
+        except KeyboardInterrupt:
+            server.end()
+            _say("stopped")
+        else:
             server.check()
-    except KeyboardInterrupt:
-        _say("stopped")
 
 
 def require_matching_predictor(settings: Settings, model: str) -> None:

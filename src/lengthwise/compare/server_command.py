@@ -41,6 +41,8 @@ _OWN_FLAGS: Mapping[str, str] = {
     "--uds": "a Unix socket is not supported here; use --host and --port",
 }
 
+_TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
+
 EXECUTOR = "lengthwise.emulate.Executor"
 
 _NOT_WITH_EMULATE: Mapping[str, str] = {
@@ -48,6 +50,7 @@ _NOT_WITH_EMULATE: Mapping[str, str] = {
     "--tensor-parallel-size": "the number of GPUs is part of its name, as in 2xa100:llama-3-8b",
     "--pipeline-parallel-size": "only one stage is emulated",
     "--speculative-config": "no tokens are proposed",
+    "--worker-cls": "there is no worker",
 }
 
 _NOT_WITH_PROBE: Mapping[str, str] = {
@@ -66,18 +69,26 @@ class ServerCommand:
         environment: the whole environment of the child process.
         host: the address it listens on.
         port: its TCP port.
+        tls: whether it speaks TLS.
+        shutdown_timeout_s: for how long it finishes what is open when it is told to end; 0 to cut
+            that off at once (vLLM's --shutdown-timeout).
     """
 
     arguments: list[str]
     environment: dict[str, str]
     host: str
     port: int
+    tls: bool = False
+    shutdown_timeout_s: float = 0.0
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the server."""
         host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.tls else "http"
+        return (
+            f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+        )
 
 
 def server_command(
@@ -114,7 +125,11 @@ def server_command(
     for flag in given & _OWN_FLAGS.keys():
         raise InputError(f"{flag} cannot be passed on to vLLM: {_OWN_FLAGS[flag]}")
     require_free_port(host, port)
-    path = model_path(model) if emulate is None else emulated_path(model, emulate)
+    if emulate is None:
+        path = model_path(model)
+    else:
+        refuse_model(model, emulate)
+        path = str(cached_model_folder(emulate.model_name, emulate.model))
     arguments = ["--model", path, "--host", host, "--port", str(port)]
     arguments += ["--scheduler-cls", "lengthwise.vllm.Scheduler"]
     passed_on, additional = _take_additional_config(flags)
@@ -151,21 +166,23 @@ def server_command(
             arguments += [flag] if value is None else [flag, value]
     if development_routes:
         environment["VLLM_SERVER_DEV_MODE"] = "1"
-    return ServerCommand([*arguments, *passed_on], environment, host, port)
+    return ServerCommand(
+        [*arguments, *passed_on],
+        environment,
+        host,
+        port,
+        tls=bool(given & _TLS_FLAGS),
+        shutdown_timeout_s=_seconds(last_value("--shutdown-timeout", passed_on)),
+    )
 
 
-def emulated_path(model: str, target: Target) -> str:
-    """The folder that vLLM takes for the emulated model.
-
-    Raises:
-        InputError: the folder cannot be written, or `model` is not the built-in one.
-    """
+def refuse_model(model: str, target: Target) -> None:
+    """Raise InputError for another model than the built-in one beside what is emulated."""
     if model != REFERENCE:
         raise InputError(
             f"--emulate {target.name} names the model already: leave {model} out "
             "(--tokenizer FOLDER takes another tokenizer than the built-in one)"
         )
-    return str(cached_model_folder(target.model_name, target.model))
 
 
 def emulation_flags(target: Target) -> dict[str, str | None]:
@@ -259,6 +276,23 @@ def free_port(host: str = "127.0.0.1") -> int:
 def flag_name(flag: str) -> str:
     """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
     return flag.split("=", 1)[0].replace("_", "-")
+
+
+def last_value(flag: str, flags: Sequence[str]) -> str | None:
+    """What a flag is given as, `--flag=value` or `--flag value`; the last one counts."""
+    value = None
+    for place, text in enumerate(flags):
+        if text.startswith("--") and flag_name(text) == flag:
+            _, equals, after = text.partition("=")
+            value = after if equals else next(iter(flags[place + 1 : place + 2]), None)
+    return value
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(float(text or 0.0), 0.0)
+    except ValueError:
+        return 0.0  # vLLM refuses it in its own words
 
 
 def _take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, object]]:

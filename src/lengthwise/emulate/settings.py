@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from lengthwise.simulate.step_cost import StepCost
 
 EMULATE: Final = "emulate"  #: the key below "lengthwise"
 
-_CLOCKS: Final = {"real": RealClock, "virtual": VirtualClock}
+_CLOCKS: Final[Mapping[str, Callable[[], Clock]]] = {"real": RealClock, "virtual": VirtualClock}
 _TARGET: Final = {"preset", "clock", "asynchronous"}
 _COSTS: Final = {"cost", "kv_blocks", "clock", "asynchronous"}
 _EXAMPLE: Final = '{"lengthwise": {"emulate": {"preset": "a100:llama-3-8b"}}}'
@@ -63,9 +63,7 @@ def emulation_settings(config: object, block_size: int) -> EmulationSettings:
     else:
         cost = _cost(config["cost"])
         tokens = int(config["kv_blocks"]) * block_size
-    return EmulationSettings(
-        cost, tokens, _CLOCKS[clock](), bool(config.get("asynchronous", True))
-    )
+    return EmulationSettings(cost, tokens, _CLOCKS[clock](), bool(config.get("asynchronous", True)))
 
 
 def _cost(fields: Any) -> StepCost:

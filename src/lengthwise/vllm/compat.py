@@ -133,6 +133,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
 
 def engine_limits(scheduler: Any) -> dict[str, float]:
     """What bounds this engine's steps, under the names of `simulate.EngineSettings`."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
     config = scheduler.scheduler_config
     return {
         "slots": int(scheduler.max_num_active_reqs),
@@ -143,7 +145,8 @@ def engine_limits(scheduler: Any) -> dict[str, float]:
         "prefix_caching": bool(scheduler.cache_config.enable_prefix_caching),
         "watermark": float(getattr(config, "watermark", 0.0)),
         "long_prefill_tokens": int(config.long_prefill_token_threshold),
-        "lag": int(bool(config.async_scheduling)),
+        # Not what the configuration says: vLLM sets that up anew once the scheduler is made.
+        "lag": int(isinstance(scheduler, AsyncScheduler)),
     }
 
 
