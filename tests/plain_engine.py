@@ -23,6 +23,7 @@ class Job:
     output: int
     computed: int = 0
     scheduled: int = 0
+    chunk: bool = False  # its last step left something that is known to compute
     blocks: list[int] = field(default_factory=list)
     started: float = math.nan
     tokens: list[float] = field(default_factory=list)  # when each came
@@ -88,8 +89,8 @@ class PlainEngine:
         self.tokens_per_step += weight * (new + decode - self.tokens_per_step)
         for job in ran:
             job.row.last_step, job.scheduled = self.step, 0
-            job.row.promoted = max(job.row.promoted - 1, 0)
-            if job.left == 0:
+            job.row.promoted, job.chunk = max(job.row.promoted - 1, 0), job.left > 0
+            if not job.chunk:
                 job.tokens.append(self.now)
                 if len(job.tokens) == job.output:
                     self.leave(job, FREE)
@@ -141,7 +142,7 @@ class PlainEngine:
         self.waiting.append(job)
         self.head -= 1
         job.row.sequence, job.row.age, job.row.last_step = self.head, len(job.tokens), self.step
-        job.row.computed_tokens, job.computed = 0, 0
+        job.row.computed_tokens, job.computed, job.chunk = 0, 0, False
 
     def leave(self, job: Job, state: int) -> None:
         self.running.remove(job)

@@ -1,4 +1,7 @@
-"""vLLM's engine core in virtual time against the simulator: every request's times are equal."""
+"""vLLM's engine core in virtual time against the simulator: every request's times are equal.
+
+A thousand workloads: LENGTHWISE_VIRTUAL_ENGINES=100 pytest tests/test_virtual_exact.py
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ pytest.importorskip("vllm")
 
 from lengthwise.emulate.driver import OURS, Served, open_virtual_engine
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.vllm.settings import parse_settings
 from virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
@@ -19,14 +23,14 @@ ENGINES = int(os.environ.get("LENGTHWISE_VIRTUAL_ENGINES", "8"))  #: engines of 
 WORKLOADS = int(os.environ.get("LENGTHWISE_VIRTUAL_WORKLOADS", "10"))  #: for each
 
 
-def simulated(workload: Workload, engine: object, lag: int) -> Simulation:
+def simulated(workload: Workload, engine: EngineSettings) -> Simulation:
     settings = parse_settings(workload.settings)
-    discipline = make_discipline(**settings.discipline_arguments(engine.slots))  # type: ignore[attr-defined]
+    discipline = make_discipline(**settings.discipline_arguments(engine.slots))
     return simulate(
         workload.trace,
         discipline,
         COST,
-        engine,  # type: ignore[arg-type]
+        engine,
         predictions=workload.predictions if discipline.needs_predictions else None,
     )
 
@@ -46,14 +50,15 @@ def differences(served: list[Served], simulation: Simulation) -> float:
 
 @pytest.mark.parametrize("number", range(ENGINES))
 def test_every_request_is_equal(number: int) -> None:
+    """First token and end, over policies, guards, greedy swaps, blend, scarce and ample KV, shared
+    prefixes, watermark, prompts longer than a step, with and without a lag."""
     engine = random_engine(number)
     with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
-        # The engine's context is rounded up to whole blocks; so is the memory that never binds.
         for each in range(WORKLOADS):
             workload = random_workload(1000 * number + each, engine)
             virtual.use(workload.settings)
             served = virtual.run(workload.asked)
             for one, asked in zip(served, workload.asked, strict=True):
                 assert len(one.token_s) == asked.output_tokens
-            gap = differences(served, simulated(workload, engine, engine.lag))
+            gap = differences(served, simulated(workload, engine))
             assert gap < 1e-9, f"engine {engine}, workload {each}: {workload.settings}"

@@ -25,12 +25,12 @@ class RunInfo:
     model: str  # the served model, as the user named it
     dataset: str  # where the prompts came from, as the user named it
     requests: int  # requests in each round
-    engine: str = LIVE  # LIVE or VIRTUAL
-    engine_note: str = ""  # of a virtual one: whose steps, and who counted the prompts' tokens
     server: Mapping[str, object] = field(default_factory=dict)  # what the server was started with
     machine: Mapping[str, object] = field(default_factory=dict)  # see describe_machine
     versions: Mapping[str, str] = field(default_factory=dict)  # see package_versions
     notes: tuple[str, ...] = ()  # what a reader must know: rows left out, how lengths were got
+    engine: str = LIVE  # LIVE or VIRTUAL
+    engine_note: str = ""  # of a virtual one: whose steps, and who counted the prompts' tokens
 
     def to_json(self) -> dict[str, object]:
         """The fields as a JSON object with the schema's name."""

@@ -50,6 +50,7 @@ def start(
     slot.request = i
     slot.age = served.age
     slot.in_flight = 0
+    slot.chunk = False
     slot.known = served.prompt_tokens + served.age
     slot.output = served.output_tokens
     slot.computed = slot.named = hits * limits.block_size

@@ -122,6 +122,7 @@ SLOT: Final = np.dtype(
         ("computed", np.int64),  # of them computed
         ("named", np.int64),  # of them in blocks whose content is known, if full
         ("output", np.int64),  # tokens after which the answer ends
+        ("chunk", np.bool_),  # its last step left some of its known tokens to compute
         ("scheduled", np.int64),  # tokens in this step
         ("blocks", np.int64),
         ("last_token_s", np.float64),

@@ -387,6 +387,8 @@ def _emit(
     for k in range(engine.running):
         slot = slots[running[k]]
         complete = slot.scheduled > 0 and slot.computed == slot.known
+        if slot.scheduled > 0:
+            slot.chunk = not complete
         slot.scheduled = 0
         slot.in_flight = 0
         if not complete or slot.age >= slot.output:
