@@ -141,9 +141,7 @@ def test_answers_of_one_length_and_scarce_memory_are_named(run: Run, tmp_path: P
     assert "Slots" not in limits
 
 
-def test_a_log_without_steps_is_simulated_with_a_preset(
-    run: Run, tmp_path: Path
-) -> None:
+def test_a_log_without_steps_is_simulated_with_a_preset(run: Run, tmp_path: Path) -> None:
     write_log(tmp_path, traffic(11.0))
     (tmp_path / "steps.jsonl").unlink()
     ended = run("--log", str(tmp_path), *QUICK, "--slots", "2", "--json")

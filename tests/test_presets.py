@@ -89,7 +89,7 @@ def test_more_tokens_never_take_less_time() -> None:
         ("2xl40s:llama-3-70b", "such as 4xl40s"),
         ("3xa100:llama-3-8b", "1, 2, 4 or 8"),
         ("0xa100:llama-3-8b", "1, 2, 4 or 8"),
-        ("a100", "GPU:MODEL"),
+        ("a100", "a100:llama-3-8b.*h100.*qwen"),
     ],
 )
 def test_names_that_are_no_preset(name: str, message: str) -> None:

@@ -309,7 +309,7 @@ def test_the_command_writes_settings_that_serve_takes(run: Run, trace_file: Path
     caps = ("--cap", "p99-e2el=1.3", "--objective", "mean-latency-per-output-token")
     ended = run(str(trace_file), *BUSY, *caps, "--out", str(out), "--json")
     assert ended.code == 0, ended.err
-    assert "taking llama-3-8b on h100" in ended.err
+    assert "the preset h100:llama-3-8b" in ended.err
     document = json.loads(ended.out)
     settings, _ = read_settings(out)
     chosen = document["chosen"]

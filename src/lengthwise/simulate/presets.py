@@ -65,6 +65,11 @@ class Preset:
     derived: bool
     sources: tuple[str, ...]
 
+    @property
+    def model_name(self) -> str:
+        """The part of the name that names the model."""
+        return self.name.rpartition(":")[2]
+
     def limits(self, block_size: int) -> EngineSettings:
         """The engine with blocks of another size in the same memory."""
         blocks = (self.engine.kv_blocks or 0) * self.engine.block_size // block_size
@@ -85,8 +90,9 @@ def parse_preset(text: str) -> Preset:
     gpu, colon, model = text.partition(":")
     if not colon:
         raise InputError(
-            f"a preset is named GPU:MODEL, such as a100:llama-3-8b or 2xa100:llama-3-70b, or "
-            f"{AFFINE}; got {text!r}"
+            f"unknown preset {text!r}: name GPU and model as in a100:llama-3-8b or "
+            f"2xa100:llama-3-70b, or {AFFINE}; GPUs are {', '.join(sorted(GPUS))}, models "
+            f"{', '.join(sorted(MODELS))}"
         )
     return preset(gpu, model)
 
