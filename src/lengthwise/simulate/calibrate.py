@@ -230,7 +230,8 @@ def _bends(work: Sequence[Floats], seconds: Sequence[Floats], terms: Sequence[in
     Both are fitted to every second step and compared at the others.
     """
     everything, durations = np.concatenate(work), np.concatenate(seconds)
-    bends = bends_of(np.nan_to_num(everything[:, 0] + everything[:, 1]))
+    tokens = everything[:, 0] + everything[:, 1]
+    bends = bends_of(tokens) if np.isfinite(tokens).all() else np.empty(0)
     if len(bends) == 0:
         return bends
     errors = []
