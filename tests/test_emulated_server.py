@@ -16,9 +16,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.compare.server_command import EXECUTOR, free_port
-from lengthwise.emulate.model_folder import model_folder
-from lengthwise.emulate.target import parse_target
+from lengthwise.compare.server_command import free_port
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.vllm.settings import status_path
 from test_end_to_end import (
@@ -117,34 +115,6 @@ def test_an_emulated_server_streams_obeys_its_policy_and_ends_politely(tmp_path:
         assert process.wait(timeout=100) == 0
     assert_gone(children)
     assert last_line(tmp_path) == "lengthwise: stopped"
-
-
-def test_steps_are_planned_ahead_as_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.engine.core import EngineCore
-    from vllm.v1.executor import Executor
-
-    target = parse_target(TARGET)
-    config = EngineArgs(
-        model=str(model_folder(target.model, tmp_path / "model")),
-        distributed_executor_backend=EXECUTOR,
-        block_size=16,
-        enforce_eager=True,
-        additional_config={"lengthwise": {"emulate": {"preset": TARGET}}},
-    ).create_engine_config()
-    core = EngineCore(config, Executor.get_class(config), log_stats=False)
-    try:
-        assert core.batch_queue_size == 2
-        assert core.batch_queue is not None
-        assert isinstance(core.scheduler, AsyncScheduler)
-        assert core.scheduler.block_size == 16
-        assert config.cache_config.num_gpu_blocks - 1 == target.engine.kv_blocks
-    finally:
-        core.shutdown()
 
 
 def short_and_long(client: Client) -> list[str]:
