@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.grid import DATA, compared, show, simulate_seeds
 
 from lengthwise.simulate.cell import Cell, Workload
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.roofline import kv_blocks, roofline
+from lengthwise.simulate.presets import preset
 from lengthwise.workload.trace import load_trace
 
 TRACES = {name: DATA / f"trace_azure2023_{name}.parquet" for name in ("conv", "code")}
 LOADS = ("0.7", "0.9", "1.05")
 POLICIES = ("sjf", "srpt", "hrrn")
-ENGINE = EngineSettings(slots=64, kv_blocks=kv_blocks("llama-3-8b", "h100", 16))
+PRESET = preset("h100", "llama-3-8b")
+ENGINE = replace(PRESET.engine, slots=64)
 
 
 def cells(name: str, seed: int) -> list[Cell]:
@@ -45,7 +45,7 @@ def cells(name: str, seed: int) -> list[Cell]:
         label="",
         discipline={},
         load="",
-        cost=roofline("llama-3-8b", "h100"),
+        cost=PRESET.cost,
         engine=ENGINE,
         seed=seed,
         predictor="noisy-oracle:0.5",

@@ -22,6 +22,7 @@
     python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
     python scripts/fill_tables.py cutoff cutoff.json      of bench/preemption.py --json
     python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
+    python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -41,6 +42,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from scripts.preset_tables import PRESET_TABLES
 from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.targets import targets_table
 
@@ -74,11 +76,14 @@ COMMANDS = {
     "probe-overhead": "python bench/probe_overhead.py --json",
     "cutoff": "python bench/preemption.py --json",
     "emulated-server": "python bench/emulated_server.py --json",
+    "presets": "python bench/presets.py --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {
     "overhead-summary": "overhead",
     "predictors-summary": "predictors",
+    "presets-derived": "presets",
+    "presets-left-out": "presets",
     "probe-summary": "probe",
     "probe-layers": "probe",
     "probe-ages": "probe",
@@ -156,7 +161,8 @@ def filled(text: str) -> str:
         if not path.is_file():
             return found[0]
         kept = read(path)
-        lines = TABLES.get(found[2], comparison_table)(kept)
+        tables = TABLES | PRESET_TABLES
+        lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 
     return BLOCK.sub(block, text)

@@ -13,6 +13,7 @@ import numpy as np
 
 from lengthwise.policy.discipline import Discipline
 from lengthwise.request import FREE, RUNNING, WAITING
+from lengthwise.simulate.step_cost import step_seconds
 from plain_plan import in_order, plan, rank
 
 
@@ -84,7 +85,7 @@ class PlainEngine:
         prefill = [job for job in ran if job.scheduled > 1 or job not in old]
         pairs = sum(j.scheduled * (j.computed - 0.5 * (j.scheduled - 1)) for j in prefill)
         new, kv = sum(job.scheduled for job in prefill), sum(job.computed for job in ran)
-        self.now += float(self.terms @ np.array([1, new, decode, kv, len(ran), pairs]))
+        self.now += step_seconds.py_func(self.terms, new, decode, kv, len(ran), pairs)
         weight = max(0.002, 1 / self.step)
         self.tokens_per_step += weight * (new + decode - self.tokens_per_step)
         for job in ran:

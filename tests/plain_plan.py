@@ -16,6 +16,7 @@ from lengthwise.policy.memory import fitting
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.select import SWAP_EVERY, Engine, choose_swaps
 from lengthwise.request import RUNNING
+from lengthwise.simulate.step_cost import prefill_token_seconds, step_seconds
 
 if TYPE_CHECKING:
     from plain_engine import Job, PlainEngine
@@ -25,8 +26,8 @@ def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
     context = sum(job.computed for job in engine.running)
-    fixed, prefill, decode, per_token, request, _ = engine.terms
-    engine.decode_s = fixed + (decode + request) * slots + per_token * context
+    engine.decode_s = step_seconds.py_func(engine.terms, 0, slots, context, slots, 0.0)
+    prefill = prefill_token_seconds.py_func(engine.terms)
     engine.prefill_weight = prefill * slots / engine.decode_s * engine.discipline.service_time
     front = swap(engine) or fits(engine)
     wanted = sum(math.ceil(job.left / engine.size) for job in engine.running)
@@ -108,7 +109,7 @@ def swap(engine: PlainEngine) -> list[Job] | None:
             caching=bool(limits.caching),
             requests=len(engine.running) + len(engine.waiting),
             step_s=engine.decode_s,
-            prefill_s=engine.terms[1],
+            prefill_s=prefill_token_seconds.py_func(engine.terms),
             tokens_per_step=engine.tokens_per_step,
         ),
     )

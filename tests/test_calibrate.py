@@ -23,7 +23,7 @@ from lengthwise.simulate.calibrate import TERMS, fit_cost
 from lengthwise.simulate.clock import Clock, steady
 from lengthwise.simulate.engine_settings import read_engine
 from lengthwise.simulate.fidelity import METRICS, SPEEDS, compare
-from lengthwise.simulate.step_cost import read_cost
+from lengthwise.simulate.step_cost import StepCost, read_cost
 from measured_folder import COST, ENGINE, rewrite_lines, write_folder, write_lines
 
 DELAY_S = 0.03
@@ -284,7 +284,7 @@ def test_the_command_writes_what_simulate_reads(
     code, printed = call(str(recorded), "--against", str(other), "--out", str(out), "--json")
     assert code == 0
     document = json.loads(printed)
-    assert asdict(read_cost(out)) == document["cost"]
+    assert read_cost(out) == StepCost(**document["cost"])
     assert read_engine(out, {}) == ENGINE
     assert document["engine"] == asdict(ENGINE)
     speeds = [row["speed"] for row in document["fidelity"] if row["folder"] == str(other)]

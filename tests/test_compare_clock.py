@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from lengthwise.compare.clock import EngineClock, Pace, WallClock
-from lengthwise.compare.step_seconds import StepSeconds, fit_step_seconds
+from lengthwise.simulate.calibrate import fit_tokens
+from lengthwise.simulate.step_cost import StepCost
 
-SECONDS = StepSeconds(step_s=0.008, prefill_s=0.0001, decode_s=0.0002)
+COST = StepCost(step_s=0.008, prefill_s=0.0001, decode_s=0.0002)
 
 
 def write_steps(path: Path, durations_s: Sequence[float | None]) -> None:
@@ -28,11 +29,13 @@ def write_steps(path: Path, durations_s: Sequence[float | None]) -> None:
 def test_the_fit_finds_the_parts_of_a_step_and_overlooks_pauses() -> None:
     random = np.random.default_rng(0)
     prefill, decode = random.integers(0, 200, 300), random.integers(1, 17, 300)
-    seconds = np.array([SECONDS.of(p, d) for p, d in zip(prefill, decode, strict=True)])
+    seconds = COST.seconds(np.stack([prefill, decode, *np.zeros((3, 300))], axis=1))
     seconds[7], seconds[8] = 3.0, np.nan
     steps = {"duration_s": seconds, "prefill_tokens": prefill, "decode_tokens": decode}
-    assert fit_step_seconds(steps) == pytest.approx(SECONDS)
-    assert fit_step_seconds({name: column[8:9] for name, column in steps.items()}) is None
+    fitted = fit_tokens(steps)
+    assert fitted is not None
+    assert fitted.terms == pytest.approx(COST.terms)
+    assert fit_tokens({name: column[8:9] for name, column in steps.items()}) is None
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
@@ -42,7 +45,7 @@ def test_it_runs_as_fast_as_the_engine(tmp_path: Path, speed: float) -> None:
     write_steps(steps, [None, *[0.01 / speed] * 400])
 
     async def run() -> tuple[float, float, float]:
-        clock = EngineClock(Pace(steps, SECONDS))
+        clock = EngineClock(Pace(steps, COST))
         await clock.until(0.05)  # the steps are looked up at the first tick
         first_s = await clock.until(0.5)
         return clock.speed, first_s, await clock.until(1.0) - first_s
@@ -57,7 +60,7 @@ def test_the_last_seconds_count_and_a_line_half_written_does_not(tmp_path: Path)
     write_steps(steps, [0.01] * 500)
 
     async def run() -> list[float]:
-        clock = EngineClock(Pace(steps, SECONDS))
+        clock = EngineClock(Pace(steps, COST))
         speeds = []
         for more in ([], [0.04] * 100):
             write_steps(steps, more)
@@ -74,7 +77,7 @@ def test_the_last_seconds_count_and_a_line_half_written_does_not(tmp_path: Path)
 
 def test_without_steps_it_is_the_walls(tmp_path: Path) -> None:
     async def run() -> tuple[float, float]:
-        paced, wall = EngineClock(Pace(tmp_path / "none", SECONDS)), WallClock()
+        paced, wall = EngineClock(Pace(tmp_path / "none", COST)), WallClock()
         return await paced.until(0.2), await wall.until(0.2)
 
     paced_s, wall_s = asyncio.run(run())

@@ -138,7 +138,7 @@ def test_the_load_really_offered_comes_from_what_the_engine_did() -> None:
     # 40 tokens of work within 4 s, for an engine that does 5 a second.
     assert describe(Capacity(1.2), seen).offered_load == pytest.approx(2.0)
     assert describe(Burst(), seen).offered_load is None
-    assert describe(Burst(), seen).capacity_tokens_per_s == 5.0
+    assert describe(Burst(), seen).capacity_tokens_per_s == pytest.approx(5.0)
 
 
 def test_the_settings_of_a_round_are_kept_but_not_where_it_was_recorded() -> None:

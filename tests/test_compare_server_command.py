@@ -19,8 +19,8 @@ from lengthwise.compare.server_command import (
     require_free_port,
     server_command,
 )
-from lengthwise.emulate.target import parse_target
 from lengthwise.errors import InputError
+from lengthwise.simulate.presets import parse_preset
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
@@ -60,7 +60,7 @@ def test_an_emulated_server_gets_the_defaults_of_the_gpu(
             host="127.0.0.1",
             port=free_port(),
             flags=flags,
-            emulate=parse_target("a100:llama-3-8b"),
+            emulate=parse_preset("a100:llama-3-8b"),
         )
 
     arguments = emulated().arguments
@@ -92,7 +92,7 @@ def test_what_does_not_go_with_an_emulated_server_is_refused(flag: str) -> None:
             host="127.0.0.1",
             port=free_port(),
             flags=[flag],
-            emulate=parse_target("a100:llama-3-8b"),
+            emulate=parse_preset("a100:llama-3-8b"),
         )
 
 

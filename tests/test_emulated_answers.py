@@ -18,13 +18,13 @@ from lengthwise.emulate import answers
 from lengthwise.emulate.answers import answer_tokens, drawn_tokens, prompt_effect
 from lengthwise.emulate.model_folder import cached_model_folder, model_folder
 from lengthwise.emulate.settings import emulation_settings
-from lengthwise.emulate.target import parse_target
 from lengthwise.errors import InputError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.evaluate import evaluate
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.prompts import generate
+from lengthwise.simulate.presets import parse_preset
 from lengthwise.vllm.compat import check_executor
 from lengthwise.workload.dataset import Dataset
 
@@ -93,7 +93,7 @@ def test_prompts_tell_something_of_their_answers() -> None:
 
 
 def test_the_folder_has_the_shape_of_the_model_and_our_tokenizer(tmp_path: Path) -> None:
-    shape = parse_target("a100:llama-3-8b").model
+    shape = parse_preset("a100:llama-3-8b").model
     folder = model_folder(shape, tmp_path / "model")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert model_folder(shape, folder) == folder  # again, over what is there
@@ -112,20 +112,20 @@ def test_the_cache_is_where_the_user_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    shape = parse_target("a100:llama-3-8b").model
-    assert cached_model_folder("m", shape) == tmp_path / "lengthwise/emulated/m"
+    preset = parse_preset("2xa100:llama-3-8b")
+    assert cached_model_folder(preset) == tmp_path / "lengthwise/emulated/llama-3-8b"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        model_folder(parse_target("a100:llama-3-8b").model, tmp_path / "file" / "model")
+        model_folder(parse_preset("a100:llama-3-8b").model, tmp_path / "file" / "model")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a100", "a100:llama-3-8b.*h100.*llama-3-70b"),
+        ("a100", "GPU:MODEL, such as a100:llama-3-8b"),
         ("a100:gpt-9", "unknown model 'gpt-9'.*llama-3-8b"),
         ("abacus:llama-3-8b", "unknown GPU 'abacus'.*a100"),
         ("a10g:llama-3-70b", "does not fit"),
@@ -133,14 +133,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_emulated_is_one_line(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        parse_target(name)
+        parse_preset(name)
 
 
-def test_a_target_has_the_defaults_of_its_gpu() -> None:
+def test_a_preset_has_the_defaults_of_its_gpu() -> None:
     limits = {
         gpu: (engine.slots, engine.token_budget, engine.block_size)
         for gpu in ("a100", "2xa100", "h100", "l40s")
-        for engine in [parse_target(f"{gpu}:llama-3-8b").engine]
+        for engine in [parse_preset(f"{gpu}:llama-3-8b").engine]
     }
     usual, large = (256, 2048, 16), (1024, 8192, 16)
     assert limits == {"a100": usual, "2xa100": usual, "h100": large, "l40s": usual}
@@ -148,10 +148,10 @@ def test_a_target_has_the_defaults_of_its_gpu() -> None:
 
 def test_the_executor_is_told_what_to_emulate() -> None:
     told = emulation_settings({"preset": "a100:llama-3-8b"}, block_size=32)
-    target = parse_target("a100:llama-3-8b")
-    assert told.cost == target.cost
-    assert target.engine.kv_blocks is not None
-    assert told.kv_tokens == target.engine.kv_blocks * 16
+    preset = parse_preset("a100:llama-3-8b")
+    assert told.cost == preset.cost
+    assert preset.engine.kv_blocks is not None
+    assert told.kv_tokens == preset.engine.kv_blocks * 16
     assert told.asynchronous
     first, second = (told.clock.now() for _ in range(2))
     assert second >= first > 0.0

@@ -14,11 +14,11 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.compare.server_command import EXECUTOR
 from lengthwise.emulate.model_folder import model_folder
-from lengthwise.emulate.target import parse_target
 from lengthwise.emulate.transfers import BANDWIDTH, Transfers, transfers_of
 from lengthwise.errors import InputError
+from lengthwise.simulate.presets import parse_preset
 
-TARGET = parse_target("a100:llama-3-8b")
+PRESET = parse_preset("a100:llama-3-8b")
 BLOCK_BYTES = 16 * 2 * 32 * 8 * 128 * 2  # tokens, K and V, layers, heads, head size, bfloat16
 MakeCore = Callable[..., Any]
 
@@ -35,11 +35,11 @@ def make_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeC
 
         def make(**more: Any) -> Any:
             config = EngineArgs(
-                model=str(model_folder(TARGET.model, tmp_path / "model")),
+                model=str(model_folder(PRESET.model, tmp_path / "model")),
                 distributed_executor_backend=EXECUTOR,
                 block_size=16,
                 enforce_eager=True,
-                additional_config={"lengthwise": {"emulate": {"preset": TARGET.name}}},
+                additional_config={"lengthwise": {"emulate": {"preset": PRESET.name}}},
                 **more,
             ).create_engine_config()
             core = EngineCore(config, Executor.get_class(config), log_stats=False)
@@ -57,7 +57,7 @@ def test_steps_are_planned_ahead_as_on_a_gpu(make_core: MakeCore) -> None:
     assert core.batch_queue is not None
     assert isinstance(core.scheduler, AsyncScheduler)
     assert core.scheduler.block_size == 16
-    assert core.vllm_config.cache_config.num_gpu_blocks - 1 == TARGET.engine.kv_blocks
+    assert core.vllm_config.cache_config.num_gpu_blocks - 1 == PRESET.engine.kv_blocks
 
 
 def serve(core: Any, name: str, prompt: list[int], tokens: int, transfer: dict[str, Any]) -> Any:

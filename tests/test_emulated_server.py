@@ -31,7 +31,7 @@ from test_end_to_end import (
 
 pytestmark = pytest.mark.engine
 
-TARGET = "a100:llama-3-8b"
+PRESET = "a100:llama-3-8b"
 
 
 class Client:
@@ -75,7 +75,7 @@ class Client:
 def test_an_emulated_server_streams_obeys_its_policy_and_ends_politely(tmp_path: Path) -> None:
     port, settings = free_port(), tmp_path / "settings.json"
     client = Client(port)
-    arguments = ["serve", "--emulate", TARGET, "--settings", str(settings), "--port", str(port)]
+    arguments = ["serve", "--emulate", PRESET, "--settings", str(settings), "--port", str(port)]
     # How often a request may be overtaken is bounded by default.
     flags = ["--policy", "srpt:max_overtakes=off", "--max-num-seqs", "4"]
     flags += ["--shutdown-timeout", "60"]
@@ -145,7 +145,7 @@ def is_busy(port: int) -> bool:
 def test_two_replicas_share_the_load_and_say_what_they_cut_off(tmp_path: Path) -> None:
     port = free_port()
     client = Client(port)
-    arguments = ["serve", "--emulate", TARGET, "--port", str(port), "--data-parallel-size", "2"]
+    arguments = ["serve", "--emulate", PRESET, "--port", str(port), "--data-parallel-size", "2"]
     with started(tmp_path, *arguments) as process, ThreadPoolExecutor(8) as pool:
         wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
         children = children_of(process)
@@ -162,7 +162,7 @@ def test_two_replicas_share_the_load_and_say_what_they_cut_off(tmp_path: Path) -
 
 
 def test_what_the_engine_refuses_is_one_line_and_exit_code_2() -> None:
-    arguments = ["--emulate", TARGET, "--port", str(free_port()), "--enable-prompt-embeds"]
+    arguments = ["--emulate", PRESET, "--port", str(free_port()), "--enable-prompt-embeds"]
     finished = subprocess.run([*COMMAND, "serve", *arguments], capture_output=True, text=True)
     assert finished.returncode == 2
     assert "only models that generate text from text" in finished.stderr.splitlines()[-1]

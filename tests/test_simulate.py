@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,19 @@ from lengthwise.simulate.cell import Cell, Workload, capacity, full_batch, run_c
 from lengthwise.simulate.cluster import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import certain, noisy, trace_predictions
-from lengthwise.simulate.roofline import GPUS, MODELS, kv_blocks, roofline
+from lengthwise.simulate.presets import preset
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost, read_cost
+from lengthwise.simulate.step_cost import (
+    StepCost,
+    prefill_token_seconds,
+    read_cost,
+    step_seconds,
+)
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 AFFINE = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)
+BENT = replace(AFFINE, linear=((1, 2e-3), (8, 2e-3), (16, 3e-3), (64, 9e-3)))
 
 
 def trace_of(
@@ -300,6 +307,16 @@ def test_costs_that_no_engine_has_are_refused(tmp_path: Any) -> None:
         StepCost(0.0, 1.0, 0.0)
     AFFINE.write(tmp_path / "cost.json", note="kept")
     assert read_cost(tmp_path / "cost.json") == AFFINE
+    BENT.write(tmp_path / "cost.json")
+    assert read_cost(tmp_path / "cost.json") == BENT
+    for bad_knots in (
+        ((1, 1.0),),
+        ((2, 1.0), (2, 2.0)),
+        ((1, 2.0), (2, 1.0)),
+        ((0, 1.0), (2, 2.0)),
+    ):
+        with pytest.raises(InputError, match="knots"):
+            replace(BENT, linear=bad_knots)
     for text, message in (
         ("{", "not JSON"),
         ("{}", "not a file of step costs"),
@@ -315,6 +332,35 @@ def test_costs_that_no_engine_has_are_refused(tmp_path: Any) -> None:
             read_cost(tmp_path / "bad.json")
 
 
+def test_costs_of_the_first_version_are_still_read(tmp_path: Any) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(
+        '{"schema": "lengthwise.cost/1", "cost": {"step_s": 1, "prefill_s": 2, "decode_s": 3}}'
+    )
+    assert read_cost(path) == StepCost(1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("cost", [AFFINE, BENT])
+def test_compiled_and_plain_costs_are_the_same(cost: StepCost) -> None:
+    generator = np.random.default_rng(0)
+    work = generator.integers(0, 100, (50, 5)).astype(float)
+    compiled = [
+        step_seconds(cost.terms, int(p), int(d), int(kv), int(r), a) for p, d, kv, r, a in work
+    ]
+    assert compiled == pytest.approx(cost.seconds(work), rel=1e-12)
+
+
+def test_linear_layers_are_flat_at_first_bend_at_their_knots_and_go_on_straight() -> None:
+    tokens = np.array([0.0, 1, 2, 8, 16, 64, 128])
+    expected = [2e-3, 2e-3, 2e-3, 2e-3, 3e-3, 9e-3, 17e-3]
+    assert BENT.linear_s(tokens) == pytest.approx(expected)
+    between = BENT.linear_s(np.arange(1.0, 65.0))
+    assert (np.diff(between) >= 0).all()
+    assert AFFINE.linear_s(tokens).tolist() == [0.0] * 7
+    one = step_seconds(BENT.terms, 101, 0, 0, 0, 0.0) - step_seconds(BENT.terms, 100, 0, 0, 0, 0.0)
+    assert prefill_token_seconds(BENT.terms) == pytest.approx(one)
+
+
 def test_capacity_is_what_a_full_engine_does() -> None:
     trace = synthetic_trace(4000, float("inf"), mean_prompt=200, mean_output=200, sigma=0.5, seed=1)
     for engine in (EngineSettings(slots=64), EngineSettings(slots=256, kv_blocks=1000)):
@@ -322,39 +368,10 @@ def test_capacity_is_what_a_full_engine_does() -> None:
         really = len(trace) / result.makespan_s
         assert capacity(trace, AFFINE, engine) == pytest.approx(really, rel=0.12)
     assert full_batch(trace, EngineSettings(slots=256, kv_blocks=1000)) < 100
-
-
-@pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("model", MODELS)
-def test_presets_make_sense(model: str, gpu: str) -> None:
-    count = 4 if "70b" in model or "32b" in model else 1
-    count *= 2 if gpu in ("a10g", "l40s") else 1
-    several = f"{count}x{gpu}"
-    cost = roofline(model, several)
-    assert 1e-3 < cost.step_s < 0.2
-    assert 0 < cost.kv_s < cost.prefill_s < 1e-2
-    if gpu not in ("a10g", "l40s"):
-        assert kv_blocks(model, several, 16) * 16 > 10_000
-    assert roofline(model, f"{2 * count}x{gpu}").prefill_s < cost.prefill_s
-
-
-def test_the_preset_of_llama_3_8b_on_an_h100_is_near_the_measured_engine() -> None:
-    cost = roofline("llama-3-8b", "h100")
-    assert cost.step_s == pytest.approx(7e-3, rel=0.05)
-    assert cost.prefill_s == pytest.approx(32e-6, rel=0.05)
-    assert cost.kv_s == pytest.approx(0.04e-6, rel=0.25)
-
-
-def test_unknown_presets_are_named() -> None:
-    for model, gpu, message in (
-        ("llama-9", "h100", "llama-3-8b"),
-        ("llama-3-8b", "h101", "h100"),
-        ("llama-3-8b", "0xh100", "at least 1"),
-    ):
-        with pytest.raises(InputError, match=message):
-            roofline(model, gpu)
-    with pytest.raises(InputError, match="does not fit"):
-        kv_blocks("llama-3-70b", "h100", 16)
+    for gpu in ("a100", "h100"):
+        cost, engine = preset(gpu, "llama-3-8b").cost, EngineSettings(slots=64)
+        really = len(trace) / run(trace, engine=engine, cost=cost).makespan_s
+        assert capacity(trace, cost, engine) == pytest.approx(really, rel=0.05)
 
 
 @pytest.mark.parametrize("tau", [0.2, 0.5, 0.9])

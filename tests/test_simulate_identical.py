@@ -75,7 +75,9 @@ def random_case(
         prefix_caching=bool(generator.integers(2)),
         watermark=float(generator.choice([0.0, 0.05])),
     )
-    cost = StepCost(7e-3, generator.choice([1e-5, 1e-3]), 1e-4, 1e-6, 1e-5, 1e-7)
+    knots = ((1, 2e-3), (4, 2e-3), (12, 6e-3)) if seed % 2 else ()  # of steps of 1 to 23 tokens
+    prefill_s = generator.choice([1e-5, 1e-3])
+    cost = StepCost(7e-3, prefill_s, 1e-4, 1e-6, 1e-5, 1e-7, linear=knots)
     classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
     return trace, predictions, classes, random_discipline(policy, generator), engine, cost
 

@@ -42,7 +42,7 @@ def doctor(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="With --gpu: step costs from data sheets, not measured.")
+        str | None, typer.Option(help="With --gpu: a preset, such as `llama-3-8b`.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
     slots: Annotated[

@@ -45,7 +45,7 @@ def simulate(
         Path | None, typer.Option(help="Step costs, made by `lengthwise calibrate`.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="With --gpu: step costs from data sheets, not measured.")
+        str | None, typer.Option(help="With --gpu: a preset, such as `llama-3-8b`.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
     predictor: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,8 +37,8 @@ def choose_machine(
     Raises:
         InputError: neither or both ways were given, or something in them is wrong.
     """
-    from lengthwise.simulate.engine_settings import EngineSettings, read_engine
-    from lengthwise.simulate.roofline import kv_blocks, roofline
+    from lengthwise.simulate.engine_settings import read_engine
+    from lengthwise.simulate.presets import preset
     from lengthwise.simulate.step_cost import read_cost
 
     limits = {name: value for name, value in given.items() if value is not None}
@@ -48,12 +49,11 @@ def choose_machine(
     if not (model and gpu):
         raise InputError(
             "what is simulated? give --cost FILE (`lengthwise calibrate` makes one from a bench "
-            "run), or --model llama-3-8b --gpu h100 for an estimate from data sheets"
+            "run), or --model llama-3-8b --gpu h100 for a preset"
         )
-    engine = EngineSettings(**limits)
-    if "kv_blocks" not in limits:
-        limits["kv_blocks"] = kv_blocks(model, gpu, engine.block_size)
-    return Machine(EngineSettings(**limits), roofline(model, gpu))
+    chosen = preset(gpu, model)
+    engine = chosen.limits(limits.pop("block_size", chosen.engine.block_size))
+    return Machine(replace(engine, **limits), chosen.cost)
 
 
 def or_default_machine(
@@ -68,8 +68,8 @@ def or_default_machine(
         return model, gpu, ""
     model, gpu = "llama-3-8b", "h100"
     line = (
-        f"no --cost and no --model: taking {model} on {gpu}, with step costs from data sheets; "
-        "`lengthwise calibrate` measures yours"
+        f"no --cost and no --model: taking the preset {gpu}:{model}; `lengthwise calibrate` "
+        "measures yours"
     )
     return model, gpu, line
 

@@ -63,7 +63,7 @@ def tune(
     model: Annotated[
         str | None,
         typer.Option(
-            help="With --gpu: step costs from data sheets, not measured.",
+            help="With --gpu: a preset, such as `llama-3-8b`.",
             show_default="llama-3-8b",
         ),
     ] = None,

@@ -15,7 +15,9 @@ from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from lengthwise.compare.step_seconds import StepSeconds
+import numpy as np
+
+from lengthwise.simulate.step_cost import WORK, StepCost
 
 _WINDOW_S: Final = 2.0  # steps whose speed counts: a quarter of a second of them arrives at a time
 _TICK_S: Final = 0.1  # the speed is looked up so often
@@ -25,7 +27,7 @@ class Pace(NamedTuple):
     """What the engine's clock goes by."""
 
     steps: Path  #: the file in which the engine records its steps
-    seconds: StepSeconds  #: what steps took when this clock ran like the wall's
+    cost: StepCost  #: of its tokens, what steps took when this clock ran like the wall's
 
 
 class Clock(Protocol):
@@ -85,14 +87,15 @@ class EngineClock:
             return  # nothing has run yet
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for line in whole.splitlines():
-            step = json.loads(line)
-            # The header has no duration, and where the engine had idled it is unknown.
-            if step.get("duration_s"):
-                expected_s = self._pace.seconds.of(step["prefill_tokens"], step["decode_tokens"])
-                self._recent.append((expected_s, step["duration_s"]))
-                self._expected_s += expected_s
-                self._taken_s += step["duration_s"]
+        # The header has no duration, and where the engine had idled it is unknown.
+        steps = [step for step in map(json.loads, whole.splitlines()) if step.get("duration_s")]
+        work = np.zeros((len(steps), len(WORK)))
+        for place, name in enumerate(("prefill_tokens", "decode_tokens")):
+            work[:, place] = [step[name] for step in steps]
+        for step, expected_s in zip(steps, self._pace.cost.seconds(work).tolist(), strict=True):
+            self._recent.append((expected_s, step["duration_s"]))
+            self._expected_s += expected_s
+            self._taken_s += step["duration_s"]
         while len(self._recent) > 1 and self._taken_s - self._recent[0][1] >= _WINDOW_S:
             expected_s, taken_s = self._recent.popleft()
             self._expected_s -= expected_s

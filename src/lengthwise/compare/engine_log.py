@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.compare.step_seconds import fit_step_seconds
+from lengthwise.simulate.calibrate import fit_tokens
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
 ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round
@@ -42,7 +42,7 @@ class EngineLog:
         capacity is that of the round's requests, whatever their order: a batch as large as the
         round's largest, always full. None where the steps do not tell.
         """
-        fitted = fit_step_seconds(self.steps)
+        fitted = fit_tokens(self.steps)
         if fitted is None or not self.requests:
             return None
         prompts = self._total("prompt_tokens")

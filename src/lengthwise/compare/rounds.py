@@ -19,11 +19,12 @@ from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
-from lengthwise.compare.step_seconds import StepSeconds, fit_step_seconds
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.round import RoundInfo
+from lengthwise.simulate.calibrate import fit_tokens
+from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.settings import Settings
 
 _WARM_UP_REQUESTS = 48
@@ -66,7 +67,7 @@ def run_plan(
     Raises:
         LengthwiseError: the server ended or no request of a round was answered.
     """
-    capacity, step_seconds = calibrate(session, requests, progress)
+    capacity, cost = calibrate(session, requests, progress)
     work = float(np.mean([_work(request) for request in requests]))
     number = 0
     for repeat in range(plan.repeats):
@@ -93,7 +94,7 @@ def run_plan(
                     in_order,
                     scheduled_s=times,
                     # Machines drift, and the clock of the arrivals with them.
-                    step_seconds=step_seconds if isinstance(load, Capacity) else None,
+                    cost=cost if isinstance(load, Capacity) else None,
                     clients=load.count if isinstance(load, Clients) else None,
                     progress=_advance(progress),
                 )
@@ -151,7 +152,7 @@ def keeping(writer: ResultsWriter, rounds: int) -> Iterator[None]:
 
 def calibrate(
     session: Session, requests: Sequence[ReplayRequest], progress: Progress
-) -> tuple[float, StepSeconds]:
+) -> tuple[float, StepCost]:
     """Measure how fast the engine is.
 
     Part of the requests runs in a burst under fcfs, after a short warm-up.
@@ -177,11 +178,11 @@ def calibrate(
         )
         _require_answers(observed)
     capacity = observed.engine.capacity()
-    step_seconds = fit_step_seconds(observed.engine.steps)
-    if capacity is None or step_seconds is None:
+    cost = fit_tokens(observed.engine.steps)
+    if capacity is None or cost is None:
         raise LengthwiseError("the engine recorded no step: its capacity is unknown")
     progress.note(f"capacity: {capacity:,.0f} tokens/s with a full batch")
-    return capacity, step_seconds
+    return capacity, cost
 
 
 def describe_round(

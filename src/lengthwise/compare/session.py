@@ -23,10 +23,10 @@ from lengthwise.compare.engine_log import (
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.server import Server
 from lengthwise.compare.server_command import free_port, server_command
-from lengthwise.compare.step_seconds import StepSeconds
 from lengthwise.compare.switch import SettingsSwitch
-from lengthwise.emulate.target import Target
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.simulate.presets import Preset
+from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.vllm.settings import Settings
 
@@ -80,7 +80,7 @@ class Session:
         requests: Sequence[ReplayRequest],
         *,
         scheduled_s: Sequence[float] | None,
-        step_seconds: StepSeconds | None = None,
+        cost: StepCost | None = None,
         clients: int | None = None,
         max_tokens: int = 1024,
         progress: Callable[[int, int], None] = lambda answered, failed: None,
@@ -94,7 +94,7 @@ class Session:
             settings: the policy and all that belongs to it.
             requests: what to send.
             scheduled_s: when to send each, in s from the start; None for a closed loop.
-            step_seconds: what steps take by the clock of `scheduled_s`, which then runs at the
+            cost: what steps take by the clock of `scheduled_s`, which then runs at the
                 engine's speed; None: it is the wall's.
             clients: the number of clients of a closed loop.
             max_tokens: the limit for requests whose answer's length is open.
@@ -113,7 +113,7 @@ class Session:
             model=self.model,
             requests=requests,
             scheduled_s=scheduled_s,
-            pace=None if step_seconds is None else Pace(records / STEPS_FILE, step_seconds),
+            pace=None if cost is None else Pace(records / STEPS_FILE, cost),
             clients=clients,
             max_tokens=max_tokens,
             tell_truth=(settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),
@@ -152,7 +152,7 @@ def open_session(
     port: int | None,
     progress: Progress,
     probe: ProbeWanted | None = None,
-    emulate: Target | None = None,
+    emulate: Preset | None = None,
 ) -> Iterator[Session]:
     """Start a server and a client for the rounds of one run, and stop both in the end.
 

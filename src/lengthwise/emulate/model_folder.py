@@ -14,17 +14,18 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from lengthwise.emulate.target import ModelShape, parse_target
 from lengthwise.errors import InputError
 from lengthwise.reference import model_path
 from lengthwise.reference.tokenizer import END, PAD, SPECIAL_TOKENS
+from lengthwise.simulate.hardware import Model
+from lengthwise.simulate.presets import Preset, parse_preset
 
 _COPIED: Final = ("tokenizer.json", "chat_template.jinja")
 _END_TOKEN: Final = SPECIAL_TOKENS.index(END)
 _PAD_TOKEN: Final = SPECIAL_TOKENS.index(PAD)
 
 
-def model_folder(shape: ModelShape, folder: Path) -> Path:
+def model_folder(shape: Model, folder: Path) -> Path:
     """Write the folder, or bring one up to date; several processes may do so at once.
 
     Raises:
@@ -50,7 +51,7 @@ def model_folder(shape: ModelShape, folder: Path) -> Path:
     return folder
 
 
-def model_config(shape: ModelShape) -> dict[str, object]:
+def model_config(shape: Model) -> dict[str, object]:
     """The config.json of a Llama of this shape, under Hugging Face's names."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -65,22 +66,27 @@ def model_config(shape: ModelShape) -> dict[str, object]:
         "head_dim": shape.head_size,
         "hidden_act": "silu",
         "max_position_embeddings": shape.context,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": shape.tied,
         "bos_token_id": None,
         "eos_token_id": _END_TOKEN,
         "pad_token_id": _PAD_TOKEN,
     }
 
 
-def cached_model_folder(name: str, shape: ModelShape) -> Path:
-    """The folder of a model in the user's cache (XDG Base Directory Specification).
+def model_name(preset: Preset) -> str:
+    """What a server of the preset calls its model: `llama-3-8b` for `a100:llama-3-8b`."""
+    return preset.name.rpartition(":")[2]
+
+
+def cached_model_folder(preset: Preset) -> Path:
+    """The folder of a preset's model in the user's cache (XDG Base Directory Specification).
 
     Raises:
         InputError: it cannot be written.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     cache = Path(base) if base else Path.home() / ".cache"
-    return model_folder(shape, cache / "lengthwise" / "emulated" / name)
+    return model_folder(preset.model, cache / "lengthwise" / "emulated" / model_name(preset))
 
 
 def _as_json(values: dict[str, object]) -> str:
@@ -88,11 +94,11 @@ def _as_json(values: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Write the folder of a target's model."""
+    """Write the folder of a preset's model."""
     if len(sys.argv) != 3:
         sys.exit("usage: python -m lengthwise.emulate.model_folder GPU:MODEL DIR")
     try:
-        print(model_folder(parse_target(sys.argv[1]).model, Path(sys.argv[2])))
+        print(model_folder(parse_preset(sys.argv[1]).model, Path(sys.argv[2])))
     except InputError as error:
         print(f"lengthwise: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

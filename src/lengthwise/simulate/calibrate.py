@@ -126,6 +126,30 @@ def fit_cost(rounds: Sequence[MeasuredRound], seed: int = 0) -> Fit:
     )
 
 
+def fit_tokens(steps: Mapping[str, Floats]) -> StepCost | None:
+    """What a step, a prefilled and a decoded token cost, from steps of one kind of traffic.
+
+    Args:
+        steps: columns `duration_s` (NaN where unknown), `prefill_tokens` and `decode_tokens`; a
+            few will do.
+
+    Returns:
+        Costs of tokens alone, contexts in them; None where the steps do not tell.
+    """
+    seconds = steps["duration_s"]
+    timed = np.isfinite(seconds) & (seconds > 0)
+    if not timed.any():
+        return None
+    design = np.stack(
+        [np.ones(len(seconds)), steps["prefill_tokens"], steps["decode_tokens"]], axis=1
+    )
+    (step_s, prefill_s, decode_s), _ = _fit_without_outliers([design[timed]], [seconds[timed]])
+    if step_s + decode_s <= 0.0:
+        return None
+    source = f"fitted to {int(timed.sum()):,} steps of one round"
+    return StepCost(float(step_s), float(prefill_s), float(decode_s), source=source)
+
+
 def fit_delay(rounds: Sequence[MeasuredRound]) -> float:
     """Seconds of a first token's latency that the engine's steps do not explain; at least 0.
 

@@ -27,6 +27,7 @@ from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.slots import preempt
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
+from lengthwise.simulate.step_cost import prefill_token_seconds, step_seconds
 
 Ranking = Any  #: the rank pointer, its parameter values, the guards and the rules
 
@@ -56,7 +57,8 @@ def plan_step(
     if rules.service_time:
         # A step gives a token to each running request: a token's share is one over their number.
         running = max(engine.running, 1)
-        engine.prefill_weight = terms[1] * running / _decode_s(terms, engine, batch)
+        prefill_s = prefill_token_seconds(terms)
+        engine.prefill_weight = prefill_s * running / _decode_s(terms, engine, batch)
     if rules.adapts >= 0 and engine.running > 0 and engine.step % SWAP_EVERY == 0:
         _adapt(terms, engine, requests, queue, batch)
     busy = engine.waiting > 0 and engine.running > 0
@@ -167,7 +169,7 @@ def _adapt(
         engine.lost_share,
         engine.thrown_out,
         _decode_s(terms, engine, batch),
-        terms[1],
+        prefill_token_seconds(terms),
     )
 
 
@@ -229,7 +231,7 @@ def _swap(
             limits.caching,
             engine.running + engine.waiting,
             _decode_s(terms, engine, batch),
-            terms[1],
+            prefill_token_seconds(terms),
             engine.tokens_per_step,
         ),
     )
@@ -252,7 +254,8 @@ def _decode_s(terms: NDArray[np.float64], engine: Any, batch: Batch) -> float:
     context = 0
     for k in range(engine.running):
         context += batch.slots[batch.running[k]].computed
-    return float(terms[0] + (terms[2] + terms[4]) * max(engine.running, 1) + terms[3] * context)
+    running = max(engine.running, 1)
+    return step_seconds(terms, 0, running, context, running, 0.0)
 
 
 @compiled_here

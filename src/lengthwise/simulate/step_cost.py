@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +18,10 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled
 from lengthwise.errors import InputError
 
-SCHEMA: Final = "lengthwise.cost/1"
+SCHEMA: Final = "lengthwise.cost/2"
+_READABLE: Final = (SCHEMA, "lengthwise.cost/1")  # the first version had no `linear`
 
-#: What a step's time is linear in, after the constant: the columns of `work`.
+#: What a step's time depends on: the columns of `work`.
 WORK: Final = (
     "prefill_tokens",  # prompt tokens computed, and tokens computed anew after a preemption
     "decode_tokens",  # answer tokens, one a decoding request
@@ -29,7 +33,12 @@ WORK: Final = (
 
 @dataclass(frozen=True)
 class StepCost:
-    """Step time = step_s + Σ cost · amount of work, all in seconds.
+    """Step time = step_s + Σ cost · amount of work + linear(tokens), all in seconds.
+
+    The last term is what the model's linear layers take. It is far from a straight line: flat while
+    reading the weights takes longer than computing with them, then rising. It is given by knots,
+    with monotone interpolation between them (Fritsch and Carlson, 1980), flat below the first and
+    straight on beyond the last. Without knots the costs are affine in the work.
 
     Attributes:
         step_s: a step that does nothing: reading the weights, launching, the scheduler itself.
@@ -40,6 +49,7 @@ class StepCost:
         attention_s: a pair of a prefilled token and one that it attends to.
         delay_s: from sending a request to its being in the engine's queue, and from a token's step
             to the client, together: it adds to latencies and occupies nothing.
+        linear: knots (tokens computed in a step, s), tokens rising and seconds not falling.
         source: in words, where the figures come from.
     """
 
@@ -50,6 +60,7 @@ class StepCost:
     request_s: float = 0.0
     attention_s: float = 0.0
     delay_s: float = 0.0
+    linear: tuple[tuple[int, float], ...] = ()
     source: str = field(default="given", compare=False)
 
     def __post_init__(self) -> None:
@@ -58,41 +69,65 @@ class StepCost:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise InputError(f"the cost {name} must be a number of seconds ≥ 0, got {value}")
-        if self.step_s + self.decode_s + self.request_s <= 0.0:
+        object.__setattr__(self, "linear", _checked(self.linear))  # JSON has lists
+        if self.step_s + self.decode_s + self.request_s <= 0.0 and not self.linear:
             raise InputError("a step that takes no time cannot be simulated: give step_s or more")
 
     @property
     def terms(self) -> NDArray[np.float64]:
-        """The constant and the cost of each kind of WORK, shape [6]."""
-        return np.array(
-            [
-                self.step_s,
-                self.prefill_s,
-                self.decode_s,
-                self.kv_s,
-                self.request_s,
-                self.attention_s,
-            ]
-        )
+        """All that compiled code needs, shape [6 + t].
+
+        The constant and the cost of each kind of WORK, then seconds of the linear layers by tokens
+        from 0 on. The table, if there is one, ends one token behind the last knot, so that its last
+        two entries tell how it goes on.
+        """
+        costs = [
+            self.step_s,
+            self.prefill_s,
+            self.decode_s,
+            self.kv_s,
+            self.request_s,
+            self.attention_s,
+        ]
+        terms: NDArray[np.float64] = np.concatenate([costs, self._table])
+        return terms
+
+    @cached_property
+    def _table(self) -> NDArray[np.float64]:
+        return _table(self.linear)
 
     def seconds(self, work: NDArray[np.float64]) -> NDArray[np.float64]:
         """The time of each step, shape [n], from its work, shape [n, 5] in the order of WORK."""
-        times: NDArray[np.float64] = self.step_s + work @ self.terms[1:]
-        return times
+        times: NDArray[np.float64] = work @ self.terms[1:6] + self.step_s
+        return times + self.linear_s(work[:, 0] + work[:, 1])
+
+    def linear_s(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds of the linear layers for so many tokens each."""
+        table = self._table
+        if len(table) == 0:
+            return np.zeros(np.shape(tokens))
+        beyond = np.maximum(tokens - (len(table) - 1), 0.0) * (table[-1] - table[-2])
+        seconds: NDArray[np.float64] = np.interp(tokens, np.arange(len(table)), table) + beyond
+        return seconds
 
     def service_s(
         self, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64], batch: int
     ) -> NDArray[np.float64]:
         """Seconds of the engine that each request takes up when `batch` requests share the steps.
 
-        Its prefill is its own; each further token takes a share 1/batch of a step and what is the
-        request's own in it. 1 over the mean is the engine's capacity in requests a second.
+        Its prefill is what it adds to a step in which the others decode; each further token takes a
+        share 1/batch of a step and what is the request's own in it. 1 over the mean is the engine's
+        capacity in requests a second.
         """
         steps = np.maximum(output_tokens - 1, 0)
         context = prompt_tokens + 0.5 * output_tokens
-        decode = self.step_s / batch + self.decode_s + self.request_s + self.kv_s * context
+        layers_s = self.linear_s(np.array([float(batch)]))
+        decode = (
+            (self.step_s + layers_s) / batch + self.decode_s + self.request_s + self.kv_s * context
+        )
         prefill = (self.prefill_s + 0.5 * self.attention_s * prompt_tokens) * prompt_tokens
-        seconds: NDArray[np.float64] = steps * decode + prefill + self.request_s
+        added_s = self.linear_s((batch + prompt_tokens - 1).astype(np.float64)) - layers_s
+        seconds: NDArray[np.float64] = steps * decode + prefill + added_s + self.request_s
         return seconds
 
     def write(self, path: Path, **more: Any) -> None:
@@ -111,7 +146,42 @@ class StepCost:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-_NUMBERS: Final = tuple(each.name for each in fields(StepCost) if each.name != "source")
+_NUMBERS: Final = tuple(
+    each.name for each in fields(StepCost) if each.name not in ("source", "linear")
+)
+
+
+def _checked(given: Iterable[tuple[float, float]]) -> tuple[tuple[int, float], ...]:
+    """The knots, if more tokens never take less time by them; else InputError."""
+    try:
+        knots = tuple((int(tokens), float(seconds)) for tokens, seconds in given)
+    except (TypeError, ValueError):
+        raise InputError("linear must be a list of knots: tokens, seconds") from None
+    if not knots:
+        return ()
+    tokens, seconds = zip(*knots, strict=True)
+    if len(knots) < 2 or tokens[0] < 1 or any(b <= a for a, b in pairwise(tokens)):
+        raise InputError("the knots of linear must be at two or more numbers of tokens, rising")
+    if not (seconds[0] > 0.0 and math.isfinite(seconds[-1])) or any(
+        not b >= a for a, b in pairwise(seconds)
+    ):
+        raise InputError("the knots of linear must take seconds above 0 that never fall")
+    return knots
+
+
+def _table(knots: tuple[tuple[int, float], ...]) -> NDArray[np.float64]:
+    """Seconds by tokens from 0 to one behind the last knot; empty without knots."""
+    from scipy.interpolate import PchipInterpolator
+
+    if not knots:
+        return np.empty(0)
+    tokens, seconds = np.array(knots).T
+    table: NDArray[np.float64] = PchipInterpolator(tokens, seconds)(
+        np.clip(np.arange(tokens[-1] + 2), tokens[0], tokens[-1])
+    )
+    # The line through the last two knots, not the curve's slope at its end, which is noise.
+    table[-1] += (seconds[-1] - seconds[-2]) / (tokens[-1] - tokens[-2])
+    return table
 
 
 def read_cost(path: Path) -> StepCost:
@@ -126,7 +196,7 @@ def read_cost(path: Path) -> StepCost:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") not in _READABLE:
         raise InputError(
             f"{path} is not a file of step costs of this version ({SCHEMA}): make one with "
             "`lengthwise calibrate`"
@@ -154,7 +224,7 @@ def step_seconds(
     attention: float,
 ) -> float:
     """`StepCost.seconds` of one step, for compiled code."""
-    return float(
+    seconds = (
         terms[0]
         + terms[1] * prefill
         + terms[2] * decode
@@ -162,3 +232,19 @@ def step_seconds(
         + terms[4] * requests
         + terms[5] * attention
     )
+    last = len(terms) - 1
+    if last > 5:
+        place = 6 + prefill + decode
+        seconds += terms[min(place, last)]
+        if place > last:
+            seconds += (place - last) * (terms[last] - terms[last - 1])
+    return float(seconds)
+
+
+@compiled
+def prefill_token_seconds(terms: NDArray[np.float64]) -> float:
+    """What one more prefilled token adds to a step that computes many."""
+    seconds = terms[1]
+    if len(terms) > 6:
+        seconds += terms[-1] - terms[-2]
+    return float(seconds)
