@@ -49,13 +49,13 @@ def run(session: Session, name: str, requests: Sequence[ReplayRequest], clients:
     return observed
 
 
-def decoding(observed: Observed, target: Preset) -> dict[str, float]:
+def decoding(observed: Observed, preset: Preset) -> dict[str, float]:
     """Steps and TPOT of a batch that decodes together."""
     steps = observed.engine.steps
     full = (steps["decode_tokens"] == BATCH) & (steps["prefill_tokens"] == 0)
     full &= np.isfinite(steps["duration_s"])
     columns = ("prefill_tokens", "decode_tokens", "kv_tokens", "requests", "attention_tokens")
-    asked_s = target.cost.seconds(np.stack([steps[name][full] for name in columns], axis=1))
+    asked_s = preset.cost.seconds(np.stack([steps[name][full] for name in columns], axis=1))
     took_s = steps["duration_s"][full]
     answers = observed.replay.answers
     tpot_s = [(each.finish_s - each.first_token_s) / (each.output_tokens - 1) for each in answers]
@@ -75,27 +75,27 @@ def first_token_s(observed: Observed) -> float:
     return float(np.median([each.first_token_s - each.sent_s for each in answers]))
 
 
-def prefill_s(target: Preset, tokens: int) -> float:
+def prefill_s(preset: Preset, tokens: int) -> float:
     """What the step that computes a whole prompt is asked to take."""
     work = [[tokens, 0, tokens, 1, tokens * (tokens + 1) / 2]]
-    return float(target.cost.seconds(np.array(work, dtype=np.float64))[0])
+    return float(preset.cost.seconds(np.array(work, dtype=np.float64))[0])
 
 
-def measure(target: Preset, repeats: int) -> dict[str, object]:
+def measure(preset: Preset, repeats: int) -> dict[str, object]:
     """All figures of one server."""
     with (
         tempfile.TemporaryDirectory() as folder,
         open_session(
-            "reference", Path(folder), flags=(), port=None, progress=Silent(), emulate=target
+            "reference", Path(folder), flags=(), port=None, progress=Silent(), emulate=preset
         ) as session,
     ):
         run(session, "warm-up", requests_of(BATCH, 64, 32, 1), BATCH)
         batch = run(session, "batch", requests_of(BATCH, 64, ANSWER_TOKENS, 2), BATCH)
         short = run(session, "short", requests_of(repeats, 1, 2, 3), 1)
         long = run(session, "long", requests_of(repeats, PROMPT_TOKENS, 2, 4), 1)
-    figures = decoding(batch, target)
-    constant_s = first_token_s(short) - prefill_s(target, 1)
-    asked_s = prefill_s(target, PROMPT_TOKENS)
+    figures = decoding(batch, preset)
+    constant_s = first_token_s(short) - prefill_s(preset, 1)
+    asked_s = prefill_s(preset, PROMPT_TOKENS)
     figures |= {
         "ttft_asked_ms": 1e3 * asked_s,
         "ttft_ms": 1e3 * (first_token_s(long) - constant_s),
@@ -104,20 +104,20 @@ def measure(target: Preset, repeats: int) -> dict[str, object]:
     for name in ("step", "tpot", "ttft"):
         figures[f"{name}_error"] = figures[f"{name}_ms"] / figures[f"{name}_asked_ms"] - 1.0
     load = os.getloadavg()[0]
-    return {"target": target.name, "repeats": repeats, "load_average": load, **figures}
+    return {"preset": preset.name, "repeats": repeats, "load_average": load, **figures}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--target", default="a100:llama-3-8b", help="GPU:MODEL")
+    parser.add_argument("--preset", default="a100:llama-3-8b", help="GPU:MODEL")
     parser.add_argument("--repeats", type=int, default=30, help="prompts for TTFT")
     parser.add_argument("--json", action="store_true", help="print JSON only")
     options = parser.parse_args()
-    figures = measure(parse_preset(options.target), options.repeats)
+    figures = measure(parse_preset(options.preset), options.repeats)
     if options.json:
         print(json.dumps(figures, indent=2))
         return
-    print(f"{figures['target']}, batch of {BATCH}, load average {figures['load_average']:.1f}")
+    print(f"{figures['preset']}, batch of {BATCH}, load average {figures['load_average']:.1f}")
     for name, what in (("step", "median step"), ("tpot", "TPOT"), ("ttft", "TTFT")):
         asked, took, error = (figures[f"{name}_{key}"] for key in ("asked_ms", "ms", "error"))
         print(f"{what:12} asked {asked:7.2f} ms, took {took:7.2f} ms ({error:+.1%})")

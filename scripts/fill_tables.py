@@ -21,8 +21,8 @@
     python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
     python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
     python scripts/fill_tables.py cutoff cutoff.json      of bench/preemption.py --json
-    python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
     python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
+    python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -75,8 +75,8 @@ COMMANDS = {
     "probe": "lengthwise train-probe DIR --layer auto [--bins equal] --json",
     "probe-overhead": "python bench/probe_overhead.py --json",
     "cutoff": "python bench/preemption.py --json",
-    "presets": "python bench/presets.py --json",
     "emulated-server": "python bench/emulated_server.py --json",
+    "presets": "python bench/presets.py --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {

@@ -562,7 +562,7 @@ def emulated_server_table(kept: Row) -> list[str]:
     }
     lines = [
         [
-            f"`{row['target']}`",
+            f"`{row['preset']}`",
             what,
             f"{row[f'{name}_asked_ms']:.2f}",
             f"{row[f'{name}_ms']:.2f}",
@@ -572,7 +572,7 @@ def emulated_server_table(kept: Row) -> list[str]:
         for name, what in names.items()
     ]
     constants = "; ".join(
-        f"`{row['target']}` {row['front_end_ms']:.1f} ms, load average {row['load_average']:.1f}"
+        f"`{row['preset']}` {row['front_end_ms']:.1f} ms, load average {row['load_average']:.1f}"
         for row in kept["rows"]
     )
     return [

@@ -16,10 +16,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.compare.server_command import EXECUTOR, free_port
-from lengthwise.emulate.model_folder import model_folder
+from lengthwise.compare.server_command import free_port
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
-from lengthwise.simulate.presets import parse_preset
 from lengthwise.vllm.settings import status_path
 from test_end_to_end import (
     COMMAND,
@@ -33,7 +31,7 @@ from test_end_to_end import (
 
 pytestmark = pytest.mark.engine
 
-TARGET = "a100:llama-3-8b"
+PRESET = "a100:llama-3-8b"
 
 
 class Client:
@@ -77,7 +75,7 @@ class Client:
 def test_an_emulated_server_streams_obeys_its_policy_and_ends_politely(tmp_path: Path) -> None:
     port, settings = free_port(), tmp_path / "settings.json"
     client = Client(port)
-    arguments = ["serve", "--emulate", TARGET, "--settings", str(settings), "--port", str(port)]
+    arguments = ["serve", "--emulate", PRESET, "--settings", str(settings), "--port", str(port)]
     # How often a request may be overtaken is bounded by default.
     flags = ["--policy", "srpt:max_overtakes=off", "--max-num-seqs", "4"]
     flags += ["--shutdown-timeout", "60"]
@@ -119,34 +117,6 @@ def test_an_emulated_server_streams_obeys_its_policy_and_ends_politely(tmp_path:
     assert last_line(tmp_path) == "lengthwise: stopped"
 
 
-def test_steps_are_planned_ahead_as_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.engine.core import EngineCore
-    from vllm.v1.executor import Executor
-
-    target = parse_preset(TARGET)
-    config = EngineArgs(
-        model=str(model_folder(target.model, tmp_path / "model")),
-        distributed_executor_backend=EXECUTOR,
-        block_size=16,
-        enforce_eager=True,
-        additional_config={"lengthwise": {"emulate": {"preset": TARGET}}},
-    ).create_engine_config()
-    core = EngineCore(config, Executor.get_class(config), log_stats=False)
-    try:
-        assert core.batch_queue_size == 2
-        assert core.batch_queue is not None
-        assert isinstance(core.scheduler, AsyncScheduler)
-        assert core.scheduler.block_size == 16
-        assert config.cache_config.num_gpu_blocks - 1 == target.engine.kv_blocks
-    finally:
-        core.shutdown()
-
-
 def short_and_long(client: Client) -> list[str]:
     """The order in which eight long answers and then eight short ones end, on four slots."""
     ended: list[str] = []
@@ -175,7 +145,7 @@ def is_busy(port: int) -> bool:
 def test_two_replicas_share_the_load_and_say_what_they_cut_off(tmp_path: Path) -> None:
     port = free_port()
     client = Client(port)
-    arguments = ["serve", "--emulate", TARGET, "--port", str(port), "--data-parallel-size", "2"]
+    arguments = ["serve", "--emulate", PRESET, "--port", str(port), "--data-parallel-size", "2"]
     with started(tmp_path, *arguments) as process, ThreadPoolExecutor(8) as pool:
         wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
         children = children_of(process)
@@ -192,7 +162,7 @@ def test_two_replicas_share_the_load_and_say_what_they_cut_off(tmp_path: Path) -
 
 
 def test_what_the_engine_refuses_is_one_line_and_exit_code_2() -> None:
-    arguments = ["--emulate", TARGET, "--port", str(free_port()), "--enable-prompt-embeds"]
+    arguments = ["--emulate", PRESET, "--port", str(free_port()), "--enable-prompt-embeds"]
     finished = subprocess.run([*COMMAND, "serve", *arguments], capture_output=True, text=True)
     assert finished.returncode == 2
     assert "only models that generate text from text" in finished.stderr.splitlines()[-1]

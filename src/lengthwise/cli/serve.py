@@ -114,10 +114,10 @@ def serve(
         # A flag of vLLM's, and no model before it.
         flags.insert(0, model)
         model = None
-    target = None if emulate is None else parse_preset(emulate)
-    if target is not None:
+    preset = None if emulate is None else parse_preset(emulate)
+    if preset is not None:
         model = model or REFERENCE
-        refuse_model(model, target)
+        refuse_model(model, preset)
     if model is None:
         raise typer.BadParameter(
             f"name the model first: lengthwise serve {' '.join(['MODEL', *flags[:1]])} …",
@@ -140,14 +140,14 @@ def serve(
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
     command = server_command(
-        model, path, host=host, port=port, flags=flags, probe=wanted, emulate=target
+        model, path, host=host, port=port, flags=flags, probe=wanted, emulate=preset
     )
     if sys.stderr.isatty():
         command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
     predicts = get_policy(chosen.policy).predicts
     _say(f"policy {chosen.policy}" + (f", predictor {chosen.predictor}" if predicts else ""))
-    if target is not None:
-        _say(f"emulates {target.name}, answers are made up ({target.cost.source})")
+    if preset is not None:
+        _say(f"emulates {preset.name}, answers are made up ({preset.cost.source})")
     if wanted is not None:
         layers = ", ".join(map(str, wanted.layers))
         _say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")

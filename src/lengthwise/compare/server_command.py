@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lengthwise import reference
-from lengthwise.emulate.model_folder import cached_model_folder
+from lengthwise.emulate.model_folder import cached_model_folder, model_name
 from lengthwise.emulate.settings import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.probe.artifact import Probe
@@ -129,7 +129,7 @@ def server_command(
         path = model_path(model)
     else:
         refuse_model(model, emulate)
-        path = str(cached_model_folder(emulate.model_name, emulate.model))
+        path = str(cached_model_folder(emulate))
     arguments = ["--model", path, "--host", host, "--port", str(port)]
     arguments += ["--scheduler-cls", "lengthwise.vllm.Scheduler"]
     passed_on, additional = _take_additional_config(flags)
@@ -176,24 +176,24 @@ def server_command(
     )
 
 
-def refuse_model(model: str, target: Preset) -> None:
+def refuse_model(model: str, preset: Preset) -> None:
     """Raise InputError for another model than the built-in one beside what is emulated."""
     if model != REFERENCE:
         raise InputError(
-            f"--emulate {target.name} names the model already: leave {model} out "
+            f"--emulate {preset.name} names the model already: leave {model} out "
             "(--tokenizer FOLDER takes another tokenizer than the built-in one)"
         )
 
 
-def emulation_flags(target: Preset) -> dict[str, str | None]:
+def emulation_flags(preset: Preset) -> dict[str, str | None]:
     """vLLM's flags for what it would choose itself on that GPU; a flag of the user's replaces each.
 
     On a CPU it chooses blocks of 128 tokens, and fewer sequences.
     """
-    engine = target.engine
+    engine = preset.engine
     return {
-        "--served-model-name": target.model_name,
-        "--max-model-len": str(target.model.context),
+        "--served-model-name": model_name(preset),
+        "--max-model-len": str(preset.model.context),
         "--max-num-seqs": str(engine.slots),
         "--max-num-batched-tokens": str(engine.token_budget),
         "--block-size": str(engine.block_size),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -22,6 +23,8 @@ from lengthwise.emulate.answers import answer_tokens, spoken_tokens
 from lengthwise.emulate.clock import VirtualClock
 from lengthwise.emulate.settings import EMULATE, emulation_settings
 from lengthwise.emulate.step import Batch
+from lengthwise.emulate.transfers import transfers_of
+from lengthwise.errors import InputError
 from lengthwise.simulate.step_cost import step_seconds
 from lengthwise.vllm.compat import check_executor, refuse_without_worker
 
@@ -89,6 +92,9 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             dtype=torch.bfloat16,
         )
         self._layers = model.get_num_layers(self.parallel_config)
+        self._transfers = transfers_of(self.vllm_config, self._layers * self._spec.page_size_bytes)
+        if self._transfers is not None and isinstance(self.clock, VirtualClock):
+            raise InputError("KV is transferred in real time only: leave the connector out")
         self._planned: tuple[ModelRunnerOutput, float] | None = None
 
     def restart_clock(self) -> None:
@@ -147,9 +153,13 @@ class Executor(VllmExecutor):  # type: ignore[misc]
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         """Plan when the step will be over; its tokens come from `sample_tokens`, if it is asked."""
+        self._transfer(scheduler_output)
         work, names, complete, ends = self._take(scheduler_output)
         if not names:
-            return _done(EMPTY_MODEL_RUNNER_OUTPUT) if non_block else EMPTY_MODEL_RUNNER_OUTPUT
+            nothing = replace(
+                EMPTY_MODEL_RUNNER_OUTPUT, kv_connector_output=self._transferred(self.clock.now())
+            )
+            return _done(nothing) if non_block else nothing
         seconds = step_seconds(self._terms, *work)
         end_s = max(self.clock.now(), self._busy_until_s) + seconds
         self._busy_until_s = end_s
@@ -161,6 +171,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             req_ids=names,
             req_id_to_index={name: place for place, name in enumerate(names)},
             sampled_token_ids=tokens,
+            kv_connector_output=self._transferred(end_s),
         )
         if self._asynchronous:
             self._planned = output, end_s
@@ -192,6 +203,20 @@ class Executor(VllmExecutor):  # type: ignore[misc]
                 first_word=crc32(new.req_id.encode()),
             )
         return self._batch.take(output)
+
+    def _transfer(self, output: Any) -> None:
+        """Begin the transfers of a plan; it also lists the requests that have ended."""
+        if self._transfers is not None and output.kv_connector_metadata is not None:
+            blocks = {
+                name: -(-answer.prompt_tokens // self._spec.block_size)
+                for name, answer in self._answers.items()
+                if name in output.finished_req_ids
+            }
+            self._transfers.take(output.kv_connector_metadata, self.clock.now(), blocks)
+
+    def _transferred(self, by_s: float) -> Any:
+        """What the scheduler is told of transfers that are over by then."""
+        return None if self._transfers is None else self._transfers.done(by_s)
 
     def _token(self, answer: _Answer, position: int) -> int:
         """The token behind `position` tokens; hardly two requests' answers begin alike."""

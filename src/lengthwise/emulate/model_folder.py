@@ -18,7 +18,7 @@ from lengthwise.errors import InputError
 from lengthwise.reference import model_path
 from lengthwise.reference.tokenizer import END, PAD, SPECIAL_TOKENS
 from lengthwise.simulate.hardware import Model
-from lengthwise.simulate.presets import parse_preset
+from lengthwise.simulate.presets import Preset, parse_preset
 
 _COPIED: Final = ("tokenizer.json", "chat_template.jinja")
 _END_TOKEN: Final = SPECIAL_TOKENS.index(END)
@@ -66,22 +66,27 @@ def model_config(shape: Model) -> dict[str, object]:
         "head_dim": shape.head_size,
         "hidden_act": "silu",
         "max_position_embeddings": shape.context,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": shape.tied,
         "bos_token_id": None,
         "eos_token_id": _END_TOKEN,
         "pad_token_id": _PAD_TOKEN,
     }
 
 
-def cached_model_folder(name: str, shape: Model) -> Path:
-    """The folder of a model in the user's cache (XDG Base Directory Specification).
+def model_name(preset: Preset) -> str:
+    """What a server of the preset calls its model: `llama-3-8b` for `a100:llama-3-8b`."""
+    return preset.name.rpartition(":")[2]
+
+
+def cached_model_folder(preset: Preset) -> Path:
+    """The folder of a preset's model in the user's cache (XDG Base Directory Specification).
 
     Raises:
         InputError: it cannot be written.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     cache = Path(base) if base else Path.home() / ".cache"
-    return model_folder(shape, cache / "lengthwise" / "emulated" / name)
+    return model_folder(preset.model, cache / "lengthwise" / "emulated" / model_name(preset))
 
 
 def _as_json(values: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ from lengthwise.simulate.step_cost import StepCost
 EMULATE: Final = "emulate"  #: the key below "lengthwise"
 
 _CLOCKS: Final[Mapping[str, Callable[[], Clock]]] = {"real": RealClock, "virtual": VirtualClock}
-_TARGET: Final = {"preset", "clock", "asynchronous"}
+_PRESET: Final = {"preset", "clock", "asynchronous"}
 _COSTS: Final = {"cost", "kv_blocks", "clock", "asynchronous"}
 _EXAMPLE: Final = '{"lengthwise": {"emulate": {"preset": "a100:llama-3-8b"}}}'
 
@@ -50,16 +50,16 @@ def emulation_settings(config: object, block_size: int) -> EmulationSettings:
     """
     if not isinstance(config, Mapping) or not config.keys() & {"preset", "cost"}:
         raise InputError(f"what is emulated? add --additional-config '{_EXAMPLE}'")
-    known = _TARGET if "preset" in config else _COSTS
+    known = _PRESET if "preset" in config else _COSTS
     for name in config.keys() - known:
         raise unknown_name("key of the emulation", str(name), known)
     clock = config.get("clock", "real")
     if clock not in _CLOCKS:
         raise unknown_name("clock", str(clock), _CLOCKS)
     if "preset" in config:
-        chosen = parse_preset(str(config["preset"]))
-        assert chosen.engine.kv_blocks is not None
-        cost, tokens = chosen.cost, chosen.engine.kv_blocks * chosen.engine.block_size
+        preset = parse_preset(str(config["preset"]))
+        assert preset.engine.kv_blocks is not None
+        cost, tokens = preset.cost, preset.engine.kv_blocks * preset.engine.block_size
     else:
         cost = _cost(config["cost"])
         tokens = int(config["kv_blocks"]) * block_size
