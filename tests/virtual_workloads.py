@@ -93,8 +93,10 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if policy != "fcfs":
         settings |= {
             "predictor": "declared",
-            # Not where it pays: the server fits its prices, the simulator is given them.
-            "preemption": "never" if shares else str(generator.choice(["never", "greedy"])),
+            "preemption": "never"
+            if shares
+            else str(generator.choice(["never", "pays", "pays", "greedy"])),
+            "service_time": bool(generator.integers(2)),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
             "overtake_share": [0.0, 0.5][int(generator.integers(2))],
             "max_wait_s": [None, 0.4][int(generator.integers(2))],
@@ -104,6 +106,8 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             "blend": [1.0, 1.0, 0.6][int(generator.integers(3))],
             "memory_growth": [0.0, 0.0, 1.0][int(generator.integers(3))],
         }
+        if policy == "trail":
+            settings["parameters"] = {"c": ["auto", 0.5][int(generator.integers(2))]}
     asked = [
         Asked(
             prompts[place],

@@ -31,6 +31,7 @@ def advance(
     ranking: Ranking,
     limits: NDArray[np.void],
     terms: NDArray[np.float64],
+    times: NDArray[np.void],
     engines: NDArray[np.void],
     requests: NDArray[np.void],
     shared: Shared,
@@ -51,6 +52,7 @@ def advance(
         ranking: the rank pointer, its parameter values, the guards and the rules.
         limits: array of one LIMITS record.
         terms: `StepCost.terms`.
+        times: array of STEP_TIME, one for each engine, written.
         engines: array of ENGINE, written.
         requests: array of SERVED in order of arrival, written.
         shared: what prompts share.
@@ -115,6 +117,7 @@ def advance(
             own,
             limits[0],
             terms,
+            times[r],
             engine,
             requests,
             shared,

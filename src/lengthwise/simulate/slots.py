@@ -164,6 +164,8 @@ def retire(
 ) -> None:
     """Requests whose answers have ended give everything back."""
     slots, running = batch.slots, batch.running
+    ended = engine.ended_waiting
+    engine.ended_waiting = 0
     kept = 0
     for k in range(engine.running):
         slot = slots[running[k]]
@@ -171,6 +173,7 @@ def retire(
             running[kept] = running[k]
             kept += 1
             continue
+        ended += 1
         slot.scheduled = 0
         _give_blocks_back(limits, engine, requests, slot, running[k], memory, NOBODY)
         # The list is still being read, its free end is not: k is at least `kept`.
@@ -178,6 +181,8 @@ def retire(
         engine.running -= 1
         if rules.reorders:
             _release_row(engine, requests, queue, slot.request)
+    for _ in range(ended):
+        engine.thrown_out = observed(engine.thrown_out, 0.0)
 
 
 @compiled_here
@@ -211,6 +216,7 @@ def preempt(
     engine.running -= 1
     if ended:
         # With a lag its last token was on its way: it is done, and not put back.
+        engine.ended_waiting += 1
         if rules.reorders:
             _release_row(engine, requests, queue, i)
         return

@@ -39,6 +39,7 @@ RULES: Final = np.dtype(
         ("counts_steps", np.bool_),
         ("reads_prefix_cache", np.bool_),
         ("service_time", np.bool_),
+        ("measures_steps", np.bool_),
         ("max_swaps", np.int64),
         ("max_preemptions", np.int64),
         ("blend", np.float64),
@@ -86,7 +87,7 @@ ENGINE: Final = np.dtype(
     [
         ("plans_s", np.float64),  # when the next step is planned; inf: nothing to do
         ("starts_s", np.float64),  # when it can start
-        ("tokens_per_step", np.float64),  # recent mean
+        ("planned_s", np.float64),  # when the last step was planned
         ("prefill_weight", np.float64),  # see `rank_requests`
         ("predicted_work", np.float64),  # predicted tokens of the unfinished, for the router
         ("running", np.int64),
@@ -99,6 +100,11 @@ ENGINE: Final = np.dtype(
         ("last", np.int64),
         ("arrivals", np.int64),
         ("step", np.int64),
+        # Tokens of the last two steps; -1 where nothing ran.
+        ("prefill", np.int64),
+        ("decode", np.int64),
+        ("prefill_before", np.int64),
+        ("decode_before", np.int64),
         ("ranked_step", np.int64),  # the step in which the requests were last ranked
         ("admissions", np.int64),
         ("admitted", np.int64),  # of them since requests were last ranked
@@ -108,6 +114,7 @@ ENGINE: Final = np.dtype(
         ("next_run", np.int64),  # number of the run that comes next
         ("lost_share", np.float64),  # of preempted tokens, computed again; see policy.cutoff
         ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
+        ("ended_waiting", np.int64),  # preempted in this step, their last token on its way
         ("cutoff", np.float64),  # c where it is "auto"
     ],
     align=True,
@@ -206,6 +213,7 @@ def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
                 discipline.counts_steps,
                 discipline.reads_prefix_cache,
                 discipline.service_time,
+                discipline.measures_steps,
                 discipline.max_swaps,
                 discipline.max_preemptions,
                 discipline.blend,
@@ -223,6 +231,7 @@ def new_engines(count: int, blocks: int) -> NDArray[np.void]:
     engines["plans_s"] = np.inf
     engines["free_blocks"] = engines["blank"] = blocks
     engines["first"] = engines["last"] = -1
+    engines["decode"] = engines["decode_before"] = -1
     return engines
 
 
