@@ -32,6 +32,7 @@ def simulated(workload: Workload, engine: EngineSettings) -> Simulation:
         COST,
         engine,
         predictions=workload.predictions if discipline.needs_predictions else None,
+        priority=workload.classes,
     )
 
 

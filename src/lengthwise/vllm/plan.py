@@ -36,6 +36,7 @@ class Planner:
     Args:
         scheduler: vLLM's scheduler.
         live: the table of its requests.
+        classes_matter: see below; it is set as soon as a request has another class than 0.
 
     Attributes:
         discipline: what decides; exchanged when the settings change.
@@ -44,10 +45,10 @@ class Planner:
         preempting: true while the planner itself preempts, rather than the parent for memory.
     """
 
-    def __init__(self, scheduler: Any, live: LiveTable) -> None:
+    def __init__(self, scheduler: Any, live: LiveTable, classes_matter: bool) -> None:
         self.discipline = make_discipline("fcfs")
         self.step_time = StepTime()
-        self.classes_matter = False
+        self.classes_matter = classes_matter
         self.preempting = False
         self._scheduler = scheduler
         self._live = live
