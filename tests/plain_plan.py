@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
-    context = sum(job.computed for job in engine.running)
-    fixed, prefill, decode, per_token, request, _ = engine.terms
-    engine.decode_s = fixed + (decode + request) * slots + per_token * context
-    engine.prefill_weight = prefill * slots / engine.decode_s * engine.discipline.service_time
+    service_time = engine.discipline.service_time
+    engine.prefill_weight = engine.prices.prefill_weight(slots) if service_time else 0.0
     front = swap(engine) or fits(engine)
     wanted = sum(math.ceil(job.left / engine.size) for job in engine.running)
     most = len(engine.running) + math.ceil(engine.limits.token_budget / engine.size)
@@ -107,9 +105,9 @@ def swap(engine: PlainEngine) -> list[Job] | None:
             block_size=engine.size,
             caching=bool(limits.caching),
             requests=len(engine.running) + len(engine.waiting),
-            step_s=engine.decode_s,
-            prefill_s=engine.terms[1],
-            tokens_per_step=engine.tokens_per_step,
+            step_s=engine.prices.decode_s(len(engine.running)),
+            prefill_s=engine.prices.prefill_s_per_token,
+            tokens_per_step=engine.prices.tokens_per_step,
         ),
     )
     for victim in [job for row in victims for job in engine.running if job.index == row]:
