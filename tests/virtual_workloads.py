@@ -57,11 +57,7 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     n = int(generator.integers(1, 60))
     outputs = generator.integers(1, 60, n)
     size = engine.block_size
-    # Prompts share blocks only where nobody is put back: a request that comes again may find a copy
-    # of its prefix that another one holds, and the simulator knows of one copy only.
-    assert engine.kv_blocks is not None
-    ample = engine.kv_blocks > engine.slots * LONGEST // engine.block_size
-    shares = engine.prefix_caching and ample and bool(generator.integers(2))
+    shares = engine.prefix_caching and bool(generator.integers(2))
     prompts, hashes, offsets = [], [], [0]
     for number in range(n):
         tail = int(generator.integers(1, 120))
@@ -104,9 +100,7 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if policy != "fcfs":
         settings |= {
             "predictor": Foretold.name,
-            "preemption": "never"
-            if shares
-            else str(generator.choice(["never", "pays", "pays", "greedy"])),
+            "preemption": str(generator.choice(["never", "pays", "pays", "greedy"])),
             "service_time": bool(generator.integers(2)),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
             "overtake_share": [0.0, 0.5][int(generator.integers(2))],

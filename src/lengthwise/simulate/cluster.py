@@ -22,7 +22,7 @@ ROUTERS: Final = ("round-robin", "least-outstanding", "power-of-two", "least-pre
 DONE: Final = 0  #: every request has been served
 PAUSED: Final = 1  #: as many steps as it was asked for
 MORE_ROWS: Final = 2  #: more requests are there than the tables hold
-MORE_MEMORY: Final = 3  #: more requests are preempted than can be remembered
+MORE_MEMORY: Final = 3  #: more requests have been preempted than can be remembered
 STUCK: Final = 4  #: requests wait and none can run
 
 
@@ -154,7 +154,6 @@ def _of_engine(
             borrowed(memories.shared[r]),
             borrowed(memories.of_slot[r]),
             borrowed(memories.remembered[r]),
-            borrowed(memories.remembered_count[r]),
             borrowed(memories.free_remembered[r]),
             borrowed(memories.runs[r]),
         ),

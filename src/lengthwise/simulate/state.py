@@ -108,7 +108,7 @@ ENGINE: Final = np.dtype(
         ("ranked_step", np.int64),  # the step in which the requests were last ranked
         ("admissions", np.int64),
         ("admitted", np.int64),  # of them since requests were last ranked
-        ("remembered", np.int64),  # preempted requests whose old blocks are remembered
+        ("remembered", np.int64),  # unfinished requests that have been preempted
         ("blank", np.int64),  # free blocks without content, where there are runs
         ("oldest_run", np.int64),  # number of the oldest run
         ("next_run", np.int64),  # number of the run that comes next
@@ -267,7 +267,6 @@ def with_more_memory(memory: Memory) -> Memory:
     new = np.tile(np.arange(2 * count - 1, count - 1, -1), (engines, 1))
     return memory._replace(
         remembered=_doubled(memory.remembered),
-        remembered_count=_doubled(memory.remembered_count),
         # A stack whose free part comes first: the new rows go below it.
         free_remembered=np.concatenate([new, memory.free_remembered], axis=1),
     )

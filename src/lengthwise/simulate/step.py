@@ -244,6 +244,7 @@ def _serve_running(
             slot,
             memory.blocks,
             memory.shared,
+            memory.remembered,
             memory.of_slot[s],
             memory.runs,
             tokens,
