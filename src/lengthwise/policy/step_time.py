@@ -1,7 +1,7 @@
 """What a step costs, measured while serving: the prices that preemption is decided with.
 
-One record of STEP_TIME holds all that is kept of past steps. The vLLM adapter has one, the simulator
-one for each engine; both count their steps by `observe` and so know the same prices.
+One record of STEP_TIME holds all that is kept of past steps. The vLLM adapter has one, the
+simulator one for each engine; both count their steps by `observe` and so know the same prices.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def observe(times: Any, prefill_tokens: int, decode_tokens: int, seconds: float)
     """
     if not 0.0 < seconds < 60.0:
         return
-    expected = (
-        times.step_s + times.prefill_s * prefill_tokens + times.decode_s * decode_tokens
-    )
+    expected = times.step_s + times.prefill_s * prefill_tokens + times.decode_s * decode_tokens
     if times.steps > 16 and seconds > _OUTLIER * max(times.mean_s, expected):
         return
     weight = max(1.0 - _MEMORY, 1.0 / (times.steps + 1))

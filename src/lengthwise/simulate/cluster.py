@@ -86,7 +86,7 @@ def advance(
                 r = k
         engine = engines[r]
         if arrived < len(requests) and requests[arrived].arrival_s <= engine.plans_s:
-            r = _route(engines, router, coins, arrived)
+            r = _route(engines, router, coins, arrived, requests[arrived].arrival_s)
             engine = engines[r]
             if engine.live >= queues.table.shape[1]:
                 return MORE_ROWS, arrived, taken
@@ -161,7 +161,7 @@ def _of_engine(
 
 
 @compiled_here
-def _route(engines: Any, router: int, coins: Integers, arrived: int) -> int:
+def _route(engines: Any, router: int, coins: Integers, arrived: int, now: float) -> int:
     """The engine that a request goes to."""
     if len(engines) == 1:
         return 0
@@ -169,19 +169,34 @@ def _route(engines: Any, router: int, coins: Integers, arrived: int) -> int:
         return arrived % len(engines)
     if router == 2:
         first, second = coins[arrived, 0], coins[arrived, 1]
-        prefers_first = _outstanding(engines[first]) <= _outstanding(engines[second])
+        prefers_first = _outstanding(engines[first], now) <= _outstanding(engines[second], now)
         return int(first if prefers_first else second)
     best = 0
     for k in range(1, len(engines)):
         if router == 1:
-            better = _outstanding(engines[k]) < _outstanding(engines[best])
+            better = _outstanding(engines[k], now) < _outstanding(engines[best], now)
         else:
-            better = engines[k].predicted_work < engines[best].predicted_work
+            better = _predicted_work(engines[k], now) < _predicted_work(engines[best], now)
         if better:
             best = k
     return best
 
 
 @compiled_here
-def _outstanding(engine: Any) -> int:
-    return int(engine.running + engine.waiting)
+def _outstanding(engine: Any, now: float) -> int:
+    """Requests of an engine that have not ended by now."""
+    count = engine.outstanding
+    for k in range(2):
+        if engine.ended_s[k] > now:
+            count += engine.ended[k]
+    return int(count)
+
+
+@compiled_here
+def _predicted_work(engine: Any, now: float) -> float:
+    """Predicted tokens of the requests of an engine that have not ended by now."""
+    work = engine.predicted_work
+    for k in range(2):
+        if engine.ended_s[k] > now:
+            work += engine.ended_work[k]
+    return float(work)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import FADES, batch_cutoff

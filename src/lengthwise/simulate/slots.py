@@ -153,9 +153,7 @@ def compute(
         own[place] = take_block(blocks, requests, found, remembered)
     for place in range(first, slot.named // size):
         content = content_of(limits, requests, shared, slot.request, place)
-        name_block(
-            blocks, requests, found, remembered, own[place], slot.request, place, content
-        )
+        name_block(blocks, requests, found, remembered, own[place], slot.request, place, content)
 
 
 @compiled_here
@@ -239,9 +237,7 @@ def preempt(
 
 
 @compiled_here
-def _remember(
-    limits: Any, engine: Any, requests: Any, memory: Memory, slot: Any, s: int
-) -> None:
+def _remember(limits: Any, engine: Any, requests: Any, memory: Memory, slot: Any, s: int) -> None:
     """From now on it is kept track of which blocks hold what is a request's own."""
     row = memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1]
     engine.remembered += 1

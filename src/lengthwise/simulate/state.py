@@ -89,7 +89,13 @@ ENGINE: Final = np.dtype(
         ("starts_s", np.float64),  # when it can start
         ("planned_s", np.float64),  # when the last step was planned
         ("prefill_weight", np.float64),  # see `rank_requests`
-        ("predicted_work", np.float64),  # predicted tokens of the unfinished, for the router
+        # For the router, which hears of an end when it has come: the requests not yet ended by the
+        # last step that was planned, their predicted tokens, and what ended in the last two steps.
+        ("outstanding", np.int64),
+        ("predicted_work", np.float64),
+        ("ended", np.int64, (2,)),
+        ("ended_work", np.float64, (2,)),
+        ("ended_s", np.float64, (2,)),
         ("running", np.int64),
         ("waiting", np.int64),
         ("free_blocks", np.int64),

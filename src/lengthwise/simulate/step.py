@@ -34,6 +34,7 @@ _NOBODY = np.empty(0, np.int64)
 def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
     """Request i joins the queue of an engine; where that is reordered, `enter` comes next."""
     served = requests[i]
+    engine.outstanding += 1
     engine.predicted_work += served.expected
     engine.tail += 1
     engine.waiting += 1
@@ -401,7 +402,9 @@ def _emit(
     now: float,
 ) -> bool:
     """Each request whose known tokens are all computed gets its next one. Returns: one ended."""
-    ended = False
+    engine.ended[1], engine.ended[0] = engine.ended[0], 0
+    engine.ended_work[1], engine.ended_work[0] = engine.ended_work[0], 0.0
+    engine.ended_s[1], engine.ended_s[0] = engine.ended_s[0], now
     keeps_times = len(token_times) > 0
     for k in range(engine.running):
         slot = slots[running[k]]
@@ -427,9 +430,11 @@ def _emit(
             served = requests[slot.request]
             served.finish_s = now
             served.longest_gap_s = slot.gap_s
+            engine.outstanding -= 1
             engine.predicted_work -= served.expected
-            ended = True
-    return ended
+            engine.ended[0] += 1
+            engine.ended_work[0] += served.expected
+    return bool(engine.ended[0] > 0)
 
 
 @compiled_here
