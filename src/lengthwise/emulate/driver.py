@@ -7,41 +7,19 @@ run, and hands out tokens. Nothing waits, so it takes as long as vLLM's own code
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from lengthwise.emulate.virtual_config import END_OF_ANSWER, OURS, virtual_config
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 
-OURS: Final = "lengthwise.vllm.Scheduler"
-
 _STANDSTILL: Final = 1000  # steps in a row without anything done
-
-#: A model that is never loaded: what vLLM reads of it is its shape.
-_SHAPE: Final[Mapping[str, object]] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 128,
-    "vocab_size": 1024,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-    "dtype": "bfloat16",
-}
 
 
 @dataclass(frozen=True)
@@ -180,7 +158,7 @@ class VirtualEngine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step is to be taken: while a worker is still to be told of the last end, too."""
+        """Whether a step is to be taken, if only to tell the worker of the last end."""
         return bool(self._live or self._core.scheduler.has_requests() or self._core.batch_queue)
 
     def sleep_until(self, time_s: float) -> None:
@@ -244,7 +222,7 @@ class VirtualEngine:
             extra_args=hints or None,
             detokenize=False,
         )
-        parameters.update_from_generation_config({}, _SHAPE["eos_token_id"])
+        parameters.update_from_generation_config({}, END_OF_ANSWER)
         request, wave = self._core.preprocess_add_request(
             EngineCoreRequest(
                 request_id=name,
@@ -273,64 +251,16 @@ def open_virtual_engine(
     settings: Mapping[str, object] | None = None,
     priority: bool = False,
 ) -> Iterator[VirtualEngine]:
-    """An engine core whose steps take what `cost` says.
+    """An engine core whose steps take what `cost` says; see `virtual_config`."""
+    with virtual_config(
+        cost, engine, longest=longest, scheduler=scheduler, settings=settings, priority=priority
+    ) as config:
+        from vllm.v1.engine.core import EngineCore
 
-    Args:
-        cost: of its steps.
-        engine: its limits.
-        longest: tokens of the longest request, prompt and answer.
-        scheduler: class by name; None for the one that vLLM chooses itself.
-        settings: of our scheduler; None for fcfs.
-        priority: vLLM's `--scheduling-policy priority`.
-    """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.core import EngineCore
+        from lengthwise.emulate.executor import Executor
 
-    from lengthwise.emulate.executor import Executor
-    from lengthwise.emulate.settings import EMULATE
-    from lengthwise.reference import model_path
-
-    longest = -(-(longest + 1) // engine.block_size) * engine.block_size
-    folder = Path(tempfile.mkdtemp(prefix="lengthwise-model-"))
-    try:
-        shape = {**_SHAPE, "max_position_embeddings": longest}
-        (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-        ours: dict[str, object] = {
-            EMULATE: {
-                "cost": asdict(cost),
-                "kv_blocks": engine.blocks(longest),
-                "clock": "virtual",
-                "asynchronous": engine.lag > 0,
-            }
-        }
-        if scheduler == OURS:
-            ours["settings"] = dict(settings or {})
-        arguments = EngineArgs(
-            model=str(folder),
-            tokenizer=str(model_path()),
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=longest,
-            block_size=engine.block_size,
-            max_num_seqs=engine.slots,
-            max_num_batched_tokens=engine.token_budget,
-            long_prefill_token_threshold=engine.long_prefill_tokens,
-            enable_prefix_caching=engine.prefix_caching,
-            scheduler_cls=scheduler,
-            scheduling_policy="priority" if priority else "fcfs",
-            distributed_executor_backend=Executor,
-            additional_config={"lengthwise": ours},
-            disable_log_stats=True,
-            enforce_eager=True,
-        )
-        config = arguments.create_engine_config()
-        config.scheduler_config.watermark = engine.watermark
         core = EngineCore(config, Executor, log_stats=False)
         try:
             yield VirtualEngine(core)
         finally:
             core.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
