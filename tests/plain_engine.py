@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.step_time import StepTime
 from lengthwise.request import FREE, RUNNING, WAITING
 from lengthwise.simulate.step_cost import step_seconds
 from plain_plan import in_order, plan, rank
@@ -49,8 +50,9 @@ class PlainEngine:
         self.waiting: list[Job] = []
         self.admitted: list[int] = []
         self.groups, self.ranks = np.zeros(len(table), np.int64), np.zeros(len(table))
-        self.now, self.step, self.head, self.tokens_per_step = 0.0, 0, 0, 0.0
-        self.ranked, self.decode_s, self.prefill_weight = False, 0.0, 0.0  # of `plan`
+        self.now, self.step, self.head = 0.0, 0, 0
+        self.prices, self.ran = StepTime(), (0, 0, 0.0)  # and the step before: tokens, seconds
+        self.ranked, self.prefill_weight = False, 0.0  # of `plan`
 
     def run(self, jobs: list[Job]) -> None:
         coming = list(jobs)
@@ -68,6 +70,8 @@ class PlainEngine:
 
     def take_step(self) -> None:
         self.step += 1
+        if self.running:  # else it may have idled
+            self.prices.observe(*self.ran)
         front, budget, old = plan(self), self.limits.token_budget, list(self.running)
         for job in old:
             tokens = min(job.left, budget)
@@ -85,9 +89,9 @@ class PlainEngine:
         prefill = [job for job in ran if job.scheduled > 1 or job not in old]
         pairs = sum(j.scheduled * (j.computed - 0.5 * (j.scheduled - 1)) for j in prefill)
         new, kv = sum(job.scheduled for job in prefill), sum(job.computed for job in ran)
+        began = self.now
         self.now += step_seconds.py_func(self.terms, new, decode, kv, len(ran), pairs)
-        weight = max(0.002, 1 / self.step)
-        self.tokens_per_step += weight * (new + decode - self.tokens_per_step)
+        self.ran = new, decode, self.now - began
         for job in ran:
             job.row.last_step, job.scheduled = self.step, 0
             job.row.promoted, job.chunk = max(job.row.promoted - 1, 0), job.left > 0

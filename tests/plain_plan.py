@@ -16,7 +16,6 @@ from lengthwise.policy.memory import fitting
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.select import SWAP_EVERY, Engine, choose_swaps
 from lengthwise.request import RUNNING
-from lengthwise.simulate.step_cost import prefill_token_seconds, step_seconds
 
 if TYPE_CHECKING:
     from plain_engine import Job, PlainEngine
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
 def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
-    context = sum(job.computed for job in engine.running)
-    engine.decode_s = step_seconds.py_func(engine.terms, 0, slots, context, slots, 0.0)
-    prefill = prefill_token_seconds.py_func(engine.terms)
-    engine.prefill_weight = prefill * slots / engine.decode_s * engine.discipline.service_time
+    service_time = engine.discipline.service_time
+    engine.prefill_weight = engine.prices.prefill_weight(slots) if service_time else 0.0
     front = swap(engine) or fits(engine)
     wanted = sum(math.ceil(job.left / engine.size) for job in engine.running)
     most = len(engine.running) + math.ceil(engine.limits.token_budget / engine.size)
@@ -108,9 +105,9 @@ def swap(engine: PlainEngine) -> list[Job] | None:
             block_size=engine.size,
             caching=bool(limits.caching),
             requests=len(engine.running) + len(engine.waiting),
-            step_s=engine.decode_s,
-            prefill_s=prefill_token_seconds.py_func(engine.terms),
-            tokens_per_step=engine.tokens_per_step,
+            step_s=engine.prices.decode_s(len(engine.running)),
+            prefill_s=engine.prices.prefill_s_per_token,
+            tokens_per_step=engine.prices.tokens_per_step,
         ),
     )
     for victim in [job for row in victims for job in engine.running if job.index == row]:

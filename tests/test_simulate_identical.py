@@ -100,7 +100,7 @@ def plain(
         for name, value in zip(PREDICTION, predictions[i], strict=True):
             row[name] = value
         row.initial = row.expected
-        row.remaining = max(row.expected, 1.0)
+        row.remaining = row.expected
         jobs.append(Job(i, row, int(trace.output_tokens[i])))
     limits = limits_of(engine, blocks, shares=False).view(np.recarray)[0]
     PlainEngine(discipline, limits, blocks, cost.terms, table).run(jobs)

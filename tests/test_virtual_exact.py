@@ -5,25 +5,35 @@ A thousand workloads: LENGTHWISE_VIRTUAL_ENGINES=100 pytest tests/test_virtual_e
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
 
-from lengthwise.emulate.driver import OURS, Served, open_virtual_engine
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from lengthwise.emulate.driver import Served, open_virtual_engine
+from lengthwise.emulate.virtual_config import OURS, virtual_config
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS
+from lengthwise.simulate.cluster import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.vllm.settings import parse_settings
+from virtual_replicas import router, serve
 from virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
 ENGINES = int(os.environ.get("LENGTHWISE_VIRTUAL_ENGINES", "8"))  #: engines of random limits
 WORKLOADS = int(os.environ.get("LENGTHWISE_VIRTUAL_WORKLOADS", "10"))  #: for each
 
 
-def simulated(workload: Workload, engine: EngineSettings) -> Simulation:
+def simulated(workload: Workload, engine: EngineSettings, **more: Any) -> Simulation:
     settings = parse_settings(workload.settings)
     discipline = make_discipline(**settings.discipline_arguments(engine.slots))
     return simulate(
@@ -32,6 +42,8 @@ def simulated(workload: Workload, engine: EngineSettings) -> Simulation:
         COST,
         engine,
         predictions=workload.predictions if discipline.needs_predictions else None,
+        priority=workload.classes,
+        **more,
     )
 
 
@@ -48,10 +60,17 @@ def differences(served: list[Served], simulation: Simulation) -> float:
     )
 
 
+def assert_same_counts(served: list[Served], simulation: Simulation) -> None:
+    requests = simulation.requests
+    preemptions = requests["preemptions"] + requests["memory_preemptions"]
+    assert [one.preemptions for one in served] == preemptions.tolist()
+    assert [one.cached_tokens for one in served] == requests["cached_tokens"].tolist()
+
+
 @pytest.mark.parametrize("number", range(ENGINES))
 def test_every_request_is_equal(number: int) -> None:
-    """First token and end, over policies, guards, greedy swaps, blend, scarce and ample KV, shared
-    prefixes, watermark, prompts longer than a step, with and without a lag."""
+    """First token, end, preemptions and cached tokens, over policies, guards, swaps, blend, scarce
+    and ample KV, shared prefixes, watermark, prompts longer than a step, with and without a lag."""
     engine = random_engine(number)
     with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
         for each in range(WORKLOADS):
@@ -60,5 +79,87 @@ def test_every_request_is_equal(number: int) -> None:
             served = virtual.run(workload.asked)
             for one, asked in zip(served, workload.asked, strict=True):
                 assert len(one.token_s) == asked.output_tokens
-            gap = differences(served, simulated(workload, engine))
+            simulation = simulated(workload, engine)
+            gap = differences(served, simulation)
             assert gap < 1e-9, f"engine {engine}, workload {each}: {workload.settings}"
+            assert_same_counts(served, simulation)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_several_replicas_are_equal(name: str) -> None:
+    """Each request goes to the same engine, and is served there in the same way."""
+    number = 100 + ROUTERS.index(name)
+    limits = random_engine(number)
+    with contextlib.ExitStack() as stack:
+        replicas = [
+            stack.enter_context(open_virtual_engine(COST, limits, longest=LONGEST, scheduler=OURS))
+            for _ in range(3)
+        ]
+        for seed in range(WORKLOADS):
+            workload = random_workload(1000 * number + seed, limits)
+            # Sums of whole numbers do not depend on their order.
+            expected = np.round(workload.predictions[:, 1])
+            workload.predictions[:, 1] = expected
+            asked = [
+                replace(each, hints={PREDICTION: prediction.tolist()})
+                for each, prediction in zip(workload.asked, workload.predictions, strict=True)
+            ]
+            for replica in replicas:
+                replica.use(workload.settings)
+            served = serve(replicas, asked, router(name, expected, seed, len(replicas)))
+            simulation = simulated(workload, limits, replicas=len(replicas), router=name, seed=seed)
+            gap = differences(served, simulation)
+            assert_same_counts(served, simulation)
+            assert gap < 1e-9, f"{name}, engines {limits}, workload {seed}: {workload.settings}"
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_stock_vllm_is_equal_to_fcfs(lag: int) -> None:
+    """Its own scheduler, which knows nothing of us."""
+    engine = replace(random_engine(7), lag=lag)
+    with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=None) as virtual:
+        assert not hasattr(virtual.scheduler, "counters")
+        for seed in range(WORKLOADS):
+            workload = random_workload(seed, engine)
+            served = virtual.run([replace(each, priority=0) for each in workload.asked])
+            simulation = simulate(workload.trace, make_discipline("fcfs"), COST, engine)
+            assert differences(served, simulation) < 1e-9
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_whole_engine_is_equal(lag: int) -> None:
+    """vLLM's LLMEngine, its processing of inputs and outputs included, as a user would step it."""
+    engine = replace(random_engine(4), lag=lag)
+    workload = random_workload(4000, engine)
+    with virtual_config(COST, engine, longest=LONGEST, settings=workload.settings) as config:
+        whole = LLMEngine.from_vllm_config(config)
+        try:
+            served = step_whole_engine(whole, workload)
+        finally:
+            whole.engine_core.shutdown()
+    assert differences(served, simulated(workload, engine)) < 1e-9
+
+
+def step_whole_engine(whole: Any, workload: Workload) -> list[Served]:
+    core = whole.engine_core.engine_core
+    clock = core.model_executor.clock
+    core.scheduler.begin_anew(clock.now)
+    served = {str(place): Served() for place in range(len(workload.asked))}
+    coming = list(enumerate(workload.asked))
+    while coming or whole.has_unfinished_requests() or core.scheduler.has_requests():
+        if not (whole.has_unfinished_requests() or core.scheduler.has_requests()):
+            clock.wait_until(coming[0][1].arrival_s)
+        while coming and coming[0][1].arrival_s <= clock.now():
+            place, asked = coming.pop(0)
+            parameters = SamplingParams(
+                max_tokens=LONGEST,
+                detokenize=False,
+                extra_args={**asked.hints, TRUE_TOKENS: asked.output_tokens},
+            )
+            prompt = {"prompt_token_ids": list(asked.prompt_ids)}
+            whole.add_request(str(place), prompt, parameters, priority=asked.priority)
+        for output in whole.step():
+            one = served[output.request_id]
+            tokens = len(output.outputs[0].token_ids)
+            one.token_s.extend([clock.now()] * (tokens - len(one.token_s)))
+    return list(served.values())

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from lengthwise.emulate.driver import Asked
+from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT
+from lengthwise.predict.baselines import Foretold
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import PREDICTION
 from lengthwise.simulate.step_cost import StepCost
@@ -16,7 +18,10 @@ from lengthwise.workload.trace import Trace
 LONGEST = 255  #: tokens of a request, prompt and answer
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6, 1e-5, 1e-7)
 
-POLICIES = ("fcfs", "sjf", "srpt", "ltr", "trail", "hrrn", "mlfq", "gittins", "tie")
+POLICIES = (
+    *("fcfs", "priority", "sjf", "srpt", "ltr", "trail", "hrrn", "mlfq", "gittins", "tie"),
+    *("shortest-prefill-first", "oracle", "oracle-sjf"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Workload:
     trace: Trace
     asked: list[Asked]
     predictions: np.ndarray
+    classes: np.ndarray
     settings: dict[str, Any]
 
 
@@ -48,14 +54,10 @@ def random_engine(seed: int) -> EngineSettings:
 def random_workload(seed: int, engine: EngineSettings) -> Workload:
     """Requests and settings for an engine."""
     generator = np.random.default_rng([seed, 2])
-    n = int(generator.integers(1, 40))
+    n = int(generator.integers(1, 60))
     outputs = generator.integers(1, 60, n)
     size = engine.block_size
-    # Prompts share blocks only where nobody is put back: a request that comes again may find a copy
-    # of its prefix that another one holds, and the simulator knows of one copy only.
-    assert engine.kv_blocks is not None
-    ample = engine.kv_blocks > engine.slots * LONGEST // engine.block_size
-    shares = engine.prefix_caching and ample and bool(generator.integers(2))
+    shares = engine.prefix_caching and bool(generator.integers(2))
     prompts, hashes, offsets = [], [], [0]
     for number in range(n):
         tail = int(generator.integers(1, 120))
@@ -87,14 +89,19 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             else {}
         ),
     )
-    said = np.maximum(np.round(outputs * generator.lognormal(0.0, 0.6, n)), 1.0)
     policy = str(generator.choice(POLICIES))
+    said = np.maximum(outputs * generator.lognormal(0.0, 0.6, n), 0.5)
+    doubt = generator.choice([1.0, 1.5, 3.0], n)
+    predictions = np.stack([np.log(said), said, said / doubt, said * 0.9, said * doubt], axis=1)
+    if policy.startswith("oracle"):
+        predictions = np.repeat(outputs[:, None].astype(np.float64), len(PREDICTION), axis=1)
+    classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
     settings: dict[str, Any] = {"policy": policy, "tau_floor": None, "max_overtakes": None}
     if policy != "fcfs":
         settings |= {
-            "predictor": "declared",
-            # Not where it pays: the server fits its prices, the simulator is given them.
-            "preemption": "never" if shares else str(generator.choice(["never", "greedy"])),
+            "predictor": Foretold.name,
+            "preemption": str(generator.choice(["never", "pays", "pays", "greedy"])),
+            "service_time": bool(generator.integers(2)),
             "max_overtakes": [None, 2, 5][int(generator.integers(3))],
             "overtake_share": [0.0, 0.5][int(generator.integers(2))],
             "max_wait_s": [None, 0.4][int(generator.integers(2))],
@@ -104,14 +111,16 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             "blend": [1.0, 1.0, 0.6][int(generator.integers(3))],
             "memory_growth": [0.0, 0.0, 1.0][int(generator.integers(3))],
         }
+        if policy == "trail":
+            settings["parameters"] = {"c": ["auto", 0.5][int(generator.integers(2))]}
     asked = [
         Asked(
             prompts[place],
             int(outputs[place]),
             float(arrival_s[place]),
-            hints={"lengthwise_expected_tokens": int(said[place])},
+            priority=int(classes[place]),
+            hints={PREDICTION_HINT: predictions[place].tolist()},
         )
         for place in range(n)
     ]
-    predictions = np.repeat(said[:, None], len(PREDICTION), axis=1)
-    return Workload(trace, asked, predictions, settings)
+    return Workload(trace, asked, predictions, classes, settings)

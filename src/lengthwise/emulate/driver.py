@@ -7,39 +7,19 @@ run, and hands out tokens. Nothing waits, so it takes as long as vLLM's own code
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from lengthwise.emulate.virtual_config import END_OF_ANSWER, OURS, virtual_config
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 
-OURS: Final = "lengthwise.vllm.Scheduler"
-
-#: A model that is never loaded: what vLLM reads of it is its shape.
-_SHAPE: Final[Mapping[str, object]] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 128,
-    "vocab_size": 1024,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-    "dtype": "bfloat16",
-}
+_STANDSTILL: Final = 1000  # steps in a row without anything done
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,6 @@ class Served:
     Attributes:
         sent_s: when it was sent.
         token_s: when each token came.
-        scheduled_s: when it was first planned into a step; NaN where it never was.
         preemptions: how often it lost its place in the batch.
         cached_tokens: prompt tokens that the prefix cache held at its first step.
         finished: why it ended, in vLLM's words; None where it did not.
@@ -81,7 +60,6 @@ class Served:
 
     sent_s: float = math.nan
     token_s: list[float] = field(default_factory=list)
-    scheduled_s: float = math.nan
     preemptions: int = 0
     cached_tokens: int = 0
     finished: str | None = None
@@ -98,9 +76,11 @@ class Served:
 
 
 class VirtualEngine:
-    """One engine core; rounds run on it one after the other, each from an empty prefix cache.
+    """One engine core, whose rounds run one after the other, each from an empty prefix cache.
 
-    Make one with `open_virtual_engine`.
+    `run` serves a whole round. Who has several engines begins a round on each and then lets the
+    one whose clock is behind take its next `step`, and `send`s what has arrived by then. Make an
+    engine with `open_virtual_engine`.
 
     Attributes:
         scheduler: vLLM's, or ours over it.
@@ -112,6 +92,9 @@ class VirtualEngine:
         self.scheduler = core.scheduler
         self._clock = core.model_executor.clock
         self.steps = 0
+        self._sent = 0
+        self._idle_steps = 0
+        self._live: dict[str, tuple[Any, Served]] = {}  # by vLLM's name: its request, and ours
 
     def use(self, settings: Mapping[str, object]) -> None:
         """Change the settings of our scheduler between two rounds.
@@ -139,54 +122,93 @@ class VirtualEngine:
         """
         served = [Served() for _ in asked]
         coming = deque(range(len(asked)))
-        leaving = sorted(
-            (each.abort_s, place) for place, each in enumerate(asked) if each.abort_s < math.inf
-        )
-        gone = deque(leaving)
-        live, idle_steps = 0, 0
+        leaving = deque(sorted((each.abort_s, place) for place, each in enumerate(asked)))
+        self.begin()
+        while coming or self.busy:
+            if coming and clients is None and not self.busy:
+                self.sleep_until(asked[coming[0]].arrival_s)
+            while coming and (
+                asked[coming[0]].arrival_s <= self.now_s
+                if clients is None
+                else len(self._live) < clients
+            ):
+                place = coming.popleft()
+                sent_s = asked[place].arrival_s if clients is None else self.now_s
+                self.send(asked[place], served[place], sent_s)
+            gone = []
+            while leaving and leaving[0][0] <= self.now_s:
+                gone.append(served[leaving.popleft()[1]])
+            if gone:
+                self.abort(gone)
+            self.step()
+        return served
+
+    def begin(self) -> None:
+        """Begin a round at 0 s, with nothing in memory."""
+        assert not self._live
+        self._core.scheduler.reset_prefix_cache()
         self._core.model_executor.restart_clock()
         if hasattr(self.scheduler, "begin_anew"):
             self.scheduler.begin_anew(self._clock.now)
-        names = {f"{self.steps}-{place}": place for place in range(len(asked))}
-        name_of = list(names)
-        queue = self._core.batch_queue
-        while coming or live or self._core.scheduler.has_requests() or queue:
-            # While anything is left to be told, or in flight, the engine does not sleep.
-            idle = not (live or queue or self._core.scheduler.has_requests())
-            if idle and coming and clients is None:
-                self._clock.wait_until(asked[coming[0]].arrival_s)
-            now_s = self._clock.now()
-            while coming and (
-                asked[coming[0]].arrival_s <= now_s if clients is None else live < clients
-            ):
-                place = coming.popleft()
-                served[place].sent_s = asked[place].arrival_s if clients is None else now_s
-                self._add(name_of[place], asked[place])
-                live += 1
-            while gone and gone[0][0] <= now_s:
-                place = gone.popleft()[1]
-                if served[place].finished is None and not math.isnan(served[place].sent_s):
-                    self._core.abort_requests([name_of[place]])
-                    served[place].finished = "abort"
-                    live -= 1
-            outputs, ran = self._core.step_fn()
-            self._core.post_step(ran)
-            self.steps += 1
-            idle_steps = 0 if ran or outputs else idle_steps + 1
-            if idle_steps > 1000:
-                raise LengthwiseError("the engine stands still: requests wait, none can run")
-            now_s = self._clock.now()
-            for output in (outputs or {}).values():
-                for each in output.outputs:
-                    one = served[names[each.request_id]]
-                    one.token_s.extend([now_s] * len(each.new_token_ids))
-                    if each.finish_reason is not None and one.finished is None:
-                        one.finished = str(each.finish_reason)
-                        live -= 1
-        self._core.scheduler.reset_prefix_cache()
-        return served
 
-    def _add(self, name: str, asked: Asked) -> None:
+    @property
+    def now_s(self) -> float:
+        """When the engine plans its next step, if it is busy; else when it fell idle."""
+        return float(self._clock.now())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is to be taken, if only to tell the worker of the last end."""
+        return bool(self._live or self._core.scheduler.has_requests() or self._core.batch_queue)
+
+    def sleep_until(self, time_s: float) -> None:
+        """Let time pass on an engine that has nothing to do."""
+        self._clock.wait_until(time_s)
+
+    def send(self, asked: Asked, served: Served, sent_s: float) -> None:
+        """Give the engine a request, which it sees now; `served` is written from now on."""
+        served.sent_s = sent_s
+        name = str(self._sent)
+        self._sent += 1
+        self._live[name] = self._add(name, asked), served
+
+    def abort(self, gone: Iterable[Served]) -> None:
+        """Let the clients of unfinished requests go away; others are left alone."""
+        for name, (request, served) in list(self._live.items()):
+            if any(served is each for each in gone):
+                self._core.abort_requests([name])
+                self._end(name, request, served, "abort")
+
+    def step(self) -> None:
+        """Take a step, if there is one to take, and note whose tokens came.
+
+        Raises:
+            LengthwiseError: the engine has come to a standstill.
+        """
+        outputs, ran = self._core.step_fn()
+        self._core.post_step(ran)
+        self.steps += 1
+        self._idle_steps = 0 if ran or outputs else self._idle_steps + 1
+        if self._idle_steps > _STANDSTILL:
+            raise LengthwiseError("the engine stands still: requests wait, none can run")
+        now_s = self.now_s
+        for output in (outputs or {}).values():
+            for each in output.outputs:
+                if each.request_id not in self._live:
+                    continue  # aborted while it was on its way
+                request, served = self._live[each.request_id]
+                served.token_s.extend([now_s] * len(each.new_token_ids))
+                if each.prefill_stats is not None:
+                    served.cached_tokens = each.prefill_stats.num_cached_tokens
+                if each.finish_reason is not None:
+                    self._end(each.request_id, request, served, str(each.finish_reason))
+
+    def _end(self, name: str, request: Any, served: Served, reason: str) -> None:
+        served.finished = reason
+        served.preemptions = request.num_preemptions
+        del self._live[name]
+
+    def _add(self, name: str, asked: Asked) -> Any:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
@@ -200,7 +222,7 @@ class VirtualEngine:
             extra_args=hints or None,
             detokenize=False,
         )
-        parameters.update_from_generation_config({}, _SHAPE["eos_token_id"])
+        parameters.update_from_generation_config({}, END_OF_ANSWER)
         request, wave = self._core.preprocess_add_request(
             EngineCoreRequest(
                 request_id=name,
@@ -216,6 +238,7 @@ class VirtualEngine:
             )
         )
         self._core.add_request(request, wave)
+        return request
 
 
 @contextlib.contextmanager
@@ -228,64 +251,16 @@ def open_virtual_engine(
     settings: Mapping[str, object] | None = None,
     priority: bool = False,
 ) -> Iterator[VirtualEngine]:
-    """An engine core whose steps take what `cost` says.
+    """An engine core whose steps take what `cost` says; see `virtual_config`."""
+    with virtual_config(
+        cost, engine, longest=longest, scheduler=scheduler, settings=settings, priority=priority
+    ) as config:
+        from vllm.v1.engine.core import EngineCore
 
-    Args:
-        cost: of its steps.
-        engine: its limits.
-        longest: tokens of the longest request, prompt and answer.
-        scheduler: class by name; None for the one that vLLM chooses itself.
-        settings: of our scheduler; None for fcfs.
-        priority: vLLM's `--scheduling-policy priority`.
-    """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.core import EngineCore
+        from lengthwise.emulate.executor import Executor
 
-    from lengthwise.emulate.executor import Executor
-    from lengthwise.emulate.settings import EMULATE
-    from lengthwise.reference import model_path
-
-    longest = -(-(longest + 1) // engine.block_size) * engine.block_size
-    folder = Path(tempfile.mkdtemp(prefix="lengthwise-model-"))
-    try:
-        shape = {**_SHAPE, "max_position_embeddings": longest}
-        (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-        ours: dict[str, object] = {
-            EMULATE: {
-                "cost": asdict(cost),
-                "kv_blocks": engine.blocks(longest),
-                "clock": "virtual",
-                "asynchronous": engine.lag > 0,
-            }
-        }
-        if scheduler == OURS:
-            ours["settings"] = dict(settings or {})
-        arguments = EngineArgs(
-            model=str(folder),
-            tokenizer=str(model_path()),
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=longest,
-            block_size=engine.block_size,
-            max_num_seqs=engine.slots,
-            max_num_batched_tokens=engine.token_budget,
-            long_prefill_token_threshold=engine.long_prefill_tokens,
-            enable_prefix_caching=engine.prefix_caching,
-            scheduler_cls=scheduler,
-            scheduling_policy="priority" if priority else "fcfs",
-            distributed_executor_backend=Executor,
-            additional_config={"lengthwise": ours},
-            disable_log_stats=True,
-            enforce_eager=True,
-        )
-        config = arguments.create_engine_config()
-        config.scheduler_config.watermark = engine.watermark
         core = EngineCore(config, Executor, log_stats=False)
         try:
             yield VirtualEngine(core)
         finally:
             core.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

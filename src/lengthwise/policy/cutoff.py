@@ -24,7 +24,11 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lengthwise.compiled import compiled
+from lengthwise.request import RequestTable
 
 #: What is left of u from one look at the prices (every 8 steps) to the next.
 FADES: Final = 0.999
@@ -73,3 +77,24 @@ def cutoff(
     price = 2.0 * requests * lost_share * prefill_s / max(step_s, 1e-9)
     c = (1.0 - price * prompt_tokens / max(predicted_tokens, 1.0)) / (1.0 + price)
     return min(max((1.0 - thrown_out) * c, 0.0), 1.0)
+
+
+@compiled
+def batch_cutoff(
+    table: RequestTable,
+    running: NDArray[np.int64],
+    requests: int,
+    lost_share: float,
+    thrown_out: float,
+    step_s: float,
+    prefill_s: float,
+) -> float:
+    """`cutoff` for the requests that run, of which there is at least one; `running`: their rows."""
+    prompt, predicted = 0.0, 0.0
+    for row in running:
+        prompt += table[row].prompt_tokens
+        predicted += table[row].initial
+    count = len(running)
+    return cutoff(
+        prompt / count, predicted / count, requests, lost_share, thrown_out, step_s, prefill_s
+    )

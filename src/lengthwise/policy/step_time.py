@@ -1,8 +1,13 @@
-"""What a step costs, measured while serving: the prices that preemption is decided with."""
+"""What a step costs, measured while serving: the prices that preemption is decided with.
+
+One record of STEP_TIME holds all that is kept of past steps. The vLLM adapter has one, the
+simulator one for each engine; both count their steps by `observe` and so know the same prices.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,83 +16,161 @@ from lengthwise.compiled import compiled
 
 _MEMORY: Final = 0.998  # weight kept per step: about the last 500 steps count
 _REFIT_EVERY: Final = 32
-_OUTLIER: Final = 5.0  # steps this many times longer than usual are not the model's doing
+_OUTLIER: Final = 5.0  # steps this many times longer than expected are not the model's doing
+_LEAST: Final = 0.05  # of its prior, that a price may fall to
+
+_PRIOR: Final = (2e-3, 3e-5, 1e-4)  # s: a step, a prefilled token, a decoded one
+# How much the prior weighs: as a few observations in each direction. It never fades, since what the
+# data cannot tell for a long time (nothing is prefilled, or the batch is always full) is still
+# unknown then.
+_WEIGHT: Final = (2.0, 2.0 * 64.0**2, 2.0 * 8.0**2)
+
+STEP_TIME: Final = np.dtype(
+    [
+        ("step_s", np.float64),  # the prices
+        ("prefill_s", np.float64),  # of a token
+        ("decode_s", np.float64),  # of a token
+        ("mean_s", np.float64),  # of a step
+        ("mean_tokens", np.float64),  # of a step: how fast free blocks are reused
+        ("steps", np.int64),  # observed
+        # The normal equations of the steps, older ones fading.
+        ("gram", np.float64, (3, 3)),
+        ("moment", np.float64, (3,)),
+    ],
+    align=True,
+)
+
+
+def new_step_times(count: int) -> NDArray[np.void]:
+    """Records of STEP_TIME for engines that have not run yet, shape [count]."""
+    times = np.zeros(count, STEP_TIME)
+    times["step_s"], times["prefill_s"], times["decode_s"] = _PRIOR
+    return times
+
+
+@compiled
+def observe(times: Any, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
+    """Count a finished step. Nonsense (a clock that ran backwards) is ignored.
+
+    Step time = step_s + prefill_s · prefilled tokens + decode_s · decoded tokens is fitted by least
+    squares to past steps and a weak prior; no price is negative.
+
+    Args:
+        times: a record of STEP_TIME, written.
+        prefill_tokens: what the step computed of prompts.
+        decode_tokens: the answer tokens that it computed.
+        seconds: what it took.
+    """
+    if not 0.0 < seconds < 60.0:
+        return
+    expected = times.step_s + times.prefill_s * prefill_tokens + times.decode_s * decode_tokens
+    if times.steps > 16 and seconds > _OUTLIER * max(times.mean_s, expected):
+        return
+    weight = max(1.0 - _MEMORY, 1.0 / (times.steps + 1))
+    times.mean_s += weight * (seconds - times.mean_s)
+    times.mean_tokens += weight * (prefill_tokens + decode_tokens - times.mean_tokens)
+    features = (1.0, float(prefill_tokens), float(decode_tokens))
+    for i in range(3):
+        times.moment[i] = _MEMORY * times.moment[i] + seconds * features[i]
+        for j in range(3):
+            times.gram[i, j] = _MEMORY * times.gram[i, j] + features[i] * features[j]
+    times.steps += 1
+    if times.steps % _REFIT_EVERY == 0:
+        _fit(times)
+
+
+@compiled
+def batch_s(times: Any, running: int) -> float:
+    """Seconds of a step in which `running` requests decode one token each."""
+    return float(times.step_s + times.decode_s * running)
+
+
+@compiled
+def prefill_weight(times: Any, running: int) -> float:
+    """Output tokens that take as much of the engine's time as a prefilled one.
+
+    A step gives a token to each running request, so a token's share of it is one over their number.
+    """
+    return float(times.prefill_s / (batch_s(times, running) / running))
+
+
+@compiled
+def _fit(times: Any) -> None:
+    """Solve (gram + weight) · prices = moment + weight · prior, by Cholesky.
+
+    Written out, since the last digits of a library's solution depend on the processor.
+    """
+    lower = np.zeros((3, 3))
+    prices = np.empty(3)
+    for i in range(3):
+        for j in range(i + 1):
+            value = times.gram[i, j]
+            if i == j:
+                value += _WEIGHT[i]
+            for k in range(j):
+                value -= lower[i, k] * lower[j, k]
+            lower[i, j] = math.sqrt(value) if i == j else value / lower[j, j]
+    for i in range(3):
+        value = times.moment[i] + _WEIGHT[i] * _PRIOR[i]
+        for k in range(i):
+            value -= lower[i, k] * prices[k]
+        prices[i] = value / lower[i, i]
+    for i in range(2, -1, -1):
+        value = prices[i]
+        for k in range(i + 1, 3):
+            value -= lower[k, i] * prices[k]
+        prices[i] = value / lower[i, i]
+    times.step_s = max(prices[0], _LEAST * _PRIOR[0])
+    times.prefill_s = max(prices[1], _LEAST * _PRIOR[1])
+    times.decode_s = max(prices[2], _LEAST * _PRIOR[2])
+
+
+@compiled
+def _observe_first(
+    times: NDArray[np.void], prefill_tokens: int, decode_tokens: int, seconds: float
+) -> None:
+    observe(times[0], prefill_tokens, decode_tokens, seconds)
+
+
+@compiled
+def _batch_s_of_first(times: NDArray[np.void], running: int) -> float:
+    return batch_s(times[0], running)
+
+
+@compiled
+def _prefill_weight_of_first(times: NDArray[np.void], running: int) -> float:
+    return prefill_weight(times[0], running)
 
 
 class StepTime:
-    """Fits step time = fixed + per_prefill_token · p + per_decode_token · d by least squares.
+    """The prices of one engine, for code that is not compiled."""
 
-    Older steps fade exponentially. Before enough steps have been seen, and for a term that the
-    data cannot tell (no prefill yet, say), a weak prior stands in, and no term is negative.
-
-    Args:
-        fixed_s: prior for the cost of a step, seconds.
-        prefill_s_per_token: prior for a prefilled token, seconds.
-        decode_s_per_token: prior for a decoded token, seconds.
-    """
-
-    def __init__(
-        self,
-        fixed_s: float = 2e-3,
-        prefill_s_per_token: float = 3e-5,
-        decode_s_per_token: float = 1e-4,
-    ) -> None:
-        self._prior = np.array([fixed_s, prefill_s_per_token, decode_s_per_token])
-        self._cost = self._prior.copy()
-        # The prior weighs as much as a few observations in each direction.
-        scale = np.diag([2.0, 2.0 * 64.0**2, 2.0 * 8.0**2])
-        self._gram = scale.copy()
-        self._moment = scale @ self._prior
-        self._recent: list[tuple[int, int, float]] = []  # steps seen since the last fit
-        self._mean_s = 0.0
-        self._mean_tokens = 0.0
-        self._steps = 0
+    def __init__(self) -> None:
+        self._times = new_step_times(1)
 
     def observe(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
-        """Count one finished step. Nonsense (a clock that ran backwards) is ignored."""
-        if not 0.0 < seconds < 60.0:
-            return
-        if self._steps > 16 and seconds > _OUTLIER * self._mean_s:
-            return
-        weight = max(1.0 - _MEMORY, 1.0 / (self._steps + 1))
-        self._mean_s += weight * (seconds - self._mean_s)
-        self._mean_tokens += weight * (prefill_tokens + decode_tokens - self._mean_tokens)
-        self._recent.append((prefill_tokens, decode_tokens, seconds))
-        self._steps += 1
-        if self._steps % _REFIT_EVERY == 0:
-            _accumulate(self._gram, self._moment, np.array(self._recent, dtype=np.float64))
-            self._recent.clear()
-            solution = np.linalg.lstsq(self._gram, self._moment, rcond=None)[0]
-            self._cost = np.maximum(solution, 0.05 * self._prior)
+        """Count one finished step; see the function of that name."""
+        _observe_first(self._times, prefill_tokens, decode_tokens, seconds)
 
     def decode_s(self, running: int) -> float:
         """Seconds of a step in which `running` requests decode one token each."""
-        return float(self._cost[0] + self._cost[2] * running)
+        return _batch_s_of_first(self._times, running)
+
+    def prefill_weight(self, running: int) -> float:
+        """Output tokens that take as much of the engine's time as a prefilled one."""
+        return _prefill_weight_of_first(self._times, running)
 
     @property
     def prefill_s_per_token(self) -> float:
         """Seconds that one more prefilled token adds to a step."""
-        return float(self._cost[1])
+        return float(self._times["prefill_s"][0])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens whose KV is written in a step, on average: how fast free blocks are reused."""
-        return self._mean_tokens
+        return float(self._times["mean_tokens"][0])
 
     @property
     def steps(self) -> int:
         """Steps observed so far."""
-        return self._steps
-
-
-@compiled
-def _accumulate(
-    gram: NDArray[np.float64], moment: NDArray[np.float64], steps: NDArray[np.float64]
-) -> None:
-    """Fade the normal equations and add observations: prefill tokens, decode tokens, seconds."""
-    for k in range(len(steps)):
-        features = (1.0, steps[k, 0], steps[k, 1])
-        for i in range(3):
-            moment[i] = _MEMORY * moment[i] + steps[k, 2] * features[i]
-            for j in range(3):
-                gram[i, j] = _MEMORY * gram[i, j] + features[i] * features[j]
+        return int(self._times["steps"][0])

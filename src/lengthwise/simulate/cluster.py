@@ -22,7 +22,7 @@ ROUTERS: Final = ("round-robin", "least-outstanding", "power-of-two", "least-pre
 DONE: Final = 0  #: every request has been served
 PAUSED: Final = 1  #: as many steps as it was asked for
 MORE_ROWS: Final = 2  #: more requests are there than the tables hold
-MORE_MEMORY: Final = 3  #: more requests are preempted than can be remembered
+MORE_MEMORY: Final = 3  #: more requests have been preempted than can be remembered
 STUCK: Final = 4  #: requests wait and none can run
 
 
@@ -31,6 +31,7 @@ def advance(
     ranking: Ranking,
     limits: NDArray[np.void],
     terms: NDArray[np.float64],
+    times: NDArray[np.void],
     engines: NDArray[np.void],
     requests: NDArray[np.void],
     shared: Shared,
@@ -51,6 +52,7 @@ def advance(
         ranking: the rank pointer, its parameter values, the guards and the rules.
         limits: array of one LIMITS record.
         terms: `StepCost.terms`.
+        times: array of STEP_TIME, one for each engine, written.
         engines: array of ENGINE, written.
         requests: array of SERVED in order of arrival, written.
         shared: what prompts share.
@@ -84,7 +86,7 @@ def advance(
                 r = k
         engine = engines[r]
         if arrived < len(requests) and requests[arrived].arrival_s <= engine.plans_s:
-            r = _route(engines, router, coins, arrived)
+            r = _route(engines, router, coins, arrived, requests[arrived].arrival_s)
             engine = engines[r]
             if engine.live >= queues.table.shape[1]:
                 return MORE_ROWS, arrived, taken
@@ -115,6 +117,7 @@ def advance(
             own,
             limits[0],
             terms,
+            times[r],
             engine,
             requests,
             shared,
@@ -151,7 +154,6 @@ def _of_engine(
             borrowed(memories.shared[r]),
             borrowed(memories.of_slot[r]),
             borrowed(memories.remembered[r]),
-            borrowed(memories.remembered_count[r]),
             borrowed(memories.free_remembered[r]),
             borrowed(memories.runs[r]),
         ),
@@ -159,7 +161,7 @@ def _of_engine(
 
 
 @compiled_here
-def _route(engines: Any, router: int, coins: Integers, arrived: int) -> int:
+def _route(engines: Any, router: int, coins: Integers, arrived: int, now: float) -> int:
     """The engine that a request goes to."""
     if len(engines) == 1:
         return 0
@@ -167,19 +169,34 @@ def _route(engines: Any, router: int, coins: Integers, arrived: int) -> int:
         return arrived % len(engines)
     if router == 2:
         first, second = coins[arrived, 0], coins[arrived, 1]
-        prefers_first = _outstanding(engines[first]) <= _outstanding(engines[second])
+        prefers_first = _outstanding(engines[first], now) <= _outstanding(engines[second], now)
         return int(first if prefers_first else second)
     best = 0
     for k in range(1, len(engines)):
         if router == 1:
-            better = _outstanding(engines[k]) < _outstanding(engines[best])
+            better = _outstanding(engines[k], now) < _outstanding(engines[best], now)
         else:
-            better = engines[k].predicted_work < engines[best].predicted_work
+            better = _predicted_work(engines[k], now) < _predicted_work(engines[best], now)
         if better:
             best = k
     return best
 
 
 @compiled_here
-def _outstanding(engine: Any) -> int:
-    return int(engine.running + engine.waiting)
+def _outstanding(engine: Any, now: float) -> int:
+    """Requests of an engine that have not ended by now."""
+    count = engine.outstanding
+    for k in range(2):
+        if engine.ended_s[k] > now:
+            count += engine.ended[k]
+    return int(count)
+
+
+@compiled_here
+def _predicted_work(engine: Any, now: float) -> float:
+    """Predicted tokens of the requests of an engine that have not ended by now."""
+    work = engine.predicted_work
+    for k in range(2):
+        if engine.ended_s[k] > now:
+            work += engine.ended_work[k]
+    return float(work)

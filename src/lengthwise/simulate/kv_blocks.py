@@ -6,8 +6,10 @@ request first; new blocks are taken from the head (vLLM v1/core/block_pool.py). 
 request finds again when it resumes is decided here.
 
 What a block holds is named by `owner`: a request, whose `place`-th block it is, or a block of
-prompt that several requests share. Where no prompts share anything, runs of blocks do (`kv_runs`),
-and without prefix caching free blocks are only counted.
+prompt that several requests share. Several blocks may hold the same: two requests compute one
+prefix at once, or a request computes anew what is left of its old blocks behind a gap. They form a
+chain, and the oldest is found. Where no prompts share anything, runs of blocks do (`kv_runs`), and
+without prefix caching free blocks are only counted.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ BLOCK: Final = np.dtype(
         ("previous", np.int32),
         ("users", np.int32),  # requests that hold it
         ("place", np.int32),  # its number among its owner's blocks
+        ("copy", np.int32),  # the next block that holds the same, -1 for none
         ("owner", np.int64),
     ],
     align=True,
@@ -41,10 +44,9 @@ class Memory(NamedTuple):
     """
 
     blocks: NDArray[np.void]  # [blocks + 1], BLOCK
-    shared: NDArray[np.int32]  # [shared contents], the block that holds it, or -1
+    shared: NDArray[np.int32]  # [shared contents], the first block that holds it, or -1
     of_slot: NDArray[np.int32]  # [slots, blocks of the longest request]
-    remembered: NDArray[np.int32]  # [preempted, blocks]: where a preempted request's KV was
-    remembered_count: NDArray[np.int64]  # [preempted]
+    remembered: NDArray[np.int32]  # [preempted, blocks], as `shared`, of requests once preempted
     free_remembered: NDArray[np.int64]  # [preempted], a stack of free rows of `remembered`
     runs: NDArray[np.void]  # [places], RUN: instead of all that, where nothing is shared
 
@@ -77,23 +79,34 @@ def new_memory(
         shared=np.full((engines, shared), -1, np.int32),
         of_slot=np.zeros((engines, slots, places), np.int32),
         remembered=np.zeros((engines, preempted, places), np.int32),
-        remembered_count=np.zeros((engines, preempted), np.int64),
         free_remembered=np.tile(np.arange(preempted)[::-1], (engines, 1)),
         runs=runs,
     )
 
 
 @compiled_here
-def take_block(blocks: Any, shared: NDArray[np.int32]) -> int:
-    """The first free block, its old content forgotten. There must be one."""
-    block = blocks[len(blocks) - 1].next
+def take_block(
+    blocks: Any, requests: Any, shared: NDArray[np.int32], remembered: NDArray[np.int32]
+) -> int:
+    """The first free block, its old content forgotten. There must be one.
+
+    Args:
+        blocks: of the engine's memory, as are `shared` and `remembered`.
+        requests: array of SERVED.
+        shared: see `Memory`.
+        remembered: see `Memory`.
+    """
+    block = int(blocks[len(blocks) - 1].next)
     _unlink(blocks, block)
     owner = blocks[block].owner
-    if owner < NOTHING and shared[-2 - owner] == block:
-        shared[-2 - owner] = -1
+    if owner < NOTHING:
+        shared[-2 - owner] = _without(blocks, shared[-2 - owner], block)
+    elif owner != NOTHING and requests[owner].memory >= 0:
+        row, place = requests[owner].memory, blocks[block].place
+        remembered[row, place] = _without(blocks, remembered[row, place], block)
     blocks[block].owner = NOTHING
     blocks[block].users = 1
-    return int(block)
+    return block
 
 
 @compiled_here
@@ -124,24 +137,61 @@ def free_block(blocks: Any, block: int) -> bool:
 
 @compiled_here
 def name_block(
-    blocks: Any, shared: NDArray[np.int32], block: int, request: int, place: int, content: int
+    blocks: Any,
+    requests: Any,
+    shared: NDArray[np.int32],
+    remembered: NDArray[np.int32],
+    block: int,
+    request: int,
+    place: int,
+    content: int,
 ) -> None:
     """A block is full: from now on its content can be found.
 
     Args:
-        blocks: of the engine's memory.
-        shared: of the engine's memory.
+        blocks: see `take_block`, as are the next three.
+        requests: see `take_block`.
+        shared: see `take_block`.
+        remembered: see `take_block`.
         block: the block.
         request: whose it is.
         place: its number among the request's blocks.
         content: the number of its content where that is shared, else -1.
     """
-    if content < 0:
-        blocks[block].owner = request
-        blocks[block].place = place
-    elif shared[content] < 0:
+    blocks[block].copy = -1
+    if content >= 0:
         blocks[block].owner = -2 - content
-        shared[content] = block
+        shared[content] = _with(blocks, shared[content], block)
+        return
+    blocks[block].owner = request
+    blocks[block].place = place
+    row = requests[request].memory
+    if row >= 0:
+        remembered[row, place] = _with(blocks, remembered[row, place], block)
+
+
+@compiled_here
+def _with(blocks: Any, first: int, block: int) -> int:
+    """A chain of copies with one more at its end. Returns its first."""
+    if first < 0:
+        return block
+    last = first
+    while blocks[last].copy >= 0:
+        last = blocks[last].copy
+    blocks[last].copy = block
+    return first
+
+
+@compiled_here
+def _without(blocks: Any, first: int, block: int) -> int:
+    """A chain of copies without one of them. Returns its first, -1 where none is left."""
+    if first == block:
+        return int(blocks[block].copy)
+    before = first
+    while blocks[before].copy != block:
+        before = blocks[before].copy
+    blocks[before].copy = blocks[block].copy
+    return first
 
 
 @compiled_here

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.cutoff import FADES, cutoff
+from lengthwise.policy.cutoff import FADES, batch_cutoff
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.rollout import LOOKAHEAD
@@ -23,11 +22,11 @@ from lengthwise.policy.select import (
     choose_swaps,
     outranked_by_any,
 )
+from lengthwise.policy.step_time import batch_s, prefill_weight
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.slots import preempt
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
-from lengthwise.simulate.step_cost import prefill_token_seconds, step_seconds
 
 Ranking = Any  #: the rank pointer, its parameter values, the guards and the rules
 
@@ -36,7 +35,7 @@ Ranking = Any  #: the rank pointer, its parameter values, the guards and the rul
 def plan_step(
     ranking: Ranking,
     limits: Any,
-    terms: NDArray[np.float64],
+    times: Any,
     engine: Any,
     requests: Any,
     shared: Shared,
@@ -55,16 +54,13 @@ def plan_step(
     if not rules.reorders:
         return front, has_front
     if rules.service_time:
-        # A step gives a token to each running request: a token's share is one over their number.
-        running = max(engine.running, 1)
-        prefill_s = prefill_token_seconds(terms)
-        engine.prefill_weight = prefill_s * running / _decode_s(terms, engine, batch)
+        engine.prefill_weight = prefill_weight(times, max(engine.running, 1))
     if rules.adapts >= 0 and engine.running > 0 and engine.step % SWAP_EVERY == 0:
-        _adapt(terms, engine, requests, queue, batch)
+        _adapt(times, engine, requests, queue, batch)
     busy = engine.waiting > 0 and engine.running > 0
     if busy and rules.preempts and engine.step % SWAP_EVERY == 0:
         front, has_front = _swap(
-            ranking, limits, terms, engine, requests, shared, queue, batch, memory
+            ranking, limits, times, engine, requests, shared, queue, batch, memory
         )
     looks_ahead = rules.memory_growth > 0.0 and engine.waiting > 0
     if looks_ahead and not has_front and engine.running < limits.slots:
@@ -151,25 +147,20 @@ def _bring_running_up_to_date(engine: Any, requests: Any, queue: Queue, batch: B
 
 
 @compiled_here
-def _adapt(
-    terms: NDArray[np.float64], engine: Any, requests: Any, queue: Queue, batch: Batch
-) -> None:
+def _adapt(times: Any, engine: Any, requests: Any, queue: Queue, batch: Batch) -> None:
     """Set the parameter that is "auto" by the present prices."""
-    prompt, predicted = 0.0, 0.0
+    rows = np.empty(engine.running, np.int64)
     for k in range(engine.running):
-        slot = batch.slots[batch.running[k]]
-        request = queue.table[requests[slot.request].row]
-        prompt += request.prompt_tokens
-        predicted += request.initial
+        rows[k] = requests[batch.slots[batch.running[k]].request].row
     engine.lost_share *= FADES
-    engine.cutoff = cutoff(
-        prompt / engine.running,
-        predicted / engine.running,
+    engine.cutoff = batch_cutoff(
+        queue.table,
+        rows,
         engine.running + engine.waiting,
         engine.lost_share,
         engine.thrown_out,
-        _decode_s(terms, engine, batch),
-        prefill_token_seconds(terms),
+        batch_s(times, engine.running),
+        times.prefill_s,
     )
 
 
@@ -177,7 +168,7 @@ def _adapt(
 def _swap(
     ranking: Ranking,
     limits: Any,
-    terms: NDArray[np.float64],
+    times: Any,
     engine: Any,
     requests: Any,
     shared: Shared,
@@ -230,9 +221,9 @@ def _swap(
             limits.block_size,
             limits.caching,
             engine.running + engine.waiting,
-            _decode_s(terms, engine, batch),
-            prefill_token_seconds(terms),
-            engine.tokens_per_step,
+            batch_s(times, engine.running),
+            times.prefill_s,
+            times.mean_tokens,
         ),
     )
     if len(victims) == 0:
@@ -246,16 +237,6 @@ def _swap(
         requests[i].preemptions += 1
         preempt(rules, limits, engine, requests, queue, batch, memory, place)
     return waiting[:admitted], True
-
-
-@compiled_here
-def _decode_s(terms: NDArray[np.float64], engine: Any, batch: Batch) -> float:
-    """Seconds of a step in which all running requests, or one, decode."""
-    context = 0
-    for k in range(engine.running):
-        context += batch.slots[batch.running[k]].computed
-    running = max(engine.running, 1)
-    return step_seconds(terms, 0, running, context, running, 0.0)
 
 
 @compiled_here

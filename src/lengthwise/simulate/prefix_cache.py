@@ -38,17 +38,12 @@ def find_cached(
 def cached_block(
     limits: Any, requests: Any, shared: Shared, memory: Memory, i: int, place: int
 ) -> int:
-    """The block that holds the request's `place`-th block of tokens, -1 for none."""
+    """The first block that holds the request's `place`-th block of tokens, -1 for none."""
     content = content_of(limits, requests, shared, i, place)
     if content >= 0:
         return int(memory.shared[content])
     row = requests[i].memory
-    if row < 0 or place >= memory.remembered_count[row]:
-        return -1
-    block = memory.remembered[row, place]
-    if memory.blocks[block].owner == i and memory.blocks[block].place == place:
-        return int(block)
-    return -1
+    return int(memory.remembered[row, place]) if row >= 0 else -1
 
 
 @compiled_here

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.pointer import parameter_values, rank_pointer
+from lengthwise.policy.step_time import new_step_times
 from lengthwise.simulate import cluster
 from lengthwise.simulate.cluster import ROUTERS, advance
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -146,6 +147,7 @@ def simulate(
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
     engines = new_engines(replicas, blocks)
+    times_of_steps = new_step_times(replicas)
     if discipline.adapts >= 0:
         engines["cutoff"] = parameter_values(discipline.parameters)[discipline.adapts]
     queues = new_queues(replicas, engine.slots)
@@ -182,6 +184,7 @@ def simulate(
                 ranking,
                 limits,
                 terms,
+                times_of_steps,
                 engines,
                 requests,
                 shared,

@@ -64,14 +64,9 @@ def start(
             engine.free_blocks -= share_block(memory.blocks, block)
     else:
         engine.free_blocks -= hits
-    if served.memory >= 0:
+    if served.memory >= 0 and not limits.shares:
         # What is left of its old blocks is in use again, the rest is computed anew.
-        if limits.shares:
-            engine.remembered -= 1
-            top = len(memory.free_remembered) - engine.remembered - 1
-            memory.free_remembered[top] = served.memory
-        else:
-            take_run_back(engine, memory.runs, served.memory, hits)
+        take_run_back(engine, memory.runs, served.memory, hits)
         served.memory = -1
     if math.isnan(served.scheduled_s):
         served.scheduled_s = engine.starts_s
@@ -103,6 +98,7 @@ def start(
         slot,
         memory.blocks,
         memory.shared,
+        memory.remembered,
         memory.of_slot[s],
         memory.runs,
         tokens,
@@ -118,6 +114,7 @@ def compute(
     slot: Any,
     blocks: Any,
     found: NDArray[np.int32],
+    remembered: NDArray[np.int32],
     own: NDArray[np.int32],
     runs: NDArray[np.void],
     tokens: int,
@@ -132,6 +129,7 @@ def compute(
         slot: a SLOT record.
         blocks: of the engine's memory.
         found: `shared` of the engine's memory.
+        remembered: of the engine's memory.
         own: the slot's row of `of_slot`.
         runs: of the engine's memory.
         tokens: how many.
@@ -152,10 +150,10 @@ def compute(
             take_from_runs(engine, runs, need - count)
         return
     for place in range(count, need):
-        own[place] = take_block(blocks, found)
+        own[place] = take_block(blocks, requests, found, remembered)
     for place in range(first, slot.named // size):
         content = content_of(limits, requests, shared, slot.request, place)
-        name_block(blocks, found, own[place], slot.request, place, content)
+        name_block(blocks, requests, found, remembered, own[place], slot.request, place, content)
 
 
 @compiled_here
@@ -164,6 +162,8 @@ def retire(
 ) -> None:
     """Requests whose answers have ended give everything back."""
     slots, running = batch.slots, batch.running
+    ended = engine.ended_waiting
+    engine.ended_waiting = 0
     kept = 0
     for k in range(engine.running):
         slot = slots[running[k]]
@@ -171,13 +171,17 @@ def retire(
             running[kept] = running[k]
             kept += 1
             continue
+        ended += 1
         slot.scheduled = 0
+        _forget(limits, engine, requests, memory, slot.request)
         _give_blocks_back(limits, engine, requests, slot, running[k], memory, NOBODY)
         # The list is still being read, its free end is not: k is at least `kept`.
         batch.free[limits.slots - engine.running] = running[k]
         engine.running -= 1
         if rules.reorders:
             _release_row(engine, requests, queue, slot.request)
+    for _ in range(ended):
+        engine.thrown_out = observed(engine.thrown_out, 0.0)
 
 
 @compiled_here
@@ -200,17 +204,15 @@ def preempt(
         batch.running[k] = batch.running[k + 1]
     slot.scheduled = 0
     ended = slot.age >= slot.output
-    if limits.shares and not ended:
-        served.memory = memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1]
-        engine.remembered += 1
-        memory.remembered_count[served.memory] = slot.blocks
-        for k in range(slot.blocks):
-            memory.remembered[served.memory, k] = memory.of_slot[s, k]
+    if limits.shares and not ended and served.memory < 0:
+        _remember(limits, engine, requests, memory, slot, s)
     _give_blocks_back(limits, engine, requests, slot, s, memory, NOBODY if ended else i)
     batch.free[limits.slots - engine.running] = s
     engine.running -= 1
     if ended:
         # With a lag its last token was on its way: it is done, and not put back.
+        engine.ended_waiting += 1
+        _forget(limits, engine, requests, memory, i)
         if rules.reorders:
             _release_row(engine, requests, queue, i)
         return
@@ -232,6 +234,29 @@ def preempt(
     if engine.first < 0:
         engine.last = i
     engine.first = i
+
+
+@compiled_here
+def _remember(limits: Any, engine: Any, requests: Any, memory: Memory, slot: Any, s: int) -> None:
+    """From now on it is kept track of which blocks hold what is a request's own."""
+    row = memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1]
+    engine.remembered += 1
+    requests[slot.request].memory = row
+    memory.remembered[row, :] = -1
+    for place in range(slot.named // limits.block_size):
+        block = memory.of_slot[s, place]
+        if memory.blocks[block].owner == slot.request:
+            memory.remembered[row, place] = block
+
+
+@compiled_here
+def _forget(limits: Any, engine: Any, requests: Any, memory: Memory, i: int) -> None:
+    """A request is done: nobody will look for its own blocks."""
+    if not limits.shares or requests[i].memory < 0:
+        return
+    engine.remembered -= 1
+    memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1] = requests[i].memory
+    requests[i].memory = -1
 
 
 @compiled_here

@@ -39,6 +39,7 @@ RULES: Final = np.dtype(
         ("counts_steps", np.bool_),
         ("reads_prefix_cache", np.bool_),
         ("service_time", np.bool_),
+        ("measures_steps", np.bool_),
         ("max_swaps", np.int64),
         ("max_preemptions", np.int64),
         ("blend", np.float64),
@@ -86,9 +87,15 @@ ENGINE: Final = np.dtype(
     [
         ("plans_s", np.float64),  # when the next step is planned; inf: nothing to do
         ("starts_s", np.float64),  # when it can start
-        ("tokens_per_step", np.float64),  # recent mean
+        ("planned_s", np.float64),  # when the last step was planned
         ("prefill_weight", np.float64),  # see `rank_requests`
-        ("predicted_work", np.float64),  # predicted tokens of the unfinished, for the router
+        # For the router, which hears of an end when it has come: the requests not yet ended by the
+        # last step that was planned, their predicted tokens, and what ended in the last two steps.
+        ("outstanding", np.int64),
+        ("predicted_work", np.float64),
+        ("ended", np.int64, (2,)),
+        ("ended_work", np.float64, (2,)),
+        ("ended_s", np.float64, (2,)),
         ("running", np.int64),
         ("waiting", np.int64),
         ("free_blocks", np.int64),
@@ -99,15 +106,21 @@ ENGINE: Final = np.dtype(
         ("last", np.int64),
         ("arrivals", np.int64),
         ("step", np.int64),
+        # Tokens of the last two steps; -1 where nothing ran.
+        ("prefill", np.int64),
+        ("decode", np.int64),
+        ("prefill_before", np.int64),
+        ("decode_before", np.int64),
         ("ranked_step", np.int64),  # the step in which the requests were last ranked
         ("admissions", np.int64),
         ("admitted", np.int64),  # of them since requests were last ranked
-        ("remembered", np.int64),  # preempted requests whose old blocks are remembered
+        ("remembered", np.int64),  # unfinished requests that have been preempted
         ("blank", np.int64),  # free blocks without content, where there are runs
         ("oldest_run", np.int64),  # number of the oldest run
         ("next_run", np.int64),  # number of the run that comes next
         ("lost_share", np.float64),  # of preempted tokens, computed again; see policy.cutoff
         ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
+        ("ended_waiting", np.int64),  # preempted in this step, their last token on its way
         ("cutoff", np.float64),  # c where it is "auto"
     ],
     align=True,
@@ -206,6 +219,7 @@ def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
                 discipline.counts_steps,
                 discipline.reads_prefix_cache,
                 discipline.service_time,
+                discipline.measures_steps,
                 discipline.max_swaps,
                 discipline.max_preemptions,
                 discipline.blend,
@@ -223,6 +237,7 @@ def new_engines(count: int, blocks: int) -> NDArray[np.void]:
     engines["plans_s"] = np.inf
     engines["free_blocks"] = engines["blank"] = blocks
     engines["first"] = engines["last"] = -1
+    engines["decode"] = engines["decode_before"] = -1
     return engines
 
 
@@ -258,7 +273,6 @@ def with_more_memory(memory: Memory) -> Memory:
     new = np.tile(np.arange(2 * count - 1, count - 1, -1), (engines, 1))
     return memory._replace(
         remembered=_doubled(memory.remembered),
-        remembered_count=_doubled(memory.remembered_count),
         # A stack whose free part comes first: the new rows go below it.
         free_remembered=np.concatenate([new, memory.free_remembered], axis=1),
     )

@@ -17,6 +17,7 @@ from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed
 from lengthwise.policy.order import first_waiting
 from lengthwise.policy.select import SPARE, blocks_for
+from lengthwise.policy.step_time import observe
 from lengthwise.request import WAITING
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.kv_runs import take_from_runs
@@ -33,6 +34,7 @@ _NOBODY = np.empty(0, np.int64)
 def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
     """Request i joins the queue of an engine; where that is reordered, `enter` comes next."""
     served = requests[i]
+    engine.outstanding += 1
     engine.predicted_work += served.expected
     engine.tail += 1
     engine.waiting += 1
@@ -66,7 +68,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.expected = served.expected
     request.initial = served.expected
     request.predicted_age = 0
-    request.remaining = max(served.expected, 1.0)
+    request.remaining = served.expected
     request.low = served.low
     request.median = served.median
     request.high = served.high
@@ -87,6 +89,7 @@ def run_step(
     ranking: Ranking,
     limits: Any,
     terms: NDArray[np.float64],
+    times: Any,
     engine: Any,
     requests: Any,
     shared: Shared,
@@ -103,6 +106,7 @@ def run_step(
         ranking: the rank pointer, its parameter values, the guards and the rules.
         limits: a LIMITS record.
         terms: `StepCost.terms`.
+        times: a STEP_TIME record, written: what steps are measured to cost.
         engine: an ENGINE record, written.
         requests: array of SERVED, written.
         shared: what prompts share.
@@ -119,10 +123,13 @@ def run_step(
     engine.step += 1
     before = engine.running
     rules = ranking[3][0]
+    if rules.measures_steps:
+        _measure(limits, times, engine)
+    engine.planned_s = engine.plans_s
     front, has_front = _NOBODY, False
     if rules.reorders:
         front, has_front = plan_step(
-            ranking, limits, terms, engine, requests, shared, queue, batch, memory
+            ranking, limits, times, engine, requests, shared, queue, batch, memory
         )
     preempted = before - engine.running
     budget, for_memory = _serve_running(
@@ -163,6 +170,20 @@ def run_step(
     if engine.running == 0 and engine.waiting == 0 and (limits.lag == 0 or sequences == 0):
         engine.plans_s = math.inf
     return sequences > 0
+
+
+@compiled_here
+def _measure(limits: Any, times: Any, engine: Any) -> None:
+    """Take up what the last step took: as the server does, which sees only when it plans."""
+    # Without a running request the engine may have idled since.
+    if engine.running == 0 or engine.decode < 0:
+        return
+    seconds = engine.plans_s - engine.planned_s
+    if limits.lag == 0:
+        observe(times, engine.prefill, engine.decode, seconds)
+    elif engine.decode_before >= 0:
+        # What ran since the last plan is the step before it.
+        observe(times, engine.prefill_before, engine.decode_before, seconds)
 
 
 @compiled_here
@@ -209,10 +230,8 @@ def _serve_running(
         need = blocks_for(slot.computed + tokens, size)
         while need - slot.blocks > engine.free_blocks:
             last = engine.running - 1
-            victim = slots[running[last]]
-            if victim.age < victim.output:
-                requests[victim.request].memory_preemptions += 1
-                engine.thrown_out = observed(engine.thrown_out, 1.0)
+            requests[slots[running[last]].request].memory_preemptions += 1
+            engine.thrown_out = observed(engine.thrown_out, 1.0)
             own = running[last] == s
             preempt(rules, limits, engine, requests, queue, batch, memory, last)
             preempted += 1
@@ -226,6 +245,7 @@ def _serve_running(
             slot,
             memory.blocks,
             memory.shared,
+            memory.remembered,
             memory.of_slot[s],
             memory.runs,
             tokens,
@@ -355,8 +375,8 @@ def _work(
     seconds = 0.0
     if sequences > 0:
         seconds = step_seconds(terms, prefill, decode, kv, sequences, attention)
-        weight = max(0.002, 1.0 / engine.step)
-        engine.tokens_per_step += weight * (prefill + decode - engine.tokens_per_step)
+    engine.prefill_before, engine.decode_before = engine.prefill, engine.decode
+    engine.prefill, engine.decode = prefill, decode if sequences > 0 else -1
     step.running = engine.running
     step.waiting = engine.waiting
     step.free_blocks = engine.free_blocks
@@ -382,7 +402,9 @@ def _emit(
     now: float,
 ) -> bool:
     """Each request whose known tokens are all computed gets its next one. Returns: one ended."""
-    ended = False
+    engine.ended[1], engine.ended[0] = engine.ended[0], 0
+    engine.ended_work[1], engine.ended_work[0] = engine.ended_work[0], 0.0
+    engine.ended_s[1], engine.ended_s[0] = engine.ended_s[0], now
     keeps_times = len(token_times) > 0
     for k in range(engine.running):
         slot = slots[running[k]]
@@ -408,10 +430,11 @@ def _emit(
             served = requests[slot.request]
             served.finish_s = now
             served.longest_gap_s = slot.gap_s
+            engine.outstanding -= 1
             engine.predicted_work -= served.expected
-            engine.thrown_out = observed(engine.thrown_out, 0.0)
-            ended = True
-    return ended
+            engine.ended[0] += 1
+            engine.ended_work[0] += served.expected
+    return bool(engine.ended[0] > 0)
 
 
 @compiled_here

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.policy.cutoff import FADES, cutoff, observed, share_lost
+from lengthwise.policy.cutoff import FADES, batch_cutoff, observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import victims_last
@@ -36,6 +36,7 @@ class Planner:
     Args:
         scheduler: vLLM's scheduler.
         live: the table of its requests.
+        classes_matter: see below; it is set as soon as a request has another class than 0.
 
     Attributes:
         discipline: what decides; exchanged when the settings change.
@@ -44,10 +45,10 @@ class Planner:
         preempting: true while the planner itself preempts, rather than the parent for memory.
     """
 
-    def __init__(self, scheduler: Any, live: LiveTable) -> None:
+    def __init__(self, scheduler: Any, live: LiveTable, classes_matter: bool) -> None:
         self.discipline = make_discipline("fcfs")
         self.step_time = StepTime()
-        self.classes_matter = False
+        self.classes_matter = classes_matter
         self.preempting = False
         self._scheduler = scheduler
         self._live = live
@@ -169,16 +170,10 @@ class Planner:
         self._admitted.clear()
 
     def _prefill_weight(self) -> float:
-        """Output tokens that take as much of the engine's time as a prefilled one; 0: not asked.
-
-        A step gives a token to each running request, so a token's share of it is one over their
-        number.
-        """
+        """Output tokens that take as much of the engine's time as a prefilled one; 0: not asked."""
         if not self.discipline.service_time:
             return 0.0
-        running = max(len(self._scheduler.running), 1)
-        token_s = self.step_time.decode_s(running) / running
-        return self.step_time.prefill_s_per_token / token_s
+        return self.step_time.prefill_weight(max(len(self._scheduler.running), 1))
 
     def _look_up_prefix_cache(self, prefill_weight: float) -> None:
         """Refresh `cached_tokens` of those who would be next: a look-up is too dear for all."""
@@ -219,11 +214,10 @@ class Planner:
         if not running:
             return
         rows = np.array([self._live.row(r.request_id) for r in running], dtype=np.int64)
-        table = self._live.table
         self._lost_share *= FADES
-        self.discipline.parameters.view(np.float64)[self.discipline.adapts] = cutoff(
-            float(table["prompt_tokens"][rows].mean()),
-            float(table["initial"][rows].mean()),
+        self.discipline.parameters.view(np.float64)[self.discipline.adapts] = batch_cutoff(
+            self._live.table,
+            rows,
             len(running) + len(self._scheduler.waiting),
             self._lost_share,
             self._thrown_out,

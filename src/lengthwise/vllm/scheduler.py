@@ -75,8 +75,8 @@ class LengthwiseMixin:
         compat.check_scheduler(self)
         self.counters = Counters()
         self._live = LiveTable()
-        self._planner = Planner(self, self._live)
-        self._planner.classes_matter = compat.run_parent_as_fcfs(self)
+        self._by_priority = compat.run_parent_as_fcfs(self)
+        self._planner = Planner(self, self._live, self._by_priority)
         self.waiting = PolicyQueue(self._live, lambda after: self._planner.next_rows(after))
         self._predictions = Predictions(self._live, self.counters)
         self._predictor_spec: str | None = None  # in force
@@ -114,10 +114,8 @@ class LengthwiseMixin:
         self._now = clock()
         self._step = 0
         self._last_work = self._work_before = None
-        planner = Planner(self, self._live)
-        planner.discipline = self._planner.discipline
-        planner.classes_matter = self._planner.classes_matter
-        self._planner = planner
+        self._planner = Planner(self, self._live, self._by_priority)
+        self._choose_order()
 
     # Settings -------------------------------------------------------------------------------
 
