@@ -20,7 +20,7 @@ from lengthwise.compare.server_command import free_port
 from lengthwise.probe.states import open_states
 from lengthwise.vllm.settings import status_path
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
