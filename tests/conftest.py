@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,6 +10,10 @@ import pytest
 
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Session, open_session
+
+# Small networks are learnt several times faster by one thread each than by threads that wait for one
+# another on cores that are busy. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
