@@ -11,8 +11,8 @@ import pytest
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Session, open_session
 
-# Small networks are learnt several times faster by one thread each than by threads that wait for one
-# another on cores that are busy. torch reads this when it is imported.
+# Small networks are learnt several times faster by one thread than by threads that wait for one
+# another on busy cores. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
