@@ -1,8 +1,8 @@
 # Everything starts from a clean clone: the first target that needs .venv creates it.
 #
 #   make demo     install, then compare the policies exactly (writes demo/)
-#   make test     every kind of test, one real engine end to end among them
-#   make test-all the slow ones besides: more engines, more random workloads
+#   make test     every kind of test, a real engine end to end among them
+#   make test-all what make test leaves out: the tests that are marked slow
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/
 #   make clean    remove what these targets made
@@ -13,6 +13,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
+# Two processes, each with a file at a time, in the order of their names.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-all check docs install constraints clean
 
 # Real prompts, where they lie beside the project; else those of the built-in model.
@@ -22,10 +25,10 @@ demo: $(INSTALLED)
 	$(VENV)/bin/lengthwise demo --out demo $(if $(DEMO_DATA),--data $(DEMO_DATA))
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -10,14 +11,9 @@ import pytest
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Session, open_session
 
-ONE_ENGINE = "test_end_to_end.py"  #: in `make test`: the path that a user takes
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start an engine are slow, but for those of the one path."""
-    for item in items:
-        if item.get_closest_marker("engine") and item.path.name != ONE_ENGINE:
-            item.add_marker(pytest.mark.slow)
+# Small networks are learnt several times faster by one thread than by threads that wait for one
+# another on busy cores. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:

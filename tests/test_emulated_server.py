@@ -142,6 +142,7 @@ def is_busy(port: int) -> bool:
     return float(running.split()[-1]) > 0
 
 
+@pytest.mark.slow
 def test_two_replicas_share_the_load_and_say_what_they_cut_off(tmp_path: Path) -> None:
     port = free_port()
     client = Client(port)
@@ -161,6 +162,7 @@ def test_two_replicas_share_the_load_and_say_what_they_cut_off(tmp_path: Path) -
     assert "open requests were cut off" in last_line(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_the_engine_refuses_is_one_line_and_exit_code_2() -> None:
     arguments = ["--emulate", PRESET, "--port", str(free_port()), "--enable-prompt-embeds"]
     finished = subprocess.run([*COMMAND, "serve", *arguments], capture_output=True, text=True)

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,107 +113,116 @@ def test_a_bench_stopped_by_ctrl_c_keeps_its_rounds(tmp_path: Path, table: Path)
     assert [json.loads(line)["policy"] for line in lines[:3]] == ["fcfs", "oracle", "oracle"]
 
 
-def test_a_server_takes_up_new_settings_and_stops_cleanly(tmp_path: Path) -> None:
-    port = free_port()
-    settings = tmp_path / "settings.json"
+@dataclass(frozen=True)
+class Server:
+    """`lengthwise serve reference`, up, with a settings file in its folder."""
 
-    def post(tokens: int) -> dict[str, Any]:
-        body = {"model": "reference", "prompt": "Hello", "max_tokens": tokens, "ignore_eos": True}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with DIRECT.open(request, timeout=60) as response:
-            answer: dict[str, Any] = json.load(response)
-            return answer
+    process: subprocess.Popen[str]
+    port: int
+    folder: Path
 
-    def status() -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(status_path(settings).read_text())
+    @property
+    def settings(self) -> Path:
+        return self.folder / "settings.json"
+
+    def status(self) -> dict[str, Any]:
+        """What the scheduler says of itself."""
+        value: dict[str, Any] = json.loads(status_path(self.settings).read_text())
         return value
 
-    arguments = ["serve", "reference", "--settings", str(settings), "--port", str(port)]
-    with started(tmp_path, *arguments, "--max-num-seqs", "4") as process:
-        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
-        children = children_of(process)
-        assert json.loads(settings.read_text())["policy"] == "srpt"
-        assert post(7)["usage"]["completion_tokens"] == 7
-        settings.write_text('{"policy": "fcfs"}')
-        wait_for(lambda: status()["policy"] == "fcfs", process, tmp_path)
-        settings.write_text('{"policy": "nonsense"}')
-        wait_for(lambda: status()["state"] == "refused", process, tmp_path)
-        assert "nonsense" in status()["error"]
-        assert status()["policy"] == "fcfs"
-        assert post(3)["usage"]["completion_tokens"] == 3
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
-    assert_gone(children)
-    assert last_line(tmp_path) == "lengthwise: stopped"
+    def wait_for(self, what: Callable[[], object]) -> None:
+        wait_for(what, self.process, self.folder)
 
-
-def test_a_predictors_worker_killed_in_mid_run_costs_no_request(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="needs torch: pip install 'lengthwise[encoder]'")
-    settings, port = tmp_path / "settings.json", free_port()
-    train_encoder(tmp_path)
-
-    def post(number: int) -> int:
-        tokens = 20 + number % 60
-        body = {
-            "model": "reference",
-            "prompt": f"Write {number} words about bees.",
-            "max_tokens": tokens,
-            "ignore_eos": True,
-        }
+    def answer(self, tokens: int, prompt: str = "Hello") -> int:
+        """Tokens of an answer of which so many were asked for."""
+        body = {"model": "reference", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/completions",
+            f"http://127.0.0.1:{self.port}/v1/completions",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
         with DIRECT.open(request, timeout=200) as response:
-            return int(json.load(response)["usage"]["completion_tokens"]) - tokens
+            return int(json.load(response)["usage"]["completion_tokens"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One start for all tests of a server that runs; the last of them stops it."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    settings = folder / "settings.json"
+    arguments = ["serve", "reference", "--settings", str(settings), "--port", str(port)]
+    with started(folder, *arguments, "--max-num-seqs", "4") as process:
+        wait_for(lambda: "ready at" in (folder / "err").read_text(), process, folder)
+        assert json.loads(settings.read_text())["policy"] == "srpt"
+        yield Server(process, port, folder)
+
+
+def test_a_server_takes_up_new_settings(server: Server) -> None:
+    assert server.answer(7) == 7
+    server.settings.write_text('{"policy": "fcfs"}')
+    server.wait_for(lambda: server.status()["policy"] == "fcfs")
+    server.settings.write_text('{"policy": "nonsense"}')
+    server.wait_for(lambda: server.status()["state"] == "refused")
+    assert "nonsense" in server.status()["error"]
+    assert server.status()["policy"] == "fcfs"
+    assert server.answer(3) == 3
+
+
+def test_a_predictors_worker_killed_in_mid_run_costs_no_request(
+    server: Server, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="needs torch: pip install 'lengthwise[encoder]'")
+    predictor = train_encoder(tmp_path)
+
+    def error(number: int) -> int:
+        """Tokens too many in an answer."""
+        tokens = 20 + number % 60
+        return server.answer(tokens, f"Write {number} words about bees.") - tokens
 
     def counters() -> dict[str, int]:
-        counted: dict[str, int] = json.loads(status_path(settings).read_text())["counters"]
+        counted: dict[str, int] = server.status()["counters"]
         return counted
 
     def workers() -> list[Any]:
-        return [c for c in children_of(process) if "worker_process" in " ".join(c.cmdline())]
+        children = children_of(server.process)
+        return [child for child in children if "worker_process" in " ".join(child.cmdline())]
 
-    settings.write_text(json.dumps({"policy": "ltr", "predictor": str(tmp_path / "p")}))
-    arguments = ["serve", "reference", "--settings", str(settings), "--port", str(port)]
-    with started(tmp_path, *arguments, "--max-num-seqs", "4") as process:
-        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
-        children = children_of(process)
-        (worker,) = workers()
-        with ThreadPoolExecutor(120) as pool:
-            answers = [pool.submit(post, number) for number in range(120)]
-            wait_for(lambda: counters()["predictions"] > 0, process, tmp_path)
-            worker.kill()
-            assert [answer.result() for answer in answers] == [0] * 120
-        wait_for(lambda: counters()["worker_restarts"] == 1, process, tmp_path)
-        wait_for(workers, process, tmp_path)
-        before = counters()["predictions"]
-        wait_for(lambda: post(0) or counters()["predictions"] > before, process, tmp_path)
-        children += workers()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+    server.settings.write_text(json.dumps({"policy": "ltr", "predictor": str(predictor)}))
+    server.wait_for(lambda: server.status()["policy"] == "ltr")
+    (worker,) = workers()
+    before = counters()["predictions"]
+    with ThreadPoolExecutor(120) as pool:
+        answers = [pool.submit(error, number) for number in range(120)]
+        server.wait_for(lambda: counters()["predictions"] > before)
+        worker.kill()
+        assert [answer.result() for answer in answers] == [0] * 120
+    server.wait_for(lambda: counters()["worker_restarts"] == 1)
+    server.wait_for(workers)
+    before = counters()["predictions"]
+    server.wait_for(lambda: error(0) or counters()["predictions"] > before)
+
+
+def test_a_server_stops_cleanly(server: Server) -> None:
+    children = children_of(server.process)
+    assert children
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=60) == 0
     assert_gone(children)
-    assert last_line(tmp_path) == "lengthwise: stopped"
+    assert last_line(server.folder) == "lengthwise: stopped"
 
 
-def train_encoder(tmp_path: Path) -> None:
-    """A small encoder in the folder p, trained as users train one."""
+def train_encoder(tmp_path: Path) -> Path:
+    """The folder of a small encoder, trained as users train one."""
     lines = [
         {"prompt": f"Write {row} words about bees.", "length": 5 + row % 90} for row in range(60)
     ]
     table = tmp_path / "answers.jsonl"
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     backbone = opt_backbone(tmp_path / "backbone", [str(line["prompt"]) for line in lines])
-    out = ["--epochs", "1", "--out", str(tmp_path / "p")]
-    subprocess.run(
-        [*COMMAND, "train", str(table), "--kind", "encoder", "--backbone", str(backbone), *out],
-        check=True,
-    )
+    out = tmp_path / "p"
+    options = ["--kind", "encoder", "--backbone", str(backbone), "--epochs", "1"]
+    subprocess.run([*COMMAND, "train", str(table), *options, "--out", str(out)], check=True)
+    return out
 
 
 def test_a_killed_command_takes_its_server_along(tmp_path: Path) -> None:
@@ -239,6 +249,7 @@ def test_a_model_that_does_not_load_ends_in_one_line(tmp_path: Path) -> None:
     assert "nonsense" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_flag_that_vllm_does_not_know_ends_in_one_line(tmp_path: Path) -> None:
     arguments = ["serve", "reference", "--port", str(free_port()), "--no-such-flag", "3"]
     with started(tmp_path, *arguments) as process:

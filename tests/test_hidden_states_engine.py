@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 CHILD = Path(__file__).with_name("hidden_states_child.py")
 CLOSE = 5e-3  # float16 keeps three digits
 

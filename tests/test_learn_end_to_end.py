@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,16 +19,17 @@ from lengthwise.vllm.settings import status_path
 from lengthwise.workload.length_log import read_answers
 from test_end_to_end import DIRECT, assert_gone, children_of, last_line, started, wait_for
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 CLIENTS = 12
 
 
 class Traffic:
-    """Clients that ask one prompt after the other until they are told to stop."""
+    """Clients that ask one prompt after the other, and from the first again, until told to stop."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1/chat/completions"
         self.prompts = [prompt.text for prompt in generate(4000, seed=5)]
+        self._to_ask = itertools.cycle(self.prompts)
         self.answered = 0
         self.failures: list[str] = []
         self._lock = threading.Lock()
@@ -44,7 +46,7 @@ class Traffic:
     def _run(self) -> None:
         while not self._stopped.is_set():
             with self._lock:
-                prompt = self.prompts.pop()
+                prompt = next(self._to_ask)
             try:
                 self._ask(prompt)
                 self.answered += 1

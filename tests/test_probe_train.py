@@ -292,6 +292,7 @@ def test_too_few_requests_are_refused(
         train_probe(open_states(folder), tmp_path / "p", layers=[2], recipe=QUICK)
 
 
+@pytest.mark.slow
 def test_the_reference_models_states_tell_what_an_age_does_not(tmp_path: Path) -> None:
     """Real hidden states of the built-in model, by a way to them that has no vLLM in it.
 

@@ -130,7 +130,7 @@ def ray() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.mark.engine
+@pytest.mark.slow
 def test_ray_gives_what_one_process_gives(workload: Workload, ray: Any) -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     assert run_sweep(cells(4), workload, on="ray") == run_sweep(cells(4), workload, jobs=1)
