@@ -10,7 +10,10 @@ defect in Lengthwise.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final
+
+_MOST_CHARACTERS: Final = 500  # of what is repeated in a message
 
 
 class LengthwiseError(Exception):
@@ -41,3 +44,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+
+
+def one_line(said: object, form: Callable[[object], str] = str) -> str:
+    """What an error or a user said, as one line of bounded length that fits into a message.
+
+    Args:
+        said: the error or the value.
+        form: `repr` for a value that is shown as it would be written.
+    """
+    try:
+        line = " ".join(form(said).split())
+    except Exception:  # an integer too long to be printed, or an exception that cannot be
+        return f"a {type(said).__name__} that cannot be shown"
+    return line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS] + " …"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,10 @@ class Planner:
         step_time: measured costs.
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
+        give_up: called when the policy has raised; exchanges the discipline for that of fcfs.
     """
+
+    give_up: Callable[[Exception], None]
 
     def __init__(self, scheduler: Any, live: LiveTable) -> None:
         self.discipline = make_discipline("fcfs")
@@ -75,6 +78,15 @@ class Planner:
         self._now, self._step, self._ranked = now, step, False
         if not self._reorders:
             return False, None
+        try:
+            return True, self._arrange(throttled)
+        except Exception as error:  # a user's policy may do anything; requests are served
+            self._abandon(error)
+            return self._reorders, None
+
+    def _arrange(self, throttled: bool) -> list[int] | None:
+        """Preempt and put memory victims last; the only rows that may come in, None for all."""
+        step = self._step
         if self.discipline.adapts >= 0 and step % SWAP_EVERY == 0:
             self._adapt()
         front = None
@@ -84,10 +96,27 @@ class Planner:
             front = self._front_that_fits()
         if self._memory_is_short():
             self._put_victims_last()
-        return True, front
+        return front
 
     def next_rows(self, after: int) -> list[int]:
         """The next waiting rows in this step's order, behind the given one (-1: the first)."""
+        try:
+            return self._next_rows(after)
+        except Exception as error:
+            self._abandon(error)
+            # Those that were looked at before have left the queue: the first of it is the next.
+            return self._next_rows(-1)
+
+    def _abandon(self, error: Exception) -> None:
+        """The policy has raised: rank anew by the order of the queue.
+
+        Where it had begun, overtaking is counted twice for some, which puts them nearer to the
+        front: no bound is broken.
+        """
+        self.give_up(error)
+        self._ranked = False
+
+    def _next_rows(self, after: int) -> list[int]:
         self._rank(everyone=False)
         want = max(self._free_slots(), 0) + SPARE
         table, count = self._live.table, self._live.count
