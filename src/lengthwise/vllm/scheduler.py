@@ -117,9 +117,13 @@ class LengthwiseMixin:
 
     def _settle(self) -> bool:
         """Whether what was offered last is in force; closes what is no longer used."""
-        self._opener.retire(self._offered, self._active)
-        # Between two steps it is: whatever decides next takes it up before.
-        return self._offered is self._active or not self._planning
+        # Between two steps it is: whatever comes next takes it up before anything else.
+        between_steps = not self._planning
+        if between_steps and len(self._live) == 0:
+            self._opener.retire(self._offered)
+        else:  # requests that are running still write to what is in force
+            self._opener.retire(self._offered, self._active)
+        return self._offered is self._active or between_steps
 
     def _take_up(self) -> None:
         """Exchange the settings, between two steps."""
