@@ -1,7 +1,8 @@
 # Everything starts from a clean clone: the first target that needs .venv creates it.
 #
-#   make demo     install, then compare the policies on a real vLLM engine (writes demo/)
-#   make test     the whole test suite
+#   make demo     install, then compare the policies exactly (writes demo/)
+#   make test     every kind of test, one real engine end to end among them
+#   make test-all the slow ones besides: more engines, more random workloads
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/
 #   make clean    remove what these targets made
@@ -12,13 +13,19 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check docs install constraints clean
+.PHONY: demo test test-all check docs install constraints clean
+
+# Real prompts, where they lie beside the project; else those of the built-in model.
+DEMO_DATA := $(wildcard ../shared/data/prompts_alpaca_vicuna7b.parquet)
 
 demo: $(INSTALLED)
-	$(VENV)/bin/lengthwise demo --out demo
+	$(VENV)/bin/lengthwise demo --out demo $(if $(DEMO_DATA),--data $(DEMO_DATA))
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m slow
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,15 @@ import pytest
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Session, open_session
 
+ONE_ENGINE = "test_end_to_end.py"  #: in `make test`: the path that a user takes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start an engine are slow, but for those of the one path."""
+    for item in items:
+        if item.get_closest_marker("engine") and item.path.name != ONE_ENGINE:
+            item.add_marker(pytest.mark.slow)
+
 
 def pytest_configure() -> None:
     # A shell starts background jobs with SIGINT ignored, and so would be the commands under test.

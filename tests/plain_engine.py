@@ -23,6 +23,7 @@ class Job:
     output: int
     computed: int = 0
     scheduled: int = 0
+    chunk: bool = False  # its last step left something that is known to compute
     blocks: list[int] = field(default_factory=list)
     started: float = math.nan
     tokens: list[float] = field(default_factory=list)  # when each came
@@ -54,11 +55,13 @@ class PlainEngine:
         coming = list(jobs)
         while coming or self.running or self.waiting:
             if not self.running and not self.waiting:
+                # An empty step tells the worker that the last requests have ended.
+                self.step += self.step > 0 and coming[0].row.arrival_s > self.now
                 self.now = max(self.now, coming[0].row.arrival_s)
             while coming and coming[0].row.arrival_s <= self.now:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
-                job.row.ahead = len(self.waiting)
+                job.row.ahead, job.row.arrival_s = len(self.waiting), self.now  # as it is seen
                 self.waiting.append(job)
             self.take_step()
 
@@ -86,8 +89,8 @@ class PlainEngine:
         self.tokens_per_step += weight * (new + decode - self.tokens_per_step)
         for job in ran:
             job.row.last_step, job.scheduled = self.step, 0
-            job.row.promoted = max(job.row.promoted - 1, 0)
-            if job.left == 0:
+            job.row.promoted, job.chunk = max(job.row.promoted - 1, 0), job.left > 0
+            if not job.chunk:
                 job.tokens.append(self.now)
                 if len(job.tokens) == job.output:
                     self.leave(job, FREE)
@@ -139,7 +142,7 @@ class PlainEngine:
         self.waiting.append(job)
         self.head -= 1
         job.row.sequence, job.row.age, job.row.last_step = self.head, len(job.tokens), self.step
-        job.row.computed_tokens, job.computed = 0, 0
+        job.row.computed_tokens, job.computed, job.chunk = 0, 0, False
 
     def leave(self, job: Job, state: int) -> None:
         self.running.remove(job)

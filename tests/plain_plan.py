@@ -33,7 +33,7 @@ def plan(engine: PlainEngine) -> list[Job] | None:
     most = len(engine.running) + math.ceil(engine.limits.token_budget / engine.size)
     if not engine.discipline.is_fcfs and len(engine.free) < min(wanted, most):
         rank(engine)  # memory victims are taken from the end
-        engine.running.sort(key=lambda job: (job.row.priority, job.left > 1, *key(engine, job)))
+        engine.running.sort(key=lambda job: (job.row.priority, job.chunk, *key(engine, job)))
     return front
 
 
@@ -81,7 +81,8 @@ def swap(engine: PlainEngine) -> list[Job] | None:
     rank(engine)
     queue = in_order(engine)[: 4 * limits.slots]
     may = [
-        job.left == 1 <= len(job.tokens)
+        len(job.tokens) > 0
+        and not job.chunk
         and job.row.preemptions < chosen.max_preemptions
         and key(engine, job)[:2] > key(engine, queue[0])[:2]
         for job in engine.running

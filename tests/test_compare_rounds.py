@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
-from lengthwise.compare.demo import Sizes, choose_sizes
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.load import Burst, Capacity, Load
 from lengthwise.compare.requests import choose_requests
@@ -176,13 +175,3 @@ def test_records_join_the_client_and_the_engine() -> None:
 def test_a_round_without_any_answer_is_a_failure() -> None:
     with pytest.raises(LengthwiseError, match="no request was answered: refused"):
         describe(Burst(), observed(answer(0, 0.0, 0, error="refused")))
-
-
-def test_the_demo_does_what_the_machine_can_do_in_the_time() -> None:
-    quick = [answer(number, number / 100, 60) for number in range(64)]
-    slow = [answer(number, number / 8, 60) for number in range(64)]
-    assert choose_sizes(quick, 250.0) == Sizes(prompts=2000, requests=400)
-    assert choose_sizes(slow, 0.0) == Sizes(prompts=200, requests=60)
-    fewer = choose_sizes(slow, 250.0)
-    assert 200 < fewer.prompts < 2000
-    assert 60 < fewer.requests < 400

@@ -31,7 +31,18 @@ MAY_IMPORT = {
     "probe": {"predict"},
     "learn": {"workload", "predict"},
     "vllm": {"request", "policy", "predict", "probe", "workload"},
-    "compare": {"workload", "measure", "predict", "probe", "reference", "vllm", "policy"},
+    "emulate": {"simulate", "policy", "workload", "vllm", "predict", "reference"},
+    "compare": {
+        "workload",
+        "measure",
+        "predict",
+        "probe",
+        "reference",
+        "vllm",
+        "policy",
+        "simulate",
+        "emulate",
+    },
 }
 LIGHT = [
     "lengthwise",

@@ -14,7 +14,8 @@ from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 from plain_engine import Job, PlainEngine
 
-WORKLOADS = 1000  #: for each policy
+QUICK = 100  #: workloads for each policy
+ALL = 1000  #: with the slow tests
 POLICIES = (
     "fcfs",
     "priority",
@@ -106,17 +107,28 @@ def plain(
 
 def assert_same(jobs: list[Job], simulated: Simulation) -> None:
     for job, served in zip(jobs, simulated.requests, strict=True):
+        arrival_s = served["arrival_s"]
         start, end = simulated.token_offsets[job.index : job.index + 2]
         times = simulated.token_times[start:end]
         assert served["scheduled_s"] == pytest.approx(job.started, abs=1e-9)
         assert served["finish_s"] == pytest.approx(job.tokens[-1], abs=1e-9)
-        assert times == pytest.approx(np.array(job.tokens) - job.row.arrival_s, rel=1e-5)
+        assert times == pytest.approx(np.array(job.tokens) - arrival_s, rel=1e-5)
         assert served["preemptions"] == job.row.preemptions
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_schedules_are_identical(policy: str) -> None:
-    for seed in range(WORKLOADS):
+    require_identical(policy, range(QUICK))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_many_schedules_are_identical(policy: str) -> None:
+    require_identical(policy, range(QUICK, ALL))
+
+
+def require_identical(policy: str, seeds: range) -> None:
+    for seed in seeds:
         trace, predictions, classes, discipline, engine, cost = random_case(policy, seed)
         simulated = simulate(
             trace,

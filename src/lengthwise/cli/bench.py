@@ -1,14 +1,25 @@
-"""`lengthwise bench`: policies compared on one real server, with requests from a table."""
+"""`lengthwise bench`: policies compared on one real server, or on vLLM in virtual time."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from lengthwise.predict.tokenizer import PromptTokenizer
+    from lengthwise.workload.dataset import Dataset
+
 PREDICTOR_FOLDER = "predictor"  # within the results, where `bench reference` trains its own
+
+
+class Engine(StrEnum):
+    """What serves the requests."""
+
+    LIVE = "live"
+    VIRTUAL = "virtual"
 
 
 class Arrivals(StrEnum):
@@ -55,6 +66,29 @@ def bench(
             min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
         ),
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="`live`: a server that computes, on the wall's clock. `virtual`: vLLM without its "
+            "forward pass, its steps as long as on a GPU; exact, the same on every machine."
+        ),
+    ] = Engine.LIVE,
+    gpu: Annotated[
+        str | None, typer.Option(help="For `--engine virtual`: whose steps, such as `a100`.")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Slots: requests that run at once, as in vLLM.")
+    ] = None,
+    kv_blocks: Annotated[
+        int | None,
+        typer.Option(min=1, help="For `--engine virtual`: KV blocks; default: the GPU's."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="For `--engine virtual`: draws of requests and arrivals.", show_default="1"
+        ),
+    ] = None,
     load: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,11 +115,18 @@ def bench(
     ] = None,
     speed: Annotated[float, typer.Option(help="For `trace`: how much faster to play it.")] = 1.0,
     requests: Annotated[int, typer.Option(min=1, help="Requests in each round.")] = 400,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds per policy and load.")] = 1,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Rounds per policy and load.", show_default="1")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the choice of requests and arrivals.")] = 0,
     model: Annotated[
-        str, typer.Option(help="Model folder or hub name; `reference` is the built-in model.")
-    ] = "reference",
+        str | None,
+        typer.Option(
+            help="Model folder or hub name; `reference` is the built-in model. With `--engine "
+            "virtual`: whose shape and steps, such as `llama-3-8b`.",
+            show_default="reference; virtual: llama-3-8b",
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only rows whose column `split` has it.")
     ] = None,
@@ -111,16 +152,27 @@ def bench(
     """Compare policies on a real vLLM server: the same requests and arrivals, in turn.
 
     Prompts are served by MODEL; each answer is given the length that the table says. One server
-    serves every round; the policy is switched while it is idle, and its prefix cache emptied.
+    serves every round; the policy is switched while it is idle, and its prefix cache emptied. In
+    virtual time every round has an engine of its own, and nothing depends on this machine.
 
     Example: `lengthwise bench prompts.parquet --policy fcfs,srpt,oracle --predictor build/p
-    --load burst,1.2 --repeats 3 --out build/b`
+    --load burst,1.2 --repeats 3 --out build/b`, or with `--engine virtual --gpu a100
+    --model llama-3-8b --seeds 3` instead of `--repeats 3`
     """
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.own_answers import OWN_ANSWER_FLAGS, run_own_answers
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import predictor_setting, require_matching_predictor
     from lengthwise.cli.train import parse_where
+    from lengthwise.cli.virtual_bench import (
+        DEFAULT_MODEL,
+        choose_gpu,
+        learn_from_corpus,
+        predictor_tokenizer,
+        refuse_options,
+        run_virtual_bench,
+    )
+    from lengthwise.compare.corpus_table import corpus_table
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.run_info import describe_run
@@ -131,35 +183,94 @@ def bench(
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.split import TEST
 
-    flags = server_flags or []
-    if flags and not flags[0].startswith("-"):
+    if server_flags and not server_flags[0].startswith("-"):
         raise InputError(
-            f"unexpected argument {flags[0]!r}: one WORKLOAD, then -- and vLLM's flags"
+            f"unexpected argument {server_flags[0]!r}: one WORKLOAD, then -- and vLLM's flags"
         )
     own = str(workload) == REFERENCE and not workload.exists()
-    if own and model != REFERENCE:
-        raise InputError("`bench reference` serves the built-in model: leave --model out")
-    if own:
-        flags = [*OWN_ANSWER_FLAGS, *flags]
+    machine = None
+    if engine is Engine.VIRTUAL:
+        refuse_options(
+            {
+                "--port": port,
+                "--repeats": repeats,
+                "--probe": probe,
+                "--interval": interval,
+                "vLLM's flags after --": server_flags,
+            },
+            because="makes no sense in virtual time: leave it out, or take --engine live",
+        )
+        machine = choose_gpu(gpu, model, slots=max_num_seqs, kv_blocks=kv_blocks)
+    else:
+        refuse_options(
+            {"--gpu": gpu, "--kv-blocks": kv_blocks, "--seeds": seeds},
+            because="is for virtual time: add --engine virtual, or leave it out",
+        )
+        model = model or REFERENCE
+        if own and model != REFERENCE:
+            raise InputError("`bench reference` serves the built-in model: leave --model out")
     chosen_predictor = predictor_setting(predictor)
     if own and predictor is None:
         chosen_predictor = str((out / PREDICTOR_FOLDER).absolute())
     settings = parse_policies(policy, chosen_predictor)
-    if not own or predictor is not None:
-        for each in settings.values():
-            require_matching_predictor(each, model)
-    wanted = probe_of(probe, interval, model)
     recorded = read_trace(trace or workload, speed) if arrivals is Arrivals.TRACE else None
     if recorded is not None and (load or rate):
         raise InputError("--arrivals trace says when requests arrive: leave --load and --rate out")
     plan = Plan(
         policies=settings,
         loads=parse_loads(load or (), rate or (), concurrency or (), burst=burst, trace=recorded),
-        repeats=repeats,
+        repeats=(repeats if machine is None else seeds) or 1,
         cv=cv if arrivals is Arrivals.GAMMA else 1.0,
         seed=seed,
     )
+
+    def read_workload(tokenizer: PromptTokenizer, *, prompt_tokens: bool) -> Dataset:
+        table = load_dataset(
+            workload,
+            prompt_column=prompt_column,
+            length_column=length_column,
+            answer_column=answer_column,
+            split=split,
+            where=parse_where(where),
+            count_tokens=tokenizer.count_tokens,
+            prompt_tokens=prompt_tokens,
+        )
+        if not skip_malformed:
+            table.refuse_rejected()
+        return table
+
+    if machine is not None:
+        tokenizer = predictor_tokenizer(predictor)
+        with ConsoleProgress() as progress:
+            learnt = None
+            if own and predictor is None:
+                learnt = learn_from_corpus(out / PREDICTOR_FOLDER, tokenizer, seed, progress)
+            run_virtual_bench(
+                plan,
+                machine,
+                corpus_table(tokenizer, 2 * requests, TEST, seed)
+                if own
+                else read_workload(tokenizer, prompt_tokens=True),
+                tokenizer,
+                out,
+                name=f"{gpu}:{model or DEFAULT_MODEL}",
+                count=requests,
+                learnt=learnt,
+                progress=progress,
+            )
+        show_results(out, json=json)
+        return
+    assert model is not None
+    if not own or predictor is not None:
+        for each in settings.values():
+            require_matching_predictor(each, model)
+    wanted = probe_of(probe, interval, model)
+    flags = [] if max_num_seqs is None else ["--max-num-seqs", str(max_num_seqs)]
+    flags += server_flags or []
+    if own:
+        flags = [*OWN_ANSWER_FLAGS, *flags]
     tokenizer = load_tokenizer(model_path(model))
     if own:
         with (
@@ -180,17 +291,7 @@ def bench(
             )
         show_results(out, json=json)
         return
-    table = load_dataset(
-        workload,
-        prompt_column=prompt_column,
-        length_column=length_column,
-        answer_column=answer_column,
-        split=split,
-        where=parse_where(where),
-        count_tokens=tokenizer.count_tokens,
-    )
-    if not skip_malformed:
-        table.refuse_rejected()
+    table = read_workload(tokenizer, prompt_tokens=False)
     with (
         ConsoleProgress() as progress,
         open_session(

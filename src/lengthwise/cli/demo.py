@@ -1,4 +1,4 @@
-"""`lengthwise demo`: everything once, on the built-in model, in under five minutes."""
+"""`lengthwise demo`: a predictor, four policies and four loads, exactly, in a minute."""
 
 from __future__ import annotations
 
@@ -7,28 +7,37 @@ from typing import Annotated
 
 import typer
 
+GPU, MODEL = "a100", "llama-3-8b"
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report, results and predictor.")] = Path(
         "demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="For prompts, training and arrivals.")] = 0,
-    port: Annotated[
-        int | None, typer.Option(help="The server's port; default: a free one.")
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real prompts and answer lengths, with a column `split`; without, the built-in "
+            "model's prompts."
+        ),
     ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="For prompts, training and arrivals.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
 ) -> None:
-    """See it work: a real vLLM server, its own answers, and four ways to order them.
+    """See it work: vLLM at the pace of an A100, and four ways to order its requests.
 
-    Serves the built-in model, learns how long its answers get, and compares `fcfs`, `ltr`, `srpt`
-    and an oracle on the same held-out requests, at once (a burst), at capacity and above it.
+    Learns from prompts how long answers get and compares `fcfs`, `ltr`, `srpt` and an oracle on
+    other prompts, below, at and above capacity and in a burst: exactly, in virtual time.
 
     Example: `lengthwise demo --out demo`
     """
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.report import show_results
-    from lengthwise.compare.demo import run_demo
+    from lengthwise.cli.virtual_bench import choose_gpu
+    from lengthwise.compare.demo import SLOTS, Scale, run_demo
 
+    machine = choose_gpu(GPU, MODEL, slots=SLOTS, kv_blocks=None)
+    scale = Scale(f"{GPU}:{MODEL}", machine.cost, machine.engine)
     with ConsoleProgress() as progress:
-        run_demo(out, seed=seed, port=port, progress=progress)
+        run_demo(out, scale, data=data, seed=seed, progress=progress)
     show_results(out, json=json)

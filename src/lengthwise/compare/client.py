@@ -39,6 +39,9 @@ class ReplayRequest:
             None answers at random.
         known_tokens: of such an answer, its length where an earlier run found it out. Only oracles
             are told.
+        counted_tokens: tokens of the prompt as its data counts them, with the tokenizer of the
+            model that gave the answers; None where `prompt_ids` are counted. An emulated engine
+            takes it for the prompt's length.
     """
 
     number: int
@@ -46,6 +49,12 @@ class ReplayRequest:
     output_tokens: int | None
     seed: int | None = None
     known_tokens: int | None = None
+    counted_tokens: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self.counted_tokens or len(self.prompt_ids)
 
     @property
     def answer_tokens(self) -> int:

@@ -1,150 +1,122 @@
-"""The demo: the built-in model's own answers, a predictor learnt from them, and a comparison.
+"""The demo: a predictor learnt on the spot, and four policies compared exactly.
 
-How long an answer gets is the model's own doing: every prompt is answered once, up to the model's
-end of text. Most of these lengths train the predictor. The held-out rest is then replayed under
-each policy with its length given, so that all policies serve exactly the same work, and so that
-there is a truth to tell the oracle.
+vLLM's own engine runs in virtual time, at the pace of a GPU. The policies serve prompts that the
+predictor has not seen, below, at and above capacity and all at once.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from lengthwise.compare.client import Answer, ReplayRequest
+from lengthwise.compare.corpus_table import corpus_table
 from lengthwise.compare.load import Burst, Capacity
-from lengthwise.compare.own_answers import answer_all, held_out_tau, unforced
+from lengthwise.compare.own_answers import held_out_tau, learn
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.requests import describe_requests
-from lengthwise.compare.rounds import Plan, run_and_keep
+from lengthwise.compare.requests import choose_requests, describe_requests
+from lengthwise.compare.rounds import Plan
 from lengthwise.compare.run_info import describe_run
-from lengthwise.compare.server_command import REFERENCE
-from lengthwise.compare.session import open_session
 from lengthwise.compare.specs import parse_policies
+from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.tokenizer import load_tokenizer
-from lengthwise.predict.train import train
-from lengthwise.reference.prompts import generate
-from lengthwise.workload.dataset import Dataset
+from lengthwise.measure.run import VIRTUAL
+from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
+from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.step_cost import StepCost
+from lengthwise.workload.dataset import Dataset, load_dataset
+from lengthwise.workload.split import TEST, TRAIN
 
 POLICIES = "fcfs,ltr,srpt,oracle"
-LOADS = (Burst(), Capacity(1.0), Capacity(1.2))
+LOADS = (Capacity(0.9), Capacity(1.05), Capacity(1.2), Burst())
+SLOTS = 64  # of the 256 that an A100 would be given: enough for a queue of a few hundred requests
+REQUESTS = 800
 PREDICTOR_FOLDER = "predictor"
 
-# The whole takes less than five minutes on two cores of whatever speed: what is left after the
-# server's start and the fixed costs is divided between collecting answers and comparing.
-_TOTAL_S = 280.0
-_FIXED_S = 20.0  # training, switching, the report
-_COLLECTING_SHARE = 0.3
-# Every policy at every load, twice more for warm-up and calibration, and a fifth for emptying the
-# batch at the end of each.
-_ROUND_WORK = 1.2 * (len(POLICIES.split(",")) * len(LOADS) + 2)
-_PROBE_PROMPTS = 64  # answered first, to see how fast the machine is
-_PROMPTS = (200, 2000)  # fewest and most that the predictor learns from
-_REQUESTS = (60, 400)  # fewest and most in a round
+#: of a predictor that was trained in the same run: products are added up differently elsewhere
+SAME_MACHINE = "The predictor was trained in this run: another machine's may differ in a digit."
+
+_LEARNT_FROM = 4000
+_CONTEXT = 8192
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much the machine can do in the time there is."""
+class Scale:
+    """Whose time the demo keeps.
 
-    prompts: int  # that the predictor learns from
-    requests: int  # in each round
+    Attributes:
+        name: of GPU and model.
+        cost: of the engine's steps.
+        engine: its limits.
+    """
+
+    name: str
+    cost: StepCost
+    engine: EngineSettings
 
 
-def run_demo(out: Path, *, seed: int, port: int | None, progress: Progress) -> None:
-    """Serve, learn and compare; the results are left in `out`.
+def run_demo(out: Path, scale: Scale, *, data: Path | None, seed: int, progress: Progress) -> None:
+    """Learn and compare; the results are left in `out`.
 
     Args:
         out: folder for the results and, in `predictor/`, the predictor.
+        scale: whose time is kept.
+        data: a table of prompts and answer lengths, split into train and test; None for the
+            built-in model's prompts.
         seed: of prompts, training and arrivals.
-        port: the server's TCP port; None takes a free one.
         progress: told what happens.
 
     Raises:
-        InputError: the server cannot be started here.
+        InputError: the data cannot be used.
         LengthwiseError: something failed on the way.
     """
-    began = time.monotonic()
     tokenizer = load_tokenizer(REFERENCE)
-    most = _PROBE_PROMPTS + _PROMPTS[1] + _REQUESTS[1]
-    prompts = [prompt.text for prompt in generate(most, seed)]
-    with open_session(REFERENCE, out, flags=(), port=port, progress=progress) as session:
-        encoded = tokenizer.encode_chat_many(prompts)
-        probe = answer_all(session, "probe", unforced(encoded[:_PROBE_PROMPTS]), progress)
-        sizes = choose_sizes(probe, _TOTAL_S - (time.monotonic() - began))
-        count = sizes.prompts + sizes.requests
-        rest = slice(_PROBE_PROMPTS, _PROBE_PROMPTS + count)
-        answers = answer_all(session, "collect", unforced(encoded[rest]), progress)
-        lengths = np.array([answer.output_tokens for answer in answers], dtype=np.int64)
-        learnt = Dataset(
-            name=f"{sizes.prompts} answers of the built-in model",
-            prompts=prompts[rest][: sizes.prompts],
-            lengths=lengths[: sizes.prompts],
-            samples=None,
-            rows=np.arange(1, sizes.prompts + 1),
-            rejected=[],
-            model=REFERENCE,
+    progress.stage("reading prompts")
+    learnt, served = _tables(tokenizer, data, seed)
+    requests, notes = choose_requests(
+        served, tokenizer, count=REQUESTS, max_model_len=_CONTEXT, seed=seed
+    )
+    progress.note(f"{served.name}: {describe_requests(requests)}")
+    predictor = learn(learnt, tokenizer, out / PREDICTOR_FOLDER, seed, progress)
+    notes.append(
+        f"The predictor learnt from {len(learnt.prompts):,} other prompts; its Kendall tau on the "
+        f"requests compared is {held_out_tau(predictor, requests):.2f}."
+    )
+    progress.note(notes[-1])
+    run = describe_run(
+        model=scale.name,
+        dataset=f"{served.name} ({served.selection})",
+        requests=len(requests),
+        server_arguments=(),
+        notes=notes,
+    )
+    run = replace(
+        run,
+        engine=VIRTUAL,
+        engine_note=(
+            f"{scale.name}: {scale.engine.slots} slots, {scale.engine.token_budget:,} tokens a "
+            f"step. Prompt tokens: counted by the built-in tokenizer. {SAME_MACHINE}"
+        ),
+        server={"slots": scale.engine.slots, "step_costs": scale.cost.source},
+    )
+    plan = Plan(
+        parse_policies([POLICIES], str((out / PREDICTOR_FOLDER).absolute())),
+        LOADS,
+        repeats=1,
+        seed=seed,
+    )
+    session = VirtualSession(scale.cost, scale.engine, out)
+    run_virtual_plan(plan, session, lambda _: Draw(requests), ResultsWriter(out, run), progress)
+
+
+def _tables(tokenizer: PromptTokenizer, data: Path | None, seed: int) -> tuple[Dataset, Dataset]:
+    """What is learnt from, and what is served."""
+    if data is None:
+        return (
+            corpus_table(tokenizer, _LEARNT_FROM, TRAIN, seed),
+            corpus_table(tokenizer, REQUESTS, TEST, seed),
         )
-        progress.stage("training the predictor", 100)
-        predictor = train(
-            learnt,
-            tokenizer,
-            Recipe(seed=seed),
-            progress=lambda what, part: progress.advance(int(100 * part), what),
-        )
-        predictor.save(out / PREDICTOR_FOLDER)
-        requests = [
-            ReplayRequest(number, encoded[rest][sizes.prompts + number], int(length))
-            for number, length in enumerate(lengths[sizes.prompts :])
-        ]
-        tau = held_out_tau(predictor, requests)
-        progress.note(f"learnt from {sizes.prompts:,} answers; tau on held-out prompts {tau:.2f}")
-        progress.note(describe_requests(requests))
-        notes = [
-            "Each prompt was answered once by the model itself, up to its own end of text. The "
-            f"{sizes.requests} requests compared here were held out from training; their lengths "
-            "are replayed (ignore_eos), so that every policy serves the same work.",
-            f"The predictor learnt from {sizes.prompts} other answers; its Kendall tau on the "
-            f"requests compared is {tau:.2f}.",
-        ]
-        run = describe_run(
-            model=REFERENCE,
-            dataset="the built-in model's own prompts",
-            requests=len(requests),
-            server_arguments=session.server_arguments,
-            notes=notes,
-        )
-        plan = Plan(
-            parse_policies([POLICIES], str((out / PREDICTOR_FOLDER).absolute())),
-            LOADS,
-            repeats=1,
-            seed=seed,
-        )
-        run_and_keep(plan, session, requests, ResultsWriter(out, run), progress)
-
-
-def choose_sizes(probe: Sequence[Answer], left_s: float) -> Sizes:
-    """How many prompts and requests fit into the time, at the speed that the probe had.
-
-    Args:
-        probe: answered requests of a closed loop or a burst.
-        left_s: s until the demo is to end.
-    """
-    # Not the first quarter, which warms the engine up, nor the last, in which the batch empties.
-    finished = sorted(answer.finish_s for answer in probe)
-    quarter = len(finished) // 4
-    seconds_each = (finished[3 * quarter] - finished[quarter]) / (2 * quarter)
-    left_s = max(left_s - _FIXED_S, 0.0)
-    requests = _within(_REQUESTS, (1 - _COLLECTING_SHARE) * left_s / _ROUND_WORK / seconds_each)
-    prompts = _within(_PROMPTS, _COLLECTING_SHARE * left_s / seconds_each - requests)
-    return Sizes(prompts, requests)
-
-
-def _within(limits: tuple[int, int], value: float) -> int:
-    return int(min(max(value, limits[0]), limits[1]))
+    count = tokenizer.count_tokens
+    return (
+        load_dataset(data, split="train", limit=_LEARNT_FROM, count_tokens=count),
+        load_dataset(data, split="test", count_tokens=count),
+    )

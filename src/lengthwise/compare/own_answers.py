@@ -105,9 +105,16 @@ def learn_from_answers(
         rejected=[],
         model=tokenizer.name,
     )
+    return learn(learnt, tokenizer, folder, seed, progress)
+
+
+def learn(
+    table: Dataset, tokenizer: PromptTokenizer, folder: Path, seed: int, progress: Progress
+) -> Predictor:
+    """Train a prompt predictor with the usual recipe, and save it."""
     progress.stage("training the predictor", 100)
     predictor = train(
-        learnt,
+        table,
         tokenizer,
         Recipe(seed=seed),
         progress=lambda what, part: progress.advance(int(100 * part), what),

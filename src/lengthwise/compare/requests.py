@@ -46,15 +46,19 @@ def choose_requests(
     for start in range(0, len(order), _ENCODED_AT_ONCE):
         rows = order[start : start + _ENCODED_AT_ONCE]
         encoded = tokenizer.encode_chat_many([table.prompts[row] for row in rows])
-        for length, prompt_ids in zip(table.lengths[rows].tolist(), encoded, strict=True):
+        for row, prompt_ids in zip(rows.tolist(), encoded, strict=True):
             if len(chosen) == count:
                 break
-            if length < 1:
+            counted = None if table.prompt_tokens is None else int(table.prompt_tokens[row])
+            request = ReplayRequest(
+                len(chosen), prompt_ids, int(table.lengths[row]), counted_tokens=counted
+            )
+            if request.answer_tokens < 1:
                 empty += 1
-            elif len(prompt_ids) + length > max_model_len:
+            elif request.prompt_tokens + request.answer_tokens > max_model_len:
                 too_long += 1
             else:
-                chosen.append(ReplayRequest(len(chosen), prompt_ids, length))
+                chosen.append(request)
         if len(chosen) == count:
             break
     if not chosen:
@@ -78,7 +82,7 @@ def choose_requests(
 
 def describe_requests(requests: Sequence[ReplayRequest]) -> str:
     """One line: how many requests, and how long."""
-    prompts = np.array([len(request.prompt_ids) for request in requests])
+    prompts = np.array([request.prompt_tokens for request in requests])
     answers = np.array([request.answer_tokens for request in requests])
     return (
         f"{len(requests):,} requests: prompts of {prompts.mean():.0f} tokens on average, answers "

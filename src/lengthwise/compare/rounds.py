@@ -7,7 +7,8 @@ as soon as it ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_time
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
 from lengthwise.compare.step_seconds import StepSeconds, fit_step_seconds
-from lengthwise.errors import LengthwiseError
+from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.round import RoundInfo
@@ -123,11 +124,29 @@ def run_and_keep(
     Raises:
         LengthwiseError: the run was stopped or failed; the message says what is left.
     """
-    try:
+    with keeping(writer, plan.rounds):
         run_plan(plan, session, requests, writer, progress)
+
+
+@contextmanager
+def keeping(writer: ResultsWriter, rounds: int) -> Iterator[None]:
+    """Where the rounds inside are stopped or fail, say what is kept of them.
+
+    Args:
+        writer: keeps them.
+        rounds: how many were planned.
+
+    Raises:
+        InputError: what was asked for is wrong, and no round is kept.
+        LengthwiseError: the run was stopped or failed; the message says what is left.
+    """
+    try:
+        yield
     except (KeyboardInterrupt, LengthwiseError) as error:
+        if isinstance(error, InputError) and not _finished(writer.folder):
+            raise
         reason = "stopped" if isinstance(error, KeyboardInterrupt) else str(error)
-        raise LengthwiseError(f"{reason}: {_kept(writer.folder, plan.rounds)}") from error
+        raise LengthwiseError(f"{reason}: {_kept(writer.folder, rounds)}") from error
 
 
 def calibrate(
@@ -171,13 +190,13 @@ def describe_round(
     settings: Settings,
     load: Load,
     repeat: int,
-    started: datetime,
+    started: datetime | None,
     observed: Observed,
     requests: Sequence[ReplayRequest],
 ) -> RoundInfo:
     """What the saved records say of a round besides its requests."""
     _require_answers(observed)
-    capacity = observed.engine.capacity()
+    capacity = observed.capacity
     sent = [answer.sent_s for answer in observed.replay.answers if math.isfinite(answer.sent_s)]
     offered = None
     if capacity and not isinstance(load, Burst | Clients) and max(sent) > 0:
@@ -194,7 +213,7 @@ def describe_round(
         repeat=repeat,
         offered_load=offered,
         capacity_tokens_per_s=capacity,
-        started=started.isoformat(timespec="seconds"),
+        started=None if started is None else started.isoformat(timespec="seconds"),
         settings=active,
         counters=observed.counters,
         flags=(f"an error: {errors[0]}",) if errors else (),
@@ -262,11 +281,15 @@ def _require_answers(observed: Observed) -> None:
 
 def _work(request: ReplayRequest) -> int:
     """Tokens that the engine must get done for a request."""
-    return len(request.prompt_ids) + request.answer_tokens
+    return request.prompt_tokens + request.answer_tokens
+
+
+def _finished(folder: Path) -> int:
+    return len(list(folder.glob("round-*.parquet")))
 
 
 def _kept(folder: Path, planned: int) -> str:
-    finished = len(list(folder.glob("round-*.parquet")))
+    finished = _finished(folder)
     if not finished:
         return "no round was finished"
     return f"{finished} of {planned} rounds are kept, `lengthwise report {folder}` shows them"

@@ -40,11 +40,19 @@ class Observed:
         replay: the client's view.
         engine: the scheduler's view.
         counters: by how much each of the scheduler's counters grew.
+        known_capacity: tokens (prompt and answer) of these requests that the engine can do a
+            second, where its costs are known and need not be found in its steps.
     """
 
     replay: Replay
     engine: EngineLog
     counters: dict[str, int]
+    known_capacity: float | None = None
+
+    @property
+    def capacity(self) -> float | None:
+        """Tokens of this round's requests that the engine can do a second; see `EngineLog`."""
+        return self.engine.capacity() if self.known_capacity is None else self.known_capacity
 
 
 class Session:

@@ -3,7 +3,8 @@
 A machine's speed drifts over minutes, so a policy's round is compared only with the baseline's
 round of the same load and repeat: the same requests, the same arrivals, close in time. A ratio is
 baseline / policy, above 1 where the policy is better, and is given as the median over the repeats
-with the smallest and the largest. Nothing is left out for being flagged; flags are shown.
+with the smallest and the largest. Nothing is left out for being flagged; flags are shown. In
+virtual time nothing drifts, and a repeat is another draw of requests and arrivals.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from lengthwise.measure.metrics import Summary, summarise
 from lengthwise.measure.results import Results
 from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run import LIVE
 
 #: Figures that are compared with the baseline; for all of them smaller is better.
 COMPARED = (
@@ -32,7 +34,7 @@ COMPARED = (
     "p90_latency_per_output_token_ms",
     "max_waiting_time_ms",
 )
-_COUNTS = ("completed", "failed", "preemptions", "overtakes")
+_COUNTS = ("completed", "failed", "preemptions", "recomputed_tokens", "overtakes")
 
 CAPACITY_TOLERANCE = 0.10  # share of the run's median capacity beyond which a round is flagged
 LOAD_TOLERANCE = 0.10  # share of the load asked for beyond which the load offered is flagged
@@ -94,7 +96,8 @@ class PolicyResult:
         figures: Summary = {}
         for name in self.rounds[0].summary:
             if name in _COUNTS:
-                figures[name] = int(sum(each.figure(name) for each in self.rounds))
+                total = sum(each.figure(name) for each in self.rounds)
+                figures[name] = int(total) if math.isfinite(total) else None
             else:
                 spread = self.spread(name)
                 if spread is None:
@@ -117,6 +120,8 @@ class Comparison:
     baseline: str | None  # label of the policy that the others are compared with
     oracle: str | None  # label of the policy that knows the true lengths
     capacity: Spread | None  # tokens per second over all rounds
+    engine: str = LIVE  # which kind all rounds ran on, see `RunInfo`
+    engine_note: str = ""
 
     @property
     def rounds(self) -> list[RoundResult]:
@@ -151,6 +156,7 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
     rounds = []
     for each in results.rounds:
         summary = summarise(each.records, objectives)
+        summary["recomputed_tokens"] = each.info.counters.get("recomputed_tokens")
         rounds.append(RoundResult(each.info, summary, _flags(each.info, summary, capacity)))
     # What needs no clock carries the comparison, so it comes first.
     loads = sorted(dict.fromkeys(info.load for info in infos), key=depends_on_clock)
@@ -167,7 +173,8 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
                     own, by_policy.get(baseline or "", []), by_policy.get(oracle or "", [])
                 )
                 compared.append(PolicyResult(label, load, own, ratios, gap))
-    return Comparison(compared, baseline, oracle, capacity)
+    run = results.run
+    return Comparison(compared, baseline, oracle, capacity, run.engine, run.engine_note)
 
 
 def base_name(policy: str) -> str:

@@ -13,9 +13,10 @@ from lengthwise.measure.comparison import (
     Spread,
     knows_lengths,
 )
-from lengthwise.measure.method import METHOD
+from lengthwise.measure.method import method
 from lengthwise.measure.plot import Drawing, Series, draw_load, series
 from lengthwise.measure.results import Results
+from lengthwise.measure.run import VIRTUAL
 from lengthwise.measure.wording import (
     NOTHING,
     TIMES,
@@ -25,6 +26,7 @@ from lengthwise.measure.wording import (
     load_title,
     percent,
     seconds,
+    setting_title,
 )
 
 _COLUMNS = (
@@ -54,7 +56,12 @@ def report_page(results: Results, comparison: Comparison) -> str:
         figures.append(_figures(load, [each.policy for each in of_load], drawings, looks))
     css = resources.files("lengthwise.measure").joinpath("report.css").read_text(encoding="utf-8")
     run = results.run
-    about = f"{run.model} · {run.dataset} · {run.requests} requests a round · {run.started[:10]}"
+    engine = "virtual time" if run.engine == VIRTUAL else "live engine"
+    about = (
+        f"{engine} · {run.model} · {run.dataset} · {run.requests} requests a round · "
+        f"{run.started[:10]}"
+    )
+    note = f'<p class="about">{escape(run.engine_note)}</p>\n' if run.engine_note else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -69,11 +76,11 @@ def report_page(results: Results, comparison: Comparison) -> str:
 <h1>Lengthwise comparison of scheduling policies</h1>
 <p class="result">{escape(headline(comparison))}</p>
 <p class="about">{escape(about)}</p>
-{_notices(results, comparison)}
+{note}{_notices(results, comparison)}
 {"".join(_policies(load, of_load, comparison) for load, of_load in comparison.by_load())}
 {"".join(figures)}
 <h2>Method and caveats</h2>
-{METHOD}
+{method(run.engine)}
 <h2>Rounds</h2>
 {_rounds(comparison)}
 <h2>Environment</h2>
@@ -104,9 +111,8 @@ def _policies(load: str, results: list[PolicyResult], comparison: Comparison) ->
     factors = "".join(f"<th>{name}</th>" for name, _ in _FACTORS)
     figures = "".join(f"<th>{name}</th>" for name, _ in _COLUMNS)
     rows = "".join(_policy_row(result, result is best, comparison) for result in results)
-    count = max(len(result.rounds) for result in results)
     baseline = escape(comparison.baseline or "baseline")
-    return f"""<h3>{escape(load_title(load))}, {count} {"round" if count == 1 else "rounds"}</h3>
+    return f"""<h3>{escape(setting_title(load, results, comparison.engine))}</h3>
 <div class="scroll"><table>
 <thead>
 <tr class="groups"><th></th><th colspan="{len(_FACTORS) + 1}">{baseline} / policy</th>
@@ -168,8 +174,9 @@ def _swatch(look: Series) -> str:
 
 
 def _rounds(comparison: Comparison) -> str:
+    repeat = "seed" if comparison.engine == VIRTUAL else "repeat"
     heads = (
-        "repeat", "load offered", "capacity, tokens/s", "completed", "failed", "mean, s", "p99, s",
+        repeat, "load offered", "capacity, tokens/s", "completed", "failed", "mean, s", "p99, s",
         "output tokens/s", "preempted",
     )  # fmt: skip
     head = "".join(f"<th>{name}</th>" for name in heads)

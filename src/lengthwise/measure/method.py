@@ -1,6 +1,16 @@
 """The report's words on how it was measured and what not to read into it."""
 
-METHOD = """<ul>
+from __future__ import annotations
+
+from lengthwise.measure.run import VIRTUAL
+
+
+def method(engine: str) -> str:
+    """A list in HTML for results of a kind of engine, see `RunInfo.engine`."""
+    return f"<ul>{_IN_VIRTUAL_TIME if engine == VIRTUAL else _LIVE}{_BOTH}</ul>"
+
+
+_LIVE = """
 <li><b>Same requests, same arrivals.</b> One server serves all rounds; the policy is switched
 between rounds, while no request is in it. A policy's round is compared with the baseline's round
 of the same load and repeat, and the factor is the median of those ratios, with the lowest and the
@@ -18,6 +28,28 @@ last token; TTFT ends at the first. Latency per output token is a request's late
 answer's length, then averaged over requests, so short answers weigh as much as long ones. The
 longest wait is the largest of all times to a first token and gaps between tokens. Percentiles and
 keys follow <code>vllm bench serve</code>.</li>
+"""
+
+_IN_VIRTUAL_TIME = """
+<li><b>What is real.</b> vLLM's own engine ran: its life cycle of requests, scheduler and KV-cache
+manager, with Lengthwise's policies in it and the predictor on the real prompts. Every decision
+was taken from what it would have been taken from on the GPU.</li>
+<li><b>What is not.</b> There is no forward pass. A step takes as long as measured or derived costs
+of the GPU say, on a clock that only steps and arrivals move; tokens have no meaning, and each
+answer has the length that it was given. There is no HTTP, no front end and no network: their
+constant cost is in no figure.</li>
+<li><b>Exact.</b> The same command gives the same figures on any machine, so nothing is repeated
+and nothing flagged. Where several seeds ran, each is another draw of requests and arrivals; a
+policy is compared with the baseline under the same seed, and the factor is the median of those
+ratios, with the lowest and the highest below it.</li>
+<li><b>Latency</b> is from a request's arrival to its last token; TTFT ends at the first. Latency
+per output token is a request's latency divided by its answer's length, then averaged over
+requests, so short answers weigh as much as long ones. The longest wait is the largest of all times
+to a first token and gaps between tokens. Percentiles and keys follow
+<code>vllm bench serve</code>.</li>
+"""
+
+_BOTH = """
 <li><b>The oracle</b> knows every answer's true length beforehand. It cannot be deployed; it bounds
 what a better predictor could add. Gap closed is (baseline − policy) / (baseline − oracle) on mean
 latency.</li>
@@ -25,4 +57,4 @@ latency.</li>
 answers first lowers the mean because fewer requests wait behind long ones; long answers may wait
 longer, and p99 and the maximum show it. Without a queue there is nothing to reorder and nothing
 to gain.</li>
-</ul>"""
+"""

@@ -17,6 +17,7 @@ from lengthwise.measure.comparison import (
     load_number,
 )
 from lengthwise.measure.results import Results
+from lengthwise.measure.run import VIRTUAL
 
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
@@ -52,12 +53,16 @@ def result_rows(comparison: Comparison) -> list[Row]:
     Counts are summed over the rounds, other figures are the medians of the rounds. `factor_X` is
     baseline / policy on figure X, `_low` and `_high` its extremes over the repeats.
     """
-    return [_row(result) for result in comparison.results]
+    return [_row(result, comparison.engine) for result in comparison.results]
 
 
-def _row(result: PolicyResult) -> Row:
+def _row(result: PolicyResult, engine: str) -> Row:
     number = load_number(result.load)
-    row: Row = {"policy": result.policy, "load": result.load if number is None else number}
+    row: Row = {
+        "policy": result.policy,
+        "load": result.load if number is None else number,
+        "engine": engine,
+    }
     row |= {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in result.summary().items()
@@ -71,7 +76,14 @@ def _row(result: PolicyResult) -> Row:
         row[name] = None if spread is None else spread.median
     row["rounds"] = len(result.rounds)
     row["flagged_rounds"] = result.flagged
+    if engine == VIRTUAL:
+        row = {name: _exact(value) for name, value in row.items()}
     return row
+
+
+def _exact(value: object) -> object:
+    """Without the last digits, which depend on how a processor adds up a column of numbers."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _spread_keys(name: str, spread: Spread | None) -> Row:

@@ -15,7 +15,7 @@ class RoundInfo:
     round: int  # which round of the run, from 0, in the order they ran
     policy: str  # the policy's label, as given on the command line
     load: str  # the load asked for; `RequestRecord.load` says in which form
-    repeat: int  # rounds with the same load and repeat had the same arrivals and are compared
+    repeat: int  # rounds with the same load and repeat had the same requests and arrivals
     offered_load: float | None = None  # load really offered: work arriving / capacity, this round
     capacity_tokens_per_s: float | None = None  # tokens the engine did a second with a full batch
     started: str | None = None  # when, ISO 8601 with a time zone

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
+from typing import Final
+
+LIVE: Final = "live"  #: an engine that computes its steps, on the wall's clock
+VIRTUAL: Final = "virtual"  #: vLLM without its forward pass, on a clock of its own
 
 SCHEMA = "lengthwise.run/1"
 
@@ -25,6 +29,8 @@ class RunInfo:
     machine: Mapping[str, object] = field(default_factory=dict)  # see describe_machine
     versions: Mapping[str, str] = field(default_factory=dict)  # see package_versions
     notes: tuple[str, ...] = ()  # what a reader must know: rows left out, how lengths were got
+    engine: str = LIVE  # LIVE or VIRTUAL
+    engine_note: str = ""  # of a virtual one: whose steps, and who counted the prompts' tokens
 
     def to_json(self) -> dict[str, object]:
         """The fields as a JSON object with the schema's name."""

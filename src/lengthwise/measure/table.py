@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lengthwise.measure.comparison import Comparison, PolicyResult
 from lengthwise.measure.metrics import Summary
+from lengthwise.measure.run import VIRTUAL
 from lengthwise.measure.wording import (
     TIMES,
     broken_label,
@@ -18,6 +19,7 @@ from lengthwise.measure.wording import (
     load_title,
     percent,
     seconds,
+    setting_title,
 )
 
 _WIDTH = 50
@@ -34,17 +36,21 @@ _SECTIONS = (
 def comparison_table(comparison: Comparison) -> RenderableType:
     """The whole run for a terminal of 80 columns: a table for each load, then the result."""
     tables: list[RenderableType] = [
-        _load_table(load, results, comparison.baseline) for load, results in comparison.by_load()
+        _load_table(load, results, comparison) for load, results in comparison.by_load()
     ]
     rounds = comparison.rounds
     flagged = sum(bool(each.flags) for each in rounds)
-    note = (
-        "End-to-end latency in s, medians of the rounds. "
-        f"factor: {comparison.baseline} / policy on the mean, round by round (lowest to highest); "
-        "gap: share of the oracle's gain."
-        if comparison.baseline is not None
-        else "End-to-end latency in s, medians of the rounds."
-    )
+    unit = "seed" if comparison.engine == VIRTUAL else "round"
+    several = any(len(result.rounds) > 1 for result in comparison.results)
+    note = f"End-to-end latency in s{f', medians of the {unit}s' if several else ''}."
+    if comparison.baseline is not None:
+        note += (
+            f" factor: {comparison.baseline} / policy on the mean"
+            f"{f', {unit} by {unit} (lowest to highest)' if several else ''}; gap: share of the "
+            "oracle's gain."
+        )
+    if comparison.engine_note:
+        note += f" {comparison.engine_note}"
     lines = [Text(note, style="dim")]
     if flagged:
         lines.append(Text(f"{flagged} of {len(rounds)} rounds are flagged (!):", style="yellow"))
@@ -56,10 +62,10 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     return Group(*tables, *lines, Text(headline(comparison), style="bold"))
 
 
-def _load_table(load: str, results: list[PolicyResult], baseline: str | None) -> Table:
-    count = max(len(result.rounds) for result in results)
+def _load_table(load: str, results: list[PolicyResult], comparison: Comparison) -> Table:
+    baseline = comparison.baseline
     table = Table(
-        title=f"{load_title(load)}, {count} {'round' if count == 1 else 'rounds'}",
+        title=setting_title(load, results, comparison.engine),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

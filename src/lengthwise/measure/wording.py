@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from lengthwise.measure.comparison import (
     Comparison,
@@ -12,6 +13,7 @@ from lengthwise.measure.comparison import (
     knows_lengths,
     load_number,
 )
+from lengthwise.measure.run import VIRTUAL
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"
@@ -60,6 +62,15 @@ def load_title(load: str) -> str:
     return f"{load} {TIMES} capacity" if load_number(load) is not None else load
 
 
+def setting_title(load: str, results: Sequence[PolicyResult], engine: str) -> str:
+    """What one table shows: "1.2 × capacity, live engine, 3 rounds" and the like."""
+    count = max(len(result.rounds) for result in results)
+    if engine == VIRTUAL:
+        repeats = "" if count == 1 else f", {count} seeds"
+        return f"{load_title(load)}, virtual time{repeats}"
+    return f"{load_title(load)}, live engine, {count} {'round' if count == 1 else 'rounds'}"
+
+
 def broken_label(policy: str) -> str:
     """A policy's label with its options on lines of their own, where it is long."""
     if len(policy) <= 12:
@@ -77,8 +88,11 @@ def headline(comparison: Comparison) -> str:
     latency = chosen.ratios.get("mean_e2el_ms")
     if latency is None:
         return f"No requests were completed under both {chosen.policy} and {comparison.baseline}."
-    rounds = f", median of {len(chosen.rounds)} rounds" if len(chosen.rounds) > 1 else ""
+    repeats = "seeds" if comparison.engine == VIRTUAL else "rounds"
+    rounds = f", median of {len(chosen.rounds)} {repeats}" if len(chosen.rounds) > 1 else ""
     where = load_title(chosen.load)
+    if comparison.engine == VIRTUAL:
+        where += ", virtual time"
     if latency.median <= 1.0:
         return (
             f"{where}: no policy lowered the mean latency of {comparison.baseline} "

@@ -4,6 +4,7 @@ oracle             the true length, as a replay sends it along
 noisy-oracle:TAU   the truth with noise, so that its Kendall tau-b is about TAU
 prompt-length      the number of prompt tokens
 declared           the length that the caller of the API expects
+foretold           what another predictor said of the prompt beforehand
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
 
 TRUE_TOKENS: Final = "lengthwise_true_tokens"  #: hint: the length that a replay will generate
 EXPECTED_TOKENS: Final = "lengthwise_expected_tokens"  #: hint: the caller's own estimate
+PREDICTION: Final = "lengthwise_prediction"  #: hint: a whole prediction, five numbers
 REQUEST_ID: Final = "lengthwise_id"  #: hint: the request's name in a replay
 
 MOST_TOKENS: Final = float(2**31 - 1)  #: that any answer can have: ages are 32-bit integers
@@ -48,6 +50,19 @@ class Declared:
     def predict(self, prompt: Prompt) -> Prediction:
         """The caller's estimate, from the hint `lengthwise_expected_tokens`."""
         return _certain(_tokens_hint(prompt.hints, EXPECTED_TOKENS))
+
+
+class Foretold:
+    """Repeats what a predictor said of the real prompt before a replay began."""
+
+    name = "foretold"
+
+    def predict(self, prompt: Prompt) -> Prediction:
+        """The prediction in the hint `lengthwise_prediction`."""
+        values = prompt.hints.get(PREDICTION)
+        if not isinstance(values, list) or len(values) != len(Prediction._fields):
+            raise PredictionError(f"the request carries no {PREDICTION}")
+        return Prediction(*map(float, values))
 
 
 class PromptLength:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.predict.baselines import Declared, NoisyOracle, Oracle, PromptLength
+from lengthwise.predict.baselines import Declared, Foretold, NoisyOracle, Oracle, PromptLength
 from lengthwise.predict.prediction import Predictor
 
 NO_PREDICTOR: Final = "none"  #: nothing is predicted, which is the order of fcfs; not loaded
@@ -47,6 +47,8 @@ def load_predictor(spec: str, tokenizer: str | None = None) -> Predictor:
         return PromptLength()
     if spec == Declared.name:
         return Declared()
+    if spec == Foretold.name:
+        return Foretold()
     folder = Path(spec)
     if not folder.exists() and folder.name == spec:
         raise InputError(

@@ -90,14 +90,16 @@ def advance(
                 return MORE_ROWS, arrived, taken
             requests[arrived].engine = r
             arrive(engine, requests, rules[0], arrived)
+            if engine.plans_s == math.inf:
+                if limits[0].lag == 0 and requests[arrived].arrival_s > engine.starts_s > 0.0:
+                    engine.step += 1  # an empty one, in which the worker hears of the last end
+                engine.plans_s = max(requests[arrived].arrival_s, engine.starts_s)
+                engine.starts_s = engine.plans_s
             if rules[0].reorders:
                 if viewed != r:
                     viewed = r
                     queue, batch, memory = _of_engine(queues, batches, memories, viewed)
                 enter(engine, requests[arrived], queue, arrived)
-            if engine.plans_s == math.inf:
-                engine.plans_s = max(requests[arrived].arrival_s, engine.starts_s)
-                engine.starts_s = engine.plans_s
             arrived += 1
             continue
         if engine.plans_s == math.inf:

@@ -143,7 +143,7 @@ def _bring_running_up_to_date(engine: Any, requests: Any, queue: Queue, batch: B
     for k in range(engine.running):
         slot = batch.slots[batch.running[k]]
         rows[k] = requests[slot.request].row
-        queue.table[rows[k]].age = slot.age
+        queue.table[rows[k]].age = slot.age - slot.in_flight
         queue.table[rows[k]].computed_tokens = slot.computed
     return rows
 
@@ -202,8 +202,8 @@ def _swap(
         growth -= blocks_for(slot.computed, limits.block_size)
         preemptible[k] = (
             preemptible[k]
-            and tokens == 1
-            and 0 < slot.age < slot.output
+            and not slot.chunk
+            and 0 < slot.age - slot.in_flight < slot.output
             and queue.table[rows[k]].preemptions < rules.max_preemptions
         )
         if preemptible[k]:
@@ -322,7 +322,6 @@ def _put_victims_last(
     rank_once(ranking, limits, engine, requests, shared, queue, memory, True)
     prefilling = np.empty(engine.running, np.bool_)
     for k in range(engine.running):
-        slot = batch.slots[batch.running[k]]
-        prefilling[k] = slot.known - slot.computed > 1
+        prefilling[k] = batch.slots[batch.running[k]].chunk
     places = victims_last(queue.table, queue.groups, queue.ranks, rows, prefilling)
     batch.running[: engine.running] = batch.running[: engine.running][places]

@@ -49,9 +49,11 @@ def start(
     slot = batch.slots[s]
     slot.request = i
     slot.age = served.age
+    slot.in_flight = 0
+    slot.chunk = False
     slot.known = served.prompt_tokens + served.age
     slot.output = served.output_tokens
-    slot.computed = hits * limits.block_size
+    slot.computed = slot.named = hits * limits.block_size
     slot.blocks = hits
     slot.last_token_s = served.last_token_s
     slot.gap_s = served.longest_gap_s
@@ -135,8 +137,10 @@ def compute(
         tokens: how many.
     """
     size = limits.block_size
-    first = slot.computed // size
+    first = slot.named // size
     slot.computed += tokens
+    # vLLM names a full block when it plans the step, by the tokens that it knows then.
+    slot.named = min(slot.computed, slot.known - slot.in_flight)
     slot.scheduled = tokens
     need = blocks_for(slot.computed, size)
     count = slot.blocks
@@ -149,7 +153,7 @@ def compute(
         return
     for place in range(count, need):
         own[place] = take_block(blocks, found)
-    for place in range(first, slot.computed // size):
+    for place in range(first, slot.named // size):
         content = content_of(limits, requests, shared, slot.request, place)
         name_block(blocks, found, own[place], slot.request, place, content)
 
@@ -220,7 +224,7 @@ def preempt(
         request = queue.table[served.row]
         request.state = WAITING
         request.sequence = engine.head
-        request.age = slot.age
+        request.age = slot.age - slot.in_flight
         request.computed_tokens = 0
         request.last_step = engine.step
         return
@@ -241,7 +245,7 @@ def _give_blocks_back(
     else:
         engine.free_blocks += slot.blocks
         if limits.caching:
-            full = slot.computed // limits.block_size
+            full = slot.named // limits.block_size
             give_to_runs(engine, memory.runs, requests, owner, full, slot.blocks)
     slot.blocks = 0
 

@@ -117,9 +117,12 @@ SLOT: Final = np.dtype(
     [
         ("request", np.int64),
         ("age", np.int64),  # tokens of its answer
+        ("in_flight", np.int64),  # of them, those that the scheduler has not been told of yet
         ("known", np.int64),  # tokens of prompt and answer
         ("computed", np.int64),  # of them computed
+        ("named", np.int64),  # of them in blocks whose content is known, if full
         ("output", np.int64),  # tokens after which the answer ends
+        ("chunk", np.bool_),  # its last step left some of its known tokens to compute
         ("scheduled", np.int64),  # tokens in this step
         ("blocks", np.int64),
         ("last_token_s", np.float64),

@@ -48,7 +48,10 @@ def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
 
 @compiled_here
 def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
-    """Request i gets its row in the table that policies see."""
+    """Request i gets its row in the table that policies see.
+
+    Its arrival is noted when the engine sees it, which is before the step that it plans next.
+    """
     row = engine.live
     engine.live += 1
     served.row = row
@@ -68,7 +71,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.median = served.median
     request.high = served.high
     request.predicted = 1
-    request.arrival_s = served.arrival_s
+    request.arrival_s = engine.plans_s
     request.overtaken = 0
     request.ahead = engine.waiting - 1
     request.promoted = 0
@@ -148,13 +151,16 @@ def run_step(
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
     end = starts_s + seconds
-    ended = _emit(engine, requests, batch.slots, batch.running, token_times, token_offsets, end)
+    ended = _emit(
+        limits, engine, requests, batch.slots, batch.running, token_times, token_offsets, end
+    )
     if limits.lag == 0 and ended:
         retire(rules, limits, engine, requests, queue, batch, memory)
     # With a lag the next step is planned while this one runs.
     engine.plans_s = starts_s if limits.lag > 0 and sequences > 0 else end
     engine.starts_s = end
-    if engine.running == 0 and engine.waiting == 0:
+    # With a lag one more step is planned, an empty one, once the last end is known.
+    if engine.running == 0 and engine.waiting == 0 and (limits.lag == 0 or sequences == 0):
         engine.plans_s = math.inf
     return sequences > 0
 
@@ -181,13 +187,9 @@ def _serve_running(
         s = running[k]
         slot = slots[s]
         k += 1
-        if slot.age >= slot.output:
-            # Its end is not known yet: it costs one more token.
-            slot.scheduled = 1
-            budget -= 1
-            continue
         tokens = slot.known - slot.computed
-        if tokens == 1 and (not limits.shares or (slot.computed + 1) % size != 0):
+        fills = slot.computed + 1 if limits.lag == 0 else slot.computed
+        if tokens == 1 and (not limits.shares or fills % size != 0):
             # Most steps of most requests: one token, in a block that is there or easily had.
             grows = slot.computed == slot.blocks * size
             if not grows or (not limits.shares and engine.free_blocks > 0):
@@ -197,6 +199,7 @@ def _serve_running(
                     if limits.caching:
                         take_from_runs(engine, memory.runs, 1)
                 slot.computed += 1
+                slot.named = min(slot.computed, slot.known - slot.in_flight)
                 slot.scheduled = 1
                 budget -= 1
                 continue
@@ -360,7 +363,6 @@ def _work(
     step.prefill_tokens = prefill
     step.decode_tokens = decode
     step.requests = sequences
-    step.requests = sequences
     step.kv_tokens = kv
     step.attention_tokens = int(attention)
     step.start_s = engine.starts_s
@@ -370,6 +372,7 @@ def _work(
 
 @compiled_here
 def _emit(
+    limits: Any,
     engine: Any,
     requests: Any,
     slots: Any,
@@ -384,11 +387,15 @@ def _emit(
     for k in range(engine.running):
         slot = slots[running[k]]
         complete = slot.scheduled > 0 and slot.computed == slot.known
+        if slot.scheduled > 0:
+            slot.chunk = not complete
         slot.scheduled = 0
+        slot.in_flight = 0
         if not complete or slot.age >= slot.output:
             continue
         slot.age += 1
         slot.known += 1
+        slot.in_flight = limits.lag
         if slot.age == 1:
             requests[slot.request].first_token_s = now
         elif now - slot.last_token_s > slot.gap_s:

@@ -36,24 +36,25 @@ class Planner:
     Args:
         scheduler: vLLM's scheduler.
         live: the table of its requests.
+        give_up: called when the policy has raised; exchanges the discipline for that of fcfs.
 
     Attributes:
         discipline: what decides; exchanged when the settings change.
         step_time: measured costs.
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
-        give_up: called when the policy has raised; exchanges the discipline for that of fcfs.
     """
 
-    give_up: Callable[[Exception], None]
-
-    def __init__(self, scheduler: Any, live: LiveTable) -> None:
+    def __init__(
+        self, scheduler: Any, live: LiveTable, give_up: Callable[[Exception], None]
+    ) -> None:
         self.discipline = make_discipline("fcfs")
         self.step_time = StepTime()
         self.classes_matter = False
         self.preempting = False
         self._scheduler = scheduler
         self._live = live
+        self._give_up = give_up
         self._order = StepOrder()
         self._now = 0.0
         self._step = 0
@@ -113,7 +114,7 @@ class Planner:
         Where it had begun, overtaking is counted twice for some, which puts them nearer to the
         front: no bound is broken.
         """
-        self.give_up(error)
+        self._give_up(error)
         self._ranked = False
 
     def _next_rows(self, after: int) -> list[int]:

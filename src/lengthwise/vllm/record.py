@@ -7,6 +7,7 @@ cannot be written, because the disk is full or too slow, is lost and counted, an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -103,31 +104,51 @@ class Recorder:
         if time.monotonic() < self._refused_until:
             self._counters.record_lost += len(lines)
             return
-        header = self._headers.get(name)
+        header = [self._headers[name]] if name in self._headers else []
+        encoded = [text for text in map(self._encode_or_lose, header + lines) if text is not None]
         try:
-            self._write(name, lines if header is None else [header, *lines])
-        except Exception as error:  # a full disk, or a line that is no JSON
-            self._counters.record_lost += len(lines)
+            self._write(name, encoded)
+        except OSError as error:
+            self._counters.record_lost += len(encoded) - len(header)
             self._refused_until = time.monotonic() + _RETRY_S
-            if not self._complained:
-                self._complained = True
-                logger.error("Lengthwise: cannot write the record: %s", one_line(error))
+            self._complain(error)
         else:
             self._headers.pop(name, None)
             if self._complained:
                 self._complained = False
                 logger.info("Lengthwise: the record is written again")
 
-    def _write(self, name: str, lines: list[dict[str, Any]]) -> None:
+    def _encode(self, line: dict[str, Any]) -> str:
+        return json.dumps(line) + "\n"
+
+    def _encode_or_lose(self, line: dict[str, Any]) -> str | None:
+        """A line's text; None, counted, where it holds something that cannot be encoded."""
+        try:
+            return self._encode(line)
+        except Exception as error:  # one line must not end the record of all others
+            self._counters.record_lost += 1
+            self._complain(error)
+            return None
+
+    def _complain(self, error: Exception) -> None:
+        """Say once, until the record is written again, why lines are lost."""
+        if not self._complained:
+            self._complained = True
+            logger.error("Lengthwise: cannot write the record: %s", one_line(error))
+
+    def _write(self, name: str, lines: list[str]) -> None:
         """Append lines, all or none."""
-        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        data = "".join(lines).encode()
         with (self.folder / name).open("ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
+            # What is no file on a disk has no end to go back to.
+            end = file.seek(0, os.SEEK_END) if file.seekable() else None
             try:
                 if file.write(data) != len(data):  # unbuffered: a full disk takes a part
                     raise OSError("no space left on device")
             except OSError:
-                file.truncate(end)
+                if end is not None:
+                    with contextlib.suppress(OSError):
+                        file.truncate(end)
                 raise
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -58,16 +59,15 @@ class LengthwiseMixin:
         compat.check_scheduler(self)
         self.counters = Counters()
         self._live = LiveTable()
-        self._planner = Planner(self, self._live)
+        self._planner = Planner(self, self._live, self._give_up_policy)
         self._planner.classes_matter = compat.run_parent_as_fcfs(self)
-        self.waiting = PolicyQueue(self._live, self._planner.next_rows)
+        self.waiting = PolicyQueue(self._live, lambda after: self._planner.next_rows(after))
         self._predictions = Predictions(self._live, self.counters)
         self._predictor_name = ""
         self._predicts = False
         self._tau = RollingTau(self.counters)
         self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
         self._contained = Containment(self.counters)
-        self._planner.give_up = self._give_up_policy
         self._active = self._offered = stock_order()
         self._planning = False  # a step is being planned
         self._refinement = open_refinement(self._live, self.counters, vllm_config)
@@ -82,7 +82,8 @@ class LengthwiseMixin:
             self.counters,
         )
         self._step = 0
-        self._now = time.monotonic()
+        self._clock: Callable[[], float] = time.monotonic  # read once a step, and at arrivals
+        self._now = self._clock()
         self._lags = bool(vllm_config.scheduler_config.async_scheduling)
         self._last_work: dict[str, int] | None = None
         self._work_before: dict[str, int] | None = None
@@ -90,6 +91,21 @@ class LengthwiseMixin:
         self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._watcher = self._start_settings(vllm_config)
+
+    def begin_anew(self, clock: Callable[[], float]) -> None:
+        """Forget all that was measured of steps and requests; for an engine that is idle.
+
+        Args:
+            clock: shows seconds; all times come from it from now on.
+        """
+        self._clock = clock
+        self._now = clock()
+        self._step = 0
+        self._last_work = self._work_before = None
+        planner = Planner(self, self._live, self._give_up_policy)
+        planner.discipline = self._planner.discipline
+        planner.classes_matter = self._planner.classes_matter
+        self._planner = planner
 
     # Settings -------------------------------------------------------------------------------
 
@@ -145,6 +161,11 @@ class LengthwiseMixin:
         if records_anew:
             self._last_work = None  # the step before was not measured for this record
 
+    def apply_now(self, settings: Settings) -> None:
+        """Take settings up at once; for a scheduler that no other thread steps."""
+        self._apply(settings)
+        self._take_up()
+
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
         as_queued = self._tau.below_floor or _POLICY in self._contained.off
@@ -185,7 +206,7 @@ class LengthwiseMixin:
                 self._refinement.forget(row)
             columns = self._live.table[row]
             columns["priority"] = compat.priority_class(request)
-            columns["arrival_s"] = time.monotonic()
+            columns["arrival_s"] = self._clock()
             columns["last_step"] = self._step
             columns["ahead"] = len(self.waiting)
             columns["prompt_tokens"] = request.num_prompt_tokens
@@ -288,7 +309,7 @@ class LengthwiseMixin:
         """One step of the parent, in the policy's order."""
         throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
         self._planning = True
-        self._begin_step(time.monotonic())
+        self._begin_step(self._clock())
         in_order, front = self._planner.plan(self._now, self._step, throttled)
         self.waiting.open_step(in_order, front)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]

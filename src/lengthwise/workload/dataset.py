@@ -37,6 +37,14 @@ LENGTH_COLUMNS: Final = (
     "output_length",
     "length",
 )
+PROMPT_TOKENS_COLUMNS: Final = (
+    "prompt_tokens",
+    "input_tokens",
+    "prompt_len",
+    "prompt_length",
+    "input_len",
+    "input_length",
+)
 ANSWER_COLUMNS: Final = ("response", "answer", "output", "completion", "generated_text")
 SAMPLES_COLUMN: Final = "samples"  #: lengths of several answers to the prompt
 MODEL_COLUMN: Final = "model"  #: whose answers they are
@@ -67,6 +75,8 @@ class Dataset:
     systems: list[str] | None = None  #: system prompts, "" where there is none
     tenants: list[str] | None = None  #: "" where there is none
     loras: list[str] | None = None  #: "" where there is none
+    prompt_tokens: NDArray[np.int64] | None = None  #: shape (n,), as the table counts them
+    prompt_tokens_column: str | None = None  #: which column that was
 
     def first(self, count: int) -> Dataset:
         """The same, of the first rows only."""
@@ -81,6 +91,7 @@ class Dataset:
             systems=self.systems and self.systems[:count],
             tenants=self.tenants and self.tenants[:count],
             loras=self.loras and self.loras[:count],
+            prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[:count],
         )
 
     def refuse_rejected(self) -> None:
@@ -104,6 +115,7 @@ def load_dataset(
     where: Mapping[str, str] | None = None,
     limit: int | None = None,
     count_tokens: CountTokens | None = None,
+    prompt_tokens: bool = False,
 ) -> Dataset:
     """Read prompts and lengths from a .parquet, .jsonl or .csv file.
 
@@ -119,6 +131,8 @@ def load_dataset(
         where: keep rows whose columns have these values, compared as text.
         limit: keep at most so many sound rows, the first ones.
         count_tokens: how many tokens each of a list of texts has.
+        prompt_tokens: read how many tokens the prompts have, too, from the first of
+            PROMPT_TOKENS_COLUMNS, where the table has one.
 
     Raises:
         InputError: no such file, not a table, a column or a row that was asked for is not there,
@@ -140,8 +154,11 @@ def load_dataset(
             "to count their tokens"
         )
 
+    counted = next((name for name in PROMPT_TOKENS_COLUMNS if name in table.names), None)
+    counts = table.column(counted) if prompt_tokens and counted is not None else None
+
     rows: list[int] = []
-    kept: list[tuple[str, Any, NDArray[np.int64] | None]] = []
+    kept: list[tuple[str, Any, NDArray[np.int64] | None, int]] = []
     rejected = list(table.unreadable)
     for row in selected:
         if len(rows) == limit:
@@ -152,6 +169,7 @@ def load_dataset(
                     _prompt(prompts[row]),
                     parse(cells[row], measure),
                     None if sampled is None else _samples(sampled[row]),
+                    0 if counts is None else _prompt_length(counts[row], counted or ""),
                 )
             )
             rows.append(row)
@@ -162,14 +180,14 @@ def load_dataset(
         raise InputError(
             f"{table.path}: none of {len(rejected)} rows is usable; row {first.row}: {first.reason}"
         )
-    lengths = [length for _, length, _ in kept]
+    lengths = [length for _, length, _, _ in kept]
     if parse is _answer and count_tokens is not None:
         lengths = count_tokens(lengths)
     return Dataset(
         name=table.path.name,
-        prompts=[prompt for prompt, _, _ in kept],
+        prompts=[prompt for prompt, _, _, _ in kept],
         lengths=np.array(lengths, dtype=np.int64),
-        samples=None if sampled is None else [x for _, _, x in kept if x is not None],
+        samples=None if sampled is None else [x for _, _, x, _ in kept if x is not None],
         rows=np.array([table.numbers[row] for row in rows], dtype=np.int64),
         rejected=rejected,
         model=_model(table, rows),
@@ -178,6 +196,10 @@ def load_dataset(
         systems=_texts(table, rows, SYSTEM_COLUMN),
         tenants=_texts(table, rows, TENANT_COLUMN),
         loras=_texts(table, rows, LORA_COLUMN),
+        prompt_tokens=None
+        if counts is None
+        else np.array([count for _, _, _, count in kept], dtype=np.int64),
+        prompt_tokens_column=None if counts is None else counted,
     )
 
 
@@ -305,6 +327,13 @@ def _length(cell: Any, column: str) -> int:
     if number != int(number):
         raise _MalformedError(f"{column} is not a whole number of tokens: {cell}")
     return int(number)
+
+
+def _prompt_length(cell: Any, column: str) -> int:
+    length = _length(cell, column)
+    if length == 0:
+        raise _MalformedError(f"{column} is 0: a prompt has at least one token")
+    return length
 
 
 def _samples(cell: Any) -> NDArray[np.int64]:

@@ -1,0 +1,260 @@
+"""The same comparison in virtual time: vLLM's engine core, in this process, without a forward pass.
+
+Every round has an engine of its own, whose clock starts at 0, so a policy's figures do not depend
+on what else is compared. What a step takes is what a preset says of a GPU, so nothing depends on
+this machine, and no round needs to be repeated.
+"""
+
+from __future__ import annotations
+
+import gc
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+
+from lengthwise.compare.client import Answer, Replay, ReplayRequest
+from lengthwise.compare.engine_log import (
+    REQUESTS_FILE,
+    ROUNDS_FOLDER,
+    SERVER_FOLDER,
+    STEPS_FILE,
+    read_engine_log,
+)
+from lengthwise.compare.load import Clients, arrival_times
+from lengthwise.compare.progress import Progress
+from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
+from lengthwise.compare.session import Observed
+from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.measure.results import ResultsWriter
+from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
+from lengthwise.predict.load import load_predictor
+from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor
+from lengthwise.simulate.cell import capacity
+from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.step_cost import StepCost
+from lengthwise.vllm.settings import Settings
+from lengthwise.workload.trace import Trace
+
+#: Significant digits of predictions: the last ones depend on how a processor adds products up.
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The requests of one seed.
+
+    Attributes:
+        requests: in the order in which they are sent.
+        notes: what was left out, for the reader of the results.
+    """
+
+    requests: Sequence[ReplayRequest]
+    notes: Sequence[str] = ()
+
+
+class VirtualSession:
+    """Runs rounds, each on a new engine in virtual time.
+
+    Attributes:
+        cost: of the engine's steps.
+        engine: its limits.
+    """
+
+    def __init__(self, cost: StepCost, engine: EngineSettings, out: Path) -> None:
+        """Use the run's folder `out` for what the scheduler records of each round."""
+        self.cost = cost
+        self.engine = engine
+        self._folder = out / SERVER_FOLDER / ROUNDS_FOLDER
+        self._predictions: dict[tuple[str, int], list[Prediction | None]] = {}
+
+    def capacity(self, requests: Sequence[ReplayRequest]) -> float:
+        """Requests of this kind that the engine finishes a second, with a full batch."""
+        trace = Trace(
+            name="",
+            arrival_s=np.zeros(len(requests)),
+            prompt_tokens=np.array([each.prompt_tokens for each in requests], np.int64),
+            output_tokens=np.array([each.answer_tokens for each in requests], np.int64),
+            rejected=[],
+            layout="prompts",
+        )
+        return capacity(trace, self.cost, self.engine)
+
+    def run_round(
+        self,
+        name: str,
+        settings: Settings,
+        requests: Sequence[ReplayRequest],
+        *,
+        scheduled_s: Sequence[float] | None,
+        clients: int | None = None,
+    ) -> Observed:
+        """Serve the requests to the last, from an empty engine.
+
+        Args:
+            name: the name of the round's folder of records.
+            settings: the policy and all that belongs to it.
+            requests: what is sent.
+            scheduled_s: when each is sent, in s from the start; None for a closed loop.
+            clients: the number of clients of a closed loop.
+
+        Raises:
+            InputError: a request does not fit into the KV memory, or the settings are wrong.
+            LengthwiseError: the engine came to a standstill.
+        """
+        records = self._folder / name
+        records.mkdir(parents=True, exist_ok=True)
+        for stale in (STEPS_FILE, REQUESTS_FILE):
+            (records / stale).unlink(missing_ok=True)
+        foretold = self._foretell(settings.predictor, requests)
+        active = settings.model_copy(update={"record": str(records)})
+        if foretold is not None:
+            active = active.model_copy(update={"predictor": Foretold.name})
+        times = scheduled_s if scheduled_s is not None else [0.0] * len(requests)
+        order = sorted(range(len(requests)), key=lambda place: times[place])
+        asked = [
+            _asked(requests[place], times[place], None if foretold is None else foretold[place])
+            for place in order
+        ]
+        longest = max(each.prompt_tokens + each.answer_tokens for each in requests)
+        # Starting an engine, vLLM collects garbage; what is there by now need not be looked at.
+        gc.freeze()
+        with open_virtual_engine(
+            self.cost, self.engine, longest=longest, settings=active.model_dump()
+        ) as engine:
+            served = engine.run(asked, clients)
+            counters = engine.scheduler.counters.snapshot()
+        answers = [
+            _answer(requests[place], times[place] if clients is None else one.sent_s, one)
+            for place, one in zip(order, served, strict=True)
+        ]
+        answers.sort(key=lambda answer: answer.request)
+        work = float(np.mean([each.prompt_tokens + each.answer_tokens for each in requests]))
+        finished = sum(answer.error is None for answer in answers)
+        return Observed(
+            Replay(0.0, answers),
+            read_engine_log(records, finished),
+            counters,
+            known_capacity=self.capacity(requests) * work,
+        )
+
+    def _foretell(
+        self, spec: str | None, requests: Sequence[ReplayRequest]
+    ) -> list[Prediction | None] | None:
+        """What a trained predictor says of the real prompts; None for one that is not trained.
+
+        Asked beforehand, since the engine's prompts have the lengths that the data gives, and so
+        that one which takes long is no later in one run than in another.
+        """
+        if spec is None or not Path(spec).is_dir():
+            return None
+        key = (spec, id(requests))
+        if key not in self._predictions:
+            self._predictions[key] = _predict(spec, requests)
+        return self._predictions[key]
+
+
+def run_virtual_plan(
+    plan: Plan,
+    session: VirtualSession,
+    draw: Callable[[int], Draw],
+    writer: ResultsWriter,
+    progress: Progress,
+) -> None:
+    """Run and save every round; each repeat has another draw of requests and arrivals.
+
+    Args:
+        plan: what is compared.
+        session: where.
+        draw: the requests of a seed.
+        writer: keeps the rounds.
+        progress: told what happens.
+
+    Raises:
+        LengthwiseError: the run was stopped or failed; the message says what is left of it.
+    """
+    number = 0
+    with keeping(writer, plan.rounds):
+        for repeat in range(plan.repeats):
+            seed = plan.seed + repeat
+            requests = draw(seed).requests
+            for load in plan.loads:
+                times = arrival_times(
+                    load,
+                    len(requests),
+                    cv=plan.cv,
+                    seed=seed,
+                    capacity_requests_per_s=session.capacity(requests),
+                )
+                if times is not None:  # a logarithm's last digit is not the same everywhere
+                    times = [round(time, 9) for time in times]
+                for label, settings in plan.policies.items():
+                    progress.stage(f"round {number + 1} of {plan.rounds}: {label} at {load.label}")
+                    observed = session.run_round(
+                        f"{number:03d}",
+                        settings,
+                        requests,
+                        scheduled_s=times,
+                        clients=load.count if isinstance(load, Clients) else None,
+                    )
+                    info = describe_round(
+                        number, label, settings, load, repeat, None, observed, requests
+                    )
+                    writer.append(info, records_of(info, observed))
+                    progress.note(summary_line(info, observed, plan.rounds))
+                    number += 1
+
+
+def engine_prompt(request: ReplayRequest) -> list[int]:
+    """The prompt's tokens as the engine is given them: as many as the data counts.
+
+    The text's own tokens, cut off, or begun anew until there are enough: prompts that start alike
+    go on to do so, and share blocks of the prefix cache as before.
+    """
+    return list(islice(cycle(request.prompt_ids), request.prompt_tokens))
+
+
+def _asked(request: ReplayRequest, time_s: float, prediction: Prediction | None) -> Asked:
+    hints: dict[str, object] = {REQUEST_ID: str(request.number)}
+    if prediction is not None:
+        hints[PREDICTION] = list(prediction)
+    return Asked(engine_prompt(request), request.answer_tokens, arrival_s=time_s, hints=hints)
+
+
+def _answer(request: ReplayRequest, scheduled_s: float, served: Served) -> Answer:
+    error = None
+    if len(served.token_s) != request.answer_tokens:
+        error = f"answered with {len(served.token_s)} tokens: {served.finished or 'not finished'}"
+    return Answer(
+        request=request.number,
+        scheduled_s=scheduled_s,
+        sent_s=served.sent_s,
+        first_token_s=served.first_token_s,
+        finish_s=served.finish_s,
+        token_times=array("f", [time_s - served.sent_s for time_s in served.token_s]),
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=len(served.token_s),
+        finish_reason=served.finished,
+        error=error,
+    )
+
+
+def _predict(spec: str, requests: Sequence[ReplayRequest]) -> list[Prediction | None]:
+    predictor = load_predictor(spec)
+    prompts = [Prompt(request.prompt_ids, {}) for request in requests]
+    if isinstance(predictor, SlowPredictor):
+        return [_rounded(each) for each in predictor.predict_many(prompts)]
+    found: list[Prediction | None] = []
+    for prompt in prompts:
+        try:
+            found.append(_rounded(predictor.predict(prompt)))
+        except PredictionError:
+            found.append(None)
+    return found
+
+
+def _rounded(prediction: Prediction) -> Prediction:
+    return Prediction(*(float(f"{value:.{_DIGITS}g}") for value in prediction))

@@ -1,0 +1,222 @@
+"""`lengthwise bench --engine virtual`: exact, and told apart from a live engine everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from lengthwise.cli.main import app
+from lengthwise.compare.client import ReplayRequest
+from lengthwise.compare.virtual import engine_prompt
+from lengthwise.errors import InputError
+from lengthwise.measure.results import read_results
+from lengthwise.predict.kinds import Recipe
+from lengthwise.predict.load import load_predictor
+from lengthwise.predict.prediction import Prompt
+from lengthwise.predict.tokenizer import load_tokenizer
+from lengthwise.predict.train import train
+from lengthwise.workload.dataset import load_dataset
+
+VIRTUAL = ("--engine", "virtual", "--gpu", "a100")
+ROW_KEYS = {
+    "policy", "load", "engine", "completed", "failed", "mean_e2el_ms", "p50_e2el_ms",
+    "p95_e2el_ms", "p99_e2el_ms", "mean_ttft_ms", "p99_ttft_ms",
+    "mean_latency_per_output_token_ms", "max_waiting_time_ms", "preemptions", "recomputed_tokens",
+    "gap_closed",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts whose topic tells the answer's length, with lengths of their own counting."""
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("table") / "prompts.jsonl"
+    topics = (("name one river", 6), ("explain the tides", 60), ("write a long story", 200))
+    with path.open("w") as file:
+        for row in range(240):
+            words, mean = topics[row % 3]
+            answer = int(generator.integers(mean // 2, 2 * mean))
+            prompt = f"{words}, number {row}"
+            tokens = int(generator.integers(5, 60))
+            line = {"prompt": prompt, "response_tokens": answer, "prompt_tokens": tokens}
+            file.write(json.dumps(line | {"split": "test" if row < 60 else "train"}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A predictor trained on the table's other prompts."""
+    folder = tmp_path_factory.mktemp("predictor") / "p"
+    learnt = load_dataset(table, split="train")
+    train(learnt, load_tokenizer("reference"), Recipe()).save(folder)
+    return folder
+
+
+def bench(table: Path, out: Path, *options: str) -> list[dict[str, Any]]:
+    """Run the command in this process and return the rows of its results."""
+    words = ["bench", str(table), "--split", "test", *VIRTUAL, "--out", str(out), *options]
+    app(words, standalone_mode=False)
+    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    return rows
+
+
+@pytest.fixture(scope="module")
+def options(predictor: Path) -> list[str]:
+    """A comparison that queues."""
+    return [
+        "--requests", "40", "--max-num-seqs", "4", "--load", "1.2,burst", "--policy",
+        "fcfs,srpt,oracle", "--predictor", str(predictor),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(table: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that comparison."""
+    out = tmp_path_factory.mktemp("run")
+    bench(table, out, *options)
+    return out
+
+
+def test_the_same_command_gives_the_same_bytes(
+    run: Path, table: Path, options: list[str], tmp_path: Path
+) -> None:
+    words = ["bench", str(table), "--split", "test", *VIRTUAL, "--out", str(tmp_path), *options]
+    again = subprocess.run(
+        [sys.executable, "-c", "from lengthwise.cli.main import main; main()", *words, "--json"],
+        env={**os.environ, "PYTHONHASHSEED": "4711"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert again.stdout == (run / "results.json").read_text()
+
+
+def test_rows_have_the_promised_keys_and_the_engine(run: Path) -> None:
+    rows = json.loads((run / "results.json").read_text())
+    assert [(row["policy"], row["load"]) for row in rows] == [
+        (policy, load) for load in ("burst", 1.2) for policy in ("fcfs", "srpt", "oracle")
+    ]
+    for row in rows:
+        assert row.keys() >= ROW_KEYS
+        assert row["engine"] == "virtual"
+        assert (row["completed"], row["failed"]) == (40, 0)
+    by_name = {(row["policy"], row["load"]): row["mean_e2el_ms"] for row in rows}
+    assert by_name["oracle", "burst"] < by_name["srpt", "burst"] < by_name["fcfs", "burst"]
+    offered = [row["offered_load"] for row in rows if row["load"] == 1.2]
+    assert offered == pytest.approx([1.2] * 3)
+
+
+def test_the_table_and_the_page_say_which_engine_it_was(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(["report", str(run)], standalone_mode=False)
+    page = (run / "report.html").read_text()
+    for text in (" ".join(capsys.readouterr().out.split()), page):
+        assert "virtual time" in text
+        assert "as the data counts them (column prompt_tokens)" in text
+    assert "There is no forward pass" in page
+    assert "Machines drift" not in page
+
+
+def test_a_policys_figures_do_not_depend_on_its_company(
+    run: Path, table: Path, predictor: Path, tmp_path: Path
+) -> None:
+    alone = bench(
+        table, tmp_path, "--requests", "40", "--max-num-seqs", "4", "--load", "1.2",
+        "--policy", "srpt", "--predictor", str(predictor),
+    )  # fmt: skip
+    rows = json.loads((run / "results.json").read_text())
+    same = next(row for row in rows if (row["policy"], row["load"]) == ("srpt", 1.2))
+    compared = {name for name in same if name.startswith(("factor_", "gap_"))}
+    assert alone[0] == {**same, **dict.fromkeys(compared)}
+
+
+def test_seeds_draw_requests_and_arrivals_anew(
+    table: Path, predictor: Path, tmp_path: Path
+) -> None:
+    rows = bench(
+        table, tmp_path, "--requests", "20", "--max-num-seqs", "4", "--rate", "40",
+        "--concurrency", "8", "--policy", "fcfs,ltr", "--predictor", str(predictor),
+        "--seeds", "2",
+    )  # fmt: skip
+    assert {row["load"] for row in rows} == {"rate=40", "concurrency=8"}
+    assert all((row["rounds"], row["completed"]) == (2, 40) for row in rows)
+    one, other = (
+        each.records for each in read_results(tmp_path).rounds
+        if (each.info.policy, each.info.load) == ("fcfs", "rate=40")
+    )  # fmt: skip
+    assert one.output_tokens.tolist() != other.output_tokens.tolist()
+    assert one.scheduled_s.tolist() != other.scheduled_s.tolist()
+
+
+def test_prompts_have_the_datas_length_and_are_predicted_from_their_text(
+    run: Path, table: Path, predictor: Path
+) -> None:
+    tokenizer = load_tokenizer("reference")
+    rows = load_dataset(table, split="test", prompt_tokens=True)
+    assert rows.prompt_tokens is not None
+    by_lengths = {
+        (int(tokens), int(length)): prompt
+        for tokens, length, prompt in zip(
+            rows.prompt_tokens, rows.lengths, rows.prompts, strict=True
+        )
+    }
+    trained = load_predictor(str(predictor))
+    records = next(each.records for each in read_results(run).rounds if each.info.policy == "srpt")
+    for place in range(len(records)):
+        lengths = int(records.prompt_tokens[place]), int(records.output_tokens[place])
+        ids = tokenizer.encode_chat(by_lengths[lengths])
+        expected = trained.predict(Prompt(ids, {})).expected
+        assert records.expected_tokens[place] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("counted", "given"), [(None, [5, 6, 7]), (2, [5, 6]), (8, [5, 6, 7, 5, 6, 7, 5, 6])]
+)
+def test_a_prompt_is_made_as_long_as_the_data_counts_it(
+    counted: int | None, given: list[int]
+) -> None:
+    assert engine_prompt(ReplayRequest(0, [5, 6, 7], 1, counted_tokens=counted)) == given
+
+
+def test_a_table_without_counts_is_counted_by_the_tokenizer(table: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.csv"
+    plain.write_text("prompt,response_tokens,split\nhello there,3,test\nbye,5,test\n")
+    bench(plain, tmp_path / "out", "--policy", "fcfs", "--burst")
+    assert "counted by the tokenizer of reference" in read_results(tmp_path / "out").run.engine_note
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([*VIRTUAL, "--port", "8000"], "--port makes no sense in virtual time"),
+        ([*VIRTUAL, "--repeats", "3"], "--repeats makes no sense in virtual time"),
+        ([*VIRTUAL, "--", "--block-size", "32"], "vLLM's flags after -- makes no sense"),
+        (["--engine", "virtual"], "add --gpu"),
+        (["--engine", "virtual", "--gpu", "a1000"], "unknown GPU 'a1000'.* known are .*a100"),
+        ([*VIRTUAL, "--model", "llama"], "unknown model 'llama'.* known are .*llama-3-8b"),
+        ([*VIRTUAL, "--kv-blocks", "2"], "needs .* KV blocks"),
+        (["--gpu", "a100"], "--gpu is for virtual time: add --engine virtual"),
+        (["--seeds", "2"], "--seeds is for virtual time"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    options: list[str], words: str, table: Path, tmp_path: Path
+) -> None:
+    flags = options[: options.index("--")] if "--" in options else options
+    behind = options[len(flags) :]
+    with pytest.raises(InputError, match=words) as refused:
+        app(
+            ["bench", str(table), "--policy", "fcfs", "--out", str(tmp_path), *flags, *behind],
+            standalone_mode=False,
+        )
+    assert "\n" not in str(refused.value)
