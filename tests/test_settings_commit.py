@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -74,7 +75,8 @@ def switch(path: Path, **settings: Any) -> dict[str, Any]:
         status = status_of(path)
         if status["counters"]["settings_refused"] > refused:
             return True
-        return bool(status["settings_sha256"] == read_settings(path)[1])
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return bool(status["settings_sha256"] == digest)
 
     wait_until(decided)
     return status_of(path)

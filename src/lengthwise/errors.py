@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Final
 
-_MOST_CHARACTERS: Final = 500  # of what is repeated in a message
+_MOST_CHARACTERS: Final = 1000  # of what is repeated in a message
 
 
 class LengthwiseError(Exception):
@@ -41,9 +41,9 @@ def missing_extra(package: str, extra: str) -> InputError:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a list, with the nearest one and the whole list."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name[:_MOST_CHARACTERS], names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+    return InputError(f"unknown {kind} {one_line(name, repr)}: {hint}known are {', '.join(names)}")
 
 
 def one_line(said: object, form: Callable[[object], str] = str) -> str:

@@ -134,7 +134,7 @@ class Opener:
         except Exception as error:
             self._close([part for part in self._open if not _is_among(part, before)])
             if isinstance(error, LengthwiseError):
-                raise
+                raise InputError(one_line(error)) from error
             # Whatever a policy's or a predictor's file does, it is the user's to mend.
             raise InputError(
                 f"these settings cannot be used: {type(error).__name__}: {one_line(error)}"

@@ -80,7 +80,7 @@ class LengthLog:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"length_log: cannot make the folder {self._folder}: {reason}"
+                f"length_log: cannot make the folder {one_line(self._folder)}: {reason}"
             ) from None
         self._text = text
         self._header = {

@@ -58,7 +58,9 @@ class Recorder:
                 (folder / name).open("ab").close()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"record: cannot write to the folder {folder}: {reason}") from None
+            raise InputError(
+                f"record: cannot write to the folder {one_line(folder)}: {reason}"
+            ) from None
         # Deques, because appending and taking from the other end need no lock.
         self._steps: deque[dict[str, Any]] = deque()
         self._requests: deque[dict[str, Any]] = deque()

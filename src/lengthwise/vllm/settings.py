@@ -299,7 +299,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     """
     for key in values:
         if key not in Settings.model_fields:
-            raise unknown_name("setting", one_line(key), Settings.model_fields)
+            raise unknown_name("setting", key, Settings.model_fields)
     try:
         settings = Settings.model_validate(dict(values))
     except ValidationError as error:
