@@ -17,19 +17,20 @@ parameters as fields. Equal ranks run in queue order. A rank may be ±inf; NaN s
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.errors import InputError, unknown_name
+from lengthwise.errors import InputError, one_line, unknown_name
 
 Preemption = Literal["never", "pays", "greedy"]
 RankFunction = Callable[[Any, float, Any], float]
@@ -169,16 +170,45 @@ def _import_module(name: str) -> None:
     """Import a module by dotted name, or by the path of its file."""
     try:
         if name.endswith(".py"):
-            path = Path(name).resolve()
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            if spec is None or spec.loader is None or not path.is_file():
-                raise ImportError(f"there is no file {name}")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module
-            spec.loader.exec_module(module)
+            _import_file(Path(name).resolve())
         else:
             importlib.import_module(name)
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"cannot import the policy module {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"cannot import the policy module {one_line(name, repr)}: {one_line(error)}"
+        ) from error
+
+
+_imported: dict[Path, str] = {}  # SHA-256 of the source of each file, as it was imported last
+
+
+def _import_file(path: Path) -> None:
+    """Import a user's file, unless that was done and it has not changed since.
+
+    What it registered before is replaced by what it registers now. A policy that stays the same
+    object need not be compiled anew.
+    """
+    if not path.is_file():
+        raise ImportError("there is no such file")
+    source = path.read_bytes()
+    digest = hashlib.sha256(source).hexdigest()
+    if _imported.get(path) == digest:
+        return
+    before = dict(_policies)
+    for name, policy in before.items():
+        if policy.rank.py_func.__code__.co_filename == str(path):
+            del _policies[name]
+    # A name that no other module has: a policy may well be in a file called queue.py.
+    module = ModuleType(f"lengthwise_own_policy_{path.stem}_{digest[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[module.__name__]
+        _policies.clear()
+        _policies.update(before)
+        raise
+    _imported[path] = digest
