@@ -40,8 +40,8 @@ def compiled(function: Function) -> Function:
 def _say_that_nothing_is_kept() -> None:
     """Say once what every start of the program will cost."""
     logger.warning(
-        "Lengthwise: no folder can be written to keep compiled code in, so that every start compiles "
-        "anew: set NUMBA_CACHE_DIR to a folder that can be written"
+        "Lengthwise: no folder can be written to keep compiled code in, so that every start "
+        "compiles anew: set NUMBA_CACHE_DIR to a folder that can be written"
     )
 
 
