@@ -21,6 +21,7 @@
     python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
     python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
     python scripts/fill_tables.py cutoff cutoff.json      of bench/preemption.py --json
+    python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -72,6 +73,7 @@ COMMANDS = {
     "probe": "lengthwise train-probe DIR --layer auto [--bins equal] --json",
     "probe-overhead": "python bench/probe_overhead.py --json",
     "cutoff": "python bench/preemption.py --json",
+    "emulated-server": "python bench/emulated_server.py --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {

@@ -553,6 +553,35 @@ def drift_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
+def emulated_server_table(kept: Row) -> list[str]:
+    """Asked and took of each figure."""
+    names = {
+        "step": "median step, 64 requests decode",
+        "tpot": "TPOT over 256 tokens, by the client",
+        "ttft": "TTFT of a prompt of 2,048 tokens, by the client",
+    }
+    lines = [
+        [
+            f"`{row['target']}`",
+            what,
+            f"{row[f'{name}_asked_ms']:.2f}",
+            f"{row[f'{name}_ms']:.2f}",
+            f"{row[f'{name}_error']:+.1%}",
+        ]
+        for row in kept["rows"]
+        for name, what in names.items()
+    ]
+    constants = "; ".join(
+        f"`{row['target']}` {row['front_end_ms']:.1f} ms, load average {row['load_average']:.1f}"
+        for row in kept["rows"]
+    )
+    return [
+        *table(("emulated", "what", "asked, ms", "took, ms", "error"), lines),
+        "",
+        f"The constant of client, HTTP and front end, which is not in the TTFT above: {constants}.",
+    ]
+
+
 TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "predictors-summary": predictor_summary,
@@ -580,6 +609,7 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "probe-intervals": probe_interval_table,
     "probe-overhead": probe_overhead_table,
     "cutoff": cutoff_table,
+    "emulated-server": emulated_server_table,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import socket
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from lengthwise.compare.server_command import (
+    EXECUTOR,
     REFERENCE,
     ServerCommand,
     free_port,
     require_free_port,
     server_command,
 )
+from lengthwise.emulate.target import parse_target
 from lengthwise.errors import InputError
 
 pytestmark = pytest.mark.skipif(
@@ -43,6 +46,63 @@ def test_the_reference_model_gets_defaults_that_flags_replace() -> None:
     assert value_of("--max-num-seqs", given) == []
     assert value_of("--block-size", given) == ["64"]
     assert "--enforce-eager" not in given
+
+
+def test_an_emulated_server_gets_the_defaults_of_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def emulated(*flags: str) -> ServerCommand:
+        return server_command(
+            REFERENCE,
+            Path("/state/settings.json"),
+            host="127.0.0.1",
+            port=free_port(),
+            flags=flags,
+            emulate=parse_target("a100:llama-3-8b"),
+        )
+
+    arguments = emulated().arguments
+    assert value_of("--block-size", arguments) == ["16"]
+    assert value_of("--max-num-seqs", arguments) == ["256"]
+    assert value_of("--max-num-batched-tokens", arguments) == ["2048"]
+    assert value_of("--max-model-len", arguments) == ["8192"]
+    assert value_of("--distributed-executor-backend", arguments) == [EXECUTOR]
+    (folder,) = value_of("--model", arguments)
+    assert (Path(folder) / "config.json").is_file()
+    (config,) = value_of("--additional-config", arguments)
+    assert json.loads(config)["lengthwise"]["emulate"] == {"preset": "a100:llama-3-8b"}
+    assert "VLLM_CPU_KVCACHE_SPACE" not in emulated().environment.keys() - os.environ.keys()
+
+    given = emulated("--block_size=32", "--max-num-seqs", "8", "--served-model-name", "m").arguments
+    assert value_of("--block-size", given) == []
+    assert value_of("--max-num-seqs", given) == ["8"]
+    assert value_of("--served-model-name", given) == ["m"]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--tensor-parallel-size=2", "--distributed-executor-backend=mp", "--worker-cls=w"]
+)
+def test_what_does_not_go_with_an_emulated_server_is_refused(flag: str) -> None:
+    with pytest.raises(InputError, match="does not go with --emulate"):
+        server_command(
+            REFERENCE,
+            Path("/state/settings.json"),
+            host="127.0.0.1",
+            port=free_port(),
+            flags=[flag],
+            emulate=parse_target("a100:llama-3-8b"),
+        )
+
+
+def test_the_address_and_the_patience_are_told_by_the_flags() -> None:
+    plain = command()
+    assert (plain.url.split(":")[0], plain.shutdown_timeout_s) == ("http", 0.0)
+    secured = command("--ssl-certfile", "c", "--ssl-keyfile=k", "--shutdown_timeout", "30")
+    assert (secured.url.split(":")[0], secured.shutdown_timeout_s) == ("https", 30.0)
+    assert command("--shutdown-timeout=5", "--shutdown-timeout=7").shutdown_timeout_s == 7.0
+    assert command("--shutdown-timeout", "soon").shutdown_timeout_s == 0.0
 
 
 def test_other_models_get_no_defaults(tmp_path: Path) -> None:

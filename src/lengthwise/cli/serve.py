@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 def serve(
     context: typer.Context,
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A model folder or hub name, as vLLM takes it; `reference` is the built-in model."
+            help="A model folder or hub name, as vLLM takes it; `reference` is the built-in model. "
+            "May be left out with --emulate.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +52,14 @@ def serve(
         int | None,
         typer.Option(
             min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
+        ),
+    ] = None,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU:MODEL",
+            help="Compute no model, but keep the pace that one would have on a GPU: "
+            "`a100:llama-3-8b`, `2xh100:llama-3-70b`.",
         ),
     ] = None,
     settings: Annotated[
@@ -88,16 +98,30 @@ def serve(
     `lengthwise serve MODEL --policy ltr --log build/log --learn` needs no predictor: it serves in
     the order of arrival until it has learnt one from its own traffic.
 
+    `lengthwise serve --emulate a100:llama-3-8b` needs neither a GPU nor a model: answers are made
+    up, and come as fast as an A100 would make them.
+
     Policy, bounds and predictor can be changed while serving: edit the settings file that is
     printed at the start.
     """
     from lengthwise.compare.server import Server
-    from lengthwise.compare.server_command import probe_of, server_command
+    from lengthwise.compare.server_command import REFERENCE, probe_of, refuse_model, server_command
+    from lengthwise.emulate.target import parse_target
     from lengthwise.policy import get_policy
 
-    if model.startswith("-"):
+    flags = list(context.args)
+    if model is not None and model.startswith("-"):
+        # A flag of vLLM's, and no model before it.
+        flags.insert(0, model)
+        model = None
+    target = None if emulate is None else parse_target(emulate)
+    if target is not None:
+        model = model or REFERENCE
+        refuse_model(model, target)
+    if model is None:
         raise typer.BadParameter(
-            f"name the model first: lengthwise serve MODEL {model} …", ctx=context
+            f"name the model first: lengthwise serve {' '.join(['MODEL', *flags[:1]])} …",
+            ctx=context,
         )
     named = {"--policy": policy, "--predictor": predictor, "--log": log, "--log-text": log_text}
     theirs = settings is not None and settings.exists()
@@ -115,11 +139,15 @@ def serve(
         chosen.write(path)
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
-    command = server_command(model, path, host=host, port=port, flags=context.args, probe=wanted)
+    command = server_command(
+        model, path, host=host, port=port, flags=flags, probe=wanted, emulate=target
+    )
     if sys.stderr.isatty():
         command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
     predicts = get_policy(chosen.policy).predicts
     _say(f"policy {chosen.policy}" + (f", predictor {chosen.predictor}" if predicts else ""))
+    if target is not None:
+        _say(f"emulates {target.name}, answers are made up ({target.cost.source})")
     if wanted is not None:
         layers = ", ".join(map(str, wanted.layers))
         _say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")
@@ -129,15 +157,17 @@ def serve(
             "requests without are served as they come: --predictor DIR learns them instead"
         )
     _say(f"settings, watched while serving: {path}")
-    try:
-        with Server(command, log=None) as server:
+    with Server(command, log=None) as server:
+        try:
             server.wait_ready()
             _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
             with _learner(chosen, path, learn_every) if learn else nullcontext():
                 server.wait()
+        except KeyboardInterrupt:
+            server.end()
+            _say("stopped")
+        else:
             server.check()
-    except KeyboardInterrupt:
-        _say("stopped")
 
 
 def require_matching_predictor(settings: Settings, model: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,12 +22,17 @@ from typing import IO
 
 from lengthwise.compare.interrupts import ignored
 from lengthwise.compare.server_command import ServerCommand
-from lengthwise.errors import LengthwiseError
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.measure.server_metrics import parse_metrics
 
 _STOP_PATIENCE_S = 20.0
 _STEP_BACK = 5  # niceness
-# Whatever proxy the environment names, it does not lead to this machine.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT = urllib.request.build_opener(
+    # Whatever proxy the environment names, it does not lead to this machine.
+    urllib.request.ProxyHandler({}),
+    # The server is a child of ours, and its certificate is for the name that others call it by.
+    urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),
+)
 _TAIL_LINES = 400  # enough to reach past a traceback or two, and bounded for a long service
 
 # "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:9] ValueError: text": all but the last is noise
@@ -59,6 +66,7 @@ class Server:
         self.command = command
         self.log = log
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._told_to_end = False
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
@@ -105,12 +113,15 @@ class Server:
         return self.command.url
 
     def wait_ready(
-        self, timeout_s: float = 900.0, tick: Callable[[float], None] = lambda waited_s: None
+        self,
+        timeout_s: float = math.inf,
+        tick: Callable[[float], None] = lambda waited_s: None,
     ) -> None:
         """Wait until the server answers.
 
         Args:
-            timeout_s: give up after so many seconds.
+            timeout_s: give up after so many seconds. A large model may take an hour to be fetched
+                and loaded, so by default nobody gives up on a server that runs.
             tick: called about four times a second with the seconds waited.
 
         Raises:
@@ -137,24 +148,69 @@ class Server:
             reason = f"killed by signal {-code} (out of memory is a common cause of 9)"
         else:
             reason = failure_reason(self._tail) or f"exit status {code}"
-        raise LengthwiseError(f"the vLLM server ended: {reason}{self._see_log()}")
+        # What the engine refused is as wrong as what is refused before it starts.
+        refused = any(line.endswith(f"InputError: {reason}") for line in self._tail)
+        kind = InputError if refused else LengthwiseError
+        raise kind(f"the vLLM server ended: {reason}{self._see_log()}")
 
     def wait(self) -> int:
         """Wait until the server ends by itself, and return its exit status."""
         return self._process.wait()
+
+    def end(self) -> None:
+        """Tell the server to end, and wait while it finishes what is open.
+
+        Only its first process is told, which sees to the others. For `--shutdown-timeout` seconds
+        vLLM takes nothing new and finishes what it has; without that flag it cuts off what is open.
+
+        Raises:
+            LengthwiseError: requests were cut off.
+        """
+        patience_s = self.command.shutdown_timeout_s
+        open_requests = self._open_requests() if patience_s == 0.0 else None
+        started = time.monotonic()
+        self._tell_to_end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s + _STOP_PATIENCE_S)
+        took_s = time.monotonic() - started
+        self.stop()
+        if patience_s > 0.0 and took_s >= patience_s:
+            raise LengthwiseError(
+                f"stopped: what was not finished within {patience_s:g} s was cut off; "
+                "--shutdown-timeout gives more time"
+            )
+        if open_requests:
+            raise LengthwiseError(
+                f"stopped: {open_requests} open requests were cut off; --shutdown-timeout SECONDS "
+                "gives them time to finish"
+            )
 
     def stop(self) -> None:
         """Stop the server and every process of its group. May be called twice."""
         atexit.unregister(self.stop)
         # A second Ctrl-C must not leave a half-stopped engine behind.
         with ignored(signal.SIGINT, signal.SIGTERM):
-            if self._process.poll() is None:
-                self._signal_group(signal.SIGTERM)
+            # One that was told before has had its time.
+            if self._process.poll() is None and not self._told_to_end:
+                self._tell_to_end()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_STOP_PATIENCE_S)
             self._signal_group(signal.SIGKILL)
             self._process.wait()
             self._reader.join(timeout=2.0)
+
+    def _tell_to_end(self) -> None:
+        self._told_to_end = True
+        self._process.terminate()
+
+    def _open_requests(self) -> int:
+        """Requests that run or wait; 0 where the server does not say."""
+        try:
+            page = self.call("/metrics", timeout_s=5.0).decode(errors="replace")
+            sample = parse_metrics(page, self.url)
+        except (OSError, InputError):
+            return 0
+        return int(sample.running + sample.waiting)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -173,10 +229,7 @@ class Server:
         Raises:
             OSError: it does not answer, or not with success.
         """
-        request = urllib.request.Request(f"{self.url}{path}", method=method)
-        with _DIRECT.open(request, timeout=timeout_s) as response:
-            data: bytes = response.read()
-            return data
+        return fetch(f"{self.url}{path}", method=method, timeout_s=timeout_s)
 
     def _pass_output_on(self) -> None:
         output = self._process.stdout
@@ -195,6 +248,18 @@ class Server:
 
     def _see_log(self) -> str:
         return f" (its log: {self.log})" if self.log is not None else ""
+
+
+def fetch(url: str, *, method: str = "GET", timeout_s: float = 60.0) -> bytes:
+    """Ask a server on this machine, whatever its certificate says.
+
+    Raises:
+        OSError: it does not answer, or not with success.
+    """
+    request = urllib.request.Request(url, method=method)
+    with _DIRECT.open(request, timeout=timeout_s) as response:
+        data: bytes = response.read()
+        return data
 
 
 def failure_reason(lines: Iterable[str]) -> str | None:

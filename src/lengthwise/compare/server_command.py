@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lengthwise import reference
+from lengthwise.emulate.model_folder import cached_model_folder
+from lengthwise.emulate.settings import EMULATE
+from lengthwise.emulate.target import Target
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.probe.artifact import Probe
 from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
@@ -38,6 +41,17 @@ _OWN_FLAGS: Mapping[str, str] = {
     "--uds": "a Unix socket is not supported here; use --host and --port",
 }
 
+_TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
+
+EXECUTOR = "lengthwise.emulate.Executor"
+
+_NOT_WITH_EMULATE: Mapping[str, str] = {
+    "--distributed-executor-backend": "emulation is an executor itself",
+    "--tensor-parallel-size": "the number of GPUs is part of its name, as in 2xa100:llama-3-8b",
+    "--pipeline-parallel-size": "only one stage is emulated",
+    "--speculative-config": "no tokens are proposed",
+    "--worker-cls": "there is no worker",
+}
 
 _NOT_WITH_PROBE: Mapping[str, str] = {
     "--worker-cls": "the probe needs Lengthwise's own worker",
@@ -55,18 +69,26 @@ class ServerCommand:
         environment: the whole environment of the child process.
         host: the address it listens on.
         port: its TCP port.
+        tls: whether it speaks TLS.
+        shutdown_timeout_s: for how long it finishes what is open when it is told to end; 0 to cut
+            that off at once (vLLM's --shutdown-timeout).
     """
 
     arguments: list[str]
     environment: dict[str, str]
     host: str
     port: int
+    tls: bool = False
+    shutdown_timeout_s: float = 0.0
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the server."""
         host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.tls else "http"
+        return (
+            f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+        )
 
 
 def server_command(
@@ -78,6 +100,7 @@ def server_command(
     flags: Sequence[str] = (),
     development_routes: bool = False,
     probe: ProbeWanted | None = None,
+    emulate: Target | None = None,
 ) -> ServerCommand:
     """Put a server's command line together, and refuse what cannot work before it starts.
 
@@ -90,6 +113,8 @@ def server_command(
         development_routes: serve vLLM's development routes too (a benchmark resets the prefix
             cache between rounds through one). Not for a server that others can reach.
         probe: from `probe_of`, what predicts from hidden states; None for none.
+        emulate: the GPU and the model whose pace the server keeps, instead of computing a model;
+            `model` is then `reference`, whose tokenizer it takes.
 
     Raises:
         InputError: vLLM is absent or of an unsupported version, a flag is Lengthwise's own, the
@@ -100,7 +125,12 @@ def server_command(
     for flag in given & _OWN_FLAGS.keys():
         raise InputError(f"{flag} cannot be passed on to vLLM: {_OWN_FLAGS[flag]}")
     require_free_port(host, port)
-    arguments = ["--model", model_path(model), "--host", host, "--port", str(port)]
+    if emulate is None:
+        path = model_path(model)
+    else:
+        refuse_model(model, emulate)
+        path = str(cached_model_folder(emulate.model_name, emulate.model))
+    arguments = ["--model", path, "--host", host, "--port", str(port)]
     arguments += ["--scheduler-cls", "lengthwise.vllm.Scheduler"]
     passed_on, additional = _take_additional_config(flags)
     if "lengthwise" in additional:
@@ -115,18 +145,61 @@ def server_command(
                 raise InputError(f"{flag} does not go with --probe: {instead}")
         ours[PROBE] = probe.model_dump(exclude_defaults=True)
         arguments += ["--worker-cls", WORKER]
-    additional["lengthwise"] = ours
-    arguments += ["--additional-config", json.dumps(additional)]
+    defaults: Mapping[str, str | None] = {}
     environment = dict(os.environ)
-    if model == REFERENCE:
+    if emulate is not None:
+        for flag in given & _NOT_WITH_EMULATE.keys():
+            raise InputError(f"{flag} does not go with --emulate: {_NOT_WITH_EMULATE[flag]}")
+        if probe is not None:
+            raise InputError("there are no hidden states to read with --emulate: leave --probe out")
+        ours[EMULATE] = {"preset": emulate.name}
+        arguments += ["--distributed-executor-backend", EXECUTOR]
+        defaults = emulation_flags(emulate)
+    elif model == REFERENCE:
+        defaults = REFERENCE_FLAGS
         for name, text in REFERENCE_ENVIRONMENT.items():
             environment.setdefault(name, text)
-        for flag, value in REFERENCE_FLAGS.items():
-            if not given & {flag, flag.replace("--", "--no-", 1)}:
-                arguments += [flag] if value is None else [flag, value]
+    additional["lengthwise"] = ours
+    arguments += ["--additional-config", json.dumps(additional)]
+    for flag, value in defaults.items():
+        if not given & {flag, flag.replace("--", "--no-", 1)}:
+            arguments += [flag] if value is None else [flag, value]
     if development_routes:
         environment["VLLM_SERVER_DEV_MODE"] = "1"
-    return ServerCommand([*arguments, *passed_on], environment, host, port)
+    return ServerCommand(
+        [*arguments, *passed_on],
+        environment,
+        host,
+        port,
+        tls=bool(given & _TLS_FLAGS),
+        shutdown_timeout_s=_seconds(last_value("--shutdown-timeout", passed_on)),
+    )
+
+
+def refuse_model(model: str, target: Target) -> None:
+    """Raise InputError for another model than the built-in one beside what is emulated."""
+    if model != REFERENCE:
+        raise InputError(
+            f"--emulate {target.name} names the model already: leave {model} out "
+            "(--tokenizer FOLDER takes another tokenizer than the built-in one)"
+        )
+
+
+def emulation_flags(target: Target) -> dict[str, str | None]:
+    """vLLM's flags for what it would choose itself on that GPU; a flag of the user's replaces each.
+
+    On a CPU it chooses blocks of 128 tokens, and fewer sequences.
+    """
+    engine = target.engine
+    return {
+        "--served-model-name": target.model_name,
+        "--max-model-len": str(target.model.context),
+        "--max-num-seqs": str(engine.slots),
+        "--max-num-batched-tokens": str(engine.token_budget),
+        "--block-size": str(engine.block_size),
+        "--dtype": "bfloat16",
+        "--enforce-eager": None,
+    }
 
 
 def probe_of(folder: Path | None, interval: int | None, model: str) -> ProbeWanted | None:
@@ -203,6 +276,23 @@ def free_port(host: str = "127.0.0.1") -> int:
 def flag_name(flag: str) -> str:
     """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
     return flag.split("=", 1)[0].replace("_", "-")
+
+
+def last_value(flag: str, flags: Sequence[str]) -> str | None:
+    """What a flag is given as, `--flag=value` or `--flag value`; the last one counts."""
+    value = None
+    for place, text in enumerate(flags):
+        if text.startswith("--") and flag_name(text) == flag:
+            _, equals, after = text.partition("=")
+            value = after if equals else next(iter(flags[place + 1 : place + 2]), None)
+    return value
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(float(text or 0.0), 0.0)
+    except ValueError:
+        return 0.0  # vLLM refuses it in its own words
 
 
 def _take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, object]]:

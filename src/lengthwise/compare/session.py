@@ -25,6 +25,7 @@ from lengthwise.compare.server import Server
 from lengthwise.compare.server_command import free_port, server_command
 from lengthwise.compare.step_seconds import StepSeconds
 from lengthwise.compare.switch import SettingsSwitch
+from lengthwise.emulate.target import Target
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.vllm.settings import Settings
@@ -151,6 +152,7 @@ def open_session(
     port: int | None,
     progress: Progress,
     probe: ProbeWanted | None = None,
+    emulate: Target | None = None,
 ) -> Iterator[Session]:
     """Start a server and a client for the rounds of one run, and stop both in the end.
 
@@ -161,6 +163,7 @@ def open_session(
         port: the server's TCP port; None takes a free one.
         progress: told about the start, which takes half a minute.
         probe: from `probe_of`, the probe that the worker runs in every round; None for none.
+        emulate: the GPU and the model whose pace the server keeps; `model` is then `reference`.
 
     Raises:
         InputError: the server cannot be started as asked.
@@ -183,6 +186,7 @@ def open_session(
         flags=[*flags, "--disable-uvicorn-access-log"],
         development_routes=True,
         probe=probe,
+        emulate=emulate,
     )
     Settings().write(settings)
     progress.stage(f"starting vLLM with {model}")

@@ -243,7 +243,8 @@ def open_virtual_engine(
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
 
-    from lengthwise.emulate.executor import EMULATE, Executor
+    from lengthwise.emulate.executor import Executor
+    from lengthwise.emulate.settings import EMULATE
     from lengthwise.reference import model_path
 
     longest = -(-(longest + 1) // engine.block_size) * engine.block_size
@@ -255,6 +256,7 @@ def open_virtual_engine(
             EMULATE: {
                 "cost": asdict(cost),
                 "kv_blocks": engine.blocks(longest),
+                "clock": "virtual",
                 "asynchronous": engine.lag > 0,
             }
         }

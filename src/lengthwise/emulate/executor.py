@@ -1,15 +1,15 @@
 """An executor for vLLM that computes no model: a step takes as long as its work would on a GPU.
 
 vLLM's input processing, engine core, scheduler, KV-cache manager and output processing run as they
-are; only the worker is missing. Tokens are made up, so answers say nothing; they are as long as
-they are asked to be (`max_tokens` with `ignore_eos`), or as the hint `lengthwise_true_tokens` says.
+are; only the worker is missing. Tokens are made up, so answers say nothing; how long they are says
+`answers.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
@@ -18,13 +18,15 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
+from lengthwise.emulate.answers import answer_tokens, spoken_tokens
 from lengthwise.emulate.clock import VirtualClock
+from lengthwise.emulate.settings import EMULATE, emulation_settings
 from lengthwise.emulate.step import Batch
-from lengthwise.predict.baselines import TRUE_TOKENS
-from lengthwise.simulate.step_cost import StepCost, step_seconds
+from lengthwise.simulate.step_cost import step_seconds
+from lengthwise.vllm.compat import check_executor, refuse_without_worker
 
-EMULATE: Final = "emulate"  #: the key of our part of `additional_config`: see `Executor`
-_FIRST_WORD: Final = 2  # the smallest token that ends nothing
+# What a worker would do and say that it has done; here there is nothing to do.
+_OBEYED = ("add_lora", "remove_lora", "pin_lora")
 
 
 class _Later(Future):  # type: ignore[type-arg]
@@ -41,16 +43,20 @@ class _Later(Future):  # type: ignore[type-arg]
         return super().result(timeout)
 
 
-class Executor(VllmExecutor):  # type: ignore[misc]
-    """Takes, under `additional_config["lengthwise"]["emulate"]`:
+class _Answer(NamedTuple):
+    """How a request's answer goes."""
 
-    cost             the fields of a StepCost
-    kv_blocks        KV blocks that requests can use
-    asynchronous     whether steps are planned while the last one runs, as on a GPU
+    prompt_tokens: int
+    tokens: int
+    end_token: int | None  # None where it may not end by itself
+    first_word: int
+
+
+class Executor(VllmExecutor):  # type: ignore[misc]
+    """See `settings.py` for what it takes under `additional_config["lengthwise"]["emulate"]`.
 
     Attributes:
-        clock: what shows the time; the driver's.
-        step_ends: s at which each step ended, if the driver asks for it.
+        clock: what shows the time; a virtual one is the driver's.
     """
 
     supports_pp = False
@@ -61,20 +67,21 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         return True
 
     def _init_executor(self) -> None:
-        wanted = self.vllm_config.additional_config["lengthwise"][EMULATE]
-        self._terms = StepCost(**wanted["cost"]).terms
-        self._blocks = int(wanted["kv_blocks"]) + 1  # one is vLLM's own
+        check_executor(VllmExecutor)
+        refuse_without_worker(self.vllm_config)
+        ours = (self.vllm_config.additional_config or {}).get("lengthwise", {})
+        wanted = emulation_settings(ours.get(EMULATE), self.cache_config.block_size)
+        self._terms = wanted.cost.terms
+        self._kv_tokens = wanted.kv_tokens
         # The CPU platform has switched it off; the engine core reads it after this.
-        self._asynchronous = bool(wanted["asynchronous"])
+        self._asynchronous = wanted.asynchronous
         self.scheduler_config.async_scheduling = self._asynchronous
-        self.clock = VirtualClock()
+        self.clock = wanted.clock
         self._busy_until_s = 0.0
         self._batch = Batch()
-        self._lengths: dict[str, int] = {}
-        self._prompts: dict[str, int] = {}
+        self._answers: dict[str, _Answer] = {}
         model = self.model_config
-        self._vocabulary: int = model.get_vocab_size()
-        self._end_of_answer = int(model.hf_config.eos_token_id)
+        self._words = spoken_tokens(model)
         self._spec = FullAttentionSpec(
             block_size=self.cache_config.block_size,
             num_kv_heads=model.get_num_kv_heads(self.parallel_config),
@@ -85,7 +92,8 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         self._planned: tuple[ModelRunnerOutput, float] | None = None
 
     def restart_clock(self) -> None:
-        """Let it be 0 s; for an engine that is idle."""
+        """Let it be 0 s; for an engine that is idle, in virtual time."""
+        assert isinstance(self.clock, VirtualClock)
         self.clock.now_s = self._busy_until_s = 0.0
 
     # What the engine core asks at its start ----------------------------------------------------
@@ -99,8 +107,9 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         return [["NHD"]]
 
     def determine_available_memory(self) -> list[int]:
-        """Bytes for just the KV blocks that were asked for."""
-        return [self._blocks * self._layers * self._spec.page_size_bytes]
+        """Bytes for just the KV blocks that were asked for, and the one that is vLLM's own."""
+        blocks = self._kv_tokens // self._spec.block_size + 1
+        return [blocks * self._layers * self._spec.page_size_bytes]
 
     def collective_rpc(
         self,
@@ -116,6 +125,8 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             answer = ("generate",)
         elif method == "compile_or_warm_up_model":
             answer = CompilationTimes(language_model=0.0, encoder=0.0)
+        elif method in _OBEYED:
+            answer = True
         if not non_block:
             return [answer]
         future: Future[list[Any]] = Future()
@@ -143,7 +154,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         end_s = max(self.clock.now(), self._busy_until_s) + seconds
         self._busy_until_s = end_s
         tokens = [
-            [self._token(name, end)] if sampled else []
+            [self._token(self._answers[name], end)] if sampled else []
             for name, sampled, end in zip(names, complete, ends, strict=True)
         ]
         output = ModelRunnerOutput(
@@ -171,23 +182,23 @@ class Executor(VllmExecutor):  # type: ignore[misc]
 
     def _take(self, output: Any) -> tuple[Any, list[str], list[bool], list[int]]:
         for name in output.finished_req_ids:
-            self._lengths.pop(name, None)
-            self._prompts.pop(name, None)
+            self._answers.pop(name, None)
         for new in output.scheduled_new_reqs:
-            self._prompts[new.req_id] = len(new.prompt_token_ids)
-            parameters = new.sampling_params
-            asked = (parameters.extra_args or {}).get(TRUE_TOKENS)
-            if asked is not None and not parameters.ignore_eos:
-                self._lengths[new.req_id] = int(asked)
+            sampling = new.sampling_params
+            self._answers[new.req_id] = _Answer(
+                prompt_tokens=len(new.prompt_token_ids),
+                tokens=answer_tokens(new.prompt_token_ids, sampling),
+                end_token=sampling.eos_token_id,
+                first_word=crc32(new.req_id.encode()),
+            )
         return self._batch.take(output)
 
-    def _token(self, name: str, position: int) -> int:
-        """The token behind `position` tokens; no two requests' answers are alike."""
-        length = self._lengths.get(name)
-        if length is not None and position + 1 - self._prompts[name] >= length:
-            return self._end_of_answer
-        words = self._vocabulary - _FIRST_WORD
-        return _FIRST_WORD + (crc32(name.encode()) + 7919 * position) % words
+    def _token(self, answer: _Answer, position: int) -> int:
+        """The token behind `position` tokens; hardly two requests' answers begin alike."""
+        place = position - answer.prompt_tokens
+        if answer.end_token is not None and place + 1 >= answer.tokens:
+            return answer.end_token
+        return self._words[(answer.first_word + place) % len(self._words)]
 
 
 def _done(value: Any) -> Future[Any]:

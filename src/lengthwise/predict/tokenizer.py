@@ -40,6 +40,13 @@ class PromptTokenizer:
         ids: list[list[int]] = self._backend([prompt], verbose=False)["input_ids"]
         return ids[0]
 
+    def encode_words(self, text: str) -> list[int]:
+        """The ids of the text alone, without special tokens."""
+        ids: list[list[int]] = self._backend([text], add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return ids[0]
+
     def encode_chat_many(
         self, prompts: Sequence[str], systems: Sequence[str] | None = None
     ) -> list[list[int]]:

@@ -61,6 +61,22 @@ _ATTRIBUTES: Final = (
     "waiting",
 )
 
+# What the executor that emulates one overrides, and what the engine core then calls.
+_EXECUTOR: Final = (
+    "_init_executor",
+    "check_health",
+    "collective_rpc",
+    "determine_available_memory",
+    "execute_model",
+    "get_kv_cache_specs",
+    "get_kv_connector_handshake_metadata",
+    "get_supported_kv_cache_layouts",
+    "sample_tokens",
+    "shutdown",
+    "supports_async_scheduling",
+    "take_draft_token_ids",
+)
+
 
 def installed_version() -> str | None:
     """The version of vLLM that is installed, None without one. Does not import it."""
@@ -119,6 +135,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
 
 def engine_limits(scheduler: Any) -> dict[str, float]:
     """What bounds this engine's steps, under the names of `simulate.EngineSettings`."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
     config = scheduler.scheduler_config
     return {
         "slots": int(scheduler.max_num_active_reqs),
@@ -129,7 +147,8 @@ def engine_limits(scheduler: Any) -> dict[str, float]:
         "prefix_caching": bool(scheduler.cache_config.enable_prefix_caching),
         "watermark": float(getattr(config, "watermark", 0.0)),
         "long_prefill_tokens": int(config.long_prefill_token_threshold),
-        "lag": int(bool(config.async_scheduling)),
+        # Not what the configuration says: vLLM sets that up anew once the scheduler is made.
+        "lag": int(isinstance(scheduler, AsyncScheduler)),
     }
 
 
@@ -220,6 +239,43 @@ def finishes_in_flight(request: Any) -> bool:
         and request.num_computed_tokens + 2 - placeholders
         >= request.num_prompt_tokens + request.max_tokens
     )
+
+
+# Emulation ------------------------------------------------------------------------------------
+
+
+def check_executor(base: Any) -> None:
+    """Refuse a class of executors whose interface is another one than the emulation's.
+
+    Raises:
+        InputError: names what differs and the version of vLLM.
+    """
+    missing = [name for name in _EXECUTOR if not hasattr(base, name)]
+    unknown = sorted(set(getattr(base, "__abstractmethods__", ())) - set(_EXECUTOR))
+    if missing or unknown:
+        differs = [*(f"no {name}" for name in missing), *(f"a new {name}" for name in unknown)]
+        raise InputError(
+            f"vLLM {installed_version()} has {', '.join(differs)} in its executors: "
+            "this version cannot be emulated"
+        )
+
+
+def refuse_without_worker(vllm_config: Any) -> None:
+    """Refuse what needs a worker, where there is none.
+
+    Raises:
+        InputError: names the feature.
+    """
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    if parallel.world_size > 1:
+        raise InputError(
+            "an emulated server runs no tensor or pipeline parallelism: "
+            "the number of GPUs is part of the name, as in 2xa100:llama-3-8b"
+        )
+    if vllm_config.speculative_config is not None:
+        raise InputError("an emulated server proposes no tokens: leave --speculative-config out")
+    if model.runner_type != "generate" or model.is_multimodal_model or model.enable_prompt_embeds:
+        raise InputError("only models that generate text from text can be emulated")
 
 
 # Hidden states --------------------------------------------------------------------------------
