@@ -22,8 +22,10 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -201,14 +203,30 @@ def _import_file(path: Path) -> None:
         if policy.rank.py_func.__code__.co_filename == str(path):
             del _policies[name]
     # A name that no other module has: a policy may well be in a file called queue.py.
-    module = ModuleType(f"lengthwise_own_policy_{path.stem}_{digest[:16]}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
+    name = f"lengthwise_own_policy_{path.stem}_{digest[:16]}"
+    spec = spec_from_file_location(name, path, loader=_Loader(name, str(path), source))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[module.__name__]
+        del sys.modules[name]
         _policies.clear()
         _policies.update(before)
         raise
     _imported[path] = digest
+
+
+class _Loader(SourceFileLoader):
+    """Imports a source that was read already, past kept bytecode, which may be of older content."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The source, compiled."""
+        code: CodeType = self.source_to_code(self._source, self.path)
+        return code
