@@ -151,10 +151,10 @@ def policy(name: str) -> str:
 
 def counters(_: str) -> str:
     """The scheduler's counters, as the status file and Prometheus have them."""
-    from lengthwise.vllm.counters import _HELP, Counters
+    from lengthwise.vllm.counters import HELP, Counters
 
     rows = [
-        (f"`{name}`", f"`lengthwise_{name}_total`", _HELP[name]) for name in Counters().snapshot()
+        (f"`{name}`", f"`lengthwise_{name}_total`", HELP[name]) for name in Counters().snapshot()
     ]
     return table(("status file", "Prometheus", "what is counted"), rows)
 

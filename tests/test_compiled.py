@@ -20,6 +20,14 @@ COUNT = (
 )
 
 
+def copy_of_policy(folder: Path) -> None:
+    for name in ("__init__.py", "compiled.py", "errors.py", "request.py"):
+        (folder / "lengthwise").mkdir(exist_ok=True)
+        shutil.copy(SOURCE / name, folder / "lengthwise" / name)
+    no_cache = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCE / "policy", folder / "lengthwise" / "policy", ignore=no_cache)
+
+
 def hits_and_misses(folder: Path) -> str:
     environment = {
         **os.environ,
@@ -33,12 +41,29 @@ def hits_and_misses(folder: Path) -> str:
 
 
 def test_a_change_in_another_file_compiles_anew(tmp_path: Path) -> None:
-    for name in ("__init__.py", "compiled.py", "errors.py", "request.py"):
-        (tmp_path / "lengthwise").mkdir(exist_ok=True)
-        shutil.copy(SOURCE / name, tmp_path / "lengthwise" / name)
-    shutil.copytree(SOURCE / "policy", tmp_path / "lengthwise" / "policy")
+    copy_of_policy(tmp_path)
     assert hits_and_misses(tmp_path) == "0 1"
     assert hits_and_misses(tmp_path) == "1 0"
     with (tmp_path / "lengthwise" / "policy" / "remaining.py").open("a") as file:
         file.write("\n# another version\n")
     assert hits_and_misses(tmp_path) == "0 1"
+
+
+def test_without_a_folder_to_write_to_it_compiles_and_says_once_what_to_do(tmp_path: Path) -> None:
+    copy_of_policy(tmp_path)
+    for folder in ("", "policy"):  # files where the folders would be: no user may make those
+        (tmp_path / "lengthwise" / folder / "__pycache__").write_text("")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": "/dev/null"}
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    for _ in range(2):
+        finished = subprocess.run(
+            [sys.executable, "-c", COUNT],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert finished.stdout.strip() == "0 1"
+        (line,) = finished.stderr.splitlines()
+        assert "NUMBA_CACHE_DIR" in line

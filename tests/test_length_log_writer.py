@@ -18,7 +18,7 @@ from lengthwise.vllm import length_log
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.length_log import LengthLog
 from lengthwise.vllm.settings import LengthLogSettings
-from lengthwise.workload.length_log import read_answers, segments
+from lengthwise.workload.length_log import LengthLogReader, read_answers, segments
 
 SECRET = "The treasure of Zanzibar lies below the ninth lighthouse"
 VALUES: dict[str, Any] = {"output_tokens": 7, "finished": "stop", "predictor": None, "score": None}
@@ -122,6 +122,36 @@ def test_several_engines_can_share_a_folder(tmp_path: Path) -> None:
     answers, reader = read_answers(tmp_path)
     assert sorted(answer.output_tokens for answer in answers) == [1] * 5 + [2] * 5 + [3] * 5
     assert (len(segments(tmp_path)), reader.damaged) == (3, 0)
+
+
+def test_a_reader_follows_all_engines_that_write_at_once(tmp_path: Path) -> None:
+    counters = [Counters(), Counters()]
+    logs = [log_to(tmp_path, each) for each in counters]
+    reader, seen = LengthLogReader(tmp_path), []
+    for block in range(1, 5):
+        for length, log in enumerate(logs, start=1):
+            for _ in range(5):
+                log.answer(Prompt([3], {}), 0.0, {**VALUES, "output_tokens": length})
+        for each in counters:
+            wait_until(5 * block, each)
+        seen += [answer.output_tokens for answer in reader.read_new()]
+    for log in logs:
+        log.close()
+    assert (seen.count(1), seen.count(2), reader.damaged) == (20, 20, 0)
+
+
+def test_an_engine_whose_segment_made_room_begins_another(tmp_path: Path) -> None:
+    counters = Counters()
+    log = log_to(tmp_path, counters)
+    for length in (1, 2):
+        log.answer(Prompt([3], {}), 0.0, {**VALUES, "output_tokens": length})
+        wait_until(length, counters)
+        if length == 1:
+            for _, path in segments(tmp_path):
+                path.unlink()  # as a busier engine does
+    log.close()
+    answers, _ = read_answers(tmp_path)
+    assert [answer.output_tokens for answer in answers] == [2]
 
 
 def test_a_flood_is_dropped_and_counted(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import queue
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,48 @@ def test_a_policy_can_come_from_a_file_of_the_user(tmp_path: Path) -> None:
     assert get_policy(f"{module}#test-from-file").name == "test-from-file"
     with pytest.raises(InputError, match="cannot import the policy module"):
         get_policy(f"{tmp_path / 'absent.py'}#anything")
+
+
+OWN = """
+import pathlib
+from lengthwise.policy import register
+with pathlib.Path(__file__).with_name("executed").open("a") as file:
+    file.write(".")
+
+@register("{name}")
+def rank(request, now, parameters):
+    return {value}
+
+{more}
+"""
+
+
+def test_a_file_is_imported_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "queue.py"
+    path.write_text(OWN.format(name=tmp_path.name, value=1.0, more=""))
+    first = get_policy(f"{path}#{tmp_path.name}")
+    assert get_policy(f"{path}#{tmp_path.name}") is first
+    assert (tmp_path / "executed").read_text() == "."
+    path.write_text(
+        OWN.format(name=tmp_path.name, value=2.0, more="")
+    )  # as long as before, and as fast as can be
+    assert get_policy(f"{path}#{tmp_path.name}").rank.py_func(None, 0.0, None) == 2.0
+    assert sys.modules["queue"] is queue
+
+
+@pytest.mark.parametrize("more", ["1 / 0", "raise SystemExit", "def", "register('a:b')(rank)"])
+def test_a_file_that_fails_leaves_what_it_had_registered(tmp_path: Path, more: str) -> None:
+    path = tmp_path / "their.py"
+    path.write_text(OWN.format(name=tmp_path.name, value=1.0, more=""))
+    good = get_policy(f"{path}#{tmp_path.name}")
+    path.write_text(OWN.format(name=tmp_path.name, value=2.0, more=more))
+    with pytest.raises(InputError) as caught:
+        get_policy(f"{path}#{tmp_path.name}")
+    assert "\n" not in str(caught.value)
+    assert get_policy(tmp_path.name) is good
+    path.unlink()
+    path.write_text(OWN.format(name=tmp_path.name, value=3.0, more=""))
+    assert get_policy(f"{path}#{tmp_path.name}").rank.py_func(None, 0.0, None) == 3.0
 
 
 def test_wrong_names_are_refused_in_one_line_with_the_nearest() -> None:

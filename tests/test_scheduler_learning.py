@@ -72,7 +72,7 @@ def test_the_log_follows_the_settings(tmp_path: Path) -> None:
     def switch(settings: dict[str, object]) -> None:
         before = scheduler.counters.settings_changes
         path.write_text(json.dumps(settings))
-        while scheduler._prepared is None:
+        while scheduler._offered is scheduler._active:
             time.sleep(0.02)
         engine.step()
         assert scheduler.counters.settings_changes == before + 1
@@ -107,7 +107,7 @@ class _Moody:
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> _Moody:
     predictor = _Moody()
-    monkeypatch.setattr("lengthwise.vllm.scheduler.load_predictor", lambda *a, **k: predictor)
+    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: predictor)
     return predictor
 
 

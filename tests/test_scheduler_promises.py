@@ -80,7 +80,7 @@ class PromisesMachine(RuleBasedStateMachine):
         self.predictor = MoodyPredictor()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(
-            "lengthwise.vllm.scheduler.load_predictor", lambda spec, tokenizer: self.predictor
+            "lengthwise.vllm.active.load_predictor", lambda spec, tokenizer: self.predictor
         )
         scheduler = build_scheduler(
             Scheduler,

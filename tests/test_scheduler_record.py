@@ -28,7 +28,7 @@ def test_requests_are_recorded_with_their_arrival_and_what_was_cached(tmp_path: 
         engine.add(Ask(name, [*PREFIX, 50, 51], answer))
     engine.abort(["gone"])
     engine.run()
-    scheduler._recorder.close()
+    scheduler._active.recorder.close()
 
     lines = (tmp_path / "requests.jsonl").read_text().splitlines()[1:]
     requests: dict[str, dict[str, Any]] = {line["id"]: line for line in map(json.loads, lines)}
@@ -63,7 +63,7 @@ def test_steps_say_what_they_did_and_within_which_limits(tmp_path: Path) -> None
     engine.step()
     engine.add(Ask("short", [7], answer=2))
     engine.run()
-    scheduler._recorder.close()
+    scheduler._active.recorder.close()
 
     header, *steps = map(json.loads, (tmp_path / "steps.jsonl").read_text().splitlines())
     assert EngineSettings(**header["engine"]) == EngineSettings(
@@ -88,7 +88,7 @@ def test_a_prediction_is_recorded_whole(tmp_path: Path) -> None:
     engine = SteppedEngine(scheduler)
     engine.add(Ask("a", [2, 3], answer=4, hints={"lengthwise_true_tokens": 4}))
     engine.run()
-    scheduler._recorder.close()
+    scheduler._active.recorder.close()
     (line,) = (tmp_path / "requests.jsonl").read_text().splitlines()[1:]
     names = ("score", "expected_tokens", "low_tokens", "median_tokens", "high_tokens")
     assert [json.loads(line)[name] for name in names] == [4.0] * 5

@@ -56,7 +56,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CheckedEngi
         schedulers.append(scheduler)
         return CheckedEngine(scheduler)
 
-    monkeypatch.setattr("lengthwise.vllm.scheduler.load_predictor", loaded)
+    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", loaded)
     yield built
     for scheduler in schedulers:
         scheduler.shutdown()
@@ -64,7 +64,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CheckedEngi
 
 def worker_pid(engine: CheckedEngine) -> int:
     deadline = time.monotonic() + PATIENCE_S
-    while (pid := engine.scheduler._source.worker.pid) is None:
+    while (pid := engine.scheduler._active.source.worker.pid) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return int(pid)
@@ -197,6 +197,7 @@ def test_other_settings_keep_the_worker_and_another_predictor_ends_it(
     engine.drain()
     assert worker_pid(engine) == pid
     scheduler._apply(base.model_copy(update={"predictor": "oracle"}))
+    scheduler._settle()
     wait_until(lambda: is_gone(pid))
     before = scheduler.counters.predictions
     engine.add(ask("b", 5, 3))
@@ -215,7 +216,7 @@ def test_shutting_down_ends_the_worker(build: Callable[..., CheckedEngine]) -> N
 def test_a_worker_that_does_not_start_is_one_line(
     build: Callable[..., CheckedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lengthwise.vllm.scheduler.load_predictor", lambda *a, **k: Slow())
+    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: Slow())
     with pytest.raises(InputError, match="did not start") as caught:
         build(predictor="no-such")
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ rooms that compiled code comes from are part of the key, so that a stale schedul
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, Final, TypeVar, cast
 
 from numba import njit
 
+# vLLM shows what is logged below its own name, and nothing else.
+logger = logging.getLogger("vllm.lengthwise")
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _ROOMS: Final = (".", "policy", "simulate")  # whose functions call one another's
@@ -23,8 +27,22 @@ _TRACES: Final = (b"compiled", b"intrinsic", b"np.dtype(")  # of what compiled c
 
 
 def compiled(function: Function) -> Function:
-    """Compile, and keep the machine code for the next process."""
-    return cast(Function, njit(cache=True)(_with_sources(function)))
+    """Compile, and keep the machine code for the next process where there is a place for it."""
+    with_sources = _with_sources(function)
+    try:
+        return cast(Function, njit(cache=True)(with_sources))
+    except RuntimeError:  # a read-only container, or a home that is not one's own
+        _say_that_nothing_is_kept()
+        return cast(Function, njit(with_sources))
+
+
+@cache
+def _say_that_nothing_is_kept() -> None:
+    """Say once what every start of the program will cost."""
+    logger.warning(
+        "Lengthwise: no folder can be written to keep compiled code in, so that every start "
+        "compiles anew: set NUMBA_CACHE_DIR to a folder that can be written"
+    )
 
 
 def compiled_here(function: Function) -> Function:

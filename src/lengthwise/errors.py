@@ -10,7 +10,10 @@ defect in Lengthwise.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final
+
+_MOST_CHARACTERS: Final = 1000  # of what is repeated in a message
 
 
 class LengthwiseError(Exception):
@@ -38,6 +41,20 @@ def missing_extra(package: str, extra: str) -> InputError:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a list, with the nearest one and the whole list."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name[:_MOST_CHARACTERS], names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+    return InputError(f"unknown {kind} {one_line(name, repr)}: {hint}known are {', '.join(names)}")
+
+
+def one_line(said: object, form: Callable[[object], str] = str) -> str:
+    """What an error or a user said, as one line of bounded length that fits into a message.
+
+    Args:
+        said: the error or the value.
+        form: `repr` for a value that is shown as it would be written.
+    """
+    try:
+        line = " ".join(form(said).split())
+    except Exception:  # an integer too long to be printed, or an exception that cannot be
+        return f"a {type(said).__name__} that cannot be shown"
+    return line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS] + " …"

@@ -23,6 +23,7 @@ import shutil
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,7 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.train import train_on_features
-from lengthwise.workload.length_log import Answer, LengthLogReader, Position
+from lengthwise.workload.length_log import Answer, LengthLogReader
 
 logger = logging.getLogger("lengthwise.learn")
 
@@ -114,11 +115,20 @@ class Learner:
             self._say(f"the settings now say predictor {there}: it stays, learning is off")
         return False
 
-    def _start_of_the_new(self) -> Position:
+    def _start_of_the_new(self) -> dict[str, int]:
         """Where the answers begin that the first predictor has not been trained with."""
         # An artifact that is served already knows the log's older answers, none knows nothing.
         known = self.state.promise is not None and len(self._answers) > 0
-        return self._answers[-1].position if known else Position(0, 0)
+        return self._read_until() if known else {}
+
+    def _read_until(self) -> dict[str, int]:
+        """How far each segment of the log has been read, as `learner.json` has it."""
+        return {str(number): offset for number, offset in self._reader.reached().items()}
+
+    def _is_new(self, answer: Answer) -> bool:
+        """Whether an answer was logged since the last training."""
+        segment, offset = answer.position
+        return offset > self.state.trained_until.get(str(segment), 0)
 
     # Rolling back -----------------------------------------------------------------------------
 
@@ -144,7 +154,7 @@ class Learner:
         state.rolled_back += 1
         state.promise, state.is_mine = state.promise_before, False
         state.before, state.promise_before = NO_PREDICTOR, None
-        state.trained_until = self._answers[-1].position
+        state.trained_until = self._read_until()
         self._say(
             f"rolled back from {name} to {state.placed}: tau {tau:.2f} on {len(live)} live "
             f"answers, {promised:.2f} was promised; the one before has {before:.2f}"
@@ -155,7 +165,7 @@ class Learner:
 
     def _retrain_if_due(self) -> None:
         full = self._full()
-        new = sum(answer.position > self.state.trained_until for answer in full)
+        new = sum(map(self._is_new, full))
         if new < min(_LIVE, self._every):
             return
         drifted = self._has_drifted(full)
@@ -176,12 +186,12 @@ class Learner:
         assert state.placed is not None
         # Half of what is new: the present predictor may have been trained with what is not.
         held_out = full[-int(np.clip(new // 2, _LEAST_HELD_OUT, _HELD_OUT)) :]
-        older = [a for a in of_one_kind(self._answers) if a.position < held_out[0].position]
+        older = list(takewhile(lambda a: a is not held_out[0], of_one_kind(self._answers)))
         windows = [older]
         if drifted:
             # What was learnt before may be wrong now, and there is more of it.
-            windows.append([a for a in older if a.position > state.trained_until])
-        state.trained_until = self._answers[-1].position
+            windows.append(list(filter(self._is_new, older)))
+        state.trained_until = self._read_until()
         lengths, present = lengths_of(held_out), scores_of(state.placed, held_out)
         tried: list[tuple[Comparison, LexicalPredictor]] = []
         for answers in windows:

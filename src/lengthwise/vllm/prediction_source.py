@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def open_source(
     spec: str,
     stand_in: str | None,
     load: Callable[[str], Predictor],
-    latest: Source | None,
+    there: Iterable[Source],
     on_restart: Callable[[], None],
 ) -> Source:
     """Make a source ready. A slow predictor is loaded in its worker, which takes some seconds.
@@ -62,15 +62,17 @@ def open_source(
         spec: the predictor.
         stand_in: the predictor that fills in for a slow one.
         load: gives the predictor of a specification.
-        latest: returned if it is the same and has a worker, which then goes on working.
+        there: sources that are open; one that is the same and has a worker is returned, and its
+            worker goes on working.
         on_restart: called each time that the worker's process is started again.
 
     Raises:
         InputError: a predictor cannot be loaded, or the stand-in is slow itself.
     """
     key = (spec, _stamp(spec), stand_in, _stamp(stand_in))
-    if latest is not None and latest.worker is not None and latest.key == key:
-        return latest
+    for source in there:
+        if source.worker is not None and source.key == key:
+            return source
     predictor = load(spec)
     if not isinstance(predictor, SlowPredictor):
         _warm_up(predictor)

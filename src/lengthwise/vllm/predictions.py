@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from lengthwise.compiled import compiled
+from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
 from lengthwise.request import BY_PROBE, FREE, WAITING, RequestTable
@@ -31,6 +32,7 @@ logger = logging.getLogger("vllm.lengthwise")
 
 PER_STEP: Final = 128
 _RECENT: Final = 512
+_LONGEST_NAME: Final = 128  # characters of a name that a client chose
 _MEDIAN_EVERY: Final = 32
 _RECORDED: Final = {
     "expected_tokens": "expected",
@@ -51,9 +53,23 @@ def prompt_of(request: Any) -> Prompt:
     return Prompt(request.prompt_token_ids or (), hints)
 
 
+def name_of(request: Any) -> str:
+    """What a record calls a request: as its client named it for a replay, or as vLLM does."""
+    given = prompt_of(request).hints.get(REQUEST_ID)
+    named = isinstance(given, str) or (isinstance(given, int) and abs(given) < 2**63)
+    return str(given if named else request.request_id)[:_LONGEST_NAME]
+
+
 def usable(prediction: Prediction) -> bool:
-    """Whether every number is finite and every length positive."""
-    return all(map(math.isfinite, prediction)) and min(prediction[1:]) > 0.0
+    """Whether every number is finite and every length positive and one that an answer can have."""
+    try:
+        lengths = prediction[1:]
+        return bool(
+            all(map(math.isfinite, prediction))
+            and 0.0 < min(lengths) <= max(lengths) <= MOST_TOKENS
+        )
+    except (TypeError, ValueError, OverflowError):  # not even numbers
+        return False
 
 
 class Predictions:

@@ -13,45 +13,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from lengthwise.errors import InputError
-from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.warm_up import warm_up
-from lengthwise.predict.load import NO_PREDICTOR, load_predictor
-from lengthwise.predict.prediction import Predictor
-from lengthwise.predict.token_text import TokenText, token_text_of
-from lengthwise.predict.tokenizer import load_tokenizer
+from lengthwise.policy.discipline import Discipline
 from lengthwise.vllm import compat
-from lengthwise.vllm.counters import Counters, serve_metrics
-from lengthwise.vllm.length_log import LengthLog
+from lengthwise.vllm.active import Engine, Opener, stock_order
+from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.prediction_source import Source, open_source
-from lengthwise.vllm.predictions import Predictions, prompt_of
+from lengthwise.vllm.predictions import Predictions, name_of, prompt_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
-from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.rolling_tau import RollingTau
-from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_settings
+from lengthwise.vllm.settings import Settings, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
 from lengthwise.vllm.watch import SettingsWatcher
 from lengthwise.workload.length_log import FULL
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """Settings made ready in the watcher's thread, for the engine to take up between two steps."""
-
-    settings: Settings
-    discipline: Discipline
-    fcfs: Discipline  # the same, with nothing left to predictions
-    spec: str | None  # of the predictor
-    source: Source | None
+_POLICY: Final = "policy"
 
 
 class LengthwiseMixin:
@@ -76,23 +60,27 @@ class LengthwiseMixin:
         self.counters = Counters()
         self._live = LiveTable()
         self._by_priority = compat.run_parent_as_fcfs(self)
-        self._planner = Planner(self, self._live, self._by_priority)
+        self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self.waiting = PolicyQueue(self._live, lambda after: self._planner.next_rows(after))
         self._predictions = Predictions(self._live, self.counters)
-        self._predictor_spec: str | None = None  # in force
         self._predictor_name = ""
         self._predicts = False
         self._tau = RollingTau(self.counters)
         self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
-        self._length_log: LengthLog | None = None
-        self._token_text: TokenText | None = None
-        self._model = vllm_config.model_config.served_model_name
-        self._source: Source | None = None  # of predictions; made ready last
+        self._contained = Containment(self.counters)
+        self._active = self._offered = stock_order()
+        self._planning = False  # a step is being planned
         self._refinement = open_refinement(self._live, self.counters, vllm_config)
-        self._tokenizer = vllm_config.model_config.tokenizer
-        self._prepared: Prepared | None = None
-        self._recorder: Recorder | None = None
-        self._metrics_port: int | None = None
+        self._opener = Opener(
+            Engine(
+                index=compat.engine_index(vllm_config),
+                limits=compat.engine_limits(self),
+                tokenizer=vllm_config.model_config.tokenizer,
+                model=vllm_config.model_config.served_model_name,
+                gauges=self._gauges,
+            ),
+            self.counters,
+        )
         self._step = 0
         self._clock: Callable[[], float] = time.monotonic  # read once a step, and at arrivals
         self._now = self._clock()
@@ -102,7 +90,7 @@ class LengthwiseMixin:
         self._first_admission: dict[str, float] = {}
         self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
-        self._watcher = self._start_settings(vllm_config.additional_config)
+        self._watcher = self._start_settings(vllm_config)
 
     def begin_anew(self, clock: Callable[[], float]) -> None:
         """Forget all that was measured of steps and requests; for an engine that is idle.
@@ -114,92 +102,61 @@ class LengthwiseMixin:
         self._now = clock()
         self._step = 0
         self._last_work = self._work_before = None
-        self._planner = Planner(self, self._live, self._by_priority)
+        self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self._choose_order()
 
     # Settings -------------------------------------------------------------------------------
 
-    def _start_settings(self, additional_config: Any) -> SettingsWatcher | None:
-        ours = (additional_config or {}).get("lengthwise")
-        if not isinstance(ours, dict) or "settings" not in ours:
-            raise InputError(
-                "the Lengthwise scheduler needs --additional-config "
-                '\'{"lengthwise": {"settings": "FILE"}}\''
-            )
-        settings = ours["settings"]
+    def _start_settings(self, vllm_config: Any) -> SettingsWatcher | None:
+        settings = settings_of(vllm_config.additional_config)
         watcher = None
-        if isinstance(settings, str):
-            watcher = SettingsWatcher(Path(settings), self._apply, self.counters, self._state)
+        if isinstance(settings, Path):
+            watcher = SettingsWatcher(
+                settings,
+                self._apply,
+                self.counters,
+                self._state,
+                self._settle,
+                compat.engine_index(vllm_config),
+            )
         else:
-            self._apply(parse_settings(settings))
+            self._apply(settings)
         self._take_up()
         return watcher
 
-    def _apply(self, settings: Settings) -> None:
-        """Make settings ready; called at start-up and then from the watcher's thread."""
-        arguments = settings.discipline_arguments(self.max_num_active_reqs)
-        discipline = make_discipline(**arguments)
-        fcfs = make_discipline(**{**arguments, "blend": 0.0})
-        for each in (discipline, fcfs):
-            warm_up(each)
-        spec = discipline.policy.predictor or settings.predictor
-        if not discipline.needs_predictions or spec == NO_PREDICTOR:
-            spec = None
-        if settings.metrics_port not in (None, self._metrics_port):
-            serve_metrics(settings.metrics_port, self.counters, self._gauges)
-            self._metrics_port = settings.metrics_port
-        self._open_length_log(settings.length_log)
-        source = self._open_source(spec, settings.stand_in) if spec is not None else None
-        if self._source is not None and self._source is not source:
-            # What a step still asks of it is asked again of the new one, with everything else.
-            self._source.close()
-        self._source = source
-        self._prepared = Prepared(settings, discipline, fcfs, spec, source)
+    def _apply(self, settings: Settings) -> dict[str, Any]:
+        """Make settings ready and offer them; called at start-up, then in the watcher's thread."""
+        self._offered = self._opener.prepare(settings)
+        return self._offered.says()
 
-    def _open_source(self, spec: str, stand_in: str | None) -> Source:
-        def load(name: str) -> Predictor:
-            return load_predictor(name, tokenizer=self._tokenizer)
-
-        def count_restart() -> None:
-            self.counters.worker_restarts += 1
-
-        return open_source(spec, stand_in, load, self._source, count_restart)
-
-    def _open_length_log(self, wanted: LengthLogSettings | None) -> None:
-        """Begin, change or end the length log; may wait for the disk, which no step does."""
-        present = self._length_log
-        if present is not None and present.settings == wanted:
-            return
-        log = None
-        if wanted is not None:
-            if self._token_text is None:
-                self._token_text = token_text_of(load_tokenizer(self._tokenizer))
-            log = LengthLog(wanted, self._token_text, self._model, self.counters)
-        self._length_log = log
-        if present is not None:
-            present.close()
+    def _settle(self) -> bool:
+        """Whether what was offered last is in force; closes what is no longer used."""
+        # Between two steps it is: whatever comes next takes it up before anything else.
+        between_steps = not self._planning
+        if between_steps and len(self._live) == 0:
+            self._opener.retire(self._offered)
+        else:  # requests that are running still write to what is in force
+            self._opener.retire(self._offered, self._active)
+        return self._offered is self._active or between_steps
 
     def _take_up(self) -> None:
         """Exchange the settings, between two steps."""
-        prepared, self._prepared = self._prepared, None
-        if prepared is None:
+        active = self._offered
+        if active is self._active:
             return
+        records_anew = active.recorder is not None and active.recorder is not self._active.recorder
+        self._active = active
         self.counters.settings_changes += 1
-        self._disciplines = prepared.discipline, prepared.fcfs
-        self._predicts = prepared.discipline.needs_predictions
-        self._predictor_spec = prepared.spec
-        self._predictor_name = Path(prepared.spec or "").name
-        if self._predictions.use(prepared.source):
+        self._contained.restart()
+        self._disciplines = active.discipline, active.fcfs
+        self._predicts = active.discipline.needs_predictions
+        self._predictor_name = Path(active.predictor or "").name
+        if self._predictions.use(active.source):
             self._tau.restart(self._live.arrivals)
-        decides = prepared.source is not None and prepared.discipline.policy.predicts
-        self._tau.set_floor(prepared.settings.tau_floor if decides else None)
+        decides = active.source is not None and active.discipline.policy.predicts
+        self._tau.set_floor(active.settings.tau_floor if decides else None)
         self._choose_order()
-        record = prepared.settings.record
-        if self._recorder is not None and str(self._recorder.folder) != record:
-            self._recorder.close()
-            self._recorder = None
-        if record is not None and self._recorder is None:
-            self._recorder = Recorder(Path(record), compat.engine_limits(self))
+        if records_anew:
             self._last_work = None  # the step before was not measured for this record
 
     def apply_now(self, settings: Settings) -> None:
@@ -209,15 +166,21 @@ class LengthwiseMixin:
 
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
-        self._planner.discipline = self._disciplines[self._tau.below_floor]
+        as_queued = self._tau.below_floor or _POLICY in self._contained.off
+        self._planner.discipline = self._disciplines[as_queued]
+
+    def _give_up_policy(self, error: Exception) -> None:
+        """The policy has raised: the order is that of fcfs from now on."""
+        self._contained.switch_off(_POLICY, error)
+        self._choose_order()
 
     def _state(self) -> dict[str, Any]:
         """What the status file says beside the settings in force and the counters."""
         tau = self._tau.tau
         return {
-            "predictor": self._predictor_spec,
             "rolling_tau": None if tau is None else round(tau, 3),
             "below_tau_floor": self._tau.below_floor,
+            "switched_off": dict(self._contained.off),
         }
 
     def _gauges(self) -> dict[str, float]:
@@ -235,13 +198,12 @@ class LengthwiseMixin:
     def add_request(self, request: Any) -> None:
         """Give a new request its row before the parent queues it."""
         if request.request_id not in self.requests:
-            if self._prepared is not None:
-                self._take_up()
+            self._take_up()
             row = self._live.add(request.request_id, request)  # may replace the table
             if self._refinement is not None:
                 self._refinement.forget(row)
             columns = self._live.table[row]
-            columns["priority"] = request.priority
+            columns["priority"] = compat.priority_class(request)
             columns["arrival_s"] = self._clock()
             columns["last_step"] = self._step
             columns["ahead"] = len(self.waiting)
@@ -288,14 +250,17 @@ class LengthwiseMixin:
         self.counters.overtakes += int(columns["overtaken"])
         ended = request.get_finished_reason()
         finished = None if ended is None else str(ended)
-        self._tau.ended(
+        self._contained.call(
+            "rolling tau",
+            self._tau.ended,
             int(columns["arrival_index"]),
             float(columns["score"]) if columns["predicted"] else None,
             request.num_output_tokens if finished == FULL else None,
         )
         admitted_s = self._first_admission.pop(request.request_id, None)
         cached_tokens = self._cached_tokens.pop(request.request_id, None)
-        if self._writes:
+        active = self._active
+        if active.writes:
             arrival_s = float(columns["arrival_s"])
             values = {
                 "queue_s": None if admitted_s is None else admitted_s - arrival_s,
@@ -305,34 +270,35 @@ class LengthwiseMixin:
                 "cached_tokens": cached_tokens,
                 "finished": finished,
             }
-            if self._recorder is not None:
-                self._recorder.request(
-                    id=str(prompt_of(request).hints.get("lengthwise_id", request.request_id)),
+            if active.recorder is not None:
+                self._contained.call(
+                    "record",
+                    active.recorder.request,
+                    id=name_of(request),
                     arrival_s=arrival_s,
                     preemptions=request.num_preemptions,
                     overtaken=int(columns["overtaken"]),
                     **values,
                 )
-            log = self._length_log
-            if log is not None:
+            if active.length_log is not None:
                 values["predictor"] = self._predictor_name if columns["predicted"] else None
-                log.answer(prompt_of(request), arrival_s, values)
+                self._contained.call(
+                    "length log", active.length_log.answer, prompt_of(request), arrival_s, values
+                )
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
-    @property
-    def _writes(self) -> bool:
-        """Whether anything is written of finished requests."""
-        return self._recorder is not None or self._length_log is not None
-
     def shutdown(self) -> None:
-        """The engine ends: what is still to be logged is written, the predictor's worker stops."""
-        self._open_length_log(None)
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
-        if self._source is not None:
-            self._source.close()
+        """The engine ends: what is still to be written is, and all that was opened is closed."""
+        if self._watcher is not None:
+            self._watcher.close()
+        self._offered = replace(
+            self._offered, source=None, recorder=None, length_log=None, metrics=None
+        )
+        self._active = self._offered
+        self._opener.retire()
+        if self._watcher is not None:
+            self._watcher.write_status()
         super().shutdown()  # type: ignore[misc]
 
     # Steps ----------------------------------------------------------------------------------
@@ -340,12 +306,14 @@ class LengthwiseMixin:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """One step of the parent, in the policy's order."""
         throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
+        self._planning = True
         self._begin_step(self._clock())
         in_order, front = self._planner.plan(self._now, self._step, throttled)
         self.waiting.open_step(in_order, front)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         self.waiting.close_step()
         self._end_step(output)
+        self._planning = False
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -357,8 +325,7 @@ class LengthwiseMixin:
         )
 
     def _begin_step(self, now: float) -> None:
-        if self._prepared is not None:
-            self._take_up()
+        self._take_up()
         self._choose_order()
         # Without a running request the engine may have idled since the last step.
         duration_s = now - self._now if self.running else None
@@ -370,16 +337,23 @@ class LengthwiseMixin:
                 and duration_s is not None
                 and self._planner.discipline.measures_steps
             ):
-                self._planner.step_time.observe(
-                    ran["prefill_tokens"], ran["decode_tokens"], duration_s
+                self._contained.call(
+                    "measured prices",
+                    self._planner.step_time.observe,
+                    ran["prefill_tokens"],
+                    ran["decode_tokens"],
+                    duration_s,
                 )
-            if self._recorder is not None:
-                self._recorder.step(t=self._now, duration_s=duration_s, **self._last_work)
+            if self._active.recorder is not None:
+                step = self._active.recorder.step
+                self._contained.call(
+                    "record", step, t=self._now, duration_s=duration_s, **self._last_work
+                )
         self._now = now
         self._step += 1
         self.counters.steps += 1
         if self._predicts:
-            self._predictions.work()
+            self._contained.call("predictor", self._predictions.work)
 
     def _end_step(self, output: Any) -> None:
         for request in self.waiting.taken:
@@ -388,9 +362,9 @@ class LengthwiseMixin:
                 promoted = self._planner.admitted(self._live.row(request.request_id))
                 self.counters.promotions += promoted
                 self._note_return(request, output)
-                if self._writes:
+                if self._active.writes:
                     self._first_admission.setdefault(request.request_id, self._now)
-        if self._writes:
+        if self._active.writes:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         scheduled = output.num_scheduled_tokens
@@ -401,7 +375,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
-        if self._recorder is not None:
+        if self._active.recorder is not None:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),
                 running=len(self.running),

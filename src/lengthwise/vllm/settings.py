@@ -7,22 +7,29 @@ beside it which settings are active.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from lengthwise.errors import InputError, unknown_name
+from lengthwise.errors import InputError, one_line, unknown_name
 from lengthwise.policy import Preemption, get_policy
 
 #: of those waiting when a request came: what may overtake it besides one for each slot, where
 #: `max_overtakes` is "auto". Keeps p99 within 1.25 times that of fcfs in bench/starvation.py.
 OVERTAKE_SHARE: Final = 0.5
+
+
+MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
+_MOST_SWAPS: Final = 4096
+_MOST_BYTES: Final = 1 << 20  # of a settings file: one that is larger is something else
 
 
 class LengthLogSettings(BaseModel):
@@ -32,7 +39,7 @@ class LengthLogSettings(BaseModel):
 
     folder: str = Field(min_length=1, description="its folder, made if missing")
     megabytes: int = Field(
-        default=64, ge=1, description="of all segments together; the oldest make room"
+        default=64, ge=1, le=1 << 30, description="of all segments together; the oldest make room"
     )
     text: bool = Field(default=False, description="write the text of prompts as well")
 
@@ -43,7 +50,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str = Field(default="fcfs", description="name of a registered policy, or MODULE#NAME")
-    parameters: dict[str, float | Literal["auto"]] = Field(
+    parameters: dict[str, FiniteFloat | Literal["auto"]] = Field(
         default={}, description="the policy's own parameters; trail's c may be auto"
     )
     predictor: str | None = Field(
@@ -66,9 +73,11 @@ class Settings(BaseModel):
         default=None, description="never, pays or greedy; null: the policy's default"
     )
     max_preemptions: int = Field(
-        default=2, ge=0, description="times that one request may be preempted for another"
+        default=2, ge=0, le=MOST, description="times that one request may be preempted for another"
     )
-    max_swaps: int = Field(default=4, ge=1, description="preemptions for newcomers in one step")
+    max_swaps: int = Field(
+        default=4, ge=1, le=_MOST_SWAPS, description="preemptions for newcomers in one step"
+    )
     blend: float = Field(
         default=1.0,
         ge=0.0,
@@ -76,7 +85,7 @@ class Settings(BaseModel):
         description="share of admissions in policy order; the others go to the longest queued: "
         "0 is exact fcfs, 1 the policy alone",
     )
-    max_overtakes: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+    max_overtakes: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] | None = Field(
         default="auto",
         description="later arrivals that may get a slot before a request does; auto: "
         f"one for each slot, and an overtake_share of {OVERTAKE_SHARE}; null: no bound",
@@ -84,25 +93,32 @@ class Settings(BaseModel):
     overtake_share: float = Field(
         default=0.0,
         ge=0.0,
+        le=MOST,
         description="how many more may do so for each request that waited when it came, so that "
         "the bound grows with the queue",
     )
     max_wait_s: float | None = Field(
         default=None,
         gt=0,
+        le=MOST,
         description="a request that waited this many seconds goes ahead of all others",
     )
     starvation_threshold: int | None = Field(
         default=None,
         ge=1,
+        le=MOST,
         description="LTR's N: steps without running after which a request is promoted",
     )
     starvation_quantum: int = Field(
-        default=10, ge=1, description="LTR's M: steps that a promoted request keeps its promotion"
+        default=10,
+        ge=1,
+        le=MOST,
+        description="LTR's M: steps that a promoted request keeps its promotion",
     )
     memory_growth: float = Field(
         default=0.0,
         ge=0.0,
+        le=1000.0,
         description="admit only if the predicted peak of KV blocks, with growth counted this many "
         "times, fits; 0: as stock vLLM",
     )
@@ -121,7 +137,14 @@ class Settings(BaseModel):
         "lengths to train from (no prompts unless text is true)",
     )
     metrics_port: int | None = Field(
-        default=None, ge=1, le=65535, description="port for Prometheus metrics of the scheduler"
+        default=None,
+        ge=1,
+        le=65535,
+        description="port for Prometheus metrics of the scheduler; engine i of a data-parallel "
+        "server takes the i-th behind it, and where a port is in use, the next free one",
+    )
+    metrics_host: str | None = Field(
+        default=None, min_length=1, description="address of that port; null: every address"
     )
 
     def overtaking_for(self, slots: int) -> dict[str, float | None]:
@@ -156,16 +179,34 @@ class Settings(BaseModel):
             The SHA-256 of the file's bytes, which the status file repeats once it is active.
         """
         data = (json.dumps(self.model_dump(), indent=2) + "\n").encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
-            temporary.write(data)
-        os.replace(temporary.name, path)
+        replace_file(path, data)
         return hashlib.sha256(data).hexdigest()
 
 
-def status_path(path: Path) -> Path:
-    """The status file that belongs to a settings file."""
-    return path.with_name(path.stem + ".status.json")
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file atomically; it keeps its mode, and a link to it stays one.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The name is this process's own: several may write the same file.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(data)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def status_path(path: Path, engine: int = 0) -> Path:
+    """The status file that belongs to a settings file; each engine of a server has its own."""
+    return path.with_name(path.stem + (f".status.{engine}.json" if engine else ".status.json"))
 
 
 def read_settings(path: Path) -> tuple[Settings, str]:
@@ -177,14 +218,11 @@ def read_settings(path: Path) -> tuple[Settings, str]:
     Raises:
         InputError: the file is missing or not a JSON object, or something in it is wrong.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
+    data = _read_bytes(path)
     try:
         values = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"the settings file {path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the settings file {path} is not JSON: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"the settings file {path} must hold a JSON object")
     settings = parse_settings(values)
@@ -200,6 +238,56 @@ def read_settings(path: Path) -> tuple[Settings, str]:
         log = settings.length_log.model_copy(update={"folder": folder})
         settings = settings.model_copy(update={"length_log": log})
     return settings, hashlib.sha256(data).hexdigest()
+
+
+def settings_of(additional_config: Any) -> Path | Settings:
+    """What vLLM's `additional_config` says of settings: the file, or the settings themselves.
+
+    A path that begins with `$` is read from that environment variable: `additional_config` is part
+    of the key under which vLLM keeps compiled graphs, so that a path in it would compile them anew.
+
+    Raises:
+        InputError: it says nothing of them, or they are wrong.
+    """
+    ours = (additional_config or {}).get("lengthwise")
+    given = ours.get("settings") if isinstance(ours, dict) else None
+    if isinstance(given, dict):
+        return parse_settings(given)
+    if not isinstance(given, str) or not given:
+        raise InputError(
+            "the Lengthwise scheduler needs --additional-config "
+            '\'{"lengthwise": {"settings": "FILE"}}\''
+        )
+    if not given.startswith("$"):
+        return Path(given)
+    path = os.environ.get(given[1:])
+    if not path:
+        raise InputError(
+            f"additional_config names the settings file by the environment variable {given[1:]}, "
+            "which is not set: set it to the file's path"
+        )
+    return Path(path)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """A settings file's content, in bounded time and memory whatever the path leads to."""
+    try:
+        # Opening a named pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(
+                    f"the settings file {path} is not a file: name one that holds JSON"
+                )
+            data = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the settings file {path}: {reason}") from error
+    if len(data) > _MOST_BYTES:
+        raise InputError(
+            f"the settings file {path} is larger than {_MOST_BYTES >> 20} MiB: it is something else"
+        )
+    return data
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:
@@ -219,7 +307,8 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         # Only these have names of their own below that of the setting.
         depth = 2 if first["loc"][0] in ("parameters", "length_log") else 1
         where = ".".join(str(part) for part in first["loc"][:depth])
-        raise InputError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from error
+        given = one_line(first["input"], repr)
+        raise InputError(f"setting {where!r}: {first['msg']} (got {given})") from error
     for name in (settings.predictor, settings.stand_in):
         if name is not None and name.partition(":")[0] == "perception-only":
             raise InputError(

@@ -6,18 +6,21 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from lengthwise.errors import LengthwiseError
+from lengthwise.errors import LengthwiseError, one_line
 from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings, read_settings, status_path
+from lengthwise.vllm.settings import Settings, read_settings, replace_file, status_path
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
 
 _POLL_S: Final = 0.1
+_SIGN_OF_LIFE_S: Final = 5.0  # after so long the status file is written without news, too
+_PATIENCE_S: Final = 10.0  # with a predictor that is being loaded, when closing
 
 
 class SettingsWatcher:
@@ -29,9 +32,12 @@ class SettingsWatcher:
 
     Args:
         path: the settings file.
-        apply: takes new settings up; raises LengthwiseError to refuse them.
+        apply: makes new settings ready and offers them to the engine; raises LengthwiseError to
+            refuse them. Returns what the status file says of them once they are in force.
         counters: the numbers for the status file; refusals are counted there.
         state: what else the status file says, by name.
+        settle: called at every look: whether what was offered last is in force.
+        engine: the engine's number among those of a data-parallel server.
 
     Raises:
         InputError: the file is not usable at the start.
@@ -40,31 +46,64 @@ class SettingsWatcher:
     def __init__(
         self,
         path: Path,
-        apply: Callable[[Settings], None],
+        apply: Callable[[Settings], dict[str, Any] | None],
         counters: Counters,
         state: Callable[[], dict[str, Any]] = dict,
+        settle: Callable[[], bool] = lambda: True,
+        engine: int = 0,
     ) -> None:
         self.path = path
         self._apply = apply
         self._counters = counters
         self._state = state
+        self._settle = settle
+        self._engine = engine
+        self._target = status_path(path, engine)
         self._seen = self._signature()
-        settings, self._active = read_settings(path)
-        apply(settings)
+        settings, self._latest = read_settings(path)  # its digest: in force, or about to be
         self._policy = settings.policy
+        self._in_force: dict[str, Any] = self._described(settings)
+        self._offered: dict[str, Any] | None = None
         self._error: str | None = None
         self._doubtful = False
-        self._written = ""
-        self._write_status()
+        self._written: dict[str, Any] = {}
+        self._written_s = 0.0
+        self._unwritable = False
+        self.write_status()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lengthwise-settings", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching, leaving the status file with the final counters."""
+        """Stop watching, leaving the status file with the counters of now."""
         self._closed.set()
-        self._thread.join()
-        self._write_status()
+        self._thread.join(_PATIENCE_S)
+        self._look_at_engine()
+
+    def write_status(self) -> None:
+        """Write the status file where there is news, or none was written for a while."""
+        status: dict[str, Any] = {
+            **self._in_force,
+            "state": "active" if self._error is None else "refused",
+            "error": self._error,
+            **self._state(),
+            "counters": self._counters.snapshot(),
+            "engine": self._engine,
+            "pid": os.getpid(),
+        }
+        now = time.time()
+        if status == self._written and abs(now - self._written_s) < _SIGN_OF_LIFE_S:
+            return
+        text = json.dumps({**status, "time": round(now, 3)}, indent=2) + "\n"
+        self._written, self._written_s = status, now
+        try:
+            replace_file(self._target, text.encode())
+        except OSError as error:
+            if not self._unwritable:
+                self._unwritable = True
+                logger.warning("Lengthwise: cannot write %s: %s", self._target, error.strerror)
+        else:
+            self._unwritable = False
 
     def _run(self) -> None:
         while not self._closed.wait(_POLL_S):
@@ -72,21 +111,37 @@ class SettingsWatcher:
             if signature != self._seen or self._doubtful:
                 self._seen = signature
                 self._reload()
-            self._write_status()
+            self._look_at_engine()
+
+    def _look_at_engine(self) -> None:
+        """Note whether the engine has taken up what was offered, and write the status."""
+        try:
+            if self._settle() and self._offered is not None:
+                self._in_force, self._offered, self._error = self._offered, None, None
+                self._policy = self._in_force["policy"]
+                logger.info("Lengthwise: policy %s is active", self._policy)
+            self.write_status()
+        except Exception as error:  # the watcher has to be there for the next change
+            logger.warning("Lengthwise: no status: %s: %s", type(error).__name__, one_line(error))
 
     def _reload(self) -> None:
         try:
             settings, digest = read_settings(self.path)
-            if digest != self._active:
-                self._apply(settings)
-                logger.info("Lengthwise: policy %s is active", settings.policy)
+            if digest != self._latest:
+                self._offered, self._latest = self._described(settings, digest), digest
         except LengthwiseError as error:
-            self._refuse(str(error))
-        except Exception as error:  # the engine must outlive whatever a predictor's file does
-            self._refuse(f"{type(error).__name__}: {error}")
+            self._refuse(one_line(error))
+        except (Exception, SystemExit) as error:  # a policy's or a predictor's file may do anything
+            self._refuse(f"{type(error).__name__}: {one_line(error)}")
         else:
-            self._policy, self._active, self._error = settings.policy, digest, None
             self._doubtful = False
+            if self._offered is None:  # the file is again what is in force
+                self._error = None
+
+    def _described(self, settings: Settings, digest: str | None = None) -> dict[str, Any]:
+        """Offer settings to the engine, and what the status file will say of them."""
+        said = self._apply(settings) or {}
+        return {"settings_sha256": digest or self._latest, "policy": settings.policy, **said}
 
     def _refuse(self, reason: str) -> None:
         """Keep the last good settings, unless a second look finds the file whole."""
@@ -102,27 +157,6 @@ class SettingsWatcher:
         """What changes when the file does."""
         try:
             status = self.path.stat()
-        except OSError:
+        except (OSError, ValueError):
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
-
-    def _write_status(self) -> None:
-        status: dict[str, Any] = {
-            "settings_sha256": self._active,
-            "policy": self._policy,
-            "state": "active" if self._error is None else "refused",
-            "error": self._error,
-            **self._state(),
-            "counters": self._counters.snapshot(),
-        }
-        text = json.dumps(status, indent=2) + "\n"
-        if text == self._written:
-            return
-        target = status_path(self.path)
-        temporary = target.with_suffix(".new")
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, target)
-        except OSError as error:
-            logger.warning("Lengthwise: cannot write %s: %s", target, error)
-        self._written = text

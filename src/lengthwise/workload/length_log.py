@@ -4,7 +4,8 @@ A folder of `lengths-00000001.jsonl`, `lengths-00000002.jsonl`, … Each segment
 and has one line for each answer. Every line ends with the CRC-32 of what stands before, so that a
 line that was cut short or damaged is recognised, left out and counted, and nothing else is lost.
 
-The order of answers is that of segments and lines. No clock decides it.
+The order of answers is that of segments and lines; of answers that were read while several engines
+wrote, the order in which they were read. No clock decides it.
 """
 
 from __future__ import annotations
@@ -101,11 +102,21 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+@dataclass
+class _Segment:
+    """How far a segment has been read."""
+
+    header: Mapping[str, Any] | None = None
+    offset: int = 0  # bytes
+    cut: bool = False  # it ends in the middle of a line
+
+
 class LengthLogReader:
-    """Reads a log that may still be written to, each line once.
+    """Reads a log that may still be written to, by one engine or several, each line once.
+
+    Each engine writes a segment of its own, so that several may grow at the same time.
 
     Attributes:
-        damaged: lines that were left out because their checksum is wrong or missing.
         unreadable: why segments were left out whole, by name: their header is damaged or of
             another version, or the file cannot be read.
         unfinished: whether the log ends in the middle of a line: it is being written, or a crash
@@ -115,51 +126,64 @@ class LengthLogReader:
     def __init__(self, folder: Path) -> None:
         """Start before the oldest segment of `folder`."""
         self.folder = folder
-        self.damaged = 0
         self.unreadable: dict[str, str] = {}
         self.unfinished = False
-        self._at = Position(0, 0)
-        self._header: Mapping[str, Any] | None = None
+        self._damaged = 0
+        self._segments: dict[int, _Segment] = {}
+
+    @property
+    def damaged(self) -> int:
+        """Lines left out because their checksum is wrong or missing, or their end not written.
+
+        Not counted is the end of the log, see `unfinished`.
+        """
+        cut = sum(segment.cut for segment in self._segments.values())
+        return self._damaged + cut - self.unfinished
+
+    def reached(self) -> dict[int, int]:
+        """How far each segment has been read, bytes."""
+        return {number: segment.offset for number, segment in self._segments.items()}
 
     def read_new(self) -> Iterator[Answer]:
         """The answers that were logged since the last call."""
         there = segments(self.folder)
+        numbers = {number for number, _ in there}
+        self._segments = {n: segment for n, segment in self._segments.items() if n in numbers}
         for number, path in there:
-            if number < self._at.segment:
-                continue
-            if number > self._at.segment:
-                self._at, self._header = Position(number, 0), None
-            yield from self._read_segment(path, is_last=number == there[-1][0])
+            segment = self._segments.setdefault(number, _Segment())
+            self.unfinished = False
+            yield from self._read_segment(number, segment, path)
+            self.unfinished = segment.cut
 
-    def _read_segment(self, path: Path, is_last: bool) -> Iterator[Answer]:
+    def _read_segment(self, number: int, segment: _Segment, path: Path) -> Iterator[Answer]:
         if path.name in self.unreadable:
             return
         try:
             with path.open("rb") as file:
-                file.seek(self._at.offset)
+                file.seek(segment.offset)
                 lines = file.readlines()
         except FileNotFoundError:  # it was the oldest, and has just made room
             return
         except OSError as error:
             self.unreadable[path.name] = error.strerror or str(error)
             return
-        self.unfinished = False
+        segment.cut = False
         for line in lines:
-            if is_last and not line.endswith(b"\n"):
-                self.unfinished = True
+            if not line.endswith(b"\n"):  # only the last can
+                segment.cut = True
                 return
-            self._at = Position(self._at.segment, self._at.offset + len(line))
+            segment.offset += len(line)
             values = decode_line(line)
-            if self._header is None:
-                self._header = values
+            if segment.header is None:
+                segment.header = values
                 schema = None if values is None else values.get("schema")
                 if schema != SCHEMA:
                     self.unreadable[path.name] = f"its header says {schema!r}, not {SCHEMA!r}"
                     return
             elif values is None:
-                self.damaged += 1
+                self._damaged += 1
             else:
-                yield Answer(self._at, self._header, values)
+                yield Answer(Position(number, segment.offset), segment.header, values)
 
 
 def read_answers(folder: Path) -> tuple[list[Answer], LengthLogReader]:

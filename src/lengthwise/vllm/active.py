@@ -1,0 +1,232 @@
+"""What the settings decide, opened and ready, and how it changes while requests are served.
+
+prepare   the watcher's thread opens whatever new settings name beside what is in force. Where
+          anything of it cannot be had, all of it is closed again: refused means unchanged
+commit    the engine exchanges one object for the other, between two steps
+retire    the watcher's thread closes what is no longer used
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from lengthwise.errors import InputError, LengthwiseError, one_line
+from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.warm_up import warm_up
+from lengthwise.predict.load import NO_PREDICTOR, load_predictor
+from lengthwise.predict.prediction import Predictor
+from lengthwise.predict.token_text import TokenText, token_text_of
+from lengthwise.predict.tokenizer import load_tokenizer
+from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.length_log import LengthLog
+from lengthwise.vllm.metrics_server import MetricsServer
+from lengthwise.vllm.prediction_source import Source, open_source
+from lengthwise.vllm.record import Recorder
+from lengthwise.vllm.settings import LengthLogSettings, Settings
+
+logger = logging.getLogger("vllm.lengthwise")
+
+
+class Part(Protocol):
+    """Something that was opened and has to be closed, once, when nobody uses it any more."""
+
+    @property
+    def key(self) -> object:
+        """Equal for parts that do the same."""
+
+    def close(self) -> None:
+        """End it. What still uses it then goes on without it."""
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+@dataclass(frozen=True)
+class Active:
+    """Settings with all that they name, ready for the engine. Never changed once it is made.
+
+    Attributes:
+        settings: what was asked for.
+        discipline: the policy with its guards.
+        fcfs: the same, with nothing left to predictions.
+        predictor: the specification of the predictor that is asked, None where none is.
+        source: where predictions come from.
+        recorder: where steps and requests are recorded.
+        length_log: where the lengths of answers are logged.
+        metrics: where the counters are exported.
+    """
+
+    settings: Settings
+    discipline: Discipline
+    fcfs: Discipline
+    predictor: str | None = None
+    source: Source | None = None
+    recorder: Recorder | None = None
+    length_log: LengthLog | None = None
+    metrics: MetricsServer | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything is written of finished requests."""
+        return self.recorder is not None or self.length_log is not None
+
+    @property
+    def parts(self) -> list[Part]:
+        """What has to be closed."""
+        every = (self.source, self.recorder, self.length_log, self.metrics)
+        return [part for part in every if part is not None]
+
+    def says(self) -> dict[str, Any]:
+        """What the status file says of it once it is in force."""
+        return {
+            "policy": self.settings.policy,
+            "predictor": self.predictor,
+            "metrics_port": None if self.metrics is None else self.metrics.port,
+        }
+
+
+def stock_order() -> Active:
+    """What is in force before any settings are read: vLLM's own order."""
+    return Active(Settings(), make_discipline("fcfs"), make_discipline("fcfs"))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What settings need to know of the engine that they are for.
+
+    Attributes:
+        index: its number among the engines of a data-parallel server.
+        limits: what bounds its steps, for the record.
+        tokenizer: the served model's.
+        model: the name that the model is served by.
+        gauges: present values, by name.
+    """
+
+    index: int
+    limits: Mapping[str, float]
+    tokenizer: str
+    model: str
+    gauges: Callable[[], dict[str, float]]
+
+
+class Opener:
+    """Prepares and retires, for one engine. Used in one thread at a time."""
+
+    def __init__(self, engine: Engine, counters: Counters) -> None:
+        self._engine = engine
+        self._counters = counters
+        self._open: list[Part] = []
+        self._token_text: TokenText | None = None
+
+    def prepare(self, settings: Settings) -> Active:
+        """Open all that settings name; what is open already is shared.
+
+        Raises:
+            InputError: something cannot be had; then nothing has changed.
+        """
+        before = list(self._open)
+        try:
+            return self._prepare(settings)
+        except Exception as error:
+            self._close([part for part in self._open if not _is_among(part, before)])
+            if isinstance(error, LengthwiseError):
+                raise InputError(one_line(error)) from error
+            # Whatever a policy's or a predictor's file does, it is the user's to mend.
+            raise InputError(
+                f"these settings cannot be used: {type(error).__name__}: {one_line(error)}"
+            ) from error
+
+    def retire(self, *used: Active) -> None:
+        """Close all parts that none of these use."""
+        kept = [part for active in used for part in active.parts]
+        self._close([part for part in self._open if not _is_among(part, kept)])
+
+    def _prepare(self, settings: Settings) -> Active:
+        arguments = settings.discipline_arguments(int(self._engine.limits["slots"]))
+        discipline = make_discipline(**arguments)
+        fcfs = make_discipline(**{**arguments, "blend": 0.0})
+        for each in (discipline, fcfs):
+            warm_up(each)
+        spec = discipline.policy.predictor or settings.predictor
+        if not discipline.needs_predictions or spec == NO_PREDICTOR:
+            spec = None
+        # Files come last, so that a refusal leaves no trace of them.
+        return Active(
+            settings=settings,
+            discipline=discipline,
+            fcfs=fcfs,
+            predictor=spec,
+            source=None if spec is None else self._source(spec, settings.stand_in),
+            metrics=self._metrics(settings),
+            length_log=self._length_log(settings.length_log),
+            recorder=self._recorder(settings.record),
+        )
+
+    def _source(self, spec: str, stand_in: str | None) -> Source:
+        def load(name: str) -> Predictor:
+            return load_predictor(name, tokenizer=self._engine.tokenizer)
+
+        def count_restart() -> None:
+            self._counters.worker_restarts += 1
+
+        there = [part for part in self._open if isinstance(part, Source)]
+        return self._opened(open_source(spec, stand_in, load, there, count_restart))
+
+    def _metrics(self, settings: Settings) -> MetricsServer | None:
+        port, engine = settings.metrics_port, self._engine
+        if port is None:
+            return None
+        key = settings.metrics_host, port + engine.index
+        return self._found(MetricsServer, key) or self._opened(
+            MetricsServer(*key, engine.index, self._counters, engine.gauges)
+        )
+
+    def _length_log(self, wanted: LengthLogSettings | None) -> LengthLog | None:
+        if wanted is None:
+            return None
+        found = self._found(LengthLog, wanted)
+        if found is not None:
+            return found
+        if self._token_text is None:
+            self._token_text = token_text_of(load_tokenizer(self._engine.tokenizer))
+        engine = self._engine
+        log = LengthLog(wanted, self._token_text, engine.model, self._counters, engine=engine.index)
+        return self._opened(log)
+
+    def _recorder(self, folder: str | None) -> Recorder | None:
+        if folder is None:
+            return None
+        path = Path(folder)
+        if self._engine.index > 0:
+            path /= f"engine-{self._engine.index}"
+        return self._found(Recorder, path) or self._opened(
+            Recorder(path, self._engine.limits, self._counters)
+        )
+
+    def _found(self, kind: type[AnyPart], key: object) -> AnyPart | None:
+        """A part that is open already and does the same."""
+        for part in self._open:
+            if isinstance(part, kind) and part.key == key:
+                return part
+        return None
+
+    def _opened(self, part: AnyPart) -> AnyPart:
+        if not _is_among(part, self._open):
+            self._open.append(part)
+        return part
+
+    def _close(self, parts: list[Part]) -> None:
+        for part in parts:
+            self._open = [other for other in self._open if other is not part]
+            try:
+                part.close()
+            except Exception as error:  # one that cannot be closed must not keep the others open
+                logger.warning("Lengthwise: closing %s: %s", type(part).__name__, one_line(error))
+
+
+def _is_among(part: Part, parts: list[Part]) -> bool:
+    return any(other is part for other in parts)
