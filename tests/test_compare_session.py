@@ -22,8 +22,9 @@ SLOTS = 16
 
 
 def requests(number: int, seed: int = 0) -> list[ReplayRequest]:
+    """Answers long enough that slots are still taken when the last of a burst arrives."""
     random = np.random.default_rng(seed)
-    lengths = np.clip(random.lognormal(3.0, 0.8, number), 1, 200).astype(int)
+    lengths = np.clip(random.lognormal(4.5, 0.8, number), 1, 500).astype(int)
     tokenizer = load_tokenizer("reference")
     prompts = tokenizer.encode_chat_many([f"Tell me about {index} cats." for index in lengths])
     return [
