@@ -199,7 +199,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             self._answers[new.req_id] = _Answer(
                 prompt_tokens=len(new.prompt_token_ids),
                 tokens=answer_tokens(new.prompt_token_ids, sampling),
-                end_token=sampling.eos_token_id,
+                end_token=_end_token(sampling),
                 first_word=crc32(new.req_id.encode()),
             )
         return self._batch.take(output)
@@ -224,6 +224,14 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         if answer.end_token is not None and place + 1 >= answer.tokens:
             return answer.end_token
         return self._words[(answer.first_word + place) % len(self._words)]
+
+
+def _end_token(sampling: Any) -> int | None:
+    """The token with which an answer may end; without a tokenizer vLLM knows no end of sequence."""
+    if sampling.ignore_eos:
+        return None
+    stops = sampling.stop_token_ids
+    return sampling.eos_token_id if sampling.eos_token_id is not None or not stops else stops[0]
 
 
 def _done(value: Any) -> Future[Any]:

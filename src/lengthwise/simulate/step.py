@@ -209,8 +209,8 @@ def _serve_running(
         slot = slots[s]
         k += 1
         tokens = slot.known - slot.computed
-        fills = slot.computed + 1 if limits.lag == 0 else slot.computed
-        if tokens == 1 and (not limits.shares or fills % size != 0):
+        named = slot.known - slot.in_flight
+        if tokens == 1 and (not limits.shares or named // size == slot.named // size):
             # Most steps of most requests: one token, in a block that is there or easily had.
             grows = slot.computed == slot.blocks * size
             if not grows or (not limits.shares and engine.free_blocks > 0):
@@ -220,7 +220,7 @@ def _serve_running(
                     if limits.caching:
                         take_from_runs(engine, memory.runs, 1)
                 slot.computed += 1
-                slot.named = min(slot.computed, slot.known - slot.in_flight)
+                slot.named = named
                 slot.scheduled = 1
                 budget -= 1
                 continue
