@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a100", "GPU:MODEL, such as a100:llama-3-8b"),
+        ("a100", "name GPU and model as in a100:llama-3-8b"),
         ("a100:gpt-9", "unknown model 'gpt-9'.*llama-3-8b"),
         ("abacus:llama-3-8b", "unknown GPU 'abacus'.*a100"),
         ("a10g:llama-3-70b", "does not fit"),
