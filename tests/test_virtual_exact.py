@@ -97,12 +97,13 @@ def test_several_replicas_are_equal(name: str) -> None:
         ]
         for seed in range(WORKLOADS):
             workload = random_workload(1000 * number + seed, limits)
-            # Sums of whole numbers do not depend on their order.
-            expected = np.round(workload.predictions[:, 1])
-            workload.predictions[:, 1] = expected
+            # Whole numbers, whose sums do not depend on their order.
+            predictions = np.nan_to_num(workload.predictions, nan=9.0)
+            expected = predictions[:, 1] = np.maximum(np.round(predictions[:, 1]), 1.0)
+            workload = replace(workload, predictions=predictions)
             asked = [
                 replace(each, hints={PREDICTION: prediction.tolist()})
-                for each, prediction in zip(workload.asked, workload.predictions, strict=True)
+                for each, prediction in zip(workload.asked, predictions, strict=True)
             ]
             for replica in replicas:
                 replica.use(workload.settings)

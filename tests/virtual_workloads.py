@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.emulate.driver import Asked
+from lengthwise.policy.stand_in import PER_STEP
 from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT
 from lengthwise.predict.baselines import Foretold
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -54,7 +55,8 @@ def random_engine(seed: int) -> EngineSettings:
 def random_workload(seed: int, engine: EngineSettings) -> Workload:
     """Requests and settings for an engine."""
     generator = np.random.default_rng([seed, 2])
-    n = int(generator.integers(1, 60))
+    # Now and then more at once than are predicted in a step.
+    n = int(generator.integers(1, 60)) if generator.integers(10) else 2 * PER_STEP + 1
     outputs = generator.integers(1, 60, n)
     size = engine.block_size
     shares = engine.prefix_caching and bool(generator.integers(2))
@@ -95,6 +97,9 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     predictions = np.stack([np.log(said), said, said / doubt, said * 0.9, said * doubt], axis=1)
     if policy.startswith("oracle"):
         predictions = np.repeat(outputs[:, None].astype(np.float64), len(PREDICTION), axis=1)
+    # Some are not predicted at all, unless by an oracle, which knows.
+    if not policy.startswith("oracle"):
+        predictions[generator.random(n) > generator.choice([1.0, 0.8])] = np.nan
     classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
     settings: dict[str, Any] = {"policy": policy, "tau_floor": None, "max_overtakes": None}
     if policy != "fcfs":
@@ -119,7 +124,9 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             int(outputs[place]),
             float(arrival_s[place]),
             priority=int(classes[place]),
-            hints={PREDICTION_HINT: predictions[place].tolist()},
+            hints={}
+            if np.isnan(predictions[place]).any()
+            else {PREDICTION_HINT: predictions[place].tolist()},
         )
         for place in range(n)
     ]
