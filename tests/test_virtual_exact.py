@@ -36,13 +36,15 @@ WORKLOADS = int(os.environ.get("LENGTHWISE_VIRTUAL_WORKLOADS", "10"))  #: for ea
 def simulated(workload: Workload, engine: EngineSettings, **more: Any) -> Simulation:
     settings = parse_settings(workload.settings)
     discipline = make_discipline(**settings.discipline_arguments(engine.slots))
+    # Also where no policy asks: a router may.
+    predictions, classes = workload.predictions, workload.classes
     return simulate(
         workload.trace,
         discipline,
         COST,
         engine,
-        predictions=workload.predictions if discipline.needs_predictions else None,
-        priority=workload.classes,
+        predictions=predictions,
+        priority=classes,
         **more,
     )
 
