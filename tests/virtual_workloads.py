@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.emulate.driver import Asked
+from lengthwise.policy.registry import get_policy, policy_names
 from lengthwise.policy.stand_in import PER_STEP
 from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT
 from lengthwise.predict.baselines import Foretold
@@ -19,10 +20,7 @@ from lengthwise.workload.trace import Trace
 LONGEST = 255  #: tokens of a request, prompt and answer
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6, 1e-5, 1e-7)
 
-POLICIES = (
-    *("fcfs", "priority", "sjf", "srpt", "ltr", "trail", "hrrn", "mlfq", "gittins", "tie"),
-    *("shortest-prefill-first", "oracle", "oracle-sjf"),
-)
+POLICIES = policy_names()
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             "blend": [1.0, 1.0, 0.6][int(generator.integers(3))],
             "memory_growth": [0.0, 0.0, 1.0][int(generator.integers(3))],
         }
-        if policy == "trail":
-            settings["parameters"] = {"c": ["auto", 0.5][int(generator.integers(2))]}
+        if (adapts := get_policy(policy).adapts) is not None:
+            settings["parameters"] = {adapts: ["auto", 0.5][int(generator.integers(2))]}
     asked = [
         Asked(
             prompts[place],

@@ -203,7 +203,7 @@ def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np
                 settings.slots,
                 settings.token_budget,
                 settings.block_size,
-                int(settings.watermark * blocks),
+                settings.watermark_blocks(blocks),
                 settings.long_prefill_tokens,
                 settings.lag,
                 settings.prefix_caching,
