@@ -90,13 +90,14 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
         ),
     )
     policy = str(generator.choice(POLICIES))
+    knows = get_policy(policy).predictor == "oracle"
     said = np.maximum(outputs * generator.lognormal(0.0, 0.6, n), 0.5)
     doubt = generator.choice([1.0, 1.5, 3.0], n)
     predictions = np.stack([np.log(said), said, said / doubt, said * 0.9, said * doubt], axis=1)
-    if policy.startswith("oracle"):
+    if knows:
         predictions = np.repeat(outputs[:, None].astype(np.float64), len(PREDICTION), axis=1)
-    # Some are not predicted at all, unless by an oracle, which knows.
-    if not policy.startswith("oracle"):
+    # Some are not predicted at all, unless by an oracle.
+    if not knows:
         predictions[generator.random(n) > generator.choice([1.0, 0.8])] = np.nan
     classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
     settings: dict[str, Any] = {"policy": policy, "tau_floor": None, "max_overtakes": None}
