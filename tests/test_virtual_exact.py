@@ -36,13 +36,15 @@ WORKLOADS = int(os.environ.get("LENGTHWISE_VIRTUAL_WORKLOADS", "10"))  #: for ea
 def simulated(workload: Workload, engine: EngineSettings, **more: Any) -> Simulation:
     settings = parse_settings(workload.settings)
     discipline = make_discipline(**settings.discipline_arguments(engine.slots))
+    # Also where no policy asks: a router may.
+    predictions, classes = workload.predictions, workload.classes
     return simulate(
         workload.trace,
         discipline,
         COST,
         engine,
-        predictions=workload.predictions if discipline.needs_predictions else None,
-        priority=workload.classes,
+        predictions=predictions,
+        priority=classes,
         **more,
     )
 
@@ -97,12 +99,13 @@ def test_several_replicas_are_equal(name: str) -> None:
         ]
         for seed in range(WORKLOADS):
             workload = random_workload(1000 * number + seed, limits)
-            # Sums of whole numbers do not depend on their order.
-            expected = np.round(workload.predictions[:, 1])
-            workload.predictions[:, 1] = expected
+            # Whole numbers, whose sums do not depend on their order.
+            predictions = np.nan_to_num(workload.predictions, nan=9.0)
+            expected = predictions[:, 1] = np.maximum(np.round(predictions[:, 1]), 1.0)
+            workload = replace(workload, predictions=predictions)
             asked = [
                 replace(each, hints={PREDICTION: prediction.tolist()})
-                for each, prediction in zip(workload.asked, workload.predictions, strict=True)
+                for each, prediction in zip(workload.asked, predictions, strict=True)
             ]
             for replica in replicas:
                 replica.use(workload.settings)

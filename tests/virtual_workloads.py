@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from lengthwise.emulate.driver import Asked
+from lengthwise.policy.registry import get_policy, policy_names
+from lengthwise.policy.stand_in import PER_STEP
 from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT
 from lengthwise.predict.baselines import Foretold
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -18,10 +20,7 @@ from lengthwise.workload.trace import Trace
 LONGEST = 255  #: tokens of a request, prompt and answer
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6, 1e-5, 1e-7)
 
-POLICIES = (
-    *("fcfs", "priority", "sjf", "srpt", "ltr", "trail", "hrrn", "mlfq", "gittins", "tie"),
-    *("shortest-prefill-first", "oracle", "oracle-sjf"),
-)
+POLICIES = policy_names()
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ def random_engine(seed: int) -> EngineSettings:
 def random_workload(seed: int, engine: EngineSettings) -> Workload:
     """Requests and settings for an engine."""
     generator = np.random.default_rng([seed, 2])
-    n = int(generator.integers(1, 60))
+    # Now and then more at once than are predicted in a step.
+    n = int(generator.integers(1, 60)) if generator.integers(10) else 2 * PER_STEP + 1
     outputs = generator.integers(1, 60, n)
     size = engine.block_size
     shares = engine.prefix_caching and bool(generator.integers(2))
@@ -90,11 +90,15 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
         ),
     )
     policy = str(generator.choice(POLICIES))
+    knows = get_policy(policy).predictor == "oracle"
     said = np.maximum(outputs * generator.lognormal(0.0, 0.6, n), 0.5)
     doubt = generator.choice([1.0, 1.5, 3.0], n)
     predictions = np.stack([np.log(said), said, said / doubt, said * 0.9, said * doubt], axis=1)
-    if policy.startswith("oracle"):
+    if knows:
         predictions = np.repeat(outputs[:, None].astype(np.float64), len(PREDICTION), axis=1)
+    # Some are not predicted at all, unless by an oracle.
+    if not knows:
+        predictions[generator.random(n) > generator.choice([1.0, 0.8])] = np.nan
     classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
     settings: dict[str, Any] = {"policy": policy, "tau_floor": None, "max_overtakes": None}
     if policy != "fcfs":
@@ -111,15 +115,17 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             "blend": [1.0, 1.0, 0.6][int(generator.integers(3))],
             "memory_growth": [0.0, 0.0, 1.0][int(generator.integers(3))],
         }
-        if policy == "trail":
-            settings["parameters"] = {"c": ["auto", 0.5][int(generator.integers(2))]}
+        if (adapts := get_policy(policy).adapts) is not None:
+            settings["parameters"] = {adapts: ["auto", 0.5][int(generator.integers(2))]}
     asked = [
         Asked(
             prompts[place],
             int(outputs[place]),
             float(arrival_s[place]),
             priority=int(classes[place]),
-            hints={PREDICTION_HINT: predictions[place].tolist()},
+            hints={}
+            if np.isnan(predictions[place]).any()
+            else {PREDICTION_HINT: predictions[place].tolist()},
         )
         for place in range(n)
     ]

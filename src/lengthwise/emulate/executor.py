@@ -231,7 +231,8 @@ def _end_token(sampling: Any) -> int | None:
     if sampling.ignore_eos:
         return None
     stops = sampling.stop_token_ids
-    return sampling.eos_token_id if sampling.eos_token_id is not None or not stops else stops[0]
+    end = sampling.eos_token_id if sampling.eos_token_id is not None or not stops else stops[0]
+    return None if end is None else int(end)
 
 
 def _done(value: Any) -> Future[Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled, compiled_here
 from lengthwise.simulate.borrowed import borrowed
+from lengthwise.simulate.foretell import Recent, expect
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.plan import Ranking
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
@@ -36,6 +37,7 @@ def advance(
     requests: NDArray[np.void],
     shared: Shared,
     queues: Queue,
+    recents: Recent,
     batches: Batch,
     memories: Memory,
     token_times: NDArray[np.float32],
@@ -57,6 +59,7 @@ def advance(
         requests: array of SERVED in order of arrival, written.
         shared: what prompts share.
         queues: of all engines, written.
+        recents: of all engines, written.
         batches: of all engines, written.
         memories: of all engines, written.
         token_times: see `run_step`.
@@ -78,7 +81,7 @@ def advance(
     shared = Shared(borrowed(shared.contents), borrowed(shared.offsets), shared.tokens)
     taken = 0
     viewed = 0
-    queue, batch, memory = _of_engine(queues, batches, memories, viewed)
+    queue, recent, batch, memory = _of_engine(queues, recents, batches, memories, viewed)
     while taken < steps:
         r = 0
         for k in range(1, len(engines)):
@@ -100,8 +103,12 @@ def advance(
             if rules[0].reorders:
                 if viewed != r:
                     viewed = r
-                    queue, batch, memory = _of_engine(queues, batches, memories, viewed)
+                    queue, recent, batch, memory = _of_engine(
+                        queues, recents, batches, memories, viewed
+                    )
                 enter(engine, requests[arrived], queue, arrived)
+                if rules[0].predicts:
+                    expect(engine, requests, queue, recent, arrived)
             arrived += 1
             continue
         if engine.plans_s == math.inf:
@@ -110,7 +117,7 @@ def advance(
             return MORE_MEMORY, arrived, taken
         if viewed != r:
             viewed = r
-            queue, batch, memory = _of_engine(queues, batches, memories, viewed)
+            queue, recent, batch, memory = _of_engine(queues, recents, batches, memories, viewed)
         step = log[taken] if len(log) > 1 else log[0]
         step.engine = r
         ran = run_step(
@@ -122,6 +129,7 @@ def advance(
             requests,
             shared,
             queue,
+            recent,
             batch,
             memory,
             token_times,
@@ -137,8 +145,8 @@ def advance(
 
 @compiled_here
 def _of_engine(
-    queues: Queue, batches: Batch, memories: Memory, r: int
-) -> tuple[Queue, Batch, Memory]:
+    queues: Queue, recents: Recent, batches: Batch, memories: Memory, r: int
+) -> tuple[Queue, Recent, Batch, Memory]:
     """One engine's part of everything."""
     return (
         Queue(
@@ -148,6 +156,7 @@ def _of_engine(
             borrowed(queues.request[r]),
             borrowed(queues.admitted[r]),
         ),
+        Recent(borrowed(recents.predictions[r]), borrowed(recents.median[r])),
         Batch(borrowed(batches.slots[r]), borrowed(batches.running[r]), borrowed(batches.free[r])),
         Memory(
             borrowed(memories.blocks[r]),

@@ -67,7 +67,7 @@ class EngineSettings:
         if self.kv_blocks is None:
             # One more for each: an answer that ends in flight may still be given a block.
             return self.slots * (needed + 1)
-        usable = self.kv_blocks - int(self.watermark * self.kv_blocks)
+        usable = self.kv_blocks - self.watermark_blocks(self.kv_blocks)
         if needed > usable:
             raise InputError(
                 f"a request of {longest:,} tokens needs {needed:,} KV blocks of {self.block_size} "
@@ -75,6 +75,10 @@ class EngineSettings:
                 "such requests out"
             )
         return self.kv_blocks
+
+    def watermark_blocks(self, blocks: int) -> int:
+        """Blocks that admission leaves free, of so many; vLLM counts its own one, too."""
+        return int(self.watermark * (blocks + 1))
 
 
 def read_engine(path: Path, given: Mapping[str, Any]) -> EngineSettings:

@@ -17,6 +17,7 @@ from lengthwise.policy.step_time import new_step_times
 from lengthwise.simulate import cluster
 from lengthwise.simulate.cluster import ROUTERS, advance
 from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.foretell import new_recent
 from lengthwise.simulate.kv_blocks import new_memory
 from lengthwise.simulate.state import (
     SERVED,
@@ -123,7 +124,7 @@ def simulate(
         engine: each engine's limits.
         predictions: shape [n, 5]: score, expected, low, median, high, in output tokens but for the
             score. None where the discipline needs none. A request without one (NaN) ranks as the
-            median of the others.
+            median of those that were made before, and as that of all for a router.
         priority: each request's own class, lower runs sooner.
         replicas: engines behind the router.
         router: one of ROUTERS.
@@ -151,6 +152,7 @@ def simulate(
     if discipline.adapts >= 0:
         engines["cutoff"] = parameter_values(discipline.parameters)[discipline.adapts]
     queues = new_queues(replicas, engine.slots)
+    recents = new_recent(replicas)
     batches = new_batches(replicas, engine.slots)
     memories = new_memory(
         replicas,
@@ -189,6 +191,7 @@ def simulate(
                 requests,
                 shared,
                 queues,
+                recents,
                 batches,
                 memories,
                 times,
@@ -247,11 +250,13 @@ def _requests(
         return requests
     if predictions.shape != (n, len(PREDICTION)):
         raise InputError(f"predictions have the shape {predictions.shape}, not ({n}, 5)")
+    requests["predicted"] = True
     missing: NDArray[np.bool_] = ~np.all(np.isfinite(predictions), axis=1)
     if missing.any():
         known = predictions[~missing]
         stand_in = np.median(known, axis=0) if len(known) else np.ones(len(PREDICTION))
         predictions = np.where(missing[:, None], stand_in, predictions)
+        requests["predicted"] = ~missing
     for column, name in enumerate(PREDICTION):
         requests[name] = predictions[:, column]
     return requests

@@ -280,6 +280,7 @@ def _release_row(engine: Any, requests: Any, queue: Queue, i: int) -> None:
     """Take the row of a request that is gone back: the last row moves into its place."""
     row = requests[i].row
     requests[i].overtaken = queue.table[row].overtaken
+    requests[i].row = -1
     engine.live -= 1
     last = engine.live
     if row != last:

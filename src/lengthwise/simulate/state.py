@@ -40,6 +40,7 @@ RULES: Final = np.dtype(
         ("reads_prefix_cache", np.bool_),
         ("service_time", np.bool_),
         ("measures_steps", np.bool_),
+        ("predicts", np.bool_),
         ("max_swaps", np.int64),
         ("max_preemptions", np.int64),
         ("blend", np.float64),
@@ -61,6 +62,7 @@ SERVED: Final = np.dtype(
         ("low", np.float64),
         ("median", np.float64),
         ("high", np.float64),
+        ("predicted", np.bool_),  # whether they are predictions, and no stand-in
         # What happened.
         ("scheduled_s", np.float64),  # its first step
         ("first_token_s", np.float64),
@@ -74,8 +76,8 @@ SERVED: Final = np.dtype(
         ("overtaken", np.int32),
         ("engine", np.int32),
         # Where it stands.
-        ("row", np.int64),  # in the table
-        ("next", np.int64),  # in the queue of its engine, -1 for none
+        ("row", np.int64),  # in the table, -1 once it is released
+        ("next", np.int64),  # in the list that `first` of its engine begins, -1 for none
         ("age", np.int64),  # tokens of its answer when it was preempted
         ("lost", np.int64),  # tokens that it had computed then
         ("memory", np.int64),  # its row among the remembered or its run, -1 for none
@@ -102,8 +104,12 @@ ENGINE: Final = np.dtype(
         ("live", np.int64),  # rows of the table in use
         ("head", np.int64),  # sequence number of the last request put back
         ("tail", np.int64),  # sequence number of the last request appended
-        ("first", np.int64),  # the queue's first request, -1 for none
+        # A list of requests: the queue where it is served in its own order, else those that are
+        # still to be predicted; -1 for none.
+        ("first", np.int64),
         ("last", np.int64),
+        ("predictions", np.int64),  # made so far
+        ("since_median", np.int64),  # of them since the median of recent ones was computed
         ("arrivals", np.int64),
         ("step", np.int64),
         # Tokens of the last two steps; -1 where nothing ran.
@@ -197,7 +203,7 @@ def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np
                 settings.slots,
                 settings.token_budget,
                 settings.block_size,
-                int(settings.watermark * blocks),
+                settings.watermark_blocks(blocks),
                 settings.long_prefill_tokens,
                 settings.lag,
                 settings.prefix_caching,
@@ -220,6 +226,7 @@ def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
                 discipline.reads_prefix_cache,
                 discipline.service_time,
                 discipline.measures_steps,
+                discipline.needs_predictions,
                 discipline.max_swaps,
                 discipline.max_preemptions,
                 discipline.blend,

@@ -19,6 +19,7 @@ from lengthwise.policy.order import first_waiting
 from lengthwise.policy.select import SPARE, blocks_for
 from lengthwise.policy.step_time import observe
 from lengthwise.request import WAITING
+from lengthwise.simulate.foretell import Recent, foretell
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.kv_runs import take_from_runs
 from lengthwise.simulate.plan import Ranking, first_rows, plan_step, rank_once
@@ -94,6 +95,7 @@ def run_step(
     requests: Any,
     shared: Shared,
     queue: Queue,
+    recent: Recent,
     batch: Batch,
     memory: Memory,
     token_times: NDArray[np.float32],
@@ -111,6 +113,7 @@ def run_step(
         requests: array of SERVED, written.
         shared: what prompts share.
         queue: written.
+        recent: written.
         batch: written.
         memory: written.
         token_times: written, unless it is empty: s from arrival of every token.
@@ -126,6 +129,8 @@ def run_step(
     if rules.measures_steps:
         _measure(limits, times, engine)
     engine.planned_s = engine.plans_s
+    if rules.predicts:
+        foretell(engine, requests, queue, recent)
     front, has_front = _NOBODY, False
     if rules.reorders:
         front, has_front = plan_step(

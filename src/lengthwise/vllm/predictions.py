@@ -1,9 +1,7 @@
 """Predictions for the requests in the table, and what happens when there is none.
 
-A request is predicted once, soon after it arrives, at most `PER_STEP` in one step so that a burst
-never holds a step up. Until then, and for good when the predictor raises or says something
-unusable, it ranks as the running median of recent predictions; when none was ever made all
-requests look alike, which is exactly fcfs.
+A request is predicted once, soon after it arrives. Until then, and for good when the predictor
+raises or says something unusable, the running median stands in (`policy.stand_in`).
 
 A slow predictor is asked in a worker beside the engine, and no step waits for it. Until its answer
 is there a stand-in predicts, where there is one; the answer then ranks the request anew, also when
@@ -19,21 +17,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.compiled import compiled
+from lengthwise.policy.stand_in import MEDIAN_EVERY, PER_STEP, RECENT, UNKNOWN, stand_in
 from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
-from lengthwise.request import BY_PROBE, FREE, WAITING, RequestTable
+from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.prediction_source import Source
 from lengthwise.vllm.table import LiveTable
 
 logger = logging.getLogger("vllm.lengthwise")
 
-PER_STEP: Final = 128
-_RECENT: Final = 512
 _LONGEST_NAME: Final = 128  # characters of a name that a client chose
-_MEDIAN_EVERY: Final = 32
 _RECORDED: Final = {
     "expected_tokens": "expected",
     "score": "score",
@@ -41,7 +36,7 @@ _RECORDED: Final = {
     "median_tokens": "median",
     "high_tokens": "high",
 }
-_UNKNOWN: Final = Prediction(score=0.0, expected=128.0, low=128.0, median=128.0, high=128.0)
+_UNKNOWN: Final = Prediction(*UNKNOWN)
 
 
 def prompt_of(request: Any) -> Prompt:
@@ -80,7 +75,7 @@ class Predictions:
         self._counters = counters
         self._source: Source | None = None
         self._pending: deque[str] = deque()
-        self._recent: deque[Prediction] = deque(maxlen=_RECENT)
+        self._recent: deque[Prediction] = deque(maxlen=RECENT)
         self._made: dict[str, Prediction] = {}  # from the prompt, of live requests
         self._median = _UNKNOWN
         self._since_median = 0
@@ -104,7 +99,7 @@ class Predictions:
         self._since_median = 0
         self._complained = False
         self._live.table["predicted"] = 0
-        _stand_in(self._live.table, self._live.count, *self._median)
+        stand_in(self._live.table, self._live.count, *self._median)
         self._pending = deque(self._live.request_ids() if source is not None else ())
         return True
 
@@ -145,10 +140,10 @@ class Predictions:
         if source.worker is not None:
             for request_id, prediction in source.worker.answers(limit):
                 self._take_answer(request_id, prediction)
-        if self._since_median >= min(len(self._recent), _MEDIAN_EVERY) > 0:
+        if self._since_median >= min(len(self._recent), MEDIAN_EVERY) > 0:
             self._since_median = 0
             self._median = Prediction(*np.median(np.array(self._recent), axis=0).tolist())
-            _stand_in(self._live.table, self._live.count, *self._median)
+            stand_in(self._live.table, self._live.count, *self._median)
 
     def _ask_worker(self, source: Source, request_id: str, row: int) -> None:
         """Queue a request for the worker, and let the stand-in predict it at once."""
@@ -223,28 +218,3 @@ class Predictions:
         request["predicted_age"] = 0
         request["remaining"] = prediction.expected
         request["predicted"] = predicted
-
-
-@compiled
-def _stand_in(
-    table: RequestTable,
-    count: int,
-    score: float,
-    expected: float,
-    low: float,
-    median: float,
-    high: float,
-) -> None:
-    """Give every request that has no prediction of its own the running median."""
-    for i in range(count):
-        request = table[i]
-        if request.state == FREE or request.predicted:
-            continue
-        request.score = score
-        request.expected = expected
-        request.low = low
-        request.median = median
-        request.high = high
-        request.initial = expected
-        request.predicted_age = 0
-        request.remaining = expected

@@ -1,0 +1,85 @@
+"""When the policy learns of a request's prediction; as in `vllm/predictions.py`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled_here
+from lengthwise.policy.stand_in import MEDIAN_EVERY, PER_STEP, RECENT, UNKNOWN, stand_in
+from lengthwise.simulate.state import Queue
+
+
+class Recent(NamedTuple):
+    """The last predictions. Arrays of several engines have one more axis, the first."""
+
+    predictions: NDArray[np.float64]  # [RECENT, 5], a ring
+    median: NDArray[np.float64]  # [5], what stands in for a prediction
+
+
+def new_recent(engines: int) -> Recent:
+    """Nothing predicted yet, on several engines."""
+    return Recent(
+        predictions=np.zeros((engines, RECENT, len(UNKNOWN))),
+        median=np.tile(np.array(UNKNOWN), (engines, 1)),
+    )
+
+
+@compiled_here
+def expect(engine: Any, requests: Any, queue: Queue, recent: Recent, i: int) -> None:
+    """Request i, which has its row, wants a prediction; it ranks as the median until then."""
+    _write(queue.table[requests[i].row], recent.median, False)
+    # Those that wait for their prediction are a list; the queue itself is in the table.
+    requests[i].next = -1
+    if engine.last >= 0:
+        requests[engine.last].next = i
+    else:
+        engine.first = i
+    engine.last = i
+
+
+@compiled_here
+def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
+    """Predict as many as a step may, and now and then compute the median anew."""
+    made = 0
+    while engine.first >= 0 and made < PER_STEP:
+        served = requests[engine.first]
+        engine.first = served.next
+        if engine.first < 0:
+            engine.last = -1
+        if served.row < 0:
+            continue  # it has ended
+        made += 1
+        if not served.predicted:
+            continue
+        prediction = recent.predictions[engine.predictions % RECENT]
+        prediction[0] = served.score
+        prediction[1] = served.expected
+        prediction[2] = served.low
+        prediction[3] = served.median
+        prediction[4] = served.high
+        engine.predictions += 1
+        engine.since_median += 1
+        _write(queue.table[served.row], prediction, True)
+    known = min(engine.predictions, RECENT)
+    if engine.since_median >= min(known, MEDIAN_EVERY) > 0:
+        engine.since_median = 0
+        for column in range(len(UNKNOWN)):
+            recent.median[column] = np.median(recent.predictions[:known, column])
+        score, expected, low, median, high = recent.median
+        stand_in(queue.table, engine.live, score, expected, low, median, high)
+
+
+@compiled_here
+def _write(request: Any, prediction: NDArray[np.float64], predicted: bool) -> None:
+    request.score = prediction[0]
+    request.expected = prediction[1]
+    request.low = prediction[2]
+    request.median = prediction[3]
+    request.high = prediction[4]
+    request.initial = prediction[1]
+    request.predicted_age = 0
+    request.remaining = prediction[1]
+    request.predicted = predicted
