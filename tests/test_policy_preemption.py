@@ -229,6 +229,41 @@ def test_step_time_learns_what_steps_cost() -> None:
     assert measured.decode_s(32) == pytest.approx(0.004 + 32 * 2e-4, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("step", "prefill", "prompt"),
+    [
+        (0.008, 2e-5, 4_000),
+        (0.022, 1e-4, 1_500),
+        (0.010, 1e-5, 30_000),
+        (0.050, 2e-3, 1_000),  # a CPU: forty steps' time in one, and dearer than was assumed
+        (0.005, 1e-2, 400),
+    ],
+)
+def test_step_time_knows_rare_prefills_that_take_as_long_as_many_steps(
+    step: float, prefill: float, prompt: int
+) -> None:
+    generator = np.random.default_rng(0)
+    measured = StepTime()
+    for count in range(1, 20_001):
+        decode = int(generator.integers(40, 64))
+        tokens = prompt if count > 200 and generator.random() < 0.04 else 0
+        seconds = step + 2e-5 * decode + prefill * tokens
+        measured.observe(decode_tokens=decode, prefill_tokens=tokens, seconds=seconds)
+        if count in (2_000, 20_000):
+            assert measured.prefill_s_per_token == pytest.approx(prefill, rel=0.1)
+            assert measured.decode_s(50) == pytest.approx(step + 50 * 2e-5, rel=0.2)
+
+
+def test_step_time_is_not_told_by_stalls_what_steps_cost() -> None:
+    generator = np.random.default_rng(0)
+    measured = StepTime()
+    for _ in range(5_000):
+        decode = int(generator.integers(1, 64))
+        stall = 2.0 if generator.random() < 0.01 else 0.0
+        measured.observe(0, decode, 0.01 + 1e-4 * decode + stall)
+    assert measured.decode_s(32) == pytest.approx(0.0132, rel=0.1)
+
+
 def test_step_time_ignores_nonsense() -> None:
     measured = StepTime()
     before = measured.decode_s(8)

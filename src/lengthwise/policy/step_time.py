@@ -16,7 +16,7 @@ from lengthwise.compiled import compiled
 
 _MEMORY: Final = 0.998  # weight kept per step: about the last 500 steps count
 _REFIT_EVERY: Final = 32
-_OUTLIER: Final = 5.0  # steps this many times longer than expected are not the model's doing
+_OUTLIER: Final = 5.0  # what a step takes beyond this many times the expected is not counted
 _LEAST: Final = 0.05  # of its prior, that a price may fall to
 
 _PRIOR: Final = (2e-3, 3e-5, 1e-4)  # s: a step, a prefilled token, a decoded one
@@ -64,8 +64,10 @@ def observe(times: Any, prefill_tokens: int, decode_tokens: int, seconds: float)
     if not 0.0 < seconds < 60.0:
         return
     expected = times.step_s + times.prefill_s * prefill_tokens + times.decode_s * decode_tokens
-    if times.steps > 16 and seconds > _OUTLIER * max(times.mean_s, expected):
-        return
+    if times.steps > 16:
+        # Cut, not left out: where all long prefills seem too long, it is the price that is wrong,
+        # and each of them raises it.
+        seconds = min(seconds, _OUTLIER * max(times.mean_s, expected))
     weight = max(1.0 - _MEMORY, 1.0 / (times.steps + 1))
     times.mean_s += weight * (seconds - times.mean_s)
     times.mean_tokens += weight * (prefill_tokens + decode_tokens - times.mean_tokens)
