@@ -157,7 +157,7 @@ def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Pa
 @pytest.mark.parametrize("vllm_policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("policy", ["fcfs", "srpt"])
 def test_a_priority_of_any_size_is_served_in_its_class(policy: str, vllm_policy: Any) -> None:
-    settings = {"policy": policy, "predictor": "declared"}
+    settings = {"policy": policy, "predictor": "declared", "client_priority": True}
     scheduler = build_scheduler(
         Scheduler, max_num_seqs=1, policy=vllm_policy, lengthwise={"settings": settings}
     )

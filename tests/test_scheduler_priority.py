@@ -9,6 +9,9 @@ behind it in this step. What matters is tested instead: who is admitted, and who
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
@@ -16,6 +19,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from checked_engine import CheckedEngine
 from engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.vllm import Scheduler
+from lengthwise.vllm.settings import Settings
 from random_traffic import RandomTraffic
 
 CLASSES = 3
@@ -65,6 +69,7 @@ def test_no_one_of_a_later_class_goes_first(lag: int, policy: str, vllm_policy: 
                 "predictor": "oracle",
                 "preemption": "greedy",
                 "max_overtakes": 5,
+                "client_priority": True,
             }
         },
     )
@@ -108,3 +113,53 @@ def test_a_better_class_preempts_only_where_the_policy_preempts() -> None:
             engine.step()
         assert [preemption.request_id for preemption in engine.preemptions] == expected
         engine.drain()
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "ltr", "sjf", "mlfq"])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_clients_cannot_go_first_where_vllm_would_not_let_them(policy: str, lag: int) -> None:
+    steps = []
+    for classes in (1, CLASSES):
+        scheduler = build_scheduler(
+            Scheduler,
+            num_blocks=36,
+            max_num_seqs=6,
+            token_budget=64,
+            asynchronous=bool(lag),
+            lengthwise={"settings": {"policy": policy, "predictor": "oracle"}},
+        )
+        engine = SteppedEngine(scheduler, lag)
+        traffic = RandomTraffic(seed=4, classes=CLASSES, disturbances=False)
+        seen = []
+        for _ in range(400):
+            traffic.act([_Classless(engine) if classes == 1 else engine])
+            seen.append(engine.step())
+        steps.append(seen)
+    assert steps[0] == steps[1]
+
+
+def test_settings_say_whether_the_priorities_of_clients_count() -> None:
+    scheduler = build_scheduler(
+        Scheduler, max_num_seqs=1, lengthwise={"settings": {"policy": "fcfs"}}
+    )
+    engine = SteppedEngine(scheduler)
+    engine.add(Ask("running", [7] * 4, 3))
+    engine.step()
+    engine.add(Ask("first", [7] * 4, 3))
+    engine.add(Ask("urgent", [7] * 4, 3, priority=-5))
+    scheduler.apply_now(Settings(policy="fcfs", client_priority=True))
+    engine.run()
+    assert list(engine.finished) == ["running", "urgent", "first"]
+
+
+class _Classless:
+    """An engine whose clients send no priority."""
+
+    def __init__(self, engine: SteppedEngine) -> None:
+        self._engine = engine
+
+    def add(self, ask: Ask) -> None:
+        self._engine.add(replace(ask, priority=0))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)

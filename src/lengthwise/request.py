@@ -42,6 +42,7 @@ REQUEST: Final = np.dtype(
         ("initial", np.float64),  # `expected` as it was before the first token; never changes then
         ("predicted_age", np.int32),  # the age at which the four were predicted; 0: from the prompt
         ("predicted", np.int32),  # 0: the running median stands in; 1: its own; 2: from the probe
+        ("most_tokens", np.int32),  # its answer is cut there; 0: not known, or it is not cut
         # What the request has used and would cost.
         ("prompt_tokens", np.int32),
         ("cached_tokens", np.int32),  # prompt tokens found in the prefix cache when last looked up

@@ -32,7 +32,15 @@ _STANDARD_NORMAL: Final = NormalDist()
 _QUANTILE_90: Final = _STANDARD_NORMAL.inv_cdf(0.9)
 
 
-class Oracle:
+class _InTokens:
+    """Of predictors whose score is a length."""
+
+    def score_at(self, expected: float) -> float:
+        """The score of prompts that are expected to take so many tokens."""
+        return expected
+
+
+class Oracle(_InTokens):
     """Knows the answer's length: the bound for every other predictor."""
 
     name = "oracle"
@@ -42,7 +50,7 @@ class Oracle:
         return _certain(_tokens_hint(prompt.hints, TRUE_TOKENS))
 
 
-class Declared:
+class Declared(_InTokens):
     """Believes the caller, who may know the task: for black-box models and structured pipelines."""
 
     name = "declared"
@@ -65,7 +73,7 @@ class Foretold:
         return Prediction(*map(float, values))
 
 
-class PromptLength:
+class PromptLength(_InTokens):
     """Takes the prompt's length for the answer's: the weakest baseline of the literature."""
 
     name = "prompt-length"
@@ -75,7 +83,7 @@ class PromptLength:
         return _certain(float(max(1, len(prompt.token_ids))))
 
 
-class NoisyOracle:
+class NoisyOracle(_InTokens):
     """An oracle with an error, to see what a predictor of a given accuracy would be worth.
 
     The true length's normal score z (its rank among the lengths seen so far, through the normal

@@ -161,6 +161,18 @@ def calibrate(score: float, table: NDArray[np.float64]) -> tuple[float, float, f
     )
 
 
+def score_at(expected: float, table: NDArray[np.float64]) -> float:
+    """The score of prompts that are expected to take so many tokens: the other way round.
+
+    Scores of the first bin all mean its length; a shorter one goes before them, at 0 tokens by as
+    much as the table is wide.
+    """
+    scores = table[:, SCORE]
+    lowest = 2 * scores[0] - scores[-1]
+    lengths = np.concatenate(([0.0], table[:, EXPECTED]))
+    return float(np.interp(expected, lengths, np.concatenate(([lowest], scores))))
+
+
 @compiled
 def calibrate_many(scores: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
     """`calibrate` of each score: shape (n, 4), columns expected, low, median, high."""

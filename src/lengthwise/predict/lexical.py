@@ -17,7 +17,7 @@ from lengthwise.predict.artifact import (
     read_artifact,
     write_artifact,
 )
-from lengthwise.predict.calibration import calibrate, quantile_lengths
+from lengthwise.predict.calibration import calibrate, quantile_lengths, score_at
 from lengthwise.predict.features import (
     BUCKETS,
     FEATURES_VERSION,
@@ -99,6 +99,10 @@ class LexicalPredictor:
         if parameters.factors.size:
             low, median, high = quantile_lengths(said[np.newaxis], parameters.factors)[0].tolist()
         return Prediction(score, expected, low, median, high)
+
+    def score_at(self, expected: float) -> float:
+        """The score of prompts that are expected to take so many tokens."""
+        return score_at(expected, self.parameters.calibration)
 
     def score_rows(self, features: FeatureRows) -> Floats:
         """The scores of prompts whose features are known already, shape (rows,)."""

@@ -45,7 +45,19 @@ class Predictor(Protocol):
 
 
 @runtime_checkable
-class SlowPredictor(Predictor, Protocol):
+class ScaledPredictor(Predictor, Protocol):
+    """A predictor that can say which score belongs to a length.
+
+    Scores of two predictors cannot be compared, nor a score with a length; with this, a length
+    known from elsewhere (another predictor's word, a caller's `max_tokens`) ranks among them.
+    """
+
+    def score_at(self, expected: float) -> float:
+        """The score of prompts that are expected to take so many tokens."""
+
+
+@runtime_checkable
+class SlowPredictor(ScaledPredictor, Protocol):
     """A predictor that takes longer than a step of the engine may wait.
 
     Serving asks it in a process of its own, see `worker.PredictionWorker`, with the prompts' tokens
@@ -55,13 +67,6 @@ class SlowPredictor(Predictor, Protocol):
 
     def predict_many(self, prompts: Sequence[Prompt]) -> Sequence[Prediction]:
         """The predictions of several prompts, computed together."""
-
-    def score_at(self, expected: float) -> float:
-        """The score of prompts that are expected to take so many tokens.
-
-        Scores of two predictors cannot be compared; with this, those of another predictor can stand
-        in until this one's are there.
-        """
 
 
 class PredictionError(LengthwiseError):

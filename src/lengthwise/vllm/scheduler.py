@@ -90,6 +90,7 @@ class LengthwiseMixin:
         self._first_admission: dict[str, float] = {}
         self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
+        self._believes_priority = self._by_priority
         self._watcher = self._start_settings(vllm_config)
 
     def begin_anew(self, clock: Callable[[], float]) -> None:
@@ -156,8 +157,24 @@ class LengthwiseMixin:
         decides = active.source is not None and active.discipline.policy.predicts
         self._tau.set_floor(active.settings.tau_floor if decides else None)
         self._choose_order()
+        self._take_classes(active.settings)
         if records_anew:
             self._last_work = None  # the step before was not measured for this record
+
+    def _take_classes(self, settings: Settings) -> None:
+        """Whether requests' own priorities count: where vLLM's would, or the operator says so."""
+        believed = self._by_priority or settings.client_priority or settings.policy == "priority"
+        if believed == self._believes_priority:
+            return
+        self._believes_priority = believed
+        for request_id in self._live.request_ids():
+            row = self._live.row(request_id)
+            priority = self._class_of(self._live.request(row))
+            self._live.table["priority"][row] = priority
+            self._planner.classes_matter |= priority != 0
+
+    def _class_of(self, request: Any) -> int:
+        return compat.priority_class(request) if self._believes_priority else 0
 
     def apply_now(self, settings: Settings) -> None:
         """Take settings up at once; for a scheduler that no other thread steps."""
@@ -203,12 +220,13 @@ class LengthwiseMixin:
             if self._refinement is not None:
                 self._refinement.forget(row)
             columns = self._live.table[row]
-            columns["priority"] = compat.priority_class(request)
+            columns["priority"] = self._class_of(request)
             columns["arrival_s"] = self._clock()
             columns["last_step"] = self._step
             columns["ahead"] = len(self.waiting)
             columns["prompt_tokens"] = request.num_prompt_tokens
-            self._planner.classes_matter |= request.priority != 0
+            columns["most_tokens"] = compat.most_tokens(request)
+            self._planner.classes_matter |= bool(columns["priority"] != 0)
             if self._predicts:
                 self._predictions.expect(request.request_id)
         super().add_request(request)  # type: ignore[misc]

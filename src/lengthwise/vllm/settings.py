@@ -115,6 +115,11 @@ class Settings(BaseModel):
         le=MOST,
         description="LTR's M: steps that a promoted request keeps its promotion",
     )
+    client_priority: bool = Field(
+        default=False,
+        description="believe the priority that a request carries although vLLM runs without "
+        "--scheduling-policy priority: any client can then go ahead of all others",
+    )
     memory_growth: float = Field(
         default=0.0,
         ge=0.0,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.predict.artifact import Metadata, Tensors, write_artifact
-from lengthwise.predict.calibration import EXPECTED, SCORE, calibrate_many
+from lengthwise.predict.calibration import calibrate_many, score_at
 from lengthwise.predict.encoder.settings import EncoderSettings
 from lengthwise.predict.encoder.text import PromptText
 from lengthwise.predict.lexical import scores_of
@@ -75,8 +75,7 @@ class EncoderPredictor:
 
         For the predictions of another predictor, which are to be ranked among this one's.
         """
-        table = self._calibration
-        return float(np.interp(expected, table[:, EXPECTED], table[:, SCORE]))
+        return score_at(expected, self._calibration)
 
     def save(self, folder: Path) -> None:
         """Write the artifact, with the backbone's weights in a folder of their own within it.
