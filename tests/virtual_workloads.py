@@ -100,7 +100,12 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
     if not knows:
         predictions[generator.random(n) > generator.choice([1.0, 0.8])] = np.nan
     classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
-    settings: dict[str, Any] = {"policy": policy, "tau_floor": None, "max_overtakes": None}
+    settings: dict[str, Any] = {
+        "policy": policy,
+        "tau_floor": None,
+        "max_overtakes": None,
+        "client_priority": True,
+    }
     if policy != "fcfs":
         settings |= {
             "predictor": Foretold.name,
