@@ -1,7 +1,7 @@
 """Order a queue of four requests under several policies, without an engine."""
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.select import StepOrder
+from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import WAITING, new_table
 
 queue = [(0.0, 400), (40.0, 25), (60.0, 150), (79.0, 10)]  # arrival in s, expected tokens

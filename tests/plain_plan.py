@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.memory import fitting
+from lengthwise.policy.prepass import SWAP_EVERY
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.policy.select import SWAP_EVERY, Engine, choose_swaps
+from lengthwise.policy.select import choose_swaps
 from lengthwise.request import RUNNING
 
 if TYPE_CHECKING:
@@ -87,30 +89,27 @@ def swap(engine: PlainEngine) -> list[Job] | None:
     ]
     if not any(may):
         return None
-    growth = sum(engine.extra(job, job.left) for job in engine.running)
+    runners = _runners(engine.running)
+    runners["may_make_way"] = may
+    runners["freed_blocks"] = [len(job.blocks) for job in engine.running]
+    facts = new_facts(
+        1, limits.token_budget, engine.size, limits.watermark_blocks, 0, bool(limits.caching)
+    ).view(np.recarray)[0]
+    facts.running, facts.waiting = len(engine.running), len(engine.waiting)
+    facts.free_slots, facts.free_blocks = limits.slots - len(engine.running), len(engine.free)
+    facts.step_s = engine.prices.decode_s(len(engine.running))
+    facts.prefill_s = engine.prices.prefill_s_per_token
+    facts.tokens_per_step = engine.prices.tokens_per_step
     victims, admitted = choose_swaps(
-        chosen.preemption == "greedy",
-        chosen.max_swaps,
+        chosen.rules[0],
+        facts,
+        runners,
+        engine.table,
         engine.groups,
         engine.ranks,
-        engine.table,
         _rows(queue),
-        _rows(engine.running),
-        np.array(may),
-        np.array([len(job.blocks) for job in engine.running]),
-        Engine(
-            free_slots=limits.slots - len(engine.running),
-            free_blocks=len(engine.free) - growth - limits.watermark_blocks,
-            token_budget=limits.token_budget - sum(job.left for job in engine.running),
-            block_size=engine.size,
-            caching=bool(limits.caching),
-            requests=len(engine.running) + len(engine.waiting),
-            step_s=engine.prices.decode_s(len(engine.running)),
-            prefill_s=engine.prices.prefill_s_per_token,
-            tokens_per_step=engine.prices.tokens_per_step,
-        ),
     )
-    for victim in [job for row in victims for job in engine.running if job.index == row]:
+    for victim in [engine.running[place] for place in victims]:
         victim.row.preemptions += 1
         engine.preempt(victim)
     return queue[:admitted] if len(victims) else None
@@ -123,9 +122,18 @@ def fits(engine: PlainEngine) -> list[Job] | None:
     if not (growth and slots and engine.waiting):
         return None
     rank(engine)
-    queue, running = in_order(engine)[:slots], _rows(engine.running)
-    count = fitting(engine.table, running, _rows(queue), growth, len(engine.free), engine.size)
+    queue, runners = in_order(engine)[:slots], _runners(engine.running)
+    count = fitting(engine.table, runners, _rows(queue), growth, len(engine.free), engine.size)
     return queue[:count] if count < len(queue) else None
+
+
+def _runners(jobs: list[Job]) -> Any:
+    """What is the same for all that is decided of running requests."""
+    runners = np.zeros(len(jobs), RUNNER)
+    runners["row"] = [job.index for job in jobs]
+    runners["computed_tokens"] = [job.computed for job in jobs]
+    runners["wanted_tokens"] = [job.left for job in jobs]
+    return runners
 
 
 def _rows(jobs: list[Job]) -> Any:

@@ -22,7 +22,7 @@ from lengthwise.simulate.kv_runs import (
 )
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.state import SERVED, new_engines
+from lengthwise.simulate.state import SERVED, limits_of, new_engines
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.synthetic import synthetic_trace
 
@@ -58,7 +58,8 @@ def test_prompts_that_share_nothing_need_no_names(policy: str, blocks: int) -> N
 )
 def test_runs_are_a_queue_of_single_blocks(blocks: int, deeds: list[tuple[str, int]]) -> None:
     """Against a queue of blocks that knows each by its owner."""
-    engine = new_engines(1, blocks)[0:1]
+    limits = limits_of(EngineSettings(), blocks, shares=False)
+    engine = new_engines(1, blocks, limits)[0:1]
     runs = new_runs(1, blocks)[0]
     requests = np.zeros(200, SERVED)
     requests["memory"] = NOBODY

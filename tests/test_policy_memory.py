@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.length_law import cumulative_hazard
 from lengthwise.policy.memory import fitting
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
@@ -34,8 +35,11 @@ def table_of(running: Sequence[Request], waiting: Sequence[Request]) -> RequestT
 
 def fit(table: RequestTable, free: int, growth: float = 1.0, block_size: int = 1) -> int:
     rows = np.arange(len(table))
-    running, waiting = rows[table["state"] == RUNNING], rows[table["state"] == WAITING]
-    return fitting(table, running, waiting, growth, free, block_size)
+    runners = np.zeros(int((table["state"] == RUNNING).sum()), RUNNER)
+    runners["row"] = rows[table["state"] == RUNNING]
+    runners["computed_tokens"] = table["computed_tokens"][runners["row"]]
+    waiting = rows[table["state"] == WAITING]
+    return fitting(table, runners, waiting, growth, free, block_size)
 
 
 def peak(requests: Sequence[Request]) -> int:

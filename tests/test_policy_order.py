@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.order import interleave
-from lengthwise.policy.select import StepOrder
+from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import FREE, PARKED, RUNNING, WAITING, RequestTable, new_table
 
 NOBODY = np.empty(0, dtype=np.int64)
@@ -81,13 +81,9 @@ def test_the_first_few_are_those_of_a_full_sort(
     order = StepOrder()
     order.rank(discipline, table, len(table), 0.0, 0)
     collected: list[int] = []
-    last = -1
-    while True:
-        rows = order.after(table, len(table), last, 3)
-        if len(rows) == 0:
-            break
+    while len(rows := order.first(discipline, table, len(table), 3)):
         collected += [int(row) for row in rows]
-        last = collected[-1]
+        table["state"][rows] = RUNNING
     assert collected == expected, "asking for more continues where the last answer ended"
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.rollout import list_schedule, surviving_tokens, swap_gain
-from lengthwise.policy.select import Engine, StepOrder, choose_swaps
+from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime
 from lengthwise.request import RUNNING, WAITING, new_table
 
@@ -134,34 +135,23 @@ class Batch:
     def swaps(self, discipline: Discipline, **engine: Any) -> tuple[list[int], int]:
         order = StepOrder()
         order.rank(discipline, self.table, len(self.table), 0.0, 0)
-        waiting = order.first(discipline, self.table, len(self.table), self.waiting)
-        given_ = {
-            "free_slots": 0,
-            "free_blocks": 1000,
-            "token_budget": 512,
-            "block_size": 16,
-            "caching": True,
-            "requests": len(self.table),
-            "step_s": StepTime().decode_s(len(self.running)),
-            "prefill_s": StepTime().prefill_s_per_token,
-            "tokens_per_step": 0.0,
-            **engine,
-        }
-        preemptible = np.ones(len(self.running), np.bool_)
-        freed = -(-self.table["computed_tokens"][self.running].astype(np.int64) // 16)
-        victims, admitted = choose_swaps(
-            discipline.preemption == "greedy",
-            discipline.max_swaps,
-            order.groups,
-            order.ranks,
-            self.table,
-            waiting,
-            self.running,
-            preemptible,
-            freed,
-            Engine(**given_),
-        )
-        return victims.tolist(), admitted
+        facts = new_facts(1, token_budget=512, block_size=16)
+        facts["rows"] = len(self.table)
+        facts["running"], facts["waiting"] = len(self.running), self.waiting
+        facts["free_blocks"], facts["may_swap"] = 1000, True
+        facts["step_s"] = StepTime().decode_s(len(self.running))
+        facts["prefill_s"] = StepTime().prefill_s_per_token
+        for name, value in engine.items():
+            facts[name] = value
+        runners = np.zeros(len(self.running), RUNNER)
+        runners["row"] = self.running
+        for name in ("age", "computed_tokens"):
+            runners[name] = self.table[name][self.running]
+        runners["freed_blocks"] = -(-runners["computed_tokens"] // 16)
+        waiting = order.look(discipline, facts, runners, self.table)
+        ready = np.ones(len(waiting), np.bool_)
+        victims, front, _, _ = order.decide(discipline, facts, runners, self.table, waiting, ready)
+        return victims.tolist(), len(front)
 
 
 LONG = {"remaining": 500.0, "computed_tokens": 64}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.select import StepOrder
+from lengthwise.policy.step_order import StepOrder
 from lengthwise.probe.refine import refine, start, summarise
 from lengthwise.request import RUNNING
 from lengthwise.vllm.counters import Counters

@@ -22,7 +22,7 @@ starts at 0 and fades while nobody is preempted: what was too dear once is tried
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,21 +80,25 @@ def cutoff(
 
 
 @compiled
-def batch_cutoff(
-    table: RequestTable,
-    running: NDArray[np.int64],
-    requests: int,
-    lost_share: float,
-    thrown_out: float,
-    step_s: float,
-    prefill_s: float,
-) -> float:
-    """`cutoff` for the requests that run, of which there is at least one; `running`: their rows."""
+def batch_cutoff(table: RequestTable, runners: NDArray[np.void], facts: Any) -> float:
+    """`cutoff` for the requests that run, of which there is at least one.
+
+    Args:
+        table: array of REQUEST.
+        runners: array of RUNNER.
+        facts: a FACTS record.
+    """
     prompt, predicted = 0.0, 0.0
-    for row in running:
-        prompt += table[row].prompt_tokens
-        predicted += table[row].initial
-    count = len(running)
+    for runner in runners:
+        prompt += table[runner.row].prompt_tokens
+        predicted += table[runner.row].initial
+    count = len(runners)
     return cutoff(
-        prompt / count, predicted / count, requests, lost_share, thrown_out, step_s, prefill_s
+        prompt / count,
+        predicted / count,
+        facts.running + facts.waiting,
+        facts.lost_share,
+        facts.thrown_out,
+        facts.step_s,
+        facts.prefill_s,
     )

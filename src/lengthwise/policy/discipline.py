@@ -11,10 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.guards import NEVER, guard_record
+from lengthwise.policy.pointer import parameter_values, ranking_address
 from lengthwise.policy.registry import Policy, Preemption, get_policy
 
 #: Nobody overtakes an equal in these, but for those who were preempted and come back.
 _IN_ORDER_OF_ARRIVAL: Final = ("fcfs", "priority")
+
+#: What compiled code reads of a discipline.
+RULES: Final = np.dtype(
+    [
+        ("reorders", np.bool_),  # the queue may be served in another order than its own
+        ("preempts", np.bool_),
+        ("greedy", np.bool_),
+        ("counts_steps", np.bool_),
+        ("reads_prefix_cache", np.bool_),
+        ("service_time", np.bool_),
+        ("measures_steps", np.bool_),
+        ("predicts", np.bool_),
+        ("max_swaps", np.int64),
+        ("max_preemptions", np.int64),
+        ("blend", np.float64),
+        ("memory_growth", np.float64),
+        ("adapts", np.int64),  # place of the parameter that is "auto", -1 for none
+    ],
+    align=True,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,40 @@ class Discipline:
     memory_growth: float = 0.0
     service_time: bool = False
     adapts: int = -1
+
+    @cached_property
+    def ranking(self) -> int:
+        """The address of the policy's ranking; see `policy.pointer`. Compiled at the first look."""
+        return ranking_address(self.policy)
+
+    @cached_property
+    def values(self) -> NDArray[np.float64]:
+        """The parameters as a ranking takes them, in the same memory."""
+        return parameter_values(self.parameters)
+
+    @cached_property
+    def rules(self) -> NDArray[np.void]:
+        """An array of one RULES record."""
+        return np.array(
+            [
+                (
+                    not self.is_fcfs,
+                    self.preempts,
+                    self.preemption == "greedy",
+                    self.counts_steps,
+                    self.reads_prefix_cache,
+                    self.service_time,
+                    self.measures_steps,
+                    self.needs_predictions,
+                    self.max_swaps,
+                    self.max_preemptions,
+                    self.blend,
+                    self.memory_growth,
+                    self.adapts,
+                )
+            ],
+            dtype=RULES,
+        )
 
     @cached_property
     def counts_steps(self) -> bool:

@@ -29,7 +29,7 @@ _SAFETY: Final = 1.2815515655446004  # standard deviations: the 90 % quantile of
 @compiled
 def fitting(
     table: RequestTable,
-    running: Rows,
+    runners: NDArray[np.void],
     waiting: Rows,
     growth: float,
     free_blocks: int,
@@ -39,7 +39,7 @@ def fitting(
 
     Args:
         table: array of REQUEST, its derived fields up to date.
-        running: rows of the running requests.
+        runners: array of RUNNER.
         waiting: the first waiting rows in order.
         growth: factor on the tokens to come: 1 takes the prediction as it is.
         free_blocks: KV blocks that nobody holds.
@@ -49,37 +49,37 @@ def fitting(
         A number of rows. Where nothing runs at least 1, whatever is predicted for it: a request
         that fits alone is never held back for ever.
     """
-    instants = _instants(table, running, waiting)
+    instants = _instants(table, runners, waiting)
     mean, variance = np.zeros(len(instants)), np.zeros(len(instants))
     room = free_blocks * block_size
     most = 0  # what all would hold if none ended before the last
-    for row in running:
-        room += block_size * math.ceil(table[row].computed_tokens / block_size)
-        most += _held(table[row], growth * instants[-1], block_size)
+    for runner in runners:
+        room += block_size * math.ceil(runner.computed_tokens / block_size)
+        most += _held(table[runner.row], growth * instants[-1], block_size)
     for row in waiting:
         most += _held(table[row], growth * instants[-1], block_size)
     if most <= room:
         return len(waiting)
-    for row in running:
-        _add(table[row], block_size, growth, instants, mean, variance)
+    for runner in runners:
+        _add(table[runner.row], block_size, growth, instants, mean, variance)
     for taken in range(len(waiting)):
         _add(table[waiting[taken]], block_size, growth, instants, mean, variance)
         peak = 0.0
         for k in range(len(instants)):
             peak = max(peak, mean[k] + _SAFETY * math.sqrt(variance[k]))
         if peak > room:
-            return max(taken, 1) if len(running) == 0 else taken
+            return max(taken, 1) if len(runners) == 0 else taken
     return len(waiting)
 
 
 @compiled
-def _instants(table: RequestTable, running: Rows, waiting: Rows) -> Floats:
+def _instants(table: RequestTable, runners: NDArray[np.void], waiting: Rows) -> Floats:
     """Tokens from now at which requests are expected to end: there the memory in use peaks."""
-    ends = np.empty(len(running) + len(waiting))
-    for place in range(len(running)):
-        ends[place] = table[running[place]].remaining
+    ends = np.empty(len(runners) + len(waiting))
+    for place in range(len(runners)):
+        ends[place] = table[runners[place].row].remaining
     for place in range(len(waiting)):
-        ends[len(running) + place] = table[waiting[place]].remaining
+        ends[len(runners) + place] = table[waiting[place]].remaining
     ends.sort()
     if len(ends) <= _INSTANTS:
         return ends

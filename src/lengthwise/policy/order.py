@@ -105,10 +105,9 @@ def first_waiting(
     count: int,
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
-    after: int,
     want: int,
 ) -> NDArray[np.int64]:
-    """The first `want` waiting rows in order, those behind row `after` only (-1: from the start).
+    """The first `want` waiting rows in order.
 
     A bounded heap with the last of the chosen at its root: O(count + chosen · log want).
 
@@ -119,8 +118,6 @@ def first_waiting(
     size = 0
     for i in range(count):
         if table[i].state != WAITING:
-            continue
-        if after >= 0 and (i == after or not precedes(table, groups, ranks, after, i)):
             continue
         if size < want:
             child = size
@@ -188,13 +185,13 @@ def first_in_order(
         admissions: how many have been made before.
         want: how many rows at most.
     """
-    chosen = first_waiting(table, count, groups, ranks, -1, want)
+    chosen = first_waiting(table, count, groups, ranks, want)
     if blend >= 1.0:
         return chosen
     classes = np.empty(count, np.int64)
     for i in range(count):
         classes[i] = table[i].priority
-    queued = first_waiting(table, count, classes, np.zeros(count), -1, want)
+    queued = first_waiting(table, count, classes, np.zeros(count), want)
     return interleave(chosen, queued, blend, admissions)
 
 
@@ -251,8 +248,7 @@ def victims_last(
     table: RequestTable,
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
-    running: NDArray[np.int64],
-    prefilling: NDArray[np.bool_],
+    runners: NDArray[np.void],
 ) -> NDArray[np.int64]:
     """The running requests in an order from whose tail the engine may take memory victims.
 
@@ -263,19 +259,18 @@ def victims_last(
         table: array of REQUEST.
         groups: of `rank_requests`.
         ranks: of `rank_requests`.
-        running: rows of the running requests, shape [n].
-        prefilling: which of them are in the middle of their prefill, shape [n].
+        runners: array of RUNNER, shape [n].
 
     Returns:
-        Places in `running`, those to be kept longest first.
+        Places among the runners, those to be kept longest first.
     """
-    order = np.arange(len(running))
+    order = np.arange(len(runners))
     # Insertion sort: a few hundred at most, and nearly in order from one step to the next.
     for place in range(1, len(order)):
         moved = order[place]
         hole = place
         while hole > 0 and _is_kept_longer(
-            table, groups, ranks, running, prefilling, moved, order[hole - 1]
+            table, groups, ranks, runners[moved], runners[order[hole - 1]]
         ):
             order[hole] = order[hole - 1]
             hole -= 1
@@ -288,14 +283,12 @@ def _is_kept_longer(
     table: RequestTable,
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
-    running: NDArray[np.int64],
-    prefilling: NDArray[np.bool_],
-    a: int,
-    b: int,
+    a: Any,
+    b: Any,
 ) -> bool:
-    first, second = table[running[a]].priority, table[running[b]].priority
+    first, second = table[a.row].priority, table[b.row].priority
     if first != second:
         return bool(first < second)
-    if prefilling[a] != prefilling[b]:
-        return bool(prefilling[b])
-    return precedes(table, groups, ranks, running[a], running[b])
+    if a.prefilling != b.prefilling:
+        return bool(b.prefilling)
+    return precedes(table, groups, ranks, a.row, b.row)

@@ -145,34 +145,38 @@ def _prefill_weight_of_first(times: NDArray[np.void], running: int) -> float:
 
 
 class StepTime:
-    """The prices of one engine, for code that is not compiled."""
+    """The prices of one engine, for code that is not compiled.
+
+    Attributes:
+        record: an array of one record of STEP_TIME.
+    """
 
     def __init__(self) -> None:
-        self._times = new_step_times(1)
+        self.record = new_step_times(1)
 
     def observe(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Count one finished step; see the function of that name."""
-        _observe_first(self._times, prefill_tokens, decode_tokens, seconds)
+        _observe_first(self.record, prefill_tokens, decode_tokens, seconds)
 
     def decode_s(self, running: int) -> float:
         """Seconds of a step in which `running` requests decode one token each."""
-        return _batch_s_of_first(self._times, running)
+        return _batch_s_of_first(self.record, running)
 
     def prefill_weight(self, running: int) -> float:
         """Output tokens that take as much of the engine's time as a prefilled one."""
-        return _prefill_weight_of_first(self._times, running)
+        return _prefill_weight_of_first(self.record, running)
 
     @property
     def prefill_s_per_token(self) -> float:
         """Seconds that one more prefilled token adds to a step."""
-        return float(self._times["prefill_s"][0])
+        return float(self.record["prefill_s"][0])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens whose KV is written in a step, on average: how fast free blocks are reused."""
-        return float(self._times["mean_tokens"][0])
+        return float(self.record["mean_tokens"][0])
 
     @property
     def steps(self) -> int:
         """Steps observed so far."""
-        return int(self._times["steps"][0])
+        return int(self.record["steps"][0])

@@ -51,7 +51,7 @@ def advance(
     """Simulate until something is needed from outside, or for a number of steps.
 
     Args:
-        ranking: the rank pointer, its parameter values, the guards and the rules.
+        ranking: where the ranking begins, its parameter values, the guards and the rules.
         limits: array of one LIMITS record.
         terms: `StepCost.terms`.
         times: array of STEP_TIME, one for each engine, written.

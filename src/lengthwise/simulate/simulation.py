@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import NumbaExperimentalFeatureWarning
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.pointer import parameter_values, rank_pointer
 from lengthwise.policy.step_time import new_step_times
 from lengthwise.simulate import cluster
 from lengthwise.simulate.cluster import ROUTERS, advance
@@ -27,7 +24,6 @@ from lengthwise.simulate.state import (
     new_batches,
     new_engines,
     new_queues,
-    rules_of,
     with_more_memory,
     with_more_rows,
 )
@@ -147,10 +143,11 @@ def simulate(
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
-    engines = new_engines(replicas, blocks)
+    limits, terms = limits_of(engine, blocks, shared.tokens > 0), cost.terms
+    engines = new_engines(replicas, blocks, limits)
     times_of_steps = new_step_times(replicas)
     if discipline.adapts >= 0:
-        engines["cutoff"] = parameter_values(discipline.parameters)[discipline.adapts]
+        engines["cutoff"] = discipline.values[discipline.adapts]
     queues = new_queues(replicas, engine.slots)
     recents = new_recent(replicas)
     batches = new_batches(replicas, engine.slots)
@@ -163,45 +160,43 @@ def simulate(
         engine.block_size,
         engine.prefix_caching,
     )
+    rules = discipline.rules.copy()
+    rules["reorders"] |= requests["priority"].any()
     ranking = (
-        rank_pointer(discipline.policy),
-        parameter_values(discipline.parameters).copy(),  # one may be set anew while it runs
+        discipline.ranking,
+        discipline.values.copy(),  # one may be set anew while it runs
         discipline.guards,
-        rules_of(discipline, bool(requests["priority"].any())),
+        rules,
     )
     offsets = np.zeros(n + 1, np.int64)
     if token_times:
         np.cumsum(requests["output_tokens"], out=offsets[1:])
     times = np.full(offsets[-1], np.nan, np.float32)
-    limits, terms = limits_of(engine, blocks, shared.tokens > 0), cost.terms
     coins = np.random.default_rng(seed).integers(replicas, size=(n if replicas > 1 else 1, 2))
     logs: list[NDArray[np.void]] = []
     arrived = taken = 0
     while True:
         log = np.zeros(_STRETCH if log_steps else 1, STEP)
-        with warnings.catch_warnings():
-            # The rank is a function pointer, which numba calls experimental.
-            warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
-            why, arrived, steps = advance(
-                ranking,
-                limits,
-                terms,
-                times_of_steps,
-                engines,
-                requests,
-                shared,
-                queues,
-                recents,
-                batches,
-                memories,
-                times,
-                offsets,
-                log,
-                ROUTERS.index(router),
-                coins,
-                arrived,
-                _STRETCH,
-            )
+        why, arrived, steps = advance(
+            ranking,
+            limits,
+            terms,
+            times_of_steps,
+            engines,
+            requests,
+            shared,
+            queues,
+            recents,
+            batches,
+            memories,
+            times,
+            offsets,
+            log,
+            ROUTERS.index(router),
+            coins,
+            arrived,
+            _STRETCH,
+        )
         taken += steps
         if log_steps:
             logs.append(log[:steps].copy())

@@ -74,7 +74,8 @@ def start(
     else:
         lost = max(served.lost - slot.computed, 0)
         served.recomputed_tokens += lost
-        engine.lost_share = observed(engine.lost_share, share_lost(served.lost, lost))
+        facts = engine.facts
+        facts.lost_share = observed(facts.lost_share, share_lost(served.lost, lost))
     if rules.reorders:
         request = queue.table[served.row]
         request.state = RUNNING
@@ -181,7 +182,7 @@ def retire(
         if rules.reorders:
             _release_row(engine, requests, queue, slot.request)
     for _ in range(ended):
-        engine.thrown_out = observed(engine.thrown_out, 0.0)
+        engine.facts.thrown_out = observed(engine.facts.thrown_out, 0.0)
 
 
 @compiled_here

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.facts import FACTS, new_facts
 from lengthwise.request import new_table
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.kv_blocks import Memory
@@ -28,24 +28,6 @@ LIMITS: Final = np.dtype(
         ("lag", np.int64),
         ("caching", np.bool_),
         ("shares", np.bool_),  # with caching: prompts share blocks
-    ]
-)
-
-RULES: Final = np.dtype(
-    [
-        ("reorders", np.bool_),  # the queue may be served in another order than its own
-        ("preempts", np.bool_),
-        ("greedy", np.bool_),
-        ("counts_steps", np.bool_),
-        ("reads_prefix_cache", np.bool_),
-        ("service_time", np.bool_),
-        ("measures_steps", np.bool_),
-        ("predicts", np.bool_),
-        ("max_swaps", np.int64),
-        ("max_preemptions", np.int64),
-        ("blend", np.float64),
-        ("memory_growth", np.float64),
-        ("adapts", np.int64),  # place of the parameter that is "auto", -1 for none
     ]
 )
 
@@ -90,7 +72,7 @@ ENGINE: Final = np.dtype(
         ("plans_s", np.float64),  # when the next step is planned; inf: nothing to do
         ("starts_s", np.float64),  # when it can start
         ("planned_s", np.float64),  # when the last step was planned
-        ("prefill_weight", np.float64),  # see `rank_requests`
+        ("facts", FACTS),  # of the step that was planned last
         # For the router, which hears of an end when it has come: the requests not yet ended by the
         # last step that was planned, their predicted tokens, and what ended in the last two steps.
         ("outstanding", np.int64),
@@ -124,8 +106,6 @@ ENGINE: Final = np.dtype(
         ("blank", np.int64),  # free blocks without content, where there are runs
         ("oldest_run", np.int64),  # number of the oldest run
         ("next_run", np.int64),  # number of the run that comes next
-        ("lost_share", np.float64),  # of preempted tokens, computed again; see policy.cutoff
-        ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
         ("ended_waiting", np.int64),  # preempted in this step, their last token on its way
         ("cutoff", np.float64),  # c where it is "auto"
     ],
@@ -214,33 +194,11 @@ def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np
     )
 
 
-def rules_of(discipline: Discipline, classes_matter: bool) -> NDArray[np.void]:
-    """A discipline's switches as an array of one RULES record."""
-    return np.array(
-        [
-            (
-                classes_matter or not discipline.is_fcfs,
-                discipline.preempts,
-                discipline.preemption == "greedy",
-                discipline.counts_steps,
-                discipline.reads_prefix_cache,
-                discipline.service_time,
-                discipline.measures_steps,
-                discipline.needs_predictions,
-                discipline.max_swaps,
-                discipline.max_preemptions,
-                discipline.blend,
-                discipline.memory_growth,
-                discipline.adapts,
-            )
-        ],
-        dtype=RULES,
-    )
-
-
-def new_engines(count: int, blocks: int) -> NDArray[np.void]:
-    """Idle engines, shape [count]."""
+def new_engines(count: int, blocks: int, limits: NDArray[np.void]) -> NDArray[np.void]:
+    """Idle engines with these limits, shape [count]; `limits`: of `limits_of`."""
     engines = np.zeros(count, ENGINE)
+    shown = ("token_budget", "block_size", "watermark_blocks", "caching")
+    engines["facts"] = new_facts(count, **{name: limits[name][0] for name in shown})
     engines["plans_s"] = np.inf
     engines["free_blocks"] = engines["blank"] = blocks
     engines["first"] = engines["last"] = -1

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed
-from lengthwise.policy.order import first_waiting
-from lengthwise.policy.select import SPARE, blocks_for
+from lengthwise.policy.prepass import SPARE
+from lengthwise.policy.select import blocks_for
 from lengthwise.policy.step_time import observe
 from lengthwise.request import WAITING
 from lengthwise.simulate.foretell import Recent, foretell
@@ -105,7 +105,7 @@ def run_step(
     """Plan a step of an engine and let it happen.
 
     Args:
-        ranking: the rank pointer, its parameter values, the guards and the rules.
+        ranking: where the ranking begins, its parameter values, the guards and the rules.
         limits: a LIMITS record.
         terms: `StepCost.terms`.
         times: a STEP_TIME record, written: what steps are measured to cost.
@@ -236,7 +236,7 @@ def _serve_running(
         while need - slot.blocks > engine.free_blocks:
             last = engine.running - 1
             requests[slots[running[last]].request].memory_preemptions += 1
-            engine.thrown_out = observed(engine.thrown_out, 1.0)
+            engine.facts.thrown_out = observed(engine.facts.thrown_out, 1.0)
             own = running[last] == s
             preempt(rules, limits, engine, requests, queue, batch, memory, last)
             preempted += 1
@@ -289,7 +289,7 @@ def _admit(
         has_front: whether they are.
     """
     rules = ranking[3][0]
-    order, cursor, last = front, 0, -1
+    order, cursor = front, 0
     while budget > 0 and engine.running < limits.slots and engine.waiting > 0:
         if not rules.reorders:
             i = engine.first
@@ -299,18 +299,12 @@ def _admit(
                     return
                 rank_once(ranking, limits, engine, requests, shared, queue, memory, False)
                 want = limits.slots - engine.running + SPARE
-                if last < 0:
-                    order = first_rows(rules, engine, queue, want)
-                else:
-                    order = first_waiting(
-                        queue.table, engine.live, queue.groups, queue.ranks, last, want
-                    )
+                order = first_rows(rules, engine, queue, want)
                 if len(order) == 0:
                     return
                 cursor = 0
-            last = order[cursor]
+            i = queue.request[order[cursor]]
             cursor += 1
-            i = queue.request[last]
         hits, free_hits = 0, 0
         if limits.caching:
             hits, free_hits = find_cached(limits, engine, requests, shared, memory, i)

@@ -158,6 +158,22 @@ def engine_index(vllm_config: Any) -> int:
     return int(getattr(vllm_config.parallel_config, "data_parallel_index", 0) or 0)
 
 
+def step_limits(scheduler: Any) -> dict[str, Any]:
+    """What bounds a step, under the names of `policy.facts`."""
+    return {
+        "token_budget": int(scheduler.max_num_scheduled_tokens),
+        "block_size": int(scheduler.block_size),
+        "watermark_blocks": int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)),
+        "caching": bool(scheduler.cache_config.enable_prefix_caching),
+    }
+
+
+def free_slots(scheduler: Any) -> int:
+    """How many more requests may run now."""
+    taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
+    return int(scheduler.max_num_active_reqs - taken)
+
+
 def priority_class(request: Any) -> int:
     """A request's priority, cut to what the order's key holds: vLLM takes integers of any size."""
     return int(max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority)))
@@ -182,12 +198,7 @@ def free_blocks(scheduler: Any) -> int:
 def blocks_freed(scheduler: Any, request: Any) -> int:
     """KV blocks that preempting a request frees: those that no other request shares with it."""
     blocks = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
-    return sum(block.ref_cnt == 1 for block in blocks)
-
-
-def watermark_blocks(scheduler: Any) -> int:
-    """Blocks that admission leaves free."""
-    return int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0))
+    return [block.ref_cnt for block in blocks].count(1)
 
 
 def cached_tokens(scheduler: Any, request: Any) -> int:
@@ -197,15 +208,58 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
     return int(scheduler.kv_cache_manager.get_computed_blocks(request)[1])
 
 
-def may_preempt_voluntarily(scheduler: Any) -> bool:
-    """Whether this engine can take voluntary preemptions at all.
+def may_swap(scheduler: Any, throttled: bool) -> bool:
+    """Whether a preempted request would make way for a waiting one in this step.
 
     Connectors may still be reading or writing a victim's blocks, with pipeline parallelism the
     victim is in flight in several stages, and with several KV groups (hybrid models) it cannot be
     told whether a newcomer will fit.
+
+    Args:
+        scheduler: vLLM's.
+        throttled: it was told to hold prefills back.
     """
-    one_group = len(scheduler.kv_cache_config.kv_cache_groups) == 1
-    return scheduler.connector is None and not scheduler.use_pp and one_group
+    return bool(
+        not throttled
+        and not scheduler.kv_holding_waiting
+        and scheduler.pause_state.name == "UNPAUSED"
+        and scheduler.scheduler_config.enable_chunked_prefill
+        and scheduler.connector is None
+        and not scheduler.use_pp
+        and len(scheduler.kv_cache_config.kv_cache_groups) == 1
+    )
+
+
+def may_make_way(scheduler: Any, request: Any) -> bool:
+    """Whether a running request may be preempted now: not in the middle of its prefill, not when
+    its last token is on its way, not while older output of it is."""
+    return bool(
+        not request.is_prefill_chunk
+        and request.num_output_tokens > 0
+        and not request.has_encoder_inputs
+        and request.num_stale_output_tokens == 0
+        and not finishes_in_flight(request)
+        and scheduler._request_blocks_can_be_freed(request)
+    )
+
+
+class Adapters:
+    """The LoRA adapters that a step may hold, of those that run and of newcomers."""
+
+    def __init__(self, scheduler: Any) -> None:
+        config = scheduler.lora_config
+        self._most = None if config is None else int(config.max_loras)
+        self._taken = {r.lora_request.lora_int_id for r in scheduler.running if r.lora_request}
+
+    def take(self, request: Any) -> bool:
+        """Whether there is room for a request's adapter; then it is taken."""
+        if self._most is None or not request.lora_request:
+            return True
+        adapter = request.lora_request.lora_int_id
+        if adapter not in self._taken and len(self._taken) >= self._most:
+            return False
+        self._taken.add(adapter)
+        return True
 
 
 def run_parent_as_fcfs(scheduler: Any) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     from vllm.v1.core.sched.request_queue import RequestQueue
 
-NextRows = Callable[[int], list[int]]
+NextRows = Callable[[], list[int]]
 
 
 class PolicyQueue(RequestQueue):
@@ -28,8 +28,8 @@ class PolicyQueue(RequestQueue):
 
     Args:
         live: the scheduler's table.
-        next_rows: gives the next waiting rows in the step's order, behind the given row (-1: from
-            the start); called when the step first looks, and again when it has used those up.
+        next_rows: gives the next of those that wait in the step's order; called when the step first
+            looks, and again when those that it gave have left the queue.
     """
 
     def __init__(self, live: LiveTable, next_rows: NextRows) -> None:
@@ -40,7 +40,6 @@ class PolicyQueue(RequestQueue):
         self._tail = 0
         self._in_order = False
         self._front: list[int] | None = None
-        self._last = -1
         self._exhausted = False
         self.taken: list[Any] = []
 
@@ -54,7 +53,6 @@ class PolicyQueue(RequestQueue):
         self._in_order = in_order
         self._exhausted = front is not None
         self._front = None if front is None else front[::-1]
-        self._last = -1
         self.taken.clear()
 
     def close_step(self) -> None:
@@ -98,7 +96,7 @@ class PolicyQueue(RequestQueue):
         row = self._live.row(request.request_id)
         self._live.table["state"][row] = RUNNING
         if self._in_order and self._front:
-            self._last = self._front.pop()
+            self._front.pop()
         self.taken.append(request)
         return request
 
@@ -137,6 +135,6 @@ class PolicyQueue(RequestQueue):
     def _front_row(self) -> int | None:
         """The row to serve next, asking for more when those at hand are used up."""
         if not self._front and not self._exhausted:
-            self._front = self._next_rows(self._last)[::-1]
+            self._front = self._next_rows()[::-1]
             self._exhausted = not self._front
         return self._front[-1] if self._front else None

@@ -61,7 +61,7 @@ class LengthwiseMixin:
         self._live = LiveTable()
         self._by_priority = compat.run_parent_as_fcfs(self)
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
-        self.waiting = PolicyQueue(self._live, lambda after: self._planner.next_rows(after))
+        self.waiting = PolicyQueue(self._live, lambda: self._planner.next_rows())
         self._predictions = Predictions(self._live, self.counters)
         self._predictor_name = ""
         self._predicts = False
@@ -386,7 +386,7 @@ class LengthwiseMixin:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         scheduled = output.num_scheduled_tokens
-        self._planner.ran(scheduled)
+        self._planner.ran(scheduled, self._step)
         self._work_before = self._last_work
         if not scheduled:
             self._last_work = None

@@ -1,0 +1,72 @@
+"""What the pre-pass of a step is told: the engine's limits and state, and its running requests.
+
+The vLLM adapter and the simulator gather the same facts; all else that decides is in `prepass`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: One engine before a step.
+FACTS: Final = np.dtype(
+    [
+        # Its limits.
+        ("token_budget", np.int64),  # tokens that a step may compute
+        ("block_size", np.int64),  # tokens a KV block
+        ("watermark_blocks", np.int64),  # that admission leaves free
+        ("lookahead_tokens", np.int64),  # for which KV is allocated beyond those of the step
+        ("caching", np.bool_),  # freed blocks stay reusable
+        # Its state.
+        ("now_s", np.float64),
+        ("step", np.int64),  # its number
+        ("rows", np.int64),  # of the table, in use
+        ("running", np.int64),  # requests
+        ("waiting", np.int64),  # requests
+        ("free_slots", np.int64),
+        ("free_blocks", np.int64),
+        ("may_swap", np.bool_),  # it can preempt and admit in this step
+        ("admissions", np.int64),  # made so far
+        # What it has seen of preemptions; see `policy.cutoff`.
+        ("lost_share", np.float64),  # of preempted tokens, computed again
+        ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
+        # Its prices, as measured.
+        ("step_s", np.float64),  # of a step in which all running requests decode
+        ("prefill_s", np.float64),  # that a prefilled token adds to a step
+        ("tokens_per_step", np.float64),  # whose KV is written, on average
+        ("prefill_weight", np.float64),  # see `rank_requests`
+    ],
+    align=True,
+)
+
+#: One running request.
+RUNNER: Final = np.dtype(
+    [
+        ("row", np.int64),  # in the table
+        ("age", np.int64),  # output tokens, as far as the scheduler knows
+        ("computed_tokens", np.int64),
+        ("wanted_tokens", np.int64),  # to be computed in this step, speculative ones among them
+        ("prefilling", np.bool_),  # in the middle of its prefill
+        ("may_make_way", np.bool_),  # it can be preempted for a newcomer
+        ("freed_blocks", np.int64),  # by preempting it: those that no other request shares
+    ],
+    align=True,
+)
+
+
+def new_facts(
+    count: int,
+    token_budget: int,
+    block_size: int,
+    watermark_blocks: int = 0,
+    lookahead_tokens: int = 0,
+    caching: bool = True,
+) -> NDArray[np.void]:
+    """Facts of engines with these limits, at which nothing has happened yet, shape [count]."""
+    facts = np.zeros(count, FACTS)
+    facts["token_budget"], facts["block_size"] = token_budget, block_size
+    facts["watermark_blocks"], facts["lookahead_tokens"] = watermark_blocks, lookahead_tokens
+    facts["caching"] = caching
+    return facts
