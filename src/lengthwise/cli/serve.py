@@ -104,9 +104,9 @@ def serve(
     Policy, bounds and predictor can be changed while serving: edit the settings file that is
     printed at the start.
     """
-    from lengthwise.compare.server import Server
-    from lengthwise.compare.server_command import REFERENCE, probe_of, refuse_model, server_command
     from lengthwise.policy import get_policy
+    from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
+    from lengthwise.serve.server import Server
     from lengthwise.simulate.presets import parse_preset
 
     flags = list(context.args)
@@ -180,8 +180,8 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
 
     if settings.predictor in (None, NO_PREDICTOR):
         return
-    from lengthwise.compare.server_command import model_path
     from lengthwise.predict import load_predictor
+    from lengthwise.serve.command import model_path
 
     # A hub's model is not here yet: the engine checks its tokenizer itself.
     here = Path(model_path(model))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.compare.server_command import (
+from lengthwise.errors import InputError
+from lengthwise.serve.command import (
     EXECUTOR,
     REFERENCE,
     ServerCommand,
@@ -19,7 +20,6 @@ from lengthwise.compare.server_command import (
     require_free_port,
     server_command,
 )
-from lengthwise.errors import InputError
 from lengthwise.simulate.presets import parse_preset
 
 pytestmark = pytest.mark.skipif(
