@@ -280,7 +280,8 @@ class LengthwiseMixin:
                     overtaken=int(columns["overtaken"]),
                     **values,
                 )
-            if active.length_log is not None:
+            # A prompt that came as embeddings has no words to learn from.
+            if active.length_log is not None and request.prompt_token_ids is not None:
                 values["predictor"] = self._predictor_name if columns["predicted"] else None
                 self._contained.call(
                     "length log", active.length_log.answer, prompt_of(request), arrival_s, values
