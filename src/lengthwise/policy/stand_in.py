@@ -2,8 +2,9 @@
 
 A request is predicted once, soon after it arrives, at most `PER_STEP` in one step, and fewer where
 prompts are long, so that a burst never holds a step up. The bound is on what is read and not on
-time, so that the same requests give the same schedule. Until then, and for good where nothing can be predicted, it ranks as the
-median; when nothing was ever predicted all requests look alike, which is exactly fcfs.
+time, so that the same requests give the same schedule. Until then, and for good where nothing can
+be predicted, it ranks as the median; when nothing was ever predicted all requests look alike,
+which is exactly fcfs.
 """
 
 from __future__ import annotations

@@ -221,20 +221,22 @@ def may_preempt_voluntarily(scheduler: Any) -> bool:
     return scheduler.connector is None and not scheduler.use_pp and one_group
 
 
-def run_parent_as_fcfs(scheduler: Any) -> bool:
-    """Make the parent serve its queue in the order the queue gives.
+def goes_by_priority(scheduler: Any) -> bool:
+    """Whether the engine was started with `--scheduling-policy priority`."""
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
-    Priority is the outermost key of every rank already, and under `priority` the parent would
-    choose victims itself.
+    return bool(scheduler.policy == SchedulingPolicy.PRIORITY)
 
-    Returns:
-        Whether the engine was started with `--scheduling-policy priority`.
+
+def let_parent_choose_victims(scheduler: Any, chooses: bool) -> None:
+    """Who makes way where memory runs out: by the parent's own rule, or the last that runs.
+
+    The rule, that of `--scheduling-policy priority`, is the worst class and there who came last.
+    The parent's policy decides nothing else: whom it admits the queue says.
     """
     from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
-    by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
-    scheduler.policy = SchedulingPolicy.FCFS
-    return bool(by_priority)
+    scheduler.policy = SchedulingPolicy.PRIORITY if chooses else SchedulingPolicy.FCFS
 
 
 def is_running(request: Any) -> bool:

@@ -59,9 +59,12 @@ class LengthwiseMixin:
         compat.check_scheduler(self)
         self.counters = Counters()
         self._live = LiveTable()
-        self._by_priority = compat.run_parent_as_fcfs(self)
+        self._by_priority = compat.goes_by_priority(self)
+        self._parent_chooses_victims = False
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
-        self.waiting = PolicyQueue(self._live, lambda after: self._planner.next_rows(after))
+        self.waiting = PolicyQueue(
+            self._live, lambda after: self._planner.next_rows(after), self._by_priority
+        )
         self._predictions = Predictions(self._live, self.counters)
         self._predictor_name = ""
         self._predicts = False
@@ -148,7 +151,9 @@ class LengthwiseMixin:
         self._active = active
         self.counters.settings_changes += 1
         self._contained.restart()
-        self._disciplines = active.discipline, active.fcfs
+        # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
+        as_stock = self._by_priority and active.discipline.policy.name == "priority"
+        self._disciplines = active.fcfs if as_stock else active.discipline, active.fcfs
         self._predicts = active.discipline.needs_predictions
         self._predictor_name = Path(active.predictor or "").name
         if self._predictions.use(active.source):
@@ -167,7 +172,9 @@ class LengthwiseMixin:
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
         as_queued = self._tau.below_floor or _POLICY in self._contained.off
-        self._planner.discipline = self._disciplines[as_queued]
+        discipline = self._planner.discipline = self._disciplines[as_queued]
+        self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
+        compat.let_parent_choose_victims(self, self._parent_chooses_victims)
 
     def _give_up_policy(self, error: Exception) -> None:
         """The policy has raised: the order is that of fcfs from now on."""
@@ -286,6 +293,7 @@ class LengthwiseMixin:
                 self._contained.call(
                     "length log", active.length_log.answer, prompt_of(request), arrival_s, values
                 )
+        self.waiting.forget(request.request_id)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
@@ -309,7 +317,10 @@ class LengthwiseMixin:
         throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
         self._planning = True
         self._begin_step(self._clock())
+        running = list(self.running) if self._parent_chooses_victims else None
         in_order, front = self._planner.plan(self._now, self._step, throttled)
+        if running is not None and self._parent_chooses_victims:
+            self.running[:] = running  # as it was: the tail is not where victims are taken from
         self.waiting.open_step(in_order, front)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         self.waiting.close_step()
