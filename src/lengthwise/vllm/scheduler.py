@@ -249,6 +249,8 @@ class LengthwiseMixin:
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request ended, one way or another: its row is free."""
+        if request.request_id not in self._live:  # not added by way of us
+            return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         predicted = self._predictions.forget(request.request_id)
         self._held_tokens.pop(request.request_id, None)
