@@ -32,7 +32,6 @@ from bench.spread import paired, spread
 from lengthwise.cli.console import ConsoleProgress
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FILE
-from lengthwise.compare.server_command import REFERENCE
 from lengthwise.compare.session import Observed, Session, open_session
 from lengthwise.errors import LengthwiseError
 from lengthwise.learn.process import step_back
@@ -41,6 +40,7 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import exchanges
+from lengthwise.serve.command import REFERENCE
 from lengthwise.vllm.settings import Settings
 from lengthwise.workload.arrivals import poisson
 from lengthwise.workload.dataset import Dataset

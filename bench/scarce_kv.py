@@ -31,12 +31,12 @@ from bench.spread import paired, spread
 
 from lengthwise.cli.console import ConsoleProgress
 from lengthwise.compare.client import ReplayRequest
-from lengthwise.compare.server_command import REFERENCE
 from lengthwise.compare.session import Observed, open_session
 from lengthwise.errors import LengthwiseError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference.prompts import generate
+from lengthwise.serve.command import REFERENCE
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost

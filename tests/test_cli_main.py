@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from lengthwise.cli.main import app, main
+from lengthwise.cli.serve import new_settings, own_settings_file
 
 
 class Ended(NamedTuple):
@@ -134,6 +135,35 @@ def test_a_port_in_use_is_refused_at_once(
     assert ended.code == 2
     assert f"port {port}" in ended.err
     assert "--port" in ended.err
+    assert not list(tmp_path.iterdir()), "the settings of whoever has the port"
+
+
+def test_machines_that_share_a_home_do_not_share_the_settings_of_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    files = set()
+    for machine in ("node-a", "node-b"):
+        monkeypatch.setattr(socket, "gethostname", lambda machine=machine: machine)
+        files |= {own_settings_file(8000), own_settings_file(8001)}
+    assert len(files) == 4
+    assert all(path.is_relative_to(tmp_path) for path in files)
+
+
+def test_a_home_that_cannot_be_written_is_said(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "lengthwise").write_text("no folder")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    ended = run("serve", "reference", "--policy", "fcfs")
+    assert ended.code == 2
+    assert "--settings" in ended.err
+
+
+def test_metrics_listen_where_the_server_does() -> None:
+    assert new_settings("srpt:metrics_port=9000", None, None, False, "::1").metrics_host == "::1"
+    given = new_settings("srpt:metrics_host=10.0.0.1", None, None, False, "127.0.0.1")
+    assert given.metrics_host == "10.0.0.1"
 
 
 def test_serve_refuses_to_overwrite_your_settings_file(run: Run, tmp_path: Path) -> None:

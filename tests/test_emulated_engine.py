@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.compare.server_command import EXECUTOR
 from lengthwise.emulate.model_folder import model_folder
 from lengthwise.emulate.transfers import BANDWIDTH, Transfers, transfers_of
 from lengthwise.errors import InputError
+from lengthwise.serve.command import EXECUTOR
 from lengthwise.simulate.presets import parse_preset
 
 PRESET = parse_preset("a100:llama-3-8b")

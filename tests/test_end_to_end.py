@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lengthwise.compare.server_command import free_port
+from lengthwise.serve.command import free_port
 from lengthwise.vllm.settings import status_path
 from small_backbones import opt_backbone
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from lengthwise.compare.collect import TRAIN_STATES
-from lengthwise.compare.server_command import free_port
 from lengthwise.probe.states import open_states
+from lengthwise.serve.command import free_port
 from lengthwise.vllm.settings import status_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "learn": {"workload", "predict"},
     "vllm": {"request", "policy", "predict", "probe", "workload"},
     "emulate": {"simulate", "policy", "workload", "vllm", "predict", "reference"},
+    "serve": {"measure", "probe", "reference", "simulate", "vllm", "emulate"},
     "compare": {
+        "serve",
         "workload",
         "measure",
         "predict",

@@ -1,14 +1,15 @@
 """The request's priority is the outermost key of every order, whichever policy is inside.
 
-Under `--scheduling-policy priority` the parent would take its victims itself, and puts a preempted
-request back by arrival. Ours runs the parent as fcfs and orders the queue and the victims. With
-memory to spare the two agree step for step. With scarce memory they cannot: where the worst
-running request is the one being scheduled, stock preempts it and schedules nothing that comes
-behind it in this step. What matters is tested instead: who is admitted, and who makes way.
+Under `--scheduling-policy priority` the policies fcfs and priority are stock vLLM step for step:
+who is admitted, equal classes by arrival time, and who makes way. Other policies order the queue
+and the victims themselves. Where the worst running request is the one being scheduled, stock
+preempts it and schedules nothing that comes behind it in this step; what matters is tested there:
+who is admitted, and who makes way.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +26,23 @@ from random_traffic import RandomTraffic
 CLASSES = 3
 
 
+class LateTraffic(RandomTraffic):
+    """Requests that reach the engine in another order than they arrived, some at the same time."""
+
+    def ask(self) -> Ask:
+        ask = super().ask()
+        return replace(ask, arrival_time=ask.arrival_time // 2 + self._rng.randrange(-4, 5))
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("num_blocks", [2_000, 36])
 @pytest.mark.parametrize("lag", [0, 1])
-def test_stock_priority_step_for_step_with_memory_to_spare(lag: int, policy: str) -> None:
+def test_stock_priority_step_for_step(lag: int, num_blocks: int, policy: str) -> None:
     stock, ours = (
         SteppedEngine(
             build_scheduler(
                 scheduler_class,
-                num_blocks=2_000,
+                num_blocks=num_blocks,
                 max_num_seqs=6,
                 token_budget=64,
                 asynchronous=bool(lag),
@@ -43,13 +53,106 @@ def test_stock_priority_step_for_step_with_memory_to_spare(lag: int, policy: str
         )
         for scheduler_class in (None, Scheduler)
     )
-    traffic = RandomTraffic(seed=11, classes=CLASSES)
-    for _ in range(1_500):
+    traffic = LateTraffic(seed=11, classes=CLASSES)
+    preempted = 0
+    for _ in range(1_000):
         traffic.act([stock, ours])
         expected = stock.step()
+        preempted += len(expected.preempted)
         assert ours.step() == expected
+        assert ids(ours.scheduler.waiting) == ids(stock.scheduler.waiting)
+        assert ids(ours.scheduler.running) == ids(stock.scheduler.running)
+    if num_blocks == 36:
+        assert preempted > 20
     traffic.settle([stock, ours])
     assert ours.run() == stock.run()
+    assert ours.scheduler.waiting._arrival_order._keys == []
+
+
+def ids(requests: Any) -> list[str]:
+    return [request.request_id for request in requests]
+
+
+@pytest.mark.parametrize("vllm_policy", ["fcfs", "priority"])
+def test_the_queue_can_be_looked_at_between_steps(vllm_policy: str) -> None:
+    rng = random.Random(5)
+    stock, ours = (
+        SteppedEngine(
+            build_scheduler(
+                scheduler_class,
+                max_num_seqs=1,
+                policy=vllm_policy,  # type: ignore[arg-type]
+                lengthwise={"settings": {"policy": "fcfs"}},
+            )
+        )
+        for scheduler_class in (None, Scheduler)
+    )
+    for number in range(20):
+        ask = Ask(f"r{number}", [7] * 9, 3, priority=rng.randrange(3), arrival_time=rng.random())
+        for engine in (stock, ours):
+            engine.add(ask)
+    queue = ours.scheduler.waiting
+    assert ids(queue) == ids(stock.scheduler.waiting)
+    assert queue[0] is queue.peek_request() is next(iter(queue))
+    assert queue[-1] is list(queue)[-1]
+    with pytest.raises(IndexError):
+        queue[20]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_worst_class_makes_way_on_hybrid_models_too(groups: int, policy: str) -> None:
+    """Which need a block in each group of layers: nobody knows beforehand that memory is short."""
+    for spare in range(0, 6 * groups, 2):
+        stock, ours = (
+            first_evicted(scheduler_class, groups, spare, policy)
+            for scheduler_class in (stock_scheduler(), Scheduler)
+        )
+        assert ours == stock
+        assert "class6" in ours
+
+
+def stock_scheduler() -> Any:
+    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+
+    return Stock
+
+
+def first_evicted(scheduler_class: Any, groups: int, spare: int, policy: str) -> list[str]:
+    import torch
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        KVCacheConfig,
+        KVCacheGroupSpec,
+        SlidingWindowSpec,
+    )
+
+    def hybrid(**arguments: Any) -> Any:
+        shape = {"block_size": 16, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+        specs = [FullAttentionSpec(**shape)]
+        specs += [SlidingWindowSpec(**shape, sliding_window=1024)] * (groups - 1)
+        arguments["kv_cache_config"] = KVCacheConfig(
+            num_blocks=1 + 12 * groups + spare,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec([f"layer{i}"], s) for i, s in enumerate(specs)],
+        )
+        return scheduler_class(**arguments)
+
+    engine = SteppedEngine(
+        build_scheduler(
+            hybrid,
+            num_blocks=1 + 12 * groups + spare,
+            policy="priority",
+            prefix_caching=False,
+            lengthwise={"settings": {"policy": policy}},
+        )
+    )
+    for place in range(6):  # the worst class first; all of them need a new block in the same step
+        prompt = [7 + place] * (26 + place)
+        name = f"class{6 - place}"
+        engine.add(Ask(name, prompt, 40, priority=6 - place, arrival_time=float(place)))
+        engine.step()
+    return next((sorted(s.preempted) for s in (engine.step() for _ in range(3)) if s.preempted), [])
 
 
 @pytest.mark.parametrize("vllm_policy", ["fcfs", "priority"])

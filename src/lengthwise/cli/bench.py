@@ -176,12 +176,12 @@ def bench(
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.run_info import describe_run
-    from lengthwise.compare.server_command import REFERENCE, model_path, probe_of
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.errors import InputError
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.predict.tokenizer import load_tokenizer
+    from lengthwise.serve.command import REFERENCE, model_path, probe_of
     from lengthwise.workload.dataset import load_dataset
     from lengthwise.workload.split import TEST
 

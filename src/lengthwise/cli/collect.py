@@ -55,9 +55,9 @@ def collect(
     from lengthwise.compare.collect import MAX_TOKENS
     from lengthwise.compare.collect import collect as collect_states
     from lengthwise.compare.offline_engine import open_engine
-    from lengthwise.compare.server_command import model_path
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.probe.states import StatesMeta
+    from lengthwise.serve.command import model_path
 
     words = list(rest or ())
     table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
@@ -130,9 +130,9 @@ def _prompts(
     progress: Progress,
 ) -> list[str]:
     """The prompts to answer: those of the table, or the built-in model's own."""
-    from lengthwise.compare.server_command import REFERENCE
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
+    from lengthwise.serve.command import REFERENCE
     from lengthwise.workload.dataset import load_prompts
 
     if table is not None:

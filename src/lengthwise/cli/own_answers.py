@@ -50,8 +50,8 @@ def run_own_answers(
     from lengthwise.compare.requests import describe_requests
     from lengthwise.compare.rounds import run_and_keep
     from lengthwise.compare.run_info import describe_run
-    from lengthwise.compare.server_command import REFERENCE
     from lengthwise.measure.results import ResultsWriter, read_results
+    from lengthwise.serve.command import REFERENCE
 
     requests = reference_requests(session, tokenizer, count, plan.seed, progress)
     progress.note(describe_requests(requests))

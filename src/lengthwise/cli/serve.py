@@ -104,9 +104,9 @@ def serve(
     Policy, bounds and predictor can be changed while serving: edit the settings file that is
     printed at the start.
     """
-    from lengthwise.compare.server import Server
-    from lengthwise.compare.server_command import REFERENCE, probe_of, refuse_model, server_command
     from lengthwise.policy import get_policy
+    from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
+    from lengthwise.serve.server import Server
     from lengthwise.simulate.presets import parse_preset
 
     flags = list(context.args)
@@ -131,17 +131,17 @@ def serve(
     else:
         if learn and log is not None and predictor is None:
             predictor = _learnt_before(log)
-        chosen = _new_settings(policy, predictor, log, log_text)
+        chosen = new_settings(policy, predictor, log, log_text, host)
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
-    path = (settings or _state_folder() / f"serve-{port}" / "settings.json").absolute()
-    if not theirs:
-        chosen.write(path)
+    path = (settings or own_settings_file(port)).absolute()
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
     command = server_command(
         model, path, host=host, port=port, flags=flags, probe=wanted, emulate=preset
     )
+    if not theirs:  # and not before: a server that has this port reads its settings there
+        _write(chosen, path)
     if sys.stderr.isatty():
         command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
     predicts = get_policy(chosen.policy).predicts
@@ -156,7 +156,10 @@ def serve(
             "lengths are what callers declare (vllm_xargs: lengthwise_expected_tokens); "
             "requests without are served as they come: --predictor DIR learns them instead"
         )
-    _say(f"settings, watched while serving: {path}")
+    _say(
+        f"settings, watched while serving: {path}"
+        + ("" if settings else " (made anew at each start; --settings FILE keeps changes)")
+    )
     with Server(command, log=None) as server:
         try:
             server.wait_ready()
@@ -180,8 +183,8 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
 
     if settings.predictor in (None, NO_PREDICTOR):
         return
-    from lengthwise.compare.server_command import model_path
     from lengthwise.predict import load_predictor
+    from lengthwise.serve.command import model_path
 
     # A hub's model is not here yet: the engine checks its tokenizer itself.
     here = Path(model_path(model))
@@ -200,16 +203,20 @@ def _settings_of(file: Path, given: list[str]) -> Settings:
     return read_settings(file)[0]
 
 
-def _new_settings(
-    policy: str | None, predictor: str | None, log: Path | None, log_text: bool
+def new_settings(
+    policy: str | None, predictor: str | None, log: Path | None, log_text: bool, host: str
 ) -> Settings:
-    """The settings to begin with."""
+    """The settings to begin with; metrics are for whoever may reach the server."""
     from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_spec
 
     length_log = None
     if log is not None:
         length_log = LengthLogSettings(folder=str(log.absolute()), text=log_text)
-    base = Settings(predictor=predictor_setting(predictor) or "declared", length_log=length_log)
+    base = Settings(
+        predictor=predictor_setting(predictor) or "declared",
+        length_log=length_log,
+        metrics_host=host or None,
+    )
     return parse_spec(policy or "srpt", base)
 
 
@@ -239,12 +246,28 @@ def predictor_setting(predictor: str | None) -> str | None:
     return predictor
 
 
-def _state_folder() -> Path:
-    """Where programs keep what should outlive them (XDG Base Directory Specification)."""
+def _write(settings: Settings, path: Path) -> None:
+    try:
+        settings.write(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the settings to {path} ({error.strerror}): "
+            "name a file that can be written with --settings"
+        ) from error
+
+
+def own_settings_file(port: int) -> Path:
+    """Where the settings are that the user gave no file for.
+
+    That is where programs keep what should outlive them (XDG Base Directory Specification). A home
+    may be shared by several machines, so the machine's name is in it as well as the port.
+    """
     import os
+    import socket
 
     base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "lengthwise"
+    state = Path(base) if base else Path.home() / ".local" / "state"
+    return state / "lengthwise" / f"serve-{socket.gethostname()}-{port}" / "settings.json"
 
 
 def _say(line: str) -> None:

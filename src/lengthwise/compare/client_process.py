@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 from lengthwise.compare.client import Replay, ReplayJob, replay
-from lengthwise.compare.interrupts import ignored
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.serve.interrupts import ignored
 
 _DESCRIPTORS_BESIDES = 100  # files and sockets that are open besides one per request
 

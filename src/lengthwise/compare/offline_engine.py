@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lengthwise.compare.server_command import (
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.serve.command import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
     REFERENCE_FLAGS,
@@ -16,7 +17,6 @@ from lengthwise.compare.server_command import (
     model_path,
     require_vllm,
 )
-from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.vllm import compat
 from lengthwise.vllm.hidden_states import COLLECT, WORKER
 

@@ -21,10 +21,10 @@ from lengthwise.compare.engine_log import (
     read_engine_log,
 )
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.server import Server
-from lengthwise.compare.server_command import free_port, server_command
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.serve.command import free_port, server_command
+from lengthwise.serve.server import Server
 from lengthwise.simulate.presets import Preset
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.hidden_states import ProbeWanted

@@ -1,8 +1,10 @@
 """What stands in for a prediction that is not there: the running median of recent ones.
 
-A request is predicted once, soon after it arrives, at most `PER_STEP` in one step so that a burst
-never holds a step up. Until then, and for good where nothing can be predicted, it ranks as the
-median; when nothing was ever predicted all requests look alike, which is exactly fcfs.
+A request is predicted once, soon after it arrives, at most `PER_STEP` in one step, and fewer where
+prompts are long, so that a burst never holds a step up. The bound is on what is read and not on
+time, so that the same requests give the same schedule. Until then, and for good where nothing can
+be predicted, it ranks as the median; when nothing was ever predicted all requests look alike,
+which is exactly fcfs.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from lengthwise.compiled import compiled
 from lengthwise.request import FREE, RequestTable
 
 PER_STEP: Final = 128  #: requests that are predicted in a step at most
+READ: Final = 1024  #: prompt tokens that count of one request: predictors read no more of it
+READ_PER_STEP: Final = 16 * READ  #: once so many were read in a step, the others wait: about 2 ms
 RECENT: Final = 512  #: predictions that the median is of
 MEDIAN_EVERY: Final = 32  #: new predictions after which it is computed anew
 

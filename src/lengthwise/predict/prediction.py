@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from lengthwise.errors import LengthwiseError
 
@@ -16,6 +16,22 @@ class Prompt(NamedTuple):
 
     token_ids: Sequence[int]  #: the prompt in the served model's tokens, chat template applied
     hints: Mapping[str, object]  #: what the caller sent along (`vllm_xargs` over HTTP), {} if none
+
+
+class EmbeddedPrompt(Sequence[int]):
+    """The `token_ids` of a prompt that came as embeddings: so many positions, and no tokens.
+
+    A predictor that reads tokens has no answer to it; one that goes by hints or by length has.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return self._positions
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise PredictionError("the prompt came as embeddings, which have no tokens to read")
 
 
 class Prediction(NamedTuple):

@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.stand_in import MEDIAN_EVERY, PER_STEP, RECENT, UNKNOWN, stand_in
+from lengthwise.policy.stand_in import (
+    MEDIAN_EVERY,
+    PER_STEP,
+    READ,
+    READ_PER_STEP,
+    RECENT,
+    UNKNOWN,
+    stand_in,
+)
 from lengthwise.simulate.state import Queue
 
 
@@ -43,8 +51,8 @@ def expect(engine: Any, requests: Any, queue: Queue, recent: Recent, i: int) -> 
 @compiled_here
 def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
     """Predict as many as a step may, and now and then compute the median anew."""
-    made = 0
-    while engine.first >= 0 and made < PER_STEP:
+    made, read = 0, 0
+    while engine.first >= 0 and made < PER_STEP and read < READ_PER_STEP:
         served = requests[engine.first]
         engine.first = served.next
         if engine.first < 0:
@@ -52,6 +60,7 @@ def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
         if served.row < 0:
             continue  # it has ended
         made += 1
+        read += min(served.prompt_tokens, READ)
         if not served.predicted:
             continue
         prediction = recent.predictions[engine.predictions % RECENT]

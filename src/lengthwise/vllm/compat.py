@@ -7,6 +7,7 @@ there, and refuses with one line that names the version otherwise.
 from __future__ import annotations
 
 import importlib.metadata
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -202,10 +203,34 @@ def blocks_freed(scheduler: Any, request: Any) -> int:
 
 
 def cached_tokens(scheduler: Any, request: Any) -> int:
-    """Tokens of a request that the prefix cache holds now (a few microseconds)."""
-    if not scheduler.cache_config.enable_prefix_caching:
+    """Tokens of a request that the prefix cache holds now (some microseconds)."""
+    if not scheduler.cache_config.enable_prefix_caching or request.skip_reading_prefix_cache:
         return 0
-    return int(scheduler.kv_cache_manager.get_computed_blocks(request)[1])
+    manager = scheduler.kv_cache_manager
+    if not _caches_whole_prefixes(manager.coordinator):
+        return int(manager.get_computed_blocks(request)[1])
+    # vLLM would go through the blocks one by one. Where a block is missing all later ones are: a
+    # chain is used and given up together, and its end is thrown out first.
+    hashes, block_size = request.block_hashes, scheduler.block_size
+    most = min((request.num_tokens - 1) // block_size, len(hashes))
+
+    def is_missing(place: int) -> bool:
+        return manager.block_pool.get_cached_block(hashes[place], [0]) is None
+
+    return int(block_size * bisect_left(range(most), True, key=is_missing))
+
+
+def _caches_whole_prefixes(coordinator: Any) -> bool:
+    """Whether all layers keep all tokens, in blocks of which each has a hash of its own."""
+    from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+
+    return bool(
+        type(coordinator) is UnitaryKVCacheCoordinator
+        and type(coordinator.single_type_managers[0]) is FullAttentionManager
+        and not coordinator.eagle_group_ids
+        and coordinator.dcp_world_size == coordinator.pcp_world_size == 1
+    )
 
 
 def may_swap(scheduler: Any, throttled: bool) -> bool:
@@ -262,20 +287,22 @@ class Adapters:
         return True
 
 
-def run_parent_as_fcfs(scheduler: Any) -> bool:
-    """Make the parent serve its queue in the order the queue gives.
+def goes_by_priority(scheduler: Any) -> bool:
+    """Whether the engine was started with `--scheduling-policy priority`."""
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
-    Priority is the outermost key of every rank already, and under `priority` the parent would
-    choose victims itself.
+    return bool(scheduler.policy == SchedulingPolicy.PRIORITY)
 
-    Returns:
-        Whether the engine was started with `--scheduling-policy priority`.
+
+def let_parent_choose_victims(scheduler: Any, chooses: bool) -> None:
+    """Who makes way where memory runs out: by the parent's own rule, or the last that runs.
+
+    The rule, that of `--scheduling-policy priority`, is the worst class and there who came last.
+    The parent's policy decides nothing else: whom it admits the queue says.
     """
     from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
-    by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
-    scheduler.policy = SchedulingPolicy.FCFS
-    return bool(by_priority)
+    scheduler.policy = SchedulingPolicy.PRIORITY if chooses else SchedulingPolicy.FCFS
 
 
 def is_running(request: Any) -> bool:

@@ -18,6 +18,7 @@ class Counters:
     stand_ins: int = 0
     late_predictions: int = 0
     shed_predictions: int = 0
+    unpredicted: int = 0
     worker_restarts: int = 0
     preemptions: int = 0
     memory_preemptions: int = 0
@@ -53,6 +54,7 @@ HELP: Final = {
     "late_predictions": "Predictions that came when their request was no longer waiting",
     "shed_predictions": "Predictions given up: the worker's queue was full, the deadline passed, "
     "or the worker ended",
+    "unpredicted": "Requests that ended before their prediction was there",
     "worker_restarts": "Times that the slow predictor's worker was started again after it ended",
     "preemptions": "Running requests preempted for a waiting one",
     "memory_preemptions": "Running requests preempted because KV memory ran out",

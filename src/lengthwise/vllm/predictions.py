@@ -17,10 +17,26 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.policy.stand_in import MEDIAN_EVERY, PER_STEP, RECENT, UNKNOWN, stand_in
+from lengthwise.errors import one_line
+from lengthwise.policy.stand_in import (
+    MEDIAN_EVERY,
+    PER_STEP,
+    READ,
+    READ_PER_STEP,
+    RECENT,
+    UNKNOWN,
+    stand_in,
+)
 from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID
 from lengthwise.predict.features import LORA
-from lengthwise.predict.prediction import Prediction, Predictor, Prompt, ScaledPredictor
+from lengthwise.predict.prediction import (
+    EmbeddedPrompt,
+    Prediction,
+    PredictionError,
+    Predictor,
+    Prompt,
+    ScaledPredictor,
+)
 from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.prediction_source import Source
@@ -45,7 +61,10 @@ def prompt_of(request: Any) -> Prompt:
     hints = (sampling.extra_args if sampling is not None else None) or {}
     if request.lora_request is not None:
         hints = {**hints, LORA: request.lora_request.lora_name}
-    return Prompt(request.prompt_token_ids or (), hints)
+    token_ids = request.prompt_token_ids
+    if token_ids is None:
+        token_ids = EmbeddedPrompt(request.num_prompt_tokens)
+    return Prompt(token_ids, hints)
 
 
 def name_of(request: Any) -> str:
@@ -74,7 +93,8 @@ class Predictions:
         self._live = live
         self._counters = counters
         self._source: Source | None = None
-        self._pending: deque[str] = deque()
+        self._pending: deque[str] = deque()  # to be predicted, or to be passed to the worker
+        self._open: set[str] = set()  # live, and neither predicted nor given up
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
         self._made: dict[str, Prediction] = {}  # from the prompt, of live requests
         self._median = _UNKNOWN
@@ -101,6 +121,7 @@ class Predictions:
         self._live.table["predicted"] = 0
         stand_in(self._live.table, self._live.count, *self._median)
         self._pending = deque(self._live.request_ids() if source is not None else ())
+        self._open = set(self._pending)
         return True
 
     def expect(self, request_id: str) -> None:
@@ -108,6 +129,7 @@ class Predictions:
         self._write(self._live.row(request_id), self._median, predicted=False)
         if self._source is not None:
             self._pending.append(request_id)
+            self._open.add(request_id)
 
     def forget(self, request_id: str) -> dict[str, float | None]:
         """What was predicted from a prompt, whose request has ended.
@@ -115,6 +137,9 @@ class Predictions:
         Returns:
             The prediction under the names of the record; null where there was none.
         """
+        if request_id in self._open:
+            self._open.remove(request_id)
+            self._counters.unpredicted += 1
         prediction = self._made.pop(request_id, None)
         return {
             name: None if prediction is None else float(getattr(prediction, field))
@@ -122,19 +147,24 @@ class Predictions:
         }
 
     def work(self, limit: int = PER_STEP) -> None:
-        """Predict up to `limit` pending requests, and take up as many answers of the worker."""
+        """Predict up to `limit` pending requests, fewer where their prompts are long.
+
+        As many answers of the worker are taken up.
+        """
         source = self._source
         if source is None:
             return
-        made = 0
-        while self._pending and made < limit:
+        made = read = 0
+        while self._pending and made < limit and read < READ_PER_STEP:
             request_id = self._pending.popleft()
             if request_id not in self._live:
                 continue
             made += 1
             row = self._live.row(request_id)
+            request = self._live.request(row)
+            read += min(request.num_prompt_tokens, READ)
             if source.worker is None:
-                self._note(row, self._predict(source.predictor, self._live.request(row)))
+                self._note(row, self._predict(source.predictor, request))
             else:
                 self._ask_worker(source, request_id, row)
         if source.worker is not None:
@@ -149,7 +179,11 @@ class Predictions:
         """Queue a request for the worker, and let the stand-in predict it at once."""
         assert source.worker is not None
         request = self._live.request(row)
-        accepted = source.worker.submit(request_id, prompt_of(request))
+        try:
+            accepted = source.worker.submit(request_id, prompt_of(request))
+        except PredictionError as error:
+            self._complain(one_line(error))
+            accepted = False
         if source.stand_in is not None:
             prediction = self._predict(source.stand_in, request)
             if prediction is not None:
@@ -171,11 +205,13 @@ class Predictions:
 
     def _give_up(self, row: int) -> None:
         """The worker will not answer: what stands in for its answer stays."""
+        self._open.discard(self._live.request(row).request_id)
         self._counters.shed_predictions += 1
         self._counters.fallbacks += int(not self._live.table[row]["predicted"])
 
     def _note(self, row: int, prediction: Prediction | None) -> None:
         """Rank a request by its prediction, if there is one."""
+        self._open.discard(self._live.request(row).request_id)
         if prediction is None:
             self._counters.fallbacks += 1
             return

@@ -1,7 +1,8 @@
 """vLLM's waiting queue, served in the order of a policy.
 
 The queue keeps its requests in the order in which stock vLLM would: append at the tail, put a
-preempted request back at the head. That is all that fcfs needs. For any other policy the scheduler
+preempted request back at the head; under `--scheduling-policy priority`, by class and arrival time.
+That is all that fcfs needs. For any other policy the scheduler
 opens a step, and from the first look until the step ends the queue hands requests out in one frozen
 order, so that the request that vLLM looked at, allocated for and takes is always the same.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lengthwise.request import PARKED, RUNNING, WAITING
+from lengthwise.vllm.arrival_order import ArrivalOrder
 from lengthwise.vllm.table import LiveTable
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ class PolicyQueue(RequestQueue):
         live: the scheduler's table.
         next_rows: gives the next of those that wait in the step's order; called when the step first
             looks, and again when those that it gave have left the queue.
+        by_priority: the engine was started with `--scheduling-policy priority`.
     """
 
-    def __init__(self, live: LiveTable, next_rows: NextRows) -> None:
+    def __init__(self, live: LiveTable, next_rows: NextRows, by_priority: bool = False) -> None:
         self._live = live
         self._next_rows = next_rows
         self._queued: OrderedDict[str, Any] = OrderedDict()
+        self._arrival_order = ArrivalOrder(live) if by_priority else None
         self._head = 0
         self._tail = 0
         self._in_order = False
@@ -83,6 +87,8 @@ class PolicyQueue(RequestQueue):
         if not self._in_order:
             if not self._queued:
                 raise IndexError("peek from an empty queue")
+            if self._arrival_order is not None:
+                return min(self._queued.values())  # vLLM's own order of requests
             return next(iter(self._queued.values()))
         row = self._front_row()
         if row is None:
@@ -115,6 +121,11 @@ class PolicyQueue(RequestQueue):
         for request in requests:
             self.remove_request(request)
 
+    def forget(self, request_id: str) -> None:
+        """A request has ended; called while it still has its row."""
+        if self._arrival_order is not None:
+            self._arrival_order.forget(request_id)
+
     def __bool__(self) -> bool:
         # Asked before the parent knows whether a slot is free: do not rank just for that.
         if self._in_order and (self._front is not None or self._exhausted):
@@ -125,12 +136,19 @@ class PolicyQueue(RequestQueue):
         return len(self._queued)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(list(self._queued.values()))
+        queued = list(self._queued.values())
+        return iter(queued if self._arrival_order is None else sorted(queued))
+
+    def __getitem__(self, place: int) -> Any:
+        return list(self)[place]
 
     def _place(self, request: Any, sequence: int) -> None:
         row = self._live.row(request.request_id)
-        self._live.table["sequence"][row] = sequence
         self._live.table["state"][row] = WAITING
+        if self._arrival_order is None:
+            self._live.table["sequence"][row] = sequence
+        else:
+            self._arrival_order.place(request)
 
     def _front_row(self) -> int | None:
         """The row to serve next, asking for more when those at hand are used up."""

@@ -59,9 +59,10 @@ class LengthwiseMixin:
         compat.check_scheduler(self)
         self.counters = Counters()
         self._live = LiveTable()
-        self._by_priority = compat.run_parent_as_fcfs(self)
+        self._by_priority = compat.goes_by_priority(self)
+        self._parent_chooses_victims = False
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
-        self.waiting = PolicyQueue(self._live, lambda: self._planner.next_rows())
+        self.waiting = PolicyQueue(self._live, lambda: self._planner.next_rows(), self._by_priority)
         self._predictions = Predictions(self._live, self.counters)
         self._predictor_name = ""
         self._predicts = False
@@ -149,7 +150,9 @@ class LengthwiseMixin:
         self._active = active
         self.counters.settings_changes += 1
         self._contained.restart()
-        self._disciplines = active.discipline, active.fcfs
+        # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
+        as_stock = self._by_priority and active.discipline.policy.name == "priority"
+        self._disciplines = active.fcfs if as_stock else active.discipline, active.fcfs
         self._predicts = active.discipline.needs_predictions
         self._predictor_name = Path(active.predictor or "").name
         if self._predictions.use(active.source):
@@ -184,7 +187,9 @@ class LengthwiseMixin:
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
         as_queued = self._tau.below_floor or _POLICY in self._contained.off
-        self._planner.discipline = self._disciplines[as_queued]
+        discipline = self._planner.discipline = self._disciplines[as_queued]
+        self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
+        compat.let_parent_choose_victims(self, self._parent_chooses_victims)
 
     def _give_up_policy(self, error: Exception) -> None:
         """The policy has raised: the order is that of fcfs from now on."""
@@ -260,6 +265,8 @@ class LengthwiseMixin:
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request ended, one way or another: its row is free."""
+        if request.request_id not in self._live:  # not added by way of us
+            return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         predicted = self._predictions.forget(request.request_id)
         self._held_tokens.pop(request.request_id, None)
@@ -298,11 +305,13 @@ class LengthwiseMixin:
                     overtaken=int(columns["overtaken"]),
                     **values,
                 )
-            if active.length_log is not None:
+            # A prompt that came as embeddings has no words to learn from.
+            if active.length_log is not None and request.prompt_token_ids is not None:
                 values["predictor"] = self._predictor_name if columns["predicted"] else None
                 self._contained.call(
                     "length log", active.length_log.answer, prompt_of(request), arrival_s, values
                 )
+        self.waiting.forget(request.request_id)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
@@ -326,7 +335,10 @@ class LengthwiseMixin:
         throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
         self._planning = True
         self._begin_step(self._clock())
+        running = list(self.running) if self._parent_chooses_victims else None
         in_order, front = self._planner.plan(self._now, self._step, throttled)
+        if running is not None and self._parent_chooses_victims:
+            self.running[:] = running  # as it was: the tail is not where victims are taken from
         self.waiting.open_step(in_order, front)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         self.waiting.close_step()

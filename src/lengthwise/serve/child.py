@@ -1,6 +1,6 @@
 """vLLM's OpenAI server as a child that ends when its parent does, even when that one is killed.
 
-Run as `python -m lengthwise.compare.server_child PARENT_PID [vLLM's own arguments]`. It starts the
+Run as `python -m lengthwise.serve.child PARENT_PID [vLLM's own arguments]`. It starts the
 module behind `python -m vllm.entrypoints.openai.api_server`, which also starts where the `vllm`
 command does not (the CPU build's command looks for package metadata of another name).
 """

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.compare.server_command import (
+from lengthwise.errors import InputError
+from lengthwise.serve.command import (
     EXECUTOR,
     REFERENCE,
     ServerCommand,
@@ -19,8 +20,8 @@ from lengthwise.compare.server_command import (
     require_free_port,
     server_command,
 )
-from lengthwise.errors import InputError
 from lengthwise.simulate.presets import parse_preset
+from lengthwise.vllm.settings import settings_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
@@ -117,9 +118,23 @@ def test_additional_config_of_the_user_is_kept() -> None:
     (config,) = value_of("--additional-config", arguments)
     assert json.loads(config) == {
         "theirs": 1,
-        "lengthwise": {"settings": "/state/settings.json"},
+        "lengthwise": {"settings": "$LENGTHWISE_SETTINGS"},
     }
     assert value_of("--seed", arguments) == ["3"]
+
+
+def test_where_the_settings_are_is_no_part_of_what_vllm_compiles_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = []
+    for folder in ("/state", "/elsewhere"):
+        path = Path(folder) / "settings.json"
+        built = server_command(REFERENCE, path, host="127.0.0.1", port=free_port())
+        (config,) = value_of("--additional-config", built.arguments)
+        told.append(config)
+        monkeypatch.setenv("LENGTHWISE_SETTINGS", built.environment["LENGTHWISE_SETTINGS"])
+        assert settings_of(json.loads(config)) == path
+    assert told[0] == told[1]
 
 
 def test_the_environment_of_the_user_wins(monkeypatch: pytest.MonkeyPatch) -> None:

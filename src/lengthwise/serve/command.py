@@ -45,6 +45,10 @@ _TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
 
 EXECUTOR = "lengthwise.emulate.Executor"
 
+#: Names the settings file. In `additional_config`, which is part of the key under which vLLM keeps
+#: compiled graphs, its path would compile the same model anew in another folder.
+SETTINGS_VARIABLE = "LENGTHWISE_SETTINGS"
+
 _NOT_WITH_EMULATE: Mapping[str, str] = {
     "--distributed-executor-backend": "emulation is an executor itself",
     "--tensor-parallel-size": "the number of GPUs is part of its name, as in 2xa100:llama-3-8b",
@@ -138,7 +142,7 @@ def server_command(
             "the key 'lengthwise' of --additional-config is set by Lengthwise itself: "
             "use --settings FILE for a settings file of your own"
         )
-    ours: dict[str, object] = {"settings": str(settings)}
+    ours: dict[str, object] = {"settings": f"${SETTINGS_VARIABLE}"}
     if probe is not None:
         for flag, instead in _NOT_WITH_PROBE.items():
             if flag in given:
@@ -146,7 +150,7 @@ def server_command(
         ours[PROBE] = probe.model_dump(exclude_defaults=True)
         arguments += ["--worker-cls", WORKER]
     defaults: Mapping[str, str | None] = {}
-    environment = dict(os.environ)
+    environment = {**os.environ, SETTINGS_VARIABLE: str(settings)}
     if emulate is not None:
         for flag in given & _NOT_WITH_EMULATE.keys():
             raise InputError(f"{flag} does not go with --emulate: {_NOT_WITH_EMULATE[flag]}")

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import math
 import os
-import re
 import signal
 import ssl
 import subprocess
@@ -14,16 +13,16 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from lengthwise.compare.interrupts import ignored
-from lengthwise.compare.server_command import ServerCommand
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.server_metrics import parse_metrics
+from lengthwise.serve.command import ServerCommand
+from lengthwise.serve.interrupts import ignored
+from lengthwise.serve.last_words import LastWords
 
 _STOP_PATIENCE_S = 20.0
 _STEP_BACK = 5  # niceness
@@ -33,20 +32,6 @@ _DIRECT = urllib.request.build_opener(
     # The server is a child of ours, and its certificate is for the name that others call it by.
     urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),
 )
-_TAIL_LINES = 400  # enough to reach past a traceback or two, and bounded for a long service
-
-# "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:9] ValueError: text": all but the last is noise
-_COLOUR = re.compile(r"\x1b\[[\d;]*m")
-_LOG_PREFIX = re.compile(
-    r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s?)?"
-)
-_EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*(?P<kind>[A-Za-z_]\w*(?:Error|Exception|Interrupt))"
-    r"(?:: (?P<message>.*))?$"
-)
-_USAGE_ERROR = re.compile(r"^\S+: error: (?P<message>.*)$")
-_VALIDATION = re.compile(r"\b\d+ validation errors? for \w+$")
-_POINTS_ELSEWHERE = "Engine core initialization failed"  # vLLM's last word, which says nothing
 
 
 class Server:
@@ -65,14 +50,14 @@ class Server:
         """
         self.command = command
         self.log = log
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._last_words = LastWords()
         self._told_to_end = False
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                *("-m", "lengthwise.compare.server_child", str(os.getpid())),
+                *("-m", "lengthwise.serve.child", str(os.getpid())),
                 *command.arguments,
             ],
             env=command.environment,
@@ -147,10 +132,9 @@ class Server:
         if code < 0:
             reason = f"killed by signal {-code} (out of memory is a common cause of 9)"
         else:
-            reason = failure_reason(self._tail) or f"exit status {code}"
+            reason = self._last_words.reason() or f"exit status {code}"
         # What the engine refused is as wrong as what is refused before it starts.
-        refused = any(line.endswith(f"InputError: {reason}") for line in self._tail)
-        kind = InputError if refused else LengthwiseError
+        kind = InputError if self._last_words.is_refusal else LengthwiseError
         raise kind(f"the vLLM server ended: {reason}{self._see_log()}")
 
     def wait(self) -> int:
@@ -244,7 +228,7 @@ class Server:
         for line in output:
             sink.write(line)
             sink.flush()
-            self._tail.append(line.decode(errors="replace").rstrip())
+            self._last_words.add(line.decode(errors="replace"))
 
     def _see_log(self) -> str:
         return f" (its log: {self.log})" if self.log is not None else ""
@@ -260,26 +244,3 @@ def fetch(url: str, *, method: str = "GET", timeout_s: float = 60.0) -> bytes:
     with _DIRECT.open(request, timeout=timeout_s) as response:
         data: bytes = response.read()
         return data
-
-
-def failure_reason(lines: Iterable[str]) -> str | None:
-    """What a server that ended says of the cause: one line, or None.
-
-    Args:
-        lines: the last lines that it printed.
-    """
-    bare = [_LOG_PREFIX.sub("", _COLOUR.sub("", line)).strip() for line in lines]
-    for index in reversed(range(len(bare))):
-        line = bare[index]
-        if usage := _USAGE_ERROR.match(line):
-            return usage["message"]
-        if _VALIDATION.search(line):
-            # pydantic names the model class first; what is wrong stands below it.
-            details = [text for text in bare[index + 1 :] if text]
-            return details[0].partition(" [type=")[0] if details else line
-        exception = _EXCEPTION.match(line)
-        if exception and _POINTS_ELSEWHERE not in line:
-            # Our own errors say it all; for others the kind is part of the message.
-            own = exception["kind"] in ("InputError", "LengthwiseError")
-            return exception["message"] if own and exception["message"] else line
-    return next((line for line in reversed(bare) if line), None)

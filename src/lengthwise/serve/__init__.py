@@ -1,0 +1,8 @@
+"""One vLLM server as a child process: what `lengthwise serve` and the benchmark both need.
+
+command     the command line and the environment that it is started with
+server      started, watched, and stopped together with its engine
+child       what runs in the child: vLLM's own server, which ends when its parent does
+last_words  the first cause in what a server that ended has printed
+interrupts  signals held off where stopping half-way would leave processes behind
+"""
