@@ -47,3 +47,31 @@ class RealClock:
         left_s = time_s - time.monotonic()
         if left_s > 0.0:
             time.sleep(left_s)
+
+
+class MeasuredClock(VirtualClock):
+    """Shows the machine's time as it was when it was last read, in s since its start.
+
+    So all that is decided and noted between two readings has one time, as in virtual time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._origin_s = time.monotonic()
+
+    def restart(self) -> None:
+        """Let it be 0 s."""
+        self._origin_s = time.monotonic()
+        self.now_s = 0.0
+
+    def read(self) -> float:
+        """Read the machine's clock, and show that from now on."""
+        self.now_s = max(self.now_s, time.monotonic() - self._origin_s)
+        return self.now_s
+
+    def wait_until(self, time_s: float) -> None:
+        """Sleep, and show the time that was asked for: being late belongs to what follows."""
+        left_s = self._origin_s + time_s - time.monotonic()
+        if time_s > self.now_s and left_s > 0.0:
+            time.sleep(left_s)
+        super().wait_until(time_s)
