@@ -136,7 +136,8 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         work, names, complete, ends = self._take(scheduler_output)
         if not names:
             nothing = replace(
-                EMPTY_MODEL_RUNNER_OUTPUT, kv_connector_output=self._transferred(self.pace.clock.now())
+                EMPTY_MODEL_RUNNER_OUTPUT,
+                kv_connector_output=self._transferred(self.pace.clock.now()),
             )
             return _done(nothing) if non_block else nothing
         end_s = self.pace.end_of(work)

@@ -179,6 +179,7 @@ def _start(
             distributed_executor_backend=ForwardExecutor,
             additional_config={"lengthwise": ours},
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             enforce_eager=True,
         ).create_engine_config()
         config.scheduler_config.watermark = engine.watermark
