@@ -190,7 +190,12 @@ def bench(
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.run_info import describe_run
-    from lengthwise.compare.server_command import REFERENCE, model_path, probe_of
+    from lengthwise.compare.server_command import (
+        REFERENCE,
+        REFERENCE_FLAGS,
+        model_path,
+        probe_of,
+    )
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.errors import InputError
@@ -213,7 +218,10 @@ def bench(
         )
         if forward:
             model = model or REFERENCE
-            pace, machine = choose_pace(gpu, slots=max_num_seqs, kv_blocks=kv_blocks)
+            slots = max_num_seqs
+            if model == REFERENCE and slots is None:  # as a server has with this model
+                slots = int(REFERENCE_FLAGS["--max-num-seqs"] or 1)
+            pace, machine = choose_pace(gpu, slots=slots, kv_blocks=kv_blocks)
             computed = computed_model(model, probe, interval)
         else:
             refuse_options(

@@ -104,19 +104,32 @@ def open_forward_engine(
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # The second model runner takes no logits processors.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if refuse_large(model.folder) <= _SMALL_BYTES:
         import torch
 
         torch.set_num_threads(1)
-    with stdout_on_stderr():
+    with stdout_on_stderr(), _first_model_runner():
         with llvmlite_unseen():
             core = _start(model, cost, engine, longest, settings)
         try:
             yield ForwardEngine(core)
         finally:
             core.shutdown()
+
+
+@contextlib.contextmanager
+def _first_model_runner() -> Iterator[None]:
+    """Have vLLM take its first model runner; the second takes no logits processors."""
+    name = "VLLM_USE_V2_MODEL_RUNNER"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def refuse_large(folder: Path) -> int:
