@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ BLOCK_SIZE = 32
 #: Up to this size one thread computes a model: it needs no others, and where the machine is busy
 #: they would wait for each other at every product.
 _SMALL_BYTES = 64 * 2**20
+
+_UNUSED = StepCost(step_s=1.0, prefill_s=0.0, decode_s=0.0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class ForwardEngine(VirtualEngine):
 @contextlib.contextmanager
 def open_forward_engine(
     model: ComputedModel,
-    cost: StepCost | None,
+    pace: StepCost | Callable[[], float],
     engine: EngineSettings,
     *,
     longest: int,
@@ -94,7 +96,8 @@ def open_forward_engine(
 
     Args:
         model: what computes.
-        cost: of its steps, in virtual time; None: they take as long as this machine needs.
+        pace: what its steps cost, in virtual time; or a clock of this machine, such as
+            `time.monotonic`, by which they take as long as they take.
         engine: its limits. Blocks must be multiples of BLOCK_SIZE.
         longest: tokens of the longest request, prompt and answer.
         settings: of our scheduler; None for fcfs.
@@ -110,7 +113,7 @@ def open_forward_engine(
         torch.set_num_threads(1)
     with stdout_on_stderr(), _first_model_runner():
         with llvmlite_unseen():
-            core = _start(model, cost, engine, longest, settings)
+            core = _start(model, pace, engine, longest, settings)
         try:
             yield ForwardEngine(core)
         finally:
@@ -154,7 +157,7 @@ def refuse_large(folder: Path) -> int:
 
 def _start(
     model: ComputedModel,
-    cost: StepCost | None,
+    pace: StepCost | Callable[[], float],
     engine: EngineSettings,
     longest: int,
     settings: Mapping[str, object] | None,
@@ -165,7 +168,7 @@ def _start(
     longest = -(-(longest + 1) // engine.block_size) * engine.block_size
     ours: dict[str, object] = {
         EMULATE: {
-            "cost": asdict(cost or StepCost(step_s=1.0, prefill_s=0.0, decode_s=0.0)),
+            "cost": asdict(pace if isinstance(pace, StepCost) else _UNUSED),
             "kv_blocks": engine.blocks(longest),
             "clock": "virtual",
             "asynchronous": engine.lag > 0,
@@ -200,6 +203,6 @@ def _start(
     except (OSError, RuntimeError, ValueError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"vLLM cannot run {model.folder} here: {words[0]}") from error
-    if cost is None:
-        core.model_executor.pace = MeasuredPace()
+    if not isinstance(pace, StepCost):
+        core.model_executor.pace = MeasuredPace(pace)
     return core

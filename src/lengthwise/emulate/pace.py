@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from lengthwise.emulate.clock import Clock, MeasuredClock, VirtualClock
@@ -76,8 +76,9 @@ class MeasuredPace:
         durations: of the steps since the start, in s.
     """
 
-    def __init__(self) -> None:
-        self.clock = MeasuredClock()
+    def __init__(self, read: Callable[[], float]) -> None:
+        """Take a clock of the machine, such as `time.monotonic` or `time.process_time`."""
+        self.clock = MeasuredClock(read)
         self.durations: list[float] = []
 
     def restart(self, durations: Sequence[float] | None = None) -> None:
