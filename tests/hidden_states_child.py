@@ -20,6 +20,7 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 from lengthwise.compare import offline_engine
 from lengthwise.reference import model_path
+from lengthwise.vllm import in_process
 from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT, WORKER
 
 FLAGS = [
@@ -46,7 +47,7 @@ def requests() -> dict[str, tuple[list[int], int]]:
 
 
 def main() -> None:
-    with offline_engine._stdout_on_stderr():
+    with in_process.stdout_on_stderr():
         result = run()
     print(json.dumps(result))
 

@@ -73,8 +73,20 @@ def bench(
             "forward pass, its steps as long as on a GPU; exact, the same on every machine."
         ),
     ] = Engine.LIVE,
+    forward: Annotated[
+        bool,
+        typer.Option(
+            "--forward",
+            help="For `--engine virtual`: MODEL really computes its tokens and hidden states, and "
+            "a probe may read them; steps are as long as GPU's.",
+        ),
+    ] = False,
     gpu: Annotated[
-        str | None, typer.Option(help="For `--engine virtual`: whose steps, such as `a100`.")
+        str | None,
+        typer.Option(
+            help="For `--engine virtual`: whose steps, such as `a100`; with `--forward` also with "
+            "the model, `a100:llama-3-8b`, which is the default."
+        ),
     ] = None,
     max_num_seqs: Annotated[
         int | None, typer.Option(min=1, help="Slots: requests that run at once, as in vLLM.")
@@ -123,8 +135,9 @@ def bench(
         str | None,
         typer.Option(
             help="Model folder or hub name; `reference` is the built-in model. With `--engine "
-            "virtual`: whose shape and steps, such as `llama-3-8b`.",
-            show_default="reference; virtual: llama-3-8b",
+            "virtual`: whose shape and steps, such as `llama-3-8b`; with `--forward`: what "
+            "computes.",
+            show_default="reference; virtual without forward: llama-3-8b",
         ),
     ] = None,
     split: Annotated[
@@ -160,6 +173,7 @@ def bench(
     --model llama-3-8b --seeds 3` instead of `--repeats 3`
     """
     from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.forward_bench import choose_pace, computed_model, run_forward_bench
     from lengthwise.cli.own_answers import OWN_ANSWER_FLAGS, run_own_answers
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import predictor_setting, require_matching_predictor
@@ -181,7 +195,7 @@ def bench(
     from lengthwise.errors import InputError
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.predict.tokenizer import load_tokenizer
-    from lengthwise.serve.command import REFERENCE, model_path, probe_of
+    from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.workload.dataset import load_dataset
     from lengthwise.workload.split import TEST
 
@@ -190,22 +204,29 @@ def bench(
             f"unexpected argument {server_flags[0]!r}: one WORKLOAD, then -- and vLLM's flags"
         )
     own = str(workload) == REFERENCE and not workload.exists()
-    machine = None
+    machine = computed = None
+    pace = ""
     if engine is Engine.VIRTUAL:
         refuse_options(
-            {
-                "--port": port,
-                "--repeats": repeats,
-                "--probe": probe,
-                "--interval": interval,
-                "vLLM's flags after --": server_flags,
-            },
+            {"--port": port, "--repeats": repeats, "vLLM's flags after --": server_flags},
             because="makes no sense in virtual time: leave it out, or take --engine live",
         )
-        machine = choose_gpu(gpu, model, slots=max_num_seqs, kv_blocks=kv_blocks)
+        if forward:
+            model = model or REFERENCE
+            slots = max_num_seqs
+            if model == REFERENCE and slots is None:  # as a server has with this model
+                slots = int(REFERENCE_FLAGS["--max-num-seqs"] or 1)
+            pace, machine = choose_pace(gpu, slots=slots, kv_blocks=kv_blocks)
+            computed = computed_model(model, probe, interval)
+        else:
+            refuse_options(
+                {"--probe": probe, "--interval": interval},
+                because="reads hidden states, which nothing computes here: add --forward",
+            )
+            machine = choose_gpu(gpu, model, slots=max_num_seqs, kv_blocks=kv_blocks)
     else:
         refuse_options(
-            {"--gpu": gpu, "--kv-blocks": kv_blocks, "--seeds": seeds},
+            {"--forward": forward, "--gpu": gpu, "--kv-blocks": kv_blocks, "--seeds": seeds},
             because="is for virtual time: add --engine virtual, or leave it out",
         )
         model = model or REFERENCE
@@ -241,6 +262,32 @@ def bench(
             table.refuse_rejected()
         return table
 
+    if machine is not None and computed is not None:
+        assert model is not None
+        if own and model != REFERENCE:
+            raise InputError(
+                "`bench reference` has the built-in model's prompts: leave --model out"
+            )
+        if not own or predictor is not None:
+            for each in settings.values():
+                require_matching_predictor(each, model)
+        tokenizer = load_tokenizer(model_path(model))
+        with ConsoleProgress() as progress:
+            run_forward_bench(
+                plan,
+                machine,
+                computed,
+                None if own else lambda: read_workload(tokenizer, prompt_tokens=False),
+                tokenizer,
+                out,
+                name=pace,
+                model_name=model,
+                count=requests,
+                learn_into=out / PREDICTOR_FOLDER if own and predictor is None else None,
+                progress=progress,
+            )
+        show_results(out, json=json)
+        return
     if machine is not None:
         tokenizer = predictor_tokenizer(predictor)
         with ConsoleProgress() as progress:

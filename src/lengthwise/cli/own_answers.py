@@ -40,8 +40,11 @@ def run_own_answers(
         probe: that the worker runs.
         progress: told what happens.
     """
+    from functools import partial
+
     from lengthwise.compare.own_answers import (
         LEARNT_FROM,
+        answer_all,
         held_out_tau,
         learn_from_answers,
         reference_requests,
@@ -53,7 +56,8 @@ def run_own_answers(
     from lengthwise.measure.results import ResultsWriter, read_results
     from lengthwise.serve.command import REFERENCE
 
-    requests = reference_requests(session, tokenizer, count, plan.seed, progress)
+    ask = partial(answer_all, session, progress=progress)
+    requests = reference_requests(ask, tokenizer, count, plan.seed)
     progress.note(describe_requests(requests))
     notes = [
         "The built-in model's text is synthetic. Each answer was ended by the model itself, at "
@@ -61,7 +65,7 @@ def run_own_answers(
         "The prompts are test prompts: neither predictor nor probe has seen them.",
     ]
     if learn_into is not None:
-        predictor = learn_from_answers(session, tokenizer, learn_into, plan.seed, progress)
+        predictor = learn_from_answers(ask, tokenizer, learn_into, plan.seed, progress)
         tau = held_out_tau(predictor, requests)
         notes.append(
             f"The prompt predictor learnt from {LEARNT_FROM} other answers; its Kendall tau on the "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from lengthwise.serve.command import (
 )
 from lengthwise.vllm import compat
 from lengthwise.vllm.hidden_states import COLLECT, WORKER
+from lengthwise.vllm.in_process import llvmlite_unseen, stdout_on_stderr
 
 _OWN_FLAGS = ("--model", "--worker-cls", "--additional-config", "--enable-prefix-caching")
 
@@ -61,7 +61,7 @@ def open_engine(
         for flag, text in REFERENCE_FLAGS.items():
             if not given & {flag, flag.replace("--", "--no-", 1)}:
                 arguments += [flag] if text is None else [flag, text]
-    with _stdout_on_stderr():
+    with stdout_on_stderr():
         engine, found = _start([*arguments, *flags], layers, seed)
         try:
             yield engine, found
@@ -94,33 +94,3 @@ def _start(
 
 def _refuse(message: str) -> None:
     raise InputError(f"vLLM's flags: {message}")
-
-
-@contextlib.contextmanager
-def llvmlite_unseen() -> Iterator[None]:
-    """Keep llvmlite, on which numba stands, out of sight while an engine starts in this process.
-
-    vLLM's CPU platform looks through the attributes of all modules that are imported, and fails on
-    an object of llvmlite's that answers every question with a foreign function.
-    """
-    name = "llvmlite.binding.ffi"
-    module = sys.modules.pop(name, None)
-    try:
-        yield
-    finally:
-        if module is not None:
-            sys.modules[name] = module
-
-
-@contextlib.contextmanager
-def _stdout_on_stderr() -> Iterator[None]:
-    """What anything writes to stdout, compiled code included, goes to stderr instead."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

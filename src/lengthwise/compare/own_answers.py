@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,11 @@ from lengthwise.workload.split import TEST, TRAIN, split_of
 
 LEARNT_FROM = 1500  #: answers that the predictor of `bench reference` learns from
 
+#: Lets the model answer requests; the name is that of the round's folder of records.
+Ask = Callable[[str, Sequence[ReplayRequest]], list[Answer]]
+
 _CLIENTS = 48  # three batches: the engine never runs dry while lengths are collected
-_LONGEST_ANSWER = 1024
+LONGEST_ANSWER = 1024  #: tokens; there the model is cut off
 
 
 def unforced(encoded: Sequence[Sequence[int]]) -> list[ReplayRequest]:
@@ -49,7 +52,7 @@ def answer_all(
         requests,
         scheduled_s=None,
         clients=_CLIENTS,
-        max_tokens=_LONGEST_ANSWER,
+        max_tokens=LONGEST_ANSWER,
         progress=lambda answered, failed: progress.advance(answered),
     )
     answers = observed.replay.answers
@@ -71,7 +74,7 @@ def reference_prompts(count: int, part: int, seed: int) -> list[str]:
 
 
 def reference_requests(
-    session: Session, tokenizer: PromptTokenizer, count: int, seed: int, progress: Progress
+    ask: Ask, tokenizer: PromptTokenizer, count: int, seed: int
 ) -> list[ReplayRequest]:
     """Test prompts whose answers the model ends by itself, the same in every round.
 
@@ -83,7 +86,7 @@ def reference_requests(
         ReplayRequest(number, ids, None, seed=seed * 100_003 + number)
         for number, ids in enumerate(encoded)
     ]
-    answers = answer_all(session, "lengths", asked, progress)
+    answers = ask("lengths", asked)
     return [
         replace(request, known_tokens=answer.output_tokens)
         for request, answer in zip(asked, answers, strict=True)
@@ -91,11 +94,11 @@ def reference_requests(
 
 
 def learn_from_answers(
-    session: Session, tokenizer: PromptTokenizer, folder: Path, seed: int, progress: Progress
+    ask: Ask, tokenizer: PromptTokenizer, folder: Path, seed: int, progress: Progress
 ) -> Predictor:
     """Train a prompt predictor on the model's answers to training prompts, and save it."""
     prompts = reference_prompts(LEARNT_FROM, TRAIN, seed)
-    answers = answer_all(session, "learn", unforced(tokenizer.encode_chat_many(prompts)), progress)
+    answers = ask("learn", unforced(tokenizer.encode_chat_many(prompts)))
     learnt = Dataset(
         name=f"{len(prompts)} answers of {tokenizer.name}",
         prompts=prompts,

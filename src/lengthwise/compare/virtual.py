@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from lengthwise.compare.load import Clients, arrival_times
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
 from lengthwise.compare.session import Observed
-from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
 from lengthwise.predict.load import load_predictor
@@ -116,15 +117,14 @@ class VirtualSession:
         times = scheduled_s if scheduled_s is not None else [0.0] * len(requests)
         order = sorted(range(len(requests)), key=lambda place: times[place])
         asked = [
-            _asked(requests[place], times[place], None if foretold is None else foretold[place])
+            self._asked(
+                requests[place], times[place], None if foretold is None else foretold[place]
+            )
             for place in order
         ]
-        longest = max(each.prompt_tokens + each.answer_tokens for each in requests)
         # Starting an engine, vLLM collects garbage; what is there by now need not be looked at.
         gc.freeze()
-        with open_virtual_engine(
-            self.cost, self.engine, longest=longest, settings=active.model_dump()
-        ) as engine:
+        with self._open(requests, active.model_dump()) as engine:
             served = engine.run(asked, clients)
             counters = engine.scheduler.counters.snapshot()
         answers = [
@@ -132,13 +132,32 @@ class VirtualSession:
             for place, one in zip(order, served, strict=True)
         ]
         answers.sort(key=lambda answer: answer.request)
-        work = float(np.mean([each.prompt_tokens + each.answer_tokens for each in requests]))
+        known = None
+        if all(each.answer_tokens for each in requests):
+            work = float(np.mean([each.prompt_tokens + each.answer_tokens for each in requests]))
+            known = self.capacity(requests) * work
         finished = sum(answer.error is None for answer in answers)
         return Observed(
             Replay(0.0, answers),
             read_engine_log(records, finished),
             counters,
-            known_capacity=self.capacity(requests) * work,
+            known_capacity=known,
+        )
+
+    def _open(
+        self, requests: Sequence[ReplayRequest], settings: Mapping[str, object]
+    ) -> AbstractContextManager[VirtualEngine]:
+        """A new engine for a round of these requests."""
+        longest = max(each.prompt_tokens + each.answer_tokens for each in requests)
+        return open_virtual_engine(self.cost, self.engine, longest=longest, settings=settings)
+
+    def _asked(self, request: ReplayRequest, time_s: float, prediction: Prediction | None) -> Asked:
+        """A request as the engine gets it."""
+        return Asked(
+            engine_prompt(request),
+            request.answer_tokens,
+            arrival_s=time_s,
+            hints=told(request, prediction),
         )
 
     def _foretell(
@@ -217,16 +236,21 @@ def engine_prompt(request: ReplayRequest) -> list[int]:
     return list(islice(cycle(request.prompt_ids), request.prompt_tokens))
 
 
-def _asked(request: ReplayRequest, time_s: float, prediction: Prediction | None) -> Asked:
+def told(request: ReplayRequest, prediction: Prediction | None) -> dict[str, object]:
+    """What the scheduler is told of a request: its number, and what was predicted."""
     hints: dict[str, object] = {REQUEST_ID: str(request.number)}
     if prediction is not None:
         hints[PREDICTION] = list(prediction)
-    return Asked(engine_prompt(request), request.answer_tokens, arrival_s=time_s, hints=hints)
+    return hints
 
 
 def _answer(request: ReplayRequest, scheduled_s: float, served: Served) -> Answer:
     error = None
-    if len(served.token_s) != request.answer_tokens:
+    if request.output_tokens is None:
+        complete = served.finished in ("stop", "length")
+    else:
+        complete = len(served.token_s) == request.output_tokens
+    if not complete:
         error = f"answered with {len(served.token_s)} tokens: {served.finished or 'not finished'}"
     return Answer(
         request=request.number,

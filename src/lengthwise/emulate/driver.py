@@ -28,7 +28,7 @@ class Asked:
 
     Attributes:
         prompt_ids: the prompt's tokens.
-        output_tokens: the answer's length.
+        output_tokens: the answer's length; None where a model that computes ends it itself.
         arrival_s: when it is sent, s from the start; in a closed loop as soon as a client is free.
         priority: vLLM's, lower runs sooner.
         hints: what the client tells of it (`vllm_xargs`).
@@ -38,12 +38,14 @@ class Asked:
     """
 
     prompt_ids: Sequence[int]
-    output_tokens: int
+    output_tokens: int | None
     arrival_s: float = 0.0
     priority: int = 0
     hints: Mapping[str, object] = field(default_factory=dict)
     abort_s: float = math.inf
     ends_itself: bool = True
+    seed: int = 0
+    most_tokens: int | None = None
 
 
 @dataclass
@@ -90,7 +92,8 @@ class VirtualEngine:
     def __init__(self, core: Any) -> None:
         self._core = core
         self.scheduler = core.scheduler
-        self._clock = core.model_executor.clock
+        self._pace = core.model_executor.pace
+        self._clock = self._pace.clock
         self.steps = 0
         self._sent = 0
         self._idle_steps = 0
@@ -106,24 +109,31 @@ class VirtualEngine:
 
         self.scheduler.apply_now(parse_settings(dict(settings)))
 
-    def run(self, asked: Sequence[Asked], clients: int | None = None) -> list[Served]:
+    def run(
+        self,
+        asked: Sequence[Asked],
+        clients: int | None = None,
+        durations: Sequence[float] | None = None,
+    ) -> list[Served]:
         """Serve requests to the last.
 
         Args:
             asked: in order of arrival.
             clients: of a closed loop, each of which sends the next request when its last has been
                 answered; None for arrivals at their times.
+            durations: what each step takes, in s; None for what the engine's pace says.
 
         Returns:
             What became of each, in the same order.
 
         Raises:
-            LengthwiseError: the engine came to a standstill.
+            LengthwiseError: the engine came to a standstill, or took more steps than there are
+                durations.
         """
         served = [Served() for _ in asked]
         coming = deque(range(len(asked)))
         leaving = deque(sorted((each.abort_s, place) for place, each in enumerate(asked)))
-        self.begin()
+        self.begin(durations)
         while coming or self.busy:
             if coming and clients is None and not self.busy:
                 self.sleep_until(asked[coming[0]].arrival_s)
@@ -143,11 +153,11 @@ class VirtualEngine:
             self.step()
         return served
 
-    def begin(self) -> None:
-        """Begin a round at 0 s, with nothing in memory."""
+    def begin(self, durations: Sequence[float] | None = None) -> None:
+        """Begin a round at 0 s, with nothing in memory; see `run` for the durations."""
         assert not self._live
         self._core.scheduler.reset_prefix_cache()
-        self._core.model_executor.restart_clock()
+        self._pace.restart(durations)
         if hasattr(self.scheduler, "begin_anew"):
             self.scheduler.begin_anew(self._clock.now)
 
@@ -209,26 +219,15 @@ class VirtualEngine:
         del self._live[name]
 
     def _add(self, name: str, asked: Asked) -> Any:
-        from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        hints: dict[str, object] = dict(asked.hints)
         room = self._core.vllm_config.model_config.max_model_len - len(asked.prompt_ids)
-        if asked.ends_itself:
-            hints[TRUE_TOKENS] = asked.output_tokens
-        parameters = SamplingParams(
-            max_tokens=room if asked.ends_itself else asked.output_tokens,
-            ignore_eos=not asked.ends_itself,
-            extra_args=hints or None,
-            detokenize=False,
-        )
-        parameters.update_from_generation_config({}, END_OF_ANSWER)
         request, wave = self._core.preprocess_add_request(
             EngineCoreRequest(
                 request_id=name,
                 prompt_token_ids=list(asked.prompt_ids),
                 mm_features=None,
-                sampling_params=parameters,
+                sampling_params=self._sampling(asked, room),
                 pooling_params=None,
                 arrival_time=self._clock.now(),
                 lora_request=None,
@@ -239,6 +238,23 @@ class VirtualEngine:
         )
         self._core.add_request(request, wave)
         return request
+
+    def _sampling(self, asked: Asked, room: int) -> Any:
+        """vLLM's sampling parameters of a request that has room for so many tokens."""
+        from vllm.sampling_params import SamplingParams
+
+        assert asked.output_tokens is not None, "nothing is computed that would end it"
+        hints: dict[str, object] = dict(asked.hints)
+        if asked.ends_itself:
+            hints[TRUE_TOKENS] = asked.output_tokens
+        parameters = SamplingParams(
+            max_tokens=room if asked.ends_itself else asked.output_tokens,
+            ignore_eos=not asked.ends_itself,
+            extra_args=hints or None,
+            detokenize=False,
+        )
+        parameters.update_from_generation_config({}, END_OF_ANSWER)
+        return parameters
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ are; only the worker is missing. Tokens are made up, so answers say nothing; how
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,29 +20,16 @@ from vllm.v1.worker.worker_base import CompilationTimes
 
 from lengthwise.emulate.answers import answer_tokens, spoken_tokens
 from lengthwise.emulate.clock import VirtualClock
+from lengthwise.emulate.later import Later
+from lengthwise.emulate.pace import ModelledPace, Pace
 from lengthwise.emulate.settings import EMULATE, emulation_settings
 from lengthwise.emulate.step import Batch
 from lengthwise.emulate.transfers import transfers_of
 from lengthwise.errors import InputError
-from lengthwise.simulate.step_cost import step_seconds
 from lengthwise.vllm.compat import check_executor, refuse_without_worker
 
 # What a worker would do and say that it has done; here there is nothing to do.
 _OBEYED = ("add_lora", "remove_lora", "pin_lora")
-
-
-class _Later(Future):  # type: ignore[type-arg]
-    """A result that is there once the clock shows the end of its step."""
-
-    def __init__(self, output: Any, wait: Callable[[], None]) -> None:
-        super().__init__()
-        self._wait = wait
-        self.set_result(output)
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Let the step come to its end."""
-        self._wait()
-        return super().result(timeout)
 
 
 class _Answer(NamedTuple):
@@ -59,7 +45,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
     """See `settings.py` for what it takes under `additional_config["lengthwise"]["emulate"]`.
 
     Attributes:
-        clock: what shows the time; a virtual one is the driver's.
+        pace: says when steps end; its clock, if it is virtual, is the driver's.
     """
 
     supports_pp = False
@@ -74,13 +60,11 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         refuse_without_worker(self.vllm_config)
         ours = (self.vllm_config.additional_config or {}).get("lengthwise", {})
         wanted = emulation_settings(ours.get(EMULATE), self.cache_config.block_size)
-        self._terms = wanted.cost.terms
         self._kv_tokens = wanted.kv_tokens
         # The CPU platform has switched it off; the engine core reads it after this.
         self._asynchronous = wanted.asynchronous
         self.scheduler_config.async_scheduling = self._asynchronous
-        self.clock = wanted.clock
-        self._busy_until_s = 0.0
+        self.pace: Pace = ModelledPace(wanted.cost, wanted.clock)
         self._batch = Batch()
         self._answers: dict[str, _Answer] = {}
         model = self.model_config
@@ -93,14 +77,9 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         )
         self._layers = model.get_num_layers(self.parallel_config)
         self._transfers = transfers_of(self.vllm_config, self._layers * self._spec.page_size_bytes)
-        if self._transfers is not None and isinstance(self.clock, VirtualClock):
+        if self._transfers is not None and isinstance(wanted.clock, VirtualClock):
             raise InputError("KV is transferred in real time only: leave the connector out")
         self._planned: tuple[ModelRunnerOutput, float] | None = None
-
-    def restart_clock(self) -> None:
-        """Let it be 0 s; for an engine that is idle, in virtual time."""
-        assert isinstance(self.clock, VirtualClock)
-        self.clock.now_s = self._busy_until_s = 0.0
 
     # What the engine core asks at its start ----------------------------------------------------
 
@@ -157,12 +136,11 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         work, names, complete, ends = self._take(scheduler_output)
         if not names:
             nothing = replace(
-                EMPTY_MODEL_RUNNER_OUTPUT, kv_connector_output=self._transferred(self.clock.now())
+                EMPTY_MODEL_RUNNER_OUTPUT,
+                kv_connector_output=self._transferred(self.pace.clock.now()),
             )
             return _done(nothing) if non_block else nothing
-        seconds = step_seconds(self._terms, *work)
-        end_s = max(self.clock.now(), self._busy_until_s) + seconds
-        self._busy_until_s = end_s
+        end_s = self.pace.end_of(work)
         tokens = [
             [self._token(self._answers[name], end)] if sampled else []
             for name, sampled, end in zip(names, complete, ends, strict=True)
@@ -188,7 +166,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         """Nothing is proposed."""
 
     def _result(self, output: ModelRunnerOutput, end_s: float, non_block: bool) -> Any:
-        later = _Later(output, lambda: self.clock.wait_until(end_s))
+        later = Later(output, self.pace.clock, end_s)
         return later if non_block else later.result()
 
     def _take(self, output: Any) -> tuple[Any, list[str], list[bool], list[int]]:
@@ -212,7 +190,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
                 for name, answer in self._answers.items()
                 if name in output.finished_req_ids
             }
-            self._transfers.take(output.kv_connector_metadata, self.clock.now(), blocks)
+            self._transfers.take(output.kv_connector_metadata, self.pace.clock.now(), blocks)
 
     def _transferred(self, by_s: float) -> Any:
         """What the scheduler is told of transfers that are over by then."""

@@ -80,7 +80,7 @@ def report_page(results: Results, comparison: Comparison) -> str:
 {"".join(_policies(load, of_load, comparison) for load, of_load in comparison.by_load())}
 {"".join(figures)}
 <h2>Method and caveats</h2>
-{method(run.engine)}
+{method(run.engine, forward=run.forward)}
 <h2>Rounds</h2>
 {_rounds(comparison)}
 <h2>Environment</h2>

@@ -5,9 +5,11 @@ from __future__ import annotations
 from lengthwise.measure.run import VIRTUAL
 
 
-def method(engine: str) -> str:
-    """A list in HTML for results of a kind of engine, see `RunInfo.engine`."""
-    return f"<ul>{_IN_VIRTUAL_TIME if engine == VIRTUAL else _LIVE}{_BOTH}</ul>"
+def method(engine: str, *, forward: bool = False) -> str:
+    """A list in HTML for results of a kind of engine, see `RunInfo`."""
+    if engine != VIRTUAL:
+        return f"<ul>{_LIVE}{_BOTH}</ul>"
+    return f"<ul>{_FORWARD if forward else _NO_FORWARD}{_IN_VIRTUAL_TIME}{_BOTH}</ul>"
 
 
 _LIVE = """
@@ -30,7 +32,7 @@ longest wait is the largest of all times to a first token and gaps between token
 keys follow <code>vllm bench serve</code>.</li>
 """
 
-_IN_VIRTUAL_TIME = """
+_NO_FORWARD = """
 <li><b>What is real.</b> vLLM's own engine ran: its life cycle of requests, scheduler and KV-cache
 manager, with Lengthwise's policies in it and the predictor on the real prompts. Every decision
 was taken from what it would have been taken from on the GPU.</li>
@@ -39,7 +41,23 @@ of the GPU say, on a clock that only steps and arrivals move; tokens have no mea
 answer has the length that it was given. There is no HTTP, no front end and no network: their
 constant cost is in no figure.</li>
 <li><b>Exact.</b> The same command gives the same figures on any machine, so nothing is repeated
-and nothing flagged. Where several seeds ran, each is another draw of requests and arrivals; a
+and nothing flagged.</li>
+"""
+
+_FORWARD = """
+<li><b>What is real.</b> vLLM's own engine ran, with its worker: every token and hidden state was
+computed by the model, and a probe, where there is one, read them. Every decision was taken from
+what it would have been taken from on the GPU.</li>
+<li><b>What is not.</b> The clock. A step takes as long as measured or derived costs of the GPU and
+of the model named there say, not what the smaller model here would take. A probe's own time is not
+in it, and neither are HTTP, the front end and the network.</li>
+<li><b>Exact on one machine.</b> The same command gives the same figures there, so nothing is
+repeated and nothing flagged. Another processor adds products up in another order, and an answer may
+go on differently from there.</li>
+"""
+
+_IN_VIRTUAL_TIME = """
+<li><b>Seeds.</b> Where several seeds ran, each is another draw of requests and arrivals; a
 policy is compared with the baseline under the same seed, and the factor is the median of those
 ratios, with the lowest and the highest below it.</li>
 <li><b>Latency</b> is from a request's arrival to its last token; TTFT ends at the first. Latency

@@ -30,6 +30,7 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)  # see package_versions
     notes: tuple[str, ...] = ()  # what a reader must know: rows left out, how lengths were got
     engine: str = LIVE  # LIVE or VIRTUAL
+    forward: bool = False  # a virtual one that computed its model
     engine_note: str = ""  # of a virtual one: whose steps, and who counted the prompts' tokens
 
     def to_json(self) -> dict[str, object]:
