@@ -7,14 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from bench.figures import policies
+from bench.figures import doubt, memory, policies, preemption, service_time
 from bench.figures.sources import Sources
 from bench.figures.table import Table, make_tables, write
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.simulate.simulation import warm_up
 
-TABLES: dict[str, Table] = {each.name: each for each in (*policies.TABLES,)}
+ROOMS = (policies, preemption, memory, doubt, service_time)
+TABLES: dict[str, Table] = {each.name: each for room in ROOMS for each in room.TABLES}
 
 
 def chosen(names: list[str], sources: Sources) -> list[Table]:
@@ -43,7 +44,9 @@ def main() -> int:
     """Make and keep tables; exit code 1 if vLLM disagrees, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of tables")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of tables"
+    )
     arguments = parser.parse_args()
     started = time.monotonic()
 

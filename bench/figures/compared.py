@@ -64,9 +64,7 @@ def _key(row: Row, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in names)
 
 
-def _gap_closed(
-    cells: Sequence[Row], others: Sequence[Row], oracles: Sequence[Row | None]
-) -> Row:
+def _gap_closed(cells: Sequence[Row], others: Sequence[Row], oracles: Sequence[Row | None]) -> Row:
     """The share of the oracle's gain in the mean; None where the oracle gains next to nothing."""
     shares = []
     for cell, other, oracle in zip(cells, others, oracles, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ class Table:
     """
 
     name: str
-    cells: Callable[[Sources], Sequence[Cell]]
+    cells: Callable[[Sources], Iterable[Cell]]
     rows: Callable[[Sequence[Row]], list[Row]]
     files: tuple[str, ...] = ()
     measure: Callable[[Cell], Figures] = figures
@@ -101,7 +101,7 @@ def make_tables(
     with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
         try:
             for table in tables:
-                cells = table.cells(sources)
+                cells = list(table.cells(sources))
                 cell = checked_cell(table, cells)
                 served = pool.submit(difference_s, cell)
                 found = list(pool.map(table.measure, cells))
