@@ -54,7 +54,7 @@ class Sources:
 
     @cache  # noqa: B019 - there is one, for as long as the command runs
     def prompts(self, file: str, split: str, model: str | None = None) -> Dataset:
-        """Prompts of a part of a table; of those that models repeat themselves without end, none."""
+        """Prompts of a part of a table, of one model without those that it answered in a loop."""
         where = {} if model is None else {"model": model, "degenerate": "False"}
         limit = LEARNT_FROM if split == "train" else None
         return load_dataset(
