@@ -82,8 +82,11 @@ _MINUTE, _BURST, _SYNTHETIC = 60, 2000, 10_000
 _LONGEST_PROMPT, _CONTEXT = 1024, 8192
 _WANTED, _FIVE_MINUTES = 1000, 300.0
 
-#: s a token at 64 requests/s (figure 3), with ShareGPT's and LMSYS's prompts.
-LTR_RATES: Final = {
+#: By model and policy: with ShareGPT's and with LMSYS's prompts; None where there is none.
+Published = dict[tuple[str, str], tuple[float | None, float | None]]
+
+#: s a token at 64 requests/s (figure 3).
+LTR_RATES: Final[Published] = {
     ("Llama-3-8B", "fcfs"): (3.9, 5.6),
     ("Llama-3-8B", "mlfq"): (2.65, 1.3),
     ("Llama-3-8B", "ltr"): (1.58, 0.8),
@@ -92,14 +95,14 @@ LTR_RATES: Final = {
     ("Llama-3-70B", "ltr"): (1.65, 1.1),
 }
 #: s a token in a burst of 2,000 (table 3; figure 2 for the 8B model).
-LTR_BURST: Final = {
+LTR_BURST: Final[Published] = {
     ("Llama-3-8B", "ltr"): (0.69, None),
     ("Llama-3-8B", "oracle"): (0.385, None),
     ("Llama-3-70B", "ltr"): (0.78, 0.54),
     ("Llama-3-70B", "oracle"): (0.46, 0.34),
 }
 #: s until 1,000 of 10,000 have been answered (table 3).
-LTR_SYNTHETIC: Final = {
+LTR_SYNTHETIC: Final[Published] = {
     ("Llama-3-70B", "ltr"): (231.59, 59.67),
     ("Llama-3-70B", "oracle"): (102.04, 34.60),
 }
@@ -157,7 +160,7 @@ def ltr_rates(sources: Sources) -> Iterator[Cell]:
 def ltr_rows(cells: Sequence[Row]) -> list[Row]:
     """With the paper's figures where it gives them."""
     rows = against_fcfs("workload", "load")(cells)
-    published = {"burst": LTR_BURST, "rate=64": LTR_RATES}
+    published: dict[str, Published] = {"burst": LTR_BURST, "rate=64": LTR_RATES}
     for row in rows:
         paper = published.get(row["load"], {}).get((row["workload"], row["policy"]))
         row["paper_sharegpt_s"], row["paper_lmsys_s"] = paper or (None, None)

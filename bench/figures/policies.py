@@ -85,10 +85,12 @@ def guard_rows(cells: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def _policies(name: str, slots: int, requests: int, *rest: Sequence[str]) -> Table:
+def _policies(
+    name: str, slots: int, requests: int, loads: Sequence[str], policies: Sequence[str]
+) -> Table:
     return Table(
         name,
-        partial(compared, slots, requests, *rest),
+        partial(compared, slots, requests, loads, policies),
         against_fcfs("load"),
         files=(VICUNA,),
         trained=True,
