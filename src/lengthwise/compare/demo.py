@@ -42,9 +42,6 @@ REQUESTS = 800
 LIVE_REQUESTS = 256
 PREDICTOR_FOLDER = "predictor"
 
-#: of a predictor that was trained in the same run: products are added up differently elsewhere
-SAME_MACHINE = "The predictor was trained in this run: another machine's may differ in a digit."
-
 _LEARNT_FROM = 4000
 _CONTEXT = 8192
 
@@ -116,7 +113,7 @@ def _or_leave_out(progress: Progress) -> Iterator[None]:
     """Where part two fails, say so in a line: part one stands without it."""
     try:
         yield
-    except LengthwiseError as error:
+    except (LengthwiseError, OSError) as error:
         progress.note(f"the live part is left out: {error}")
 
 
@@ -154,7 +151,7 @@ def _learn(
         engine=VIRTUAL,
         engine_note=(
             f"{preset.name}: {engine.slots} slots, {engine.token_budget:,} tokens a step. Prompt "
-            f"tokens: counted by the built-in tokenizer. {SAME_MACHINE}"
+            "tokens: counted by the built-in tokenizer."
         ),
         server={"slots": engine.slots, "step_costs": preset.cost.source},
     )
