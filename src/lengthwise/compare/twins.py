@@ -12,6 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.load import Burst
 from lengthwise.compare.progress import Progress
@@ -22,6 +24,7 @@ from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run import LIVE, VIRTUAL, RunInfo
 from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER
+from lengthwise.simulate.step_cost import WORK, StepCost
 from lengthwise.vllm.settings import Settings
 
 _WARM_UP_TOKENS = 8
@@ -91,7 +94,7 @@ def run_twins(
         return exact.run_round(name, settings, requests, scheduled_s=at_once)
 
     writer = ResultsWriter(out / TWIN_FOLDER, run)
-    _serve(policies, requests, in_virtual_time, writer, VIRTUAL, progress)
+    _serve(policies, requests, in_virtual_time, writer, VIRTUAL, exact.cost, progress)
     progress.stage("waiting for the emulated server")
     session = starting.wait(progress)
     limit = 1 + max(request.answer_tokens for request in requests)
@@ -111,7 +114,8 @@ def run_twins(
     for settings in policies.values():
         session.run_round("warm-up", settings, short, scheduled_s=at_once)
     run = replace(run, engine=LIVE, engine_note="", server={"arguments": session.server_arguments})
-    _serve(policies, requests, live, ResultsWriter(out / LIVE_FOLDER, run), LIVE, progress)
+    writer = ResultsWriter(out / LIVE_FOLDER, run)
+    _serve(policies, requests, live, writer, LIVE, exact.cost, progress)
 
 
 def _serve(
@@ -120,6 +124,7 @@ def _serve(
     serve: Serve,
     writer: ResultsWriter,
     engine: str,
+    cost: StepCost,
     progress: Progress,
 ) -> None:
     """A round of each policy."""
@@ -130,5 +135,21 @@ def _serve(
             started = datetime.now(UTC)
             observed = serve(f"{number:03d}", settings)
             info = describe_round(number, label, settings, load, 0, started, observed, requests)
+            if engine == LIVE:
+                info = replace(info, remarks=(_punctuality(observed, cost),))
             writer.append(info, records_of(info, observed))
             progress.note(summary_line(info, observed, len(policies)))
+
+
+def _punctuality(observed: Observed, cost: StepCost) -> str:
+    """How late a live round's requests and steps were, in a line."""
+    seen = (request.get("arrival_s") for request in observed.engine.requests.values())
+    arrivals = [time_s for time_s in seen if isinstance(time_s, float)]
+    steps = observed.engine.steps
+    timed = np.isfinite(steps["duration_s"])
+    work = np.stack([steps[name][timed] for name in WORK], axis=1)
+    share = float(steps["duration_s"][timed].sum() / cost.seconds(work).sum())
+    return (
+        f"requests reached the scheduler over {max(arrivals) - min(arrivals):.2f} s; steps took "
+        f"{100 * share:.1f} % of the time that was asked of them"
+    )

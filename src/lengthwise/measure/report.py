@@ -65,14 +65,15 @@ def result_rows(comparison: Comparison) -> list[Row]:
 def twin_rows(twins: Sequence[Twin]) -> list[Row]:
     """Two rows for each policy, live and virtual.
 
-    `difference_X` of a live row is live / virtual - 1 on figure X.
+    `difference_X` of a live row is live / virtual - 1 on figure X; its `remarks` explain it.
     """
     rows = []
     for twin in twins:
         differences = {
             f"difference_{name.removesuffix('_ms')}": twin.difference(name) for name in COMPARED
         }
-        rows += [_row(twin.live, LIVE) | differences, _row(twin.exact, VIRTUAL)]
+        live = _row(twin.live, LIVE) | differences | {"remarks": list(twin.remarks)}
+        rows += [live, _row(twin.exact, VIRTUAL)]
     return rows
 
 

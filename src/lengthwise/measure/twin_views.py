@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from lengthwise.measure.comparison import PolicyResult
 from lengthwise.measure.run import LIVE, VIRTUAL
@@ -17,7 +19,6 @@ _COLUMNS = (
     ("mean", "mean_e2el_ms"),
     ("p50", "median_e2el_ms"),
     ("p99", "p99_e2el_ms"),
-    ("max", "max_e2el_ms"),
     ("TTFT", "mean_ttft_ms"),
     ("s/token", "mean_latency_per_output_token_ms"),
 )
@@ -34,7 +35,7 @@ each run.</p>
 """
 
 
-def twins_table(twins: Sequence[Twin]) -> Table:
+def twins_table(twins: Sequence[Twin]) -> RenderableType:
     """Three lines for each policy: live, virtual and the difference."""
     table = Table(
         title=_title(twins),
@@ -49,7 +50,7 @@ def twins_table(twins: Sequence[Twin]) -> Table:
     for twin in twins:
         for line in _lines(twin):
             table.add_row(*line)
-    return table
+    return Group(table, *(Text(remark, style="dim") for remark in _remarks(twins)))
 
 
 def twins_section(twins: Sequence[Twin]) -> str:
@@ -63,13 +64,18 @@ def twins_section(twins: Sequence[Twin]) -> str:
 <thead><tr>{heads}</tr></thead>
 <tbody>{rows}</tbody>
 </table></div>
-{_EXPLANATION}"""
+{_EXPLANATION}<ul>{"".join(f"<li>{escape(remark)}</li>" for remark in _remarks(twins))}</ul>
+"""
 
 
 def _title(twins: Sequence[Twin]) -> str:
     failed = sum(int(twin.live.summary()["failed"] or 0) for twin in twins)
     title = f"{load_title(twins[0].exact.load)}, live beside virtual time"
     return f"{title}; {failed} live requests failed" if failed else title
+
+
+def _remarks(twins: Sequence[Twin]) -> list[str]:
+    return [f"{twin.live.policy}, live: {remark}" for twin in twins for remark in twin.remarks]
 
 
 def _lines(twin: Twin) -> Iterator[list[str]]:

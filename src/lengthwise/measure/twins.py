@@ -24,6 +24,11 @@ class Twin:
     live: PolicyResult
     exact: PolicyResult
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What explains the difference, one line each."""
+        return self.live.rounds[0].info.remarks
+
     def difference(self, figure: str) -> float | None:
         """live / virtual - 1; None where a side has no such figure, or 0."""
         live, exact = (side.rounds[0].figure(figure) for side in (self.live, self.exact))
