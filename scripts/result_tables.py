@@ -36,7 +36,8 @@ def comparison_table(kept: Row) -> list[str]:
 def rounds_of(kept: Row) -> str:
     """How many requests and rounds there were, and what to know of them."""
     if all(row.get("engine") == VIRTUAL for row in kept["rows"]):
-        return f"{kept['requests']} requests a round, in virtual time."
+        note = f" {kept['engine_note']}" if kept.get("engine_note") else ""
+        return f"{kept['requests']} requests a round, in virtual time.{note}"
     return (
         f"{kept['requests']} requests a round; {kept['rounds']} rounds, {kept['flagged']} of them "
         f"flagged.{offered_loads(kept['rows'])}"
@@ -79,7 +80,8 @@ def demo_gain(kept: Row) -> list[str]:
 
     return [
         f"**{kept['requests']} real prompts with the answers' lengths of Vicuna-7B, served by vLLM "
-        f"at the pace of an A100 with Llama-3-8B (virtual time): all at once, mean latency is "
+        f"on {kept['server']['slots']} slots at the pace of an A100 with Llama-3-8B (virtual "
+        "time): all at once, mean latency is "
         f"{gain(burst)}; at 1.2 × capacity {gain(above)}.**",
     ]
 
