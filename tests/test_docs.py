@@ -150,6 +150,17 @@ def test_measured_tables_are_up_to_date() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def test_no_command_names_a_folder_outside_of_the_project() -> None:
+    caption = script("fill_tables").caption
+    kept = {"machine": {"cores": 2, "processor": "x"}, "versions": {}, "date": "2026-01-02"}
+    for path in ("../shared/data/a.parquet", "/home/me/data/a.parquet", "a.parquet"):
+        command = f"lengthwise bench {path} --data={path} --out build/b --load 0.9,1.2"
+        shown = caption({**kept, "command": command})
+        assert "`lengthwise bench a.parquet --data=a.parquet --out build/b --load 0.9,1.2`" in shown
+    for page in PAGES:
+        assert "../shared" not in page.read_text(encoding="utf-8"), page
+
+
 def test_targets_say_what_was_not_reached() -> None:
     results = {
         name: {"rows": [{"label": "built-in", "queued": 100_000, **row}]}

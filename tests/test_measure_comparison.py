@@ -73,10 +73,12 @@ def test_without_fcfs_there_are_no_ratios(tmp_path: Path) -> None:
     assert "add fcfs" in headline(comparison)
 
 
-def test_an_oracle_that_gains_nothing_leaves_no_gap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gain", [0.0, 0.009, -0.5])
+def test_an_oracle_that_gains_next_to_nothing_leaves_no_gap(tmp_path: Path, gain: float) -> None:
     writer = ResultsWriter(tmp_path, RUN)
-    for number, policy in enumerate(("fcfs", "ltr", "oracle")):
-        append_round(writer, number, policy, [1.0, 2.0])
+    append_round(writer, 0, "fcfs", [1.0, 2.0])
+    append_round(writer, 1, "ltr", [1.1, 2.0])
+    append_round(writer, 2, "oracle", [1.0 - gain, 2.0 - gain])
     assert result_of(compared(tmp_path), "ltr").gap_closed is None
 
 

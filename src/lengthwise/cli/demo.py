@@ -1,4 +1,4 @@
-"""`lengthwise demo`: a predictor, four policies and four loads, exactly, in a minute."""
+"""`lengthwise demo`: a predictor, four policies and four loads, exactly; a burst of them live."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-GPU, MODEL = "a100", "llama-3-8b"
+PRESET = "a100:llama-3-8b"
 
 
 def demo(
@@ -27,17 +27,16 @@ def demo(
     """See it work: vLLM at the pace of an A100, and four ways to order its requests.
 
     Learns from prompts how long answers get and compares `fcfs`, `ltr`, `srpt` and an oracle on
-    other prompts, below, at and above capacity and in a burst: exactly, in virtual time.
+    other prompts, below, at and above capacity and in a burst: exactly, in virtual time. Then an
+    emulated server answers a burst over HTTP, beside its exact twin. Two minutes.
 
     Example: `lengthwise demo --out demo`
     """
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.report import show_results
-    from lengthwise.cli.virtual_bench import choose_gpu
-    from lengthwise.compare.demo import SLOTS, Scale, run_demo
+    from lengthwise.compare.demo import run_demo
+    from lengthwise.simulate.presets import parse_preset
 
-    machine = choose_gpu(GPU, MODEL, slots=SLOTS, kv_blocks=None)
-    scale = Scale(f"{GPU}:{MODEL}", machine.cost, machine.engine)
     with ConsoleProgress() as progress:
-        run_demo(out, scale, data=data, seed=seed, progress=progress)
+        run_demo(out, parse_preset(PRESET), data=data, seed=seed, progress=progress)
     show_results(out, json=json)

@@ -60,13 +60,16 @@ def show_results(
     from lengthwise.measure.report import REPORT_FILE, RESULTS_FILE, write_report
     from lengthwise.measure.results import read_results
     from lengthwise.measure.table import comparison_table, serving_results
+    from lengthwise.measure.twin_views import twins_table
+    from lengthwise.measure.twins import read_twins
 
     objectives = parse_objectives(goodput) or None
     results = read_results(folder)
     policies = {each.info.policy for each in results.rounds}
     if policy is not None and policy not in policies:
         raise unknown_name("policy", policy, policies)
-    comparison = write_report(folder, results, objectives)
+    twins = read_twins(folder, results)
+    comparison = write_report(folder, results, objectives, twins)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in results.problems:
         progress.print(problem, markup=False)
@@ -75,5 +78,8 @@ def show_results(
     elif policy is not None:
         print(serving_results(comparison, policy))
     else:
-        Console(highlight=False).print(comparison_table(comparison))
+        screen = Console(highlight=False)
+        screen.print(comparison_table(comparison))
+        if twins:
+            screen.print(twins_table(twins))
     progress.print(f"wrote {folder / REPORT_FILE} and {folder / RESULTS_FILE}", markup=False)

@@ -12,12 +12,17 @@ from lengthwise.workload import arrivals
 
 @dataclass(frozen=True)
 class Burst:
-    """All requests at once: the comparison does not depend on a clock."""
+    """All requests at once: the comparison does not depend on a clock.
+
+    `count` is said where a run has bursts of several sizes; it is how many requests there are.
+    """
+
+    count: int | None = None
 
     @property
     def label(self) -> str:
         """How tables and records name it."""
-        return "burst"
+        return "burst" if self.count is None else f"burst={self.count}"
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,28 @@ class Session:
     """Runs rounds on a server that is up."""
 
     def __init__(
-        self, server: Server, client: ClientProcess, switch: SettingsSwitch, folder: Path
+        self,
+        server: Server,
+        client: ClientProcess,
+        switch: SettingsSwitch,
+        folder: Path,
+        *,
+        emulated: bool = False,
     ) -> None:
-        """Use `folder` for what the scheduler records of each round."""
+        """Use `folder` for what the scheduler records of each round.
+
+        Args:
+            server: it is up.
+            client: sends the requests.
+            switch: the server's settings.
+            folder: for the records.
+            emulated: no model decides how long the answers are, so the server is told.
+        """
         self._server = server
         self._client = client
         self._switch = switch
         self._folder = folder
+        self._emulated = emulated
         self.url = server.url
         self.server_arguments = server.command.arguments
         model = json.loads(self._call("/v1/models"))["data"][0]
@@ -116,7 +131,8 @@ class Session:
             pace=None if cost is None else Pace(records / STEPS_FILE, cost),
             clients=clients,
             max_tokens=max_tokens,
-            tell_truth=(settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),
+            tell_truth=self._emulated
+            or (settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),
         )
         replay = self._client.replay(job, progress, self._server.check)
         self._server.check()
@@ -141,6 +157,26 @@ class Session:
         except OSError as error:
             self._server.check()
             raise LengthwiseError(f"the server failed at {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Starting:
+    """A server that is coming up, which takes half a minute, with all that its session needs."""
+
+    server: Server
+    client: ClientProcess
+    switch: SettingsSwitch
+    folder: Path
+    emulated: bool
+
+    def wait(self, progress: Progress) -> Session:
+        """The session, once the server answers.
+
+        Raises:
+            LengthwiseError: the server did not come up.
+        """
+        self.server.wait_ready(tick=lambda waited_s: progress.advance(int(waited_s), "s"))
+        return Session(self.server, self.client, self.switch, self.folder, emulated=self.emulated)
 
 
 @contextmanager
@@ -169,6 +205,28 @@ def open_session(
         InputError: the server cannot be started as asked.
         LengthwiseError: the server did not come up.
     """
+    with start_session(
+        model, out, flags=flags, port=port, probe=probe, emulate=emulate
+    ) as starting:
+        progress.stage(f"starting vLLM with {model}")
+        yield starting.wait(progress)
+
+
+@contextmanager
+def start_session(
+    model: str,
+    out: Path,
+    *,
+    flags: Sequence[str],
+    port: int | None,
+    probe: ProbeWanted | None = None,
+    emulate: Preset | None = None,
+) -> Iterator[Starting]:
+    """`open_session` for who has something else to do until the server is up.
+
+    Raises:
+        InputError: the server cannot be started as asked.
+    """
     folder = out / SERVER_FOLDER
     settings = folder / "settings.json"
     try:
@@ -189,11 +247,15 @@ def open_session(
         emulate=emulate,
     )
     Settings().write(settings)
-    progress.stage(f"starting vLLM with {model}")
     with Server(command, folder / "server.log") as server, ClientProcess() as client:
         server.step_back()
-        server.wait_ready(tick=lambda waited_s: progress.advance(int(waited_s), "s"))
-        yield Session(server, client, SettingsSwitch(settings), (folder / ROUNDS_FOLDER).absolute())
+        yield Starting(
+            server,
+            client,
+            SettingsSwitch(settings),
+            (folder / ROUNDS_FOLDER).absolute(),
+            emulated=emulate is not None,
+        )
 
 
 def _clear(folder: Path) -> None:

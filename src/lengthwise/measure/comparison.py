@@ -38,6 +38,7 @@ _COUNTS = ("completed", "failed", "preemptions", "recomputed_tokens", "overtakes
 
 CAPACITY_TOLERANCE = 0.10  # share of the run's median capacity beyond which a round is flagged
 LOAD_TOLERANCE = 0.10  # share of the load asked for beyond which the load offered is flagged
+LEAST_GAIN = 0.01  # share of the mean E2EL that an oracle must gain for a share of it to say much
 SEND_TOLERANCE = 0.05  # share of the mean E2EL beyond which the client's own delay is flagged
 
 
@@ -231,7 +232,7 @@ def _ratios(own: list[RoundResult], baseline: list[RoundResult]) -> dict[str, Sp
 def _gap_closed(
     own: list[RoundResult], baseline: list[RoundResult], oracle: list[RoundResult]
 ) -> Spread | None:
-    """Undefined (None) where no oracle ran, or where it gained nothing."""
+    """Undefined (None) where no oracle ran, or where it gained next to nothing."""
     oracles = {each.info.repeat: each for each in oracle}
     values = []
     for each, other in _pairs(own, baseline):
@@ -240,7 +241,8 @@ def _gap_closed(
             continue
         before = other.figure("mean_e2el_ms")
         gap = before - best.figure("mean_e2el_ms")
-        values.append((before - each.figure("mean_e2el_ms")) / gap if gap > 0 else math.nan)
+        told = gap > LEAST_GAIN * before
+        values.append((before - each.figure("mean_e2el_ms")) / gap if told else math.nan)
     return Spread.of(values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
@@ -17,6 +18,8 @@ from lengthwise.measure.method import method
 from lengthwise.measure.plot import Drawing, Series, draw_load, series
 from lengthwise.measure.results import Results
 from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.twin_views import twins_section
+from lengthwise.measure.twins import Twin
 from lengthwise.measure.wording import (
     NOTHING,
     TIMES,
@@ -46,7 +49,7 @@ _FACTORS = (
 )
 
 
-def report_page(results: Results, comparison: Comparison) -> str:
+def report_page(results: Results, comparison: Comparison, twins: Sequence[Twin] = ()) -> str:
     """The whole report of a run as an HTML document."""
     looks = series(comparison)
     records = {each.info.round: each.records for each in results.rounds}
@@ -78,6 +81,7 @@ def report_page(results: Results, comparison: Comparison) -> str:
 <p class="about">{escape(about)}</p>
 {note}{_notices(results, comparison)}
 {"".join(_policies(load, of_load, comparison) for load, of_load in comparison.by_load())}
+{twins_section(twins)}
 {"".join(figures)}
 <h2>Method and caveats</h2>
 {method(run.engine, forward=run.forward)}

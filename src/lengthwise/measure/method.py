@@ -70,7 +70,7 @@ to a first token and gaps between tokens. Percentiles and keys follow
 _BOTH = """
 <li><b>The oracle</b> knows every answer's true length beforehand. It cannot be deployed; it bounds
 what a better predictor could add. Gap closed is (baseline − policy) / (baseline − oracle) on mean
-latency.</li>
+latency, where the oracle gains more than 1 %.</li>
 <li><b>Order is not speed.</b> The engine does the same work under each policy. Running short
 answers first lowers the mean because fewer requests wait behind long ones; long answers may wait
 longer, and p99 and the maximum show it. Without a queue there is nothing to reorder and nothing

@@ -51,8 +51,8 @@ class RequestRecord:
 
     round: int  # which round of the run, from 0
     policy: str  # the policy's label, as given on the command line
-    load: str  # "burst", "1.2" (of capacity), "rate=3" (requests/s), "trace=2" (times as fast) or
-    # ^ "concurrency=8" (clients in a closed loop)
+    load: str  # "burst", "1.2" (of capacity), "rate=3" (requests/s), "trace=2" (times as fast),
+    # ^ "concurrency=8" (clients in a closed loop) or "burst=256" (of several bursts, that of 256)
     request: int  # which request of the workload; the same number is the same request everywhere
     scheduled_s: float  # when it was to be sent, s from the start of the round
     sent_s: float = math.nan  # when it was sent, s from the start of the round

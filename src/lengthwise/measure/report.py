@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lengthwise.errors import InputError
@@ -17,7 +18,8 @@ from lengthwise.measure.comparison import (
     load_number,
 )
 from lengthwise.measure.results import Results
-from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.run import LIVE, VIRTUAL
+from lengthwise.measure.twins import Twin
 
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
@@ -26,7 +28,10 @@ Row = dict[str, object]
 
 
 def write_report(
-    folder: Path, results: Results, objectives: dict[str, float] | None = None
+    folder: Path,
+    results: Results,
+    objectives: dict[str, float] | None = None,
+    twins: Sequence[Twin] = (),
 ) -> Comparison:
     """Write report.html and results.json into a run's folder, each whole or not at all.
 
@@ -34,6 +39,7 @@ def write_report(
         folder: where to write.
         results: from `read_results`.
         objectives: see `metrics.parse_objectives`.
+        twins: of the run, from `read_twins`.
 
     Raises:
         InputError: the folder cannot be written.
@@ -41,9 +47,9 @@ def write_report(
     from lengthwise.measure.html import report_page
 
     comparison = compare(results, objectives)
-    rows = json.dumps(result_rows(comparison), indent=2, allow_nan=False) + "\n"
-    _write(folder / RESULTS_FILE, rows)
-    _write(folder / REPORT_FILE, report_page(results, comparison))
+    rows = [*result_rows(comparison), *twin_rows(twins)]
+    _write(folder / RESULTS_FILE, json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    _write(folder / REPORT_FILE, report_page(results, comparison, twins))
     return comparison
 
 
@@ -54,6 +60,21 @@ def result_rows(comparison: Comparison) -> list[Row]:
     baseline / policy on figure X, `_low` and `_high` its extremes over the repeats.
     """
     return [_row(result, comparison.engine) for result in comparison.results]
+
+
+def twin_rows(twins: Sequence[Twin]) -> list[Row]:
+    """Two rows for each policy, live and virtual.
+
+    `difference_X` of a live row is live / virtual - 1 on figure X; its `remarks` explain it.
+    """
+    rows = []
+    for twin in twins:
+        differences = {
+            f"difference_{name.removesuffix('_ms')}": twin.difference(name) for name in COMPARED
+        }
+        live = _row(twin.live, LIVE) | differences | {"remarks": list(twin.remarks)}
+        rows += [live, _row(twin.exact, VIRTUAL)]
+    return rows
 
 
 def _row(result: PolicyResult, engine: str) -> Row:

@@ -22,6 +22,7 @@ class RoundInfo:
     counters: Mapping[str, int] = field(default_factory=dict)  # the scheduler's own, this round
     flags: tuple[str, ...] = ()  # what to know before trusting this round, one line each
     settings: Mapping[str, object] = field(default_factory=dict)  # that the policy ran with
+    remarks: tuple[str, ...] = ()  # what explains its figures, one line each
 
     def to_json(self) -> dict[str, object]:
         """The fields as a JSON object."""
@@ -30,6 +31,7 @@ class RoundInfo:
             "counters": dict(self.counters),
             "flags": list(self.flags),
             "settings": dict(self.settings),
+            "remarks": list(self.remarks),
         }
 
     @classmethod
@@ -41,6 +43,7 @@ class RoundInfo:
         """
         known = {member.name for member in fields(cls)}
         found = {name: item for name, item in value.items() if name in known}
-        flags = found.get("flags")
-        found["flags"] = tuple(flags) if isinstance(flags, list) else ()
+        for name in ("flags", "remarks"):
+            lines = found.get(name)
+            found[name] = tuple(lines) if isinstance(lines, list) else ()
         return cls(**found)  # type: ignore[arg-type]

@@ -48,11 +48,18 @@ def percent(spread: Spread | None) -> str:
     return NOTHING if spread is None else f"{spread.median * 100:.0f} %"
 
 
+def change(difference: float | None) -> str:
+    """A relative difference: "+2.1 %"."""
+    return NOTHING if difference is None else f"{100 * difference:+.1f} %"
+
+
 def load_title(load: str) -> str:
     """A load in words: "burst" → "All at once", "1.2" → "1.2 × capacity", and so on."""
     kind, _, value = load.partition("=")
     if load == "burst":
         return "All at once"
+    if kind == "burst":
+        return f"{value} at once"
     if kind == "rate":
         return f"{value} requests/s"
     if kind == "trace":
