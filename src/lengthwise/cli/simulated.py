@@ -139,6 +139,7 @@ def _from_prompts(
     import numpy as np
 
     from lengthwise.cli.train import parse_where
+    from lengthwise.predict.extract import encode_prompts
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.prediction import PredictionError, Prompt
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
@@ -167,7 +168,7 @@ def _from_prompts(
     lengths: list[int] = []
     predictions = np.full((len(answered), 5), np.nan)
     for place, row in enumerate(answered):
-        ids = tokenizer.encode_chat(table.prompts[row])
+        (ids,) = encode_prompts(table, tokenizer, [int(row)])
         lengths.append(max(len(ids), 1))
         if loaded is not None:
             try:
