@@ -51,6 +51,10 @@ def evaluate(
     turns: Annotated[
         Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
     ] = Turns.ALL,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The file of the prompts, where the answers' file has none."),
+    ] = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
     ] = False,
@@ -122,6 +126,7 @@ def evaluate(
                 limit=limit,
                 count_tokens=encoder.count_tokens,
                 turns=turns,
+                prompts=prompts,
                 quotes=True,
                 refuses=encoder.refuses,
             )

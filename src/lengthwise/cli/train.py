@@ -51,6 +51,10 @@ def train(
         bool,
         typer.Option("--quotes", help="Keep prompts that hold their own answers: they are quoted."),
     ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The file of the prompts, where the answers' file has none."),
+    ] = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
     ] = False,
@@ -160,6 +164,7 @@ def train(
                 limit=limit,
                 count_tokens=encoder.count_tokens,
                 turns=turns,
+                prompts=prompts,
                 quotes=quotes,
                 refuses=encoder.refuses,
             )

@@ -114,6 +114,7 @@ def load_dataset(
     prompt_tokens: bool = False,
     turns: Turns = Turns.ALL,
     quotes: bool = False,
+    prompts: Path | None = None,
     refuses: Callable[[Chat], str | None] | None = None,
 ) -> Dataset:
     """Read prompts and the lengths of their answers.
@@ -136,6 +137,7 @@ def load_dataset(
             PROMPT_TOKENS_COLUMNS, where the table has one.
         turns: which answers of a conversation are rows.
         quotes: keep rows whose prompts hold their own answers.
+        prompts: the file of the prompts, where this one has only answers.
         refuses: why the model could not be asked a conversation; None where it could.
 
     Raises:
@@ -153,6 +155,7 @@ def load_dataset(
         where=conditions,
         quotes=quotes,
         prompt_tokens=prompt_tokens,
+        prompts=prompts,
         refuses=refuses,
     )
     kept = _Kept(exchanges.names, count_tokens)

@@ -28,6 +28,7 @@ from lengthwise.workload.prompt_layouts.columns import (
     plain_layout,
     require_column,
 )
+from lengthwise.workload.prompt_layouts.joined import with_prompts
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
 from lengthwise.workload.records import Records, open_records
 from lengthwise.workload.table import Rejection
@@ -87,6 +88,7 @@ class Exchanges:
         where: Mapping[str, str] | None = None,
         quotes: bool = False,
         prompt_tokens: bool = False,
+        prompts: Path | None = None,
         refuses: Callable[[Chat], str | None] | None = None,
     ) -> None:
         """Open a file and tell its layout.
@@ -98,6 +100,7 @@ class Exchanges:
             where: only rows whose columns have these values, compared as text.
             quotes: keep prompts that hold their own answers.
             prompt_tokens: read how many tokens prompts have, where a column says.
+            prompts: the file of the prompts, where this one has none.
             refuses: why the model could not be asked a conversation, None where it could.
 
         Raises:
@@ -106,7 +109,7 @@ class Exchanges:
         columns = columns or Columns()
         self._records: Records = open_records(path)
         self.path = path
-        self.layout = _layout(self._records, columns, prompt_tokens)
+        self.layout = _layout(self._records, columns, prompt_tokens, prompts)
         self.tally = Tally()
         self._turns, self._quotes, self._refuses = turns, quotes, refuses
         self._where = dict(where or {})
@@ -213,7 +216,9 @@ class Exchanges:
             )
 
 
-def _layout(records: Records, columns: Columns, prompt_tokens: bool) -> PromptLayout:
+def _layout(
+    records: Records, columns: Columns, prompt_tokens: bool, prompts: Path | None
+) -> PromptLayout:
     """The layout of a table, or the columns of one that has none.
 
     Raises:
@@ -223,9 +228,7 @@ def _layout(records: Records, columns: Columns, prompt_tokens: bool) -> PromptLa
     if not named:
         layout = recognise(records.names, records.head)
         if layout is not None:
-            if layout.no_prompts:
-                raise InputError(f"{records.path} ({layout.name}): {layout.no_prompts}")
-            return layout
+            return with_prompts(layout, records.path, prompts) if layout.no_prompts else layout
     return plain_layout(
         name_columns(
             records.path,

@@ -5,7 +5,8 @@ answers.py        a text, a message, or a server's response
 columns.py        any table
 instructions.py   Alpaca, Dolly, vLLM-LTR
 conversations.py  ShareGPT, LMSYS-Chat-1M, WildChat, OpenAI's chats
-benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark, aiperf, OpenAI's batches
+benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark
+joined.py         OpenAI's batches and aiperf, whose prompts are in another file
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts import benchmarks, conversations, instructions
+from lengthwise.workload.prompt_layouts import benchmarks, conversations, instructions, joined
 from lengthwise.workload.prompt_layouts.layout import PromptLayout
 
 __all__ = ["LAYOUTS", "recognise"]
 
-LAYOUTS: Final = (*benchmarks.LAYOUTS, *instructions.LAYOUTS, *conversations.LAYOUTS)
+LAYOUTS: Final = (
+    *joined.LAYOUTS,
+    *benchmarks.LAYOUTS,
+    *instructions.LAYOUTS,
+    *conversations.LAYOUTS,
+)
 
 
 def recognise(names: Sequence[str], head: Sequence[Record]) -> PromptLayout | None:

@@ -9,13 +9,11 @@ from typing import Any, Final
 from lengthwise.workload.conversation import (
     MalformedError,
     Turns,
-    before_the_answer,
     is_messages,
-    read_messages,
 )
 from lengthwise.workload.documents import STATUS, Record
 from lengthwise.workload.prompt_layouts.answers import read_length
-from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
+from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, exchange_of
 
 
 def read_guidellm(record: Record, turns: Turns) -> Iterator[Exchange | str]:
@@ -37,7 +35,7 @@ def read_guidellm(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     if not isinstance(body, dict):
         raise MalformedError("request_args has no body")
     text = record.get("output")
-    yield from _exchange(
+    yield exchange_of(
         body,
         text if isinstance(text, str) else None,
         _counted(record, "output_metrics"),
@@ -81,8 +79,7 @@ def read_evaluation(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     if isinstance(prompt, list) and len(prompt) == 1:  # rendered for a server that chats
         prompt = prompt[0]
     body = {"messages": prompt} if is_messages(prompt) else {"prompt": prompt}
-    for exchange in _exchange(body, answers[0], None, None):
-        yield exchange._replace(other_answers=others)
+    yield exchange_of(body, answers[0], None, None)._replace(other_answers=others)
 
 
 def read_spend_log(record: Record, turns: Turns) -> Iterator[Exchange | str]:
@@ -101,25 +98,11 @@ def read_spend_log(record: Record, turns: Turns) -> Iterator[Exchange | str]:
         opened = _opened(cell)
         body = {"messages": opened} if is_messages(opened) else opened
         if isinstance(body, dict) and ("messages" in body or "prompt" in body):
-            yield from _exchange(
+            yield exchange_of(
                 body, None, tokens, read_length(record.get("prompt_tokens"), "prompt_tokens")
             )
             return
     yield "its prompt was not stored"
-
-
-def _exchange(
-    body: Record, answer: str | None, tokens: int | None, prompt_tokens: int | None
-) -> Iterator[Exchange]:
-    """The exchange of a request with `messages` or with a `prompt`."""
-    if body.get("messages") is not None:
-        chat = before_the_answer(read_messages(body["messages"]))
-        yield Exchange(chat, chat.question, answer, tokens, prompt_tokens=prompt_tokens)
-        return
-    prompt = body.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise MalformedError("there is no prompt" if not prompt else "the prompt is not text")
-    yield Exchange(None, prompt, answer, tokens, prompt_tokens=prompt_tokens)
 
 
 def _opened(cell: Any) -> Any:
@@ -140,10 +123,6 @@ def _all(*needed: str) -> Any:
 
 def _nothing(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     return iter(())
-
-
-def _is_batch_output(names: Sequence[str], head: Sequence[Record]) -> bool:
-    return {"custom_id", "response"} <= set(names) and "messages" not in names
 
 
 def _is_spend_log(names: Sequence[str], head: Sequence[Record]) -> bool:
@@ -186,23 +165,5 @@ LAYOUTS: Final = (
         read=_nothing,
         no_prompts="vllm bench does not write its prompts down: learn from the server's own log "
         "(`lengthwise serve --log DIR`), or from the data set that it was given",
-    ),
-    PromptLayout(
-        name="openai batch output",
-        source="[OpenAI's batch API](https://platform.openai.com/docs/guides/batch)",
-        prompt="messages of the batch's input file, by custom_id",
-        answer="response.body and its usage",
-        matches=_is_batch_output,
-        read=_nothing,
-        no_prompts="a batch's output has no prompts: name its input file with --prompts FILE",
-    ),
-    PromptLayout(
-        name="aiperf",
-        source="[aiperf](https://github.com/ai-dynamo/aiperf), profile_export.jsonl",
-        prompt="payloads of inputs.json, by conversation and turn",
-        answer="tokens in metrics.output_sequence_length",
-        matches=_all("metadata", "metrics"),
-        read=_nothing,
-        no_prompts="aiperf writes prompts to another file: name it with --prompts inputs.json",
     ),
 )

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.workload.conversation import Chat, Turns
+from lengthwise.workload.conversation import (
+    Chat,
+    MalformedError,
+    Turns,
+    before_the_answer,
+    is_messages,
+    read_messages,
+)
 from lengthwise.workload.documents import Record
 
 
@@ -50,3 +57,22 @@ def one_of(names: Sequence[str], *wanted: str) -> str | None:
 def first_cell(head: Sequence[Record], name: str) -> object:
     """The first cell of a column that is not missing."""
     return next((row[name] for row in head if row.get(name) is not None), None)
+
+
+def exchange_of(
+    body: Record, answer: str | None, tokens: int | None, prompt_tokens: int | None
+) -> Exchange:
+    """The exchange of a request to OpenAI's API, with `messages`, a `prompt` or an `input`.
+
+    Raises:
+        MalformedError: there is no prompt in it.
+    """
+    asked = next(
+        (body[name] for name in ("messages", "prompt", "input") if body.get(name) is not None), None
+    )
+    if is_messages(asked):
+        chat = before_the_answer(read_messages(asked))
+        return Exchange(chat, chat.question, answer, tokens, prompt_tokens=prompt_tokens)
+    if not isinstance(asked, str) or not asked.strip():
+        raise MalformedError("the prompt is not text" if asked else "there is no prompt")
+    return Exchange(None, asked, answer, tokens, prompt_tokens=prompt_tokens)
