@@ -20,7 +20,7 @@ from bench.grid import DATA, compared, show, simulate_seeds
 
 from lengthwise.simulate.cell import Cell, Workload
 from lengthwise.simulate.presets import preset
-from lengthwise.workload.trace import load_trace
+from lengthwise.workload.load_trace import load_trace
 
 TRACES = {name: DATA / f"trace_azure2023_{name}.parquet" for name in ("conv", "code")}
 LOADS = ("0.7", "0.9", "1.05")

@@ -10,7 +10,9 @@ import numpy as np
 
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.exchanges import Exchanges
-from lengthwise.workload.trace import load_trace
+from lengthwise.workload.load_trace import load_trace, open_trace
+from lengthwise.workload.table import Rejection
+from lengthwise.workload.trace_rows import TraceState
 
 _SHOWN: Final = 5  #: malformed rows that are listed
 _EVERY: Final = 5_000  #: rows between two reports of progress
@@ -126,17 +128,63 @@ def inspect_prompts(
 
 
 def inspect_trace(
-    path: Path, *, block_tokens: int | None = None, progress: Progress | None = None
+    path: Path,
+    *,
+    block_tokens: int | None = None,
+    answer_tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What `load_trace` would keep of a file or a folder, and what not, by reason.
 
     Args:
         path: the file or folder.
-        block_tokens: tokens of a block in its hash_ids.
+        block_tokens: tokens of a block in its hash_ids; None: told from the requests.
+        answer_tokens: how long answers are, where it does not say.
         progress: called with the number of rows read.
 
     Raises:
         InputError: as from `load_trace`.
     """
-    trace = load_trace(path)
-    return {"layout": trace.layout, "rows": len(trace)}
+    file = open_trace(path, answer_tokens=answer_tokens)
+    state = TraceState(block_tokens)
+    prompts, answers = Quantiles(), Quantiles()
+    rows = failed = filled = malformed = 0
+    shown: list[Rejection] = []
+    first_s, last_s = np.inf, -np.inf
+    whole_seconds = True
+    for part in file.parts(state):
+        rows += part.rows
+        failed += len(part.failed)
+        filled += part.filled
+        malformed += len(part.rejected)
+        shown += part.rejected[: _SHOWN - len(shown)]
+        prompts.add(part.prompt_tokens)
+        answers.add(part.output_tokens)
+        if part.arrival_s.size:
+            first_s = min(first_s, float(part.arrival_s.min()))
+            last_s = max(last_s, float(part.arrival_s.max()))
+            whole_seconds &= bool((part.arrival_s == np.floor(part.arrival_s)).all())
+        if progress is not None:
+            progress(rows)
+    if not answers.count:
+        # Said as `load_trace` says it.
+        load_trace(path, block_tokens=block_tokens, answer_tokens=answer_tokens)
+    seconds = last_s - first_s
+    size = state.block_tokens or file.layout.block_tokens
+    return {
+        "layout": file.layout.name,
+        "source": file.layout.source,
+        "records": rows,
+        "rows": answers.count,
+        "seconds": round(seconds, 3),
+        "requests_per_s": round((answers.count - 1) / seconds, 4) if seconds > 0 else None,
+        "prompt_tokens": prompts.told(),
+        "answer_tokens": answers.told(),
+        "block_tokens": size if state.block_tokens else None,
+        "from_delays": filled,
+        "whole_seconds": whole_seconds and file.layout.whole_seconds,
+        "left_out": {file.layout.without_output or "": failed} if failed else {},
+        "malformed": malformed,
+        "malformed_rows": [{"row": each.row, "reason": each.reason} for each in shown],
+        "remarks": list(file.notes),
+    }

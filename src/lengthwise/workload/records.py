@@ -94,10 +94,11 @@ def _jsonl(path: Path) -> Iterator[Numbered | Rejection]:
 def _lines(stream: BinaryIO) -> Iterator[Numbered | Rejection]:
     for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), start=1):
         if line.strip():
-            yield _parsed(number, line)
+            yield parse_line(number, line)
 
 
-def _parsed(number: int, line: str) -> Numbered | Rejection:
+def parse_line(number: int, line: str) -> Numbered | Rejection:
+    """A line of JSONL as a row."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -125,12 +126,12 @@ def _json(path: Path) -> Iterator[Numbered | Rejection]:
         second = peeked.readline()
         while second and not second.strip():
             second = peeked.readline()
-        if second and isinstance(_parsed(1, first.decode()), tuple):
+        if second and isinstance(parse_line(1, first.decode()), tuple):
             rest = itertools.chain([second], peeked)
-            yield _parsed(1, first.decode())
+            yield parse_line(1, first.decode())
             for number, line in enumerate(rest, start=2):
                 if line.strip():
-                    yield _parsed(number, line.decode())
+                    yield parse_line(number, line.decode())
             return
         text = first + second + peeked.read(_LARGEST_DOCUMENT)
     if len(text) > _LARGEST_DOCUMENT:

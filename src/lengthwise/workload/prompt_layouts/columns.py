@@ -25,6 +25,7 @@ from lengthwise.workload.conversation import (
 from lengthwise.workload.documents import Record
 from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, one_of
+from lengthwise.workload.table import UnknownLayoutError
 
 PROMPT_COLUMNS: Final = (
     "prompt",
@@ -194,7 +195,7 @@ def name_columns(
         answer = one_of(names, *(name for name in ANSWER_COLUMNS if name != chosen))
     is_conversation = any(is_messages(row.get(chosen)) for row in head)
     if length is None and answer is None and not is_conversation:
-        raise InputError(
+        raise UnknownLayoutError(
             f"{path}: no column of answer lengths found; the columns are "
             f"{', '.join(names)}: name one with --length-column (tokens) or --answer-column "
             "(text)"
@@ -221,7 +222,7 @@ def choose_prompt_column(path: Path, names: Sequence[str], wanted: str | None) -
         return wanted
     found = one_of(names, *PROMPT_COLUMNS)
     if found is None:
-        raise InputError(
+        raise UnknownLayoutError(
             f"{path}: no column of prompts found; the columns are {', '.join(names)}: "
             "name one with --prompt-column"
         )
