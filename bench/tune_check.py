@@ -33,7 +33,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     from lengthwise.simulate.objectives import gain, parse_caps, require_objective
     from lengthwise.simulate.sweep import run_sweep
     from lengthwise.simulate.tune import tune
-    from lengthwise.workload.trace import load_trace
+    from lengthwise.workload.load_trace import load_trace
 
     objective = require_objective(arguments.objective)
     caps = parse_caps(arguments.cap)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ from lengthwise.workload.dataset import Dataset
 class Characters:
     """A tokenizer with one token per character."""
 
-    def encode_chat_many(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [[ord(character) for character in prompt] for prompt in prompts]
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[int]]:
+        return [[ord(each) for each in messages[-1]["content"]] for messages in conversations]
 
 
 def dataset(prompts: list[str], lengths: list[int]) -> Dataset:

@@ -84,10 +84,15 @@ def test_an_answer_column_goes_before_a_guessed_length(tmp_path: Path) -> None:
     assert dataset.lengths.tolist() == [2]
 
 
-def test_chats_are_joined(tmp_path: Path) -> None:
+def test_a_chat_is_kept_whole(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     path = write(tmp_path, ".jsonl", [{"messages": messages, "length": 1}])
-    assert load_dataset(path).prompts == ["Be brief.\n\nWhy?"]
+    dataset = load_dataset(path)
+    assert dataset.prompts == ["Why?"]
+    assert dataset.chats is not None
+    (chat,) = dataset.chats
+    assert chat is not None
+    assert [message.for_template() for message in chat.messages()] == messages
 
 
 def test_samples_are_read_with_a_guessed_length_only(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lengthwise.workload.length_log import (
     read_answers,
     segments,
 )
-from lengthwise.workload.trace import load_trace
+from lengthwise.workload.load_trace import load_trace
 
 COUNT = 12
 PROMPTS = [f"Name {row} cities." for row in range(COUNT)]
@@ -157,7 +157,8 @@ def test_it_is_a_trace(tmp_path: Path) -> None:
     assert trace.arrival_s[0] == 0.0
     assert trace.arrival_s[-1] == 105.0
     reasons = [rejection.reason for rejection in trace.rejected]
-    assert reasons == ["damaged", "output_tokens is 0: the request ended before its first token"]
+    assert reasons == ["damaged"]
+    assert trace.left_out == {"it ended before its first token": 1}
 
 
 def test_the_last_arrival_is_found(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.vllm import Scheduler
-from lengthwise.workload.trace import load_trace
+from lengthwise.workload.load_trace import load_trace
 
 PREFIX = list(range(2, 34))  # two blocks of 16
 
@@ -44,7 +44,7 @@ def test_requests_are_recorded_with_their_arrival_and_what_was_cached(tmp_path: 
     assert trace.layout == "lengthwise log"
     assert trace.prompt_tokens.tolist() == [33, 34, 34]
     assert trace.output_tokens.tolist() == [30, 20, 3]
-    assert [rejection.row for rejection in trace.rejected] == [2]
+    assert trace.left_out == {"it ended before its first token": 1}
 
 
 def test_steps_say_what_they_did_and_within_which_limits(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from lengthwise.simulate.step_cost import StepCost
     from lengthwise.vllm.settings import Settings
     from lengthwise.workload.dataset import Dataset, load_dataset
+    from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.synthetic import synthetic_trace
-    from lengthwise.workload.trace import Trace, load_trace
+    from lengthwise.workload.trace import Trace
 
 __version__ = "0.1.0"
 
@@ -67,7 +68,7 @@ _HOMES = {
     "get_policy": "lengthwise.policy",
     "load_dataset": "lengthwise.workload.dataset",
     "load_predictor": "lengthwise.predict.load",
-    "load_trace": "lengthwise.workload.trace",
+    "load_trace": "lengthwise.workload.load_trace",
     "make_discipline": "lengthwise.policy.discipline",
     "policy_names": "lengthwise.policy",
     "register": "lengthwise.policy",

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress
+    from lengthwise.workload.dataset import Prompts
 
 
 def collect(
@@ -63,7 +64,7 @@ def collect(
     table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
     wanted = parse_layers(layers)
     with ConsoleProgress() as progress:
-        texts = _prompts(model, table, prompts, prompt_column, seed, progress)
+        asked = _prompts(model, table, prompts, prompt_column, seed, progress)
         progress.stage(f"starting vLLM with {model}")
         tokenizer = load_tokenizer(model_path(model))
         with open_engine(model, wanted, seed=seed, flags=words) as (engine, found):
@@ -82,8 +83,8 @@ def collect(
             collected = collect_states(
                 engine,
                 meta,
-                texts,
-                tokenizer.encode_chat_many(texts),
+                asked.texts,
+                tokenizer.encode_conversations(asked.conversations()),
                 out,
                 max_bytes=int(max_gib * 2**30),
                 progress=progress,
@@ -128,21 +129,22 @@ def _prompts(
     column: str | None,
     seed: int,
     progress: Progress,
-) -> list[str]:
+) -> Prompts:
     """The prompts to answer: those of the table, or the built-in model's own."""
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
     from lengthwise.serve.command import REFERENCE
-    from lengthwise.workload.dataset import load_prompts
+    from lengthwise.workload.dataset import Prompts, load_prompts
 
     if table is not None:
-        texts, rejected = load_prompts(table, prompt_column=column, limit=count)
-        if rejected:
-            progress.note(f"left out {len(rejected)} malformed rows")
-        return texts
+        prompts = load_prompts(table, prompt_column=column, limit=count)
+        if prompts.rejected:
+            progress.note(f"left out {len(prompts.rejected)} malformed rows")
+        return prompts
     if model != REFERENCE:
         raise InputError(
             f"which prompts shall {model} answer? Name a table: lengthwise collect {model} "
             "PROMPTS.parquet"
         )
-    return [prompt.text for prompt in generate(count or 4000, seed)]
+    texts = [prompt.text for prompt in generate(count or 4000, seed)]
+    return Prompts(texts, [None] * len(texts), [])

@@ -133,11 +133,13 @@ def _of_log(
     from lengthwise.simulate.doctor import PREDICTORS, limiting, prospects, verdict
     from lengthwise.simulate.signs import signs_of_log
     from lengthwise.vllm.settings import Settings
+    from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.recorded import recorded_requests
-    from lengthwise.workload.trace import load_trace
 
     progress.stage(f"reading {folder}")
     trace = load_trace(folder)
+    for reason, count in trace.left_out.items():
+        progress.note(f"left out {count:,} requests: {reason}")
     if trace.rejected:
         progress.note(f"left out {len(trace.rejected):,} requests: {trace.rejected[0].reason}")
     record = read_steps(folder)

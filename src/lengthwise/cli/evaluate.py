@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.workload.conversation import Turns
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -30,7 +32,7 @@ def evaluate(
     ],
     dataset: Annotated[
         Path,
-        typer.Argument(help="Table of prompts and answer lengths: .parquet, .jsonl or .csv."),
+        typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
     ],
     split: Annotated[
         str | None, typer.Option(help="Only rows whose column `split` has it.")
@@ -45,6 +47,13 @@ def evaluate(
     ] = None,
     answer_column: Annotated[
         str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
+    ] = None,
+    turns: Annotated[
+        Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
+    ] = Turns.ALL,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The file of the prompts, where the answers' file has none."),
     ] = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
@@ -92,7 +101,7 @@ def evaluate(
     from rich.console import Console
 
     from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.train import parse_where
+    from lengthwise.cli.train import note_left_out, parse_where
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.plot import plot_calibration
@@ -116,11 +125,20 @@ def evaluate(
                 where=parse_where(where),
                 limit=limit,
                 count_tokens=encoder.count_tokens,
+                turns=turns,
+                prompts=prompts,
+                quotes=True,
+                refuses=encoder.refuses,
             )
             if not skip_malformed:
                 table.refuse_rejected()
-            elif table.rejected:
-                progress.note(f"left out {len(table.rejected)} malformed rows")
+            note_left_out(progress, table)
+            if table.holding_answers:
+                progress.note(
+                    f"warning: {table.holding_answers:,} of {len(table.prompts):,} prompts hold "
+                    "their own answers: how well lengths are told there says little of serving, "
+                    "where no prompt does"
+                )
             return table
 
         table = rows_of(split, limit)
@@ -129,7 +147,10 @@ def evaluate(
             "dataset": table.name,
             "selection": table.selection,
             "model": table.model,
+            "layout": table.layout,
             "rejected_rows": len(table.rejected),
+            "left_out": dict(table.left_out),
+            "prompts_with_own_answer": table.holding_answers,
         }
         if ablation is not None:
             ablated = _ablate(

@@ -17,6 +17,7 @@ from lengthwise.cli.collect import collect
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
+from lengthwise.cli.inspect import inspect
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
@@ -38,6 +39,7 @@ app.command()(demo)
 # vLLM's own flags are passed on, so options that are not ours are no error here.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(bench)
+app.command()(inspect)
 app.command()(train)
 app.command()(evaluate)
 app.command()(collect)

@@ -66,9 +66,24 @@ def simulate(
     requests: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many requests.")
     ] = None,
+    start: Annotated[
+        float,
+        typer.Option("--from", min=0.0, help="Of a trace: s after its first request to begin at."),
+    ] = 0.0,
+    end: Annotated[
+        float | None,
+        typer.Option("--to", min=0.0, help="Of a trace: s after its first request to end before."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of a table: only rows of this split.")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Of a table: only rows with COLUMN=VALUE.")
+        list[str] | None,
+        typer.Option(help="Only rows with COLUMN=VALUE, such as `Model=GPT-4` of BurstGPT."),
+    ] = None,
+    block_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a block in a trace's hash_ids.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="How long answers are, where a trace does not say.")
     ] = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
@@ -150,6 +165,13 @@ def simulate(
             predictor=predictor,
             skip_malformed=skip_malformed,
             progress=progress,
+            reading={
+                "start_s": start,
+                "end_s": end,
+                "block_tokens": block_tokens,
+                "answer_tokens": answer_tokens,
+                "seed": seed,
+            },
         )
         default = "0.9" if source.trace.layout == "prompts" else "trace"
         base = Cell(

@@ -103,27 +103,43 @@ def read_workload(
     predictor: str | None,
     skip_malformed: bool,
     progress: ConsoleProgress,
+    reading: Mapping[str, Any] | None = None,
 ) -> tuple[Workload, str | None]:
     """A trace, or a table of prompts whose requests arrive all at once until a load is given.
+
+    Args:
+        path: of the trace or the table.
+        requests: how many at most, the first ones.
+        split: of a table: only rows of this split.
+        where: only rows with COLUMN=VALUE.
+        predictor: as cells name it, or the folder of one.
+        skip_malformed: leave malformed rows out and say how many, instead of refusing them.
+        progress: told what is read and left out.
+        reading: of a trace: further arguments of `load_trace`.
 
     Returns:
         The workload, and the predictor as cells name it: "given" where it has read the prompts.
     """
+    from lengthwise.cli.train import parse_where
     from lengthwise.simulate.cell import Workload
-    from lengthwise.workload.dataset import PROMPT_COLUMNS
-    from lengthwise.workload.table import read_table
-    from lengthwise.workload.trace import load_trace
+    from lengthwise.workload.load_trace import is_trace, load_trace
 
     progress.stage(f"reading {path.name}")
-    if path.is_file() and set(PROMPT_COLUMNS) & set(read_table(path).names):
+    if path.is_file() and not is_trace(path):
         return _from_prompts(path, requests, split, where, predictor, skip_malformed, progress)
-    if split or where:
-        raise InputError(f"{path} is a trace without prompts: --split and --where do not apply")
-    trace = load_trace(path, limit=requests)
+    if split:
+        raise InputError(f"{path} is a trace without prompts: --split does not apply")
+    conditions = parse_where(list(where) if where else None)
+    trace = load_trace(path, limit=requests, where=conditions, **(reading or {}))
     if not skip_malformed:
         trace.refuse_rejected()
-    elif trace.rejected:
-        progress.note(f"left out {len(trace.rejected):,} malformed rows")
+    progress.note(f"{trace.name}, read as {trace.layout}: {len(trace):,} requests")
+    for reason, count in trace.left_out.items():
+        progress.note(f"  left out {count:,}: {reason}")
+    if trace.rejected:
+        progress.note(f"  left out {len(trace.rejected):,} malformed rows")
+    for note in trace.notes:
+        progress.note(f"  {note}")
     return Workload(trace), predictor
 
 
@@ -138,7 +154,8 @@ def _from_prompts(
 ) -> tuple[Workload, str | None]:
     import numpy as np
 
-    from lengthwise.cli.train import parse_where
+    from lengthwise.cli.train import note_left_out, parse_where
+    from lengthwise.predict.extract import encode_prompts
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.prediction import PredictionError, Prompt
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
@@ -157,17 +174,17 @@ def _from_prompts(
         where=parse_where(list(where) if where else None),
         limit=requests,
         count_tokens=tokenizer.count_tokens,
+        refuses=tokenizer.refuses,
     )
     if not skip_malformed:
         table.refuse_rejected()
-    elif table.rejected:
-        progress.note(f"left out {len(table.rejected):,} malformed rows")
+    note_left_out(progress, table)
     answered = np.flatnonzero(table.lengths > 0)
     progress.stage("reading the prompts", total=len(answered))
     lengths: list[int] = []
     predictions = np.full((len(answered), 5), np.nan)
     for place, row in enumerate(answered):
-        ids = tokenizer.encode_chat(table.prompts[row])
+        (ids,) = encode_prompts(table, tokenizer, [int(row)])
         lengths.append(max(len(ids), 1))
         if loaded is not None:
             try:

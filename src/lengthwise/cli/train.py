@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lengthwise.predict.encoder import Head, Precision
+from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.predict.kinds import Recipe, TrainedPredictor
     from lengthwise.predict.lexical import LexicalPredictor
+    from lengthwise.workload.dataset import Dataset
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder to write the predictor to.")],
     dataset: Annotated[
         Path | None,
-        typer.Argument(help="Table of prompts and answer lengths: .parquet, .jsonl or .csv."),
+        typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
     ] = None,
     from_log: Annotated[
         Path | None,
@@ -41,6 +43,17 @@ def train(
     ] = None,
     answer_column: Annotated[
         str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
+    ] = None,
+    turns: Annotated[
+        Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
+    ] = Turns.ALL,
+    quotes: Annotated[
+        bool,
+        typer.Option("--quotes", help="Keep prompts that hold their own answers: they are quoted."),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The file of the prompts, where the answers' file has none."),
     ] = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
@@ -91,9 +104,11 @@ def train(
 ) -> None:
     """Learn from past answers how long the next ones will be.
 
-    The table has a prompt and the length of its answer in each row (or its text, then its tokens
-    are counted). Give the answers of the very model that will be served. Takes seconds; with
-    `--backbone`, which fine-tunes a pretrained model, minutes on a GPU and hours on few cores.
+    The file has prompts with the lengths of their answers, or with their texts, which are counted,
+    or whole conversations, of which every answer is a row: ShareGPT and other published layouts are
+    read as they are, packed with .gz or .zst or not; `lengthwise inspect FILE` says how. Give the
+    answers of the very model that will be served. Takes seconds; with `--backbone`, which
+    fine-tunes a pretrained model, minutes on a GPU and hours on few cores.
 
     With `--from-log` it learns from hashed features that a server logged; no table is needed, and
     no tokenizer, as the log has what it takes.
@@ -148,16 +163,17 @@ def train(
                 where=parse_where(where),
                 limit=limit,
                 count_tokens=encoder.count_tokens,
+                turns=turns,
+                prompts=prompts,
+                quotes=quotes,
+                refuses=encoder.refuses,
             )
             if not skip_malformed:
                 table.refuse_rejected()
             progress.stage("training", total=100)
             predictor = train_predictor(table, encoder, recipe, progress=report)
             predictor.save(out)
-            if table.rejected:
-                progress.note(f"left out {len(table.rejected)} malformed rows:")
-                for rejection in table.rejected[:5]:
-                    progress.note(f"  row {rejection.row}: {rejection.reason}")
+            note_left_out(progress, table)
     if json:
         print(predictor.metadata.model_dump_json(indent=2, by_alias=True))
         return
@@ -196,6 +212,17 @@ def _train_from_log(
         progress.note(f"left out {count:,} answers: {reason}")
     progress.stage("training", total=100)
     return train_on_features(*rows, recipe, progress=report)
+
+
+def note_left_out(progress: ConsoleProgress, table: Dataset) -> None:
+    """Say how a file was read, and which of its rows were not taken, by reason."""
+    progress.note(f"{table.name}, read as {table.layout}: {len(table.prompts):,} prompts")
+    for reason, count in table.left_out.items():
+        progress.note(f"  left out {count:,}: {reason}")
+    if table.rejected:
+        progress.note(f"  left out {len(table.rejected):,} malformed rows:")
+        for rejection in table.rejected[:5]:
+            progress.note(f"    row {rejection.row}: {rejection.reason}")
 
 
 def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:

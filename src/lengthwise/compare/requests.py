@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.errors import InputError
+from lengthwise.predict.extract import ChatTokenizer, encode_prompts
 from lengthwise.workload.dataset import Dataset
 
 _ENCODED_AT_ONCE = 512
 
 
-class Tokenizer(Protocol):
-    """Turns prompts into the served model's tokens, chat template applied."""
-
-    def encode_chat_many(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids that the server sees for a chat of each one prompt."""
-
-
 def choose_requests(
-    table: Dataset, tokenizer: Tokenizer, *, count: int, max_model_len: int, seed: int
+    table: Dataset, tokenizer: ChatTokenizer, *, count: int, max_model_len: int, seed: int
 ) -> tuple[list[ReplayRequest], list[str]]:
     """Choose requests at random, those that fit the model's context and have an answer.
 
@@ -45,7 +38,7 @@ def choose_requests(
     order = np.random.default_rng(seed).permutation(len(table.prompts))
     for start in range(0, len(order), _ENCODED_AT_ONCE):
         rows = order[start : start + _ENCODED_AT_ONCE]
-        encoded = tokenizer.encode_chat_many([table.prompts[row] for row in rows])
+        encoded = encode_prompts(table, tokenizer, rows.tolist())
         for row, prompt_ids in zip(rows.tolist(), encoded, strict=True):
             if len(chosen) == count:
                 break

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from lengthwise.predict.features import LORA, TENANT, FeatureRows, find_features
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.words import SPECIAL, Template, Vocabulary
+from lengthwise.workload.conversation import SYSTEM, USER
 from lengthwise.workload.dataset import Dataset
 
 _CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
@@ -51,10 +52,41 @@ def _common_start(first: bytes, second: bytes) -> bytes:
     return first[:size]
 
 
+class ChatTokenizer(Protocol):
+    """What turns prompts into ids; a `PromptTokenizer` does."""
+
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[int]]:
+        """The ids of whole conversations, ready for the model to answer."""
+
+
+def encode_prompts(
+    dataset: Dataset, tokenizer: ChatTokenizer, rows: Iterable[int]
+) -> list[list[int]]:
+    """The ids that a server would see of some rows of a table, in that order.
+
+    A prompt that is a text is a chat of one user message, with the system's prompt ahead where the
+    table has one.
+    """
+    return tokenizer.encode_conversations([_messages_of(dataset, row) for row in rows])
+
+
+def _messages_of(dataset: Dataset, row: int) -> list[dict[str, Any]]:
+    chat = None if dataset.chats is None else dataset.chats[row]
+    system = None if dataset.systems is None else dataset.systems[row]
+    if chat is None:
+        messages = [{"role": USER, "content": dataset.prompts[row]}]
+    else:
+        messages = [message.for_template() for message in chat.messages()]
+    if system and messages[0]["role"] != SYSTEM:
+        return [{"role": SYSTEM, "content": system}, *messages]
+    return messages
+
+
 def requests_of(dataset: Dataset, tokenizer: PromptTokenizer, rows: slice) -> list[Prompt]:
-    """Some rows of a table as a server would see them: a chat of one user message each."""
-    systems = None if dataset.systems is None else dataset.systems[rows]
-    encoded = tokenizer.encode_chat_many(dataset.prompts[rows], systems)
+    """Some rows of a table as a server would see them."""
+    encoded = encode_prompts(dataset, tokenizer, range(len(dataset.prompts))[rows])
     hints: list[dict[str, object]] = [{} for _ in encoded]
     for name, values in ((TENANT, dataset.tenants), (LORA, dataset.loras)):
         for hint, value in zip(hints, (values or [])[rows], strict=False):
@@ -69,7 +101,7 @@ def extract_features(
     template: Template,
     report: Callable[[float], None],
 ) -> FeatureRows:
-    """The features of each prompt, as a chat of one user message.
+    """The features of each prompt, as a server would see it.
 
     Args:
         dataset: n prompts.

@@ -1,19 +1,20 @@
 """The served model's tokenizer, as training, evaluation and the bench client use it.
 
-One function, `encode_chat`, turns a prompt into the very ids that vLLM's chat endpoint would make
-of it, so that a predictor is trained on what it will see.
+One method, `encode_conversations`, turns prompts into the very ids that vLLM's chat endpoint would
+make of them, so that a predictor is trained on what it will see; all others go through it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.workload.conversation import Chat
 
 REFERENCE: Final = "reference"  #: the name of the built-in model
 
@@ -27,6 +28,7 @@ class PromptTokenizer:
         """Wrap a Hugging Face tokenizer; `load_tokenizer` is the usual way to get one."""
         self.name = name
         self._backend = backend
+        self._refused: dict[tuple[object, ...], str | None] = {}
 
     def encode_chat(self, prompt: str) -> list[int]:
         """The ids of a chat of one user message, ready for the model to answer.
@@ -57,26 +59,63 @@ class PromptTokenizer:
             systems: the prompt of the system ahead of each, "" for none. A tokenizer without a chat
                 template puts it ahead of the text.
         """
-        if not prompts:
+        return self.encode_conversations(
+            [
+                _messages(system, prompt)
+                for system, prompt in zip(systems or [""] * len(prompts), prompts, strict=True)
+            ]
+        )
+
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[int]]:
+        """The ids of whole conversations, ready for the model to answer, in parallel where it can.
+
+        Args:
+            conversations: messages with a `role`, a `content` and perhaps `tool_calls`, none that
+                `refuses` refuses. A tokenizer without a chat template joins the contents.
+        """
+        if not conversations:
             return []
         if self._backend.chat_template is None:
             texts = [
-                f"{system}\n\n{prompt}" if system else prompt
-                for system, prompt in zip(systems or [""] * len(prompts), prompts, strict=True)
+                "\n\n".join(message["content"] for message in messages if message["content"])
+                for messages in conversations
             ]
             plain: list[list[int]] = self._backend(texts, verbose=False)["input_ids"]
             return plain
-        texts = [
-            self._backend.apply_chat_template(
-                _messages(system, prompt), add_generation_prompt=True, tokenize=False
-            )
-            for system, prompt in zip(systems or [""] * len(prompts), prompts, strict=True)
-        ]
+        texts = [self._render(messages) for messages in conversations]
         # The template writes the special tokens itself.
         chats: list[list[int]] = self._backend(texts, add_special_tokens=False, verbose=False)[
             "input_ids"
         ]
         return chats
+
+    def refuses(self, chat: Chat) -> str | None:
+        """Why the chat template refuses a conversation, as a server would; None where it does not.
+
+        It depends on who speaks, not on what is said, and is asked once for each order of speakers.
+        """
+        if self._backend.chat_template is None:
+            return None
+        messages = chat.messages()
+        order = tuple((message.role, bool(message.calls)) for message in messages)
+        if order not in self._refused:
+            self._refused[order] = self._why_refused([each.for_template() for each in messages])
+        return self._refused[order]
+
+    def _why_refused(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
+        try:
+            self._render(messages)
+        except Exception as error:  # templates are programs: they raise what they like
+            return str(error).strip().partition("\n")[0] or type(error).__name__
+        return None
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        rendered: str = self._backend.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False
+        )
+        return rendered
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has, without special tokens: the length of an answer."""

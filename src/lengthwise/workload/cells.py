@@ -45,12 +45,42 @@ def read_numbers(column: Any) -> NDArray[np.float64]:
     return numbers
 
 
-def read_seconds(column: Any, unit_s: float) -> NDArray[np.float64]:
+class Origin:
+    """When dates begin to count: at the first one that is read, however often more are read."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, str] | None = None
+
+    def seconds(self, times: Any) -> NDArray[np.float64]:
+        """Timestamps as s since the first of all: exact, which s since 1970 would not be.
+
+        Args:
+            times: pyarrow.Array of shape (n,), of timestamps.
+        """
+        import pyarrow as pa
+
+        ticks = times.cast(pa.int64())
+        unit: str = times.type.unit
+        known = ticks.is_valid().to_numpy(zero_copy_only=False)
+        counts = ticks.fill_null(0).to_numpy()
+        seconds = np.full(len(counts), np.nan)
+        if known.any():
+            if self._first is None:
+                self._first = int(counts[known][0]), unit
+            first, first_unit = self._first
+            if first_unit != unit:
+                first = first * _TICKS[unit] // _TICKS[first_unit]
+            seconds[known] = (counts[known] - first) / _TICKS[unit]
+        return seconds
+
+
+def read_seconds(column: Any, unit_s: float, origin: Origin) -> NDArray[np.float64]:
     """Read a column as times.
 
     Args:
         column: pyarrow.Array of shape (n,): numbers, ISO dates and times, or timestamps.
         unit_s: what a number counts, in s.
+        origin: of dates, the same for all parts of a column.
 
     Returns:
         Shape (n,), s from some origin, NaN where a cell is missing or no time.
@@ -59,7 +89,7 @@ def read_seconds(column: Any, unit_s: float) -> NDArray[np.float64]:
     import pyarrow.compute as pc
 
     if pa.types.is_timestamp(column.type):
-        return _since_the_first(column)
+        return origin.seconds(column)
     numbers = read_numbers(column) * unit_s
     if not _is_text(column) or np.isfinite(numbers).all():
         return numbers
@@ -67,7 +97,7 @@ def read_seconds(column: Any, unit_s: float) -> NDArray[np.float64]:
     text = _trimmed(column)
     zoned = _cast(text, pa.timestamp("ns", "UTC"), f"{_TIME}{_OFFSET}$")
     local = _cast(text, pa.timestamp("ns"), f"{_TIME}$").cast(pa.timestamp("ns", "UTC"))
-    dates = _since_the_first(pc.coalesce(zoned, local))
+    dates = origin.seconds(pc.coalesce(zoned, local))
     return max(numbers, dates, key=lambda times: int(np.isfinite(times).sum()))
 
 
@@ -148,19 +178,6 @@ def _cast(text: Any, kind: Any, pattern: str) -> Any:
         middle = len(text) // 2
         halves = (text[:middle], text[middle:])
         return pa.concat_arrays([_cast(half, kind, pattern) for half in halves])
-
-
-def _since_the_first(times: Any) -> NDArray[np.float64]:
-    """Timestamps as s since the first of them: exact, which s since 1970 would not be."""
-    import pyarrow as pa
-
-    ticks = times.cast(pa.int64())
-    known = ticks.is_valid().to_numpy(zero_copy_only=False)
-    counts = ticks.fill_null(0).to_numpy()
-    seconds = np.full(len(counts), np.nan)
-    if known.any():
-        seconds[known] = (counts[known] - counts[known][0]) / _TICKS[times.type.unit]
-    return seconds
 
 
 def _number(cell: object) -> float | None:

@@ -1,52 +1,43 @@
-"""Prompts and how long their answers were, from a table on disk.
+"""Prompts and how long their answers were, from a file on disk.
 
-A malformed row is left out, and kept on a list with the reason.
+A malformed row is left out, and kept on a list with the reason; a sound row that teaches nothing is
+counted by reason.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.table import Rejection, Table, read_table
+from lengthwise.workload.conversation import USER, Chat, MalformedError, Turns
+from lengthwise.workload.exchanges import Columns, Exchanges, Row
+from lengthwise.workload.prompt_layouts import recognise
+from lengthwise.workload.prompt_layouts.columns import (
+    ANSWER_COLUMNS,
+    PROMPT_COLUMNS,
+    PROMPT_TOKENS_COLUMNS,
+    ColumnNames,
+    choose_prompt_column,
+)
+from lengthwise.workload.records import open_records
+from lengthwise.workload.table import Rejection
 
-PROMPT_COLUMNS: Final = (
-    "prompt",
-    "instruction",
-    "question",
-    "query",
-    "input",
-    "text",
-    "messages",
-    "conversation",
-)
-LENGTH_COLUMNS: Final = (
-    "response_tokens",
-    "output_tokens",
-    "completion_tokens",
-    "answer_tokens",
-    "generated_tokens",
-    "output_len",
-    "output_length",
-    "length",
-)
-PROMPT_TOKENS_COLUMNS: Final = (
-    "prompt_tokens",
-    "input_tokens",
-    "prompt_len",
-    "prompt_length",
-    "input_len",
-    "input_length",
-)
-ANSWER_COLUMNS: Final = ("response", "answer", "output", "completion", "generated_text")
-SAMPLES_COLUMN: Final = "samples"  #: lengths of several answers to the prompt
+__all__ = [
+    "ANSWER_COLUMNS",
+    "PROMPT_COLUMNS",
+    "CountTokens",
+    "Dataset",
+    "Prompts",
+    "load_dataset",
+    "load_prompts",
+]
+
 MODEL_COLUMN: Final = "model"  #: whose answers they are
 SPLIT_COLUMN: Final = "split"
 SYSTEM_COLUMN: Final = "system"  #: the prompt of the system that stands ahead of the user's
@@ -54,7 +45,7 @@ TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
 LORA_COLUMN: Final = "lora"  #: the adapter that it is sent to
 TASK_COLUMNS: Final = ("task", "category", "dataset")  #: what kind of prompt it is
 
-_LONGEST: Final = 10**8  #: tokens; what is longer is a mistake
+_COUNTED_AT_ONCE: Final = 2_000  # answers
 
 CountTokens = Callable[[list[str]], list[int]]  #: texts -> tokens of each
 
@@ -64,7 +55,7 @@ class Dataset:
     """The rows that were asked for and are sound, in the order of the file."""
 
     name: str  #: the file's name
-    prompts: list[str]
+    prompts: list[str]  #: of a conversation, what is asked last
     lengths: NDArray[np.int64]  #: shape (n,), tokens of the answer; the first, if there are several
     samples: list[NDArray[np.int64]] | None  #: tokens of several answers, where the table has them
     rows: NDArray[np.int64]  #: shape (n,), row numbers in the file, from 1, without a header
@@ -77,6 +68,10 @@ class Dataset:
     loras: list[str] | None = None  #: "" where there is none
     prompt_tokens: NDArray[np.int64] | None = None  #: shape (n,), as the table counts them
     prompt_tokens_column: str | None = None  #: which column that was
+    chats: list[Chat | None] | None = None  #: whole prompts, where they are conversations
+    layout: str = "columns"  #: how the file was read
+    holding_answers: int = 0  #: prompts among these that seem to hold their own answers
+    left_out: Mapping[str, int] = field(default_factory=dict)  #: sound, but of no use: by reason
 
     def first(self, count: int) -> Dataset:
         """The same, of the first rows only."""
@@ -92,6 +87,7 @@ class Dataset:
             tenants=self.tenants and self.tenants[:count],
             loras=self.loras and self.loras[:count],
             prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[:count],
+            chats=self.chats and self.chats[:count],
         )
 
     def refuse_rejected(self) -> None:
@@ -116,253 +112,253 @@ def load_dataset(
     limit: int | None = None,
     count_tokens: CountTokens | None = None,
     prompt_tokens: bool = False,
+    turns: Turns = Turns.ALL,
+    quotes: bool = False,
+    prompts: Path | None = None,
+    refuses: Callable[[Chat], str | None] | None = None,
 ) -> Dataset:
-    """Read prompts and lengths from a .parquet, .jsonl or .csv file.
+    """Read prompts and the lengths of their answers.
 
     Args:
-        path: the file.
-        prompt_column: text, or a list of chat messages, whose contents are joined. None: the first
-            of PROMPT_COLUMNS that the table has.
-        length_column: tokens of the answer. None: the first of LENGTH_COLUMNS that the table has,
-            unless `answer_column` is given; a column "samples" is then read as well.
-        answer_column: the answer's text, to be counted by `count_tokens`. None: the first of
-            ANSWER_COLUMNS, where there is no length column.
+        path: a .parquet, .jsonl, .json or .csv file, packed with .gz or .zst or not, in one of the
+            layouts of `prompt_layouts`, or with a column of prompts and one of answers.
+        prompt_column: text, or a list of chat messages, which is cut where the answer begins. None:
+            as the layout says, or the first of PROMPT_COLUMNS that the table has.
+        length_column: tokens of the answer. None: as the layout says, or the first of
+            LENGTH_COLUMNS that the table has, unless `answer_column` is given; a column "samples"
+            is then read as well.
+        answer_column: the answer's text, to be counted by `count_tokens`. None: as the layout says,
+            or the first of ANSWER_COLUMNS, where there is no length column.
         split: keep rows whose column "split" is this.
         where: keep rows whose columns have these values, compared as text.
         limit: keep at most so many sound rows, the first ones.
         count_tokens: how many tokens each of a list of texts has.
         prompt_tokens: read how many tokens the prompts have, too, from the first of
             PROMPT_TOKENS_COLUMNS, where the table has one.
+        turns: which answers of a conversation are rows.
+        quotes: keep rows whose prompts hold their own answers.
+        prompts: the file of the prompts, where this one has only answers.
+        refuses: why the model could not be asked a conversation; None where it could.
 
     Raises:
         InputError: no such file, not a table, a column or a row that was asked for is not there,
-            or no sound row is left.
+            no sound row is left, or prompts cannot be told from answers.
     """
     if limit is not None and limit < 1:
         raise InputError(f"the limit of rows must be at least 1, not {limit}")
-    table = read_table(Path(path))
+    path = Path(path)
     conditions = {**(where or {}), **({} if split is None else {SPLIT_COLUMN: split})}
-    selected = _select(table, conditions)
-    prompts = table.column(_prompt_column(table, prompt_column))
-    measure, parse = _length_column(table, length_column, answer_column)
-    guessed = length_column is None and parse is _length
-    cells = table.column(measure)
-    sampled = table.column(SAMPLES_COLUMN) if guessed and SAMPLES_COLUMN in table.names else None
-    if parse is _answer and count_tokens is None:
-        raise InputError(
-            f"{table.path}: column {measure!r} holds answers as text, and there is no tokenizer "
-            "to count their tokens"
-        )
-
-    counted = next((name for name in PROMPT_TOKENS_COLUMNS if name in table.names), None)
-    counts = table.column(counted) if prompt_tokens and counted is not None else None
-
-    rows: list[int] = []
-    kept: list[tuple[str, Any, NDArray[np.int64] | None, int]] = []
-    rejected = list(table.unreadable)
-    for row in selected:
-        if len(rows) == limit:
-            break
-        try:
-            kept.append(
-                (
-                    _prompt(prompts[row]),
-                    parse(cells[row], measure),
-                    None if sampled is None else _samples(sampled[row]),
-                    0 if counts is None else _prompt_length(counts[row], counted or ""),
-                )
-            )
-            rows.append(row)
-        except _MalformedError as error:
-            rejected.append(Rejection(table.numbers[row], str(error)))
-    if not rows:
-        first = rejected[0]
-        raise InputError(
-            f"{table.path}: none of {len(rejected)} rows is usable; row {first.row}: {first.reason}"
-        )
-    lengths = [length for _, length, _, _ in kept]
-    if parse is _answer and count_tokens is not None:
-        lengths = count_tokens(lengths)
-    return Dataset(
-        name=table.path.name,
-        prompts=[prompt for prompt, _, _, _ in kept],
-        lengths=np.array(lengths, dtype=np.int64),
-        samples=None if sampled is None else [x for _, _, x, _ in kept if x is not None],
-        rows=np.array([table.numbers[row] for row in rows], dtype=np.int64),
-        rejected=rejected,
-        model=_model(table, rows),
-        selection=_in_words(conditions, limit),
-        tasks=_texts(table, rows, *TASK_COLUMNS),
-        systems=_texts(table, rows, SYSTEM_COLUMN),
-        tenants=_texts(table, rows, TENANT_COLUMN),
-        loras=_texts(table, rows, LORA_COLUMN),
-        prompt_tokens=None
-        if counts is None
-        else np.array([count for _, _, _, count in kept], dtype=np.int64),
-        prompt_tokens_column=None if counts is None else counted,
+    exchanges = Exchanges(
+        path,
+        Columns(prompt_column, length_column, answer_column),
+        turns=turns,
+        where=conditions,
+        quotes=quotes,
+        prompt_tokens=prompt_tokens,
+        prompts=prompts,
+        refuses=refuses,
     )
+    kept = _Kept(exchanges.names, count_tokens)
+    for row in exchanges:
+        if row.exchange.tokens is None and row.exchange.samples is None and count_tokens is None:
+            raise InputError(
+                f"{path}: {exchanges.layout.answer} holds answers as text, and there is no "
+                "tokenizer to count their tokens"
+            )
+        kept.add(row)
+        if len(kept.rows) == limit:
+            break
+    exchanges.check()
+    rejected = exchanges.tally.rejected
+    if not kept.rows:
+        raise InputError(f"{path}: {_why_nothing(exchanges)}")
+    lengths, samples = kept.lengths()
+    counted = next((name for name in PROMPT_TOKENS_COLUMNS if name in exchanges.names), None)
+    has_counts = prompt_tokens and all(count is not None for count in kept.prompt_tokens)
+    return Dataset(
+        name=path.name,
+        prompts=kept.prompts,
+        lengths=lengths,
+        samples=samples,
+        rows=np.array(kept.rows, dtype=np.int64),
+        rejected=rejected,
+        model=kept.models.pop() if len(kept.models) == 1 else None,
+        selection=_in_words(conditions, limit, turns, any(kept.chats)),
+        tasks=kept.tasks,
+        systems=kept.systems,
+        tenants=kept.tenants,
+        loras=kept.loras,
+        prompt_tokens=np.array(kept.prompt_tokens, dtype=np.int64) if has_counts else None,
+        prompt_tokens_column=(counted or exchanges.layout.name) if has_counts else None,
+        chats=kept.chats if any(kept.chats) else None,
+        layout=exchanges.layout.name,
+        holding_answers=exchanges.tally.holding if quotes else 0,
+        left_out=dict(exchanges.tally.left_out.most_common()),
+    )
+
+
+class Prompts(NamedTuple):
+    """Prompts without their answers, in the order of the file."""
+
+    texts: list[str]  #: of a conversation, what is asked last
+    chats: list[Chat | None]  #: the whole prompts, where they are conversations
+    rejected: list[Rejection]  #: malformed rows
+
+    def add(self, chat: Chat | None, text: str) -> None:
+        """Put another one behind them."""
+        self.chats.append(chat)
+        self.texts.append(text)
+
+    def conversations(self) -> list[list[dict[str, Any]]]:
+        """All of them as chat templates want them; a text is what a user says."""
+        return [
+            [{"role": USER, "content": text}]
+            if chat is None
+            else [message.for_template() for message in chat.messages()]
+            for chat, text in zip(self.chats, self.texts, strict=True)
+        ]
+
+
+class _Kept:
+    """The columns of a data set as they grow."""
+
+    def __init__(self, names: Sequence[str], count_tokens: CountTokens | None) -> None:
+        self.rows: list[int] = []
+        self.prompts: list[str] = []
+        self.chats: list[Chat | None] = []
+        self.prompt_tokens: list[int | None] = []
+        self.models: set[str | None] = set()
+        task = next((name for name in TASK_COLUMNS if name in names), None)
+        self._columns: dict[str, list[str]] = {
+            name: []
+            for name in (task, SYSTEM_COLUMN, TENANT_COLUMN, LORA_COLUMN)
+            if name is not None and name in names
+        }
+        self._task = task
+        self._count_tokens = count_tokens
+        self._tokens: list[int | None] = []
+        self._samples: list[NDArray[np.int64] | None] = []
+        self._uncounted: dict[int, tuple[str, ...]] = {}  # answers' texts, by place
+
+    @property
+    def tasks(self) -> list[str] | None:
+        return self._columns.get(self._task or "")
+
+    @property
+    def systems(self) -> list[str] | None:
+        return self._columns.get(SYSTEM_COLUMN)
+
+    @property
+    def tenants(self) -> list[str] | None:
+        return self._columns.get(TENANT_COLUMN)
+
+    @property
+    def loras(self) -> list[str] | None:
+        return self._columns.get(LORA_COLUMN)
+
+    def add(self, row: Row) -> None:
+        exchange = row.exchange
+        place = len(self.rows)
+        self.rows.append(row.number)
+        self.prompts.append(exchange.prompt)
+        self.chats.append(exchange.chat)
+        self.prompt_tokens.append(exchange.prompt_tokens)
+        self.models.add(row.record.get(MODEL_COLUMN))
+        for name, cells in self._columns.items():
+            cell = row.record.get(name)
+            cells.append("" if cell is None else str(cell))
+        self._tokens.append(exchange.tokens)
+        self._samples.append(exchange.samples)
+        if exchange.tokens is None or exchange.other_answers:
+            self._uncounted[place] = (exchange.answer or "", *exchange.other_answers)
+            if len(self._uncounted) == _COUNTED_AT_ONCE:
+                self._count()
+
+    def lengths(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]] | None]:
+        """Tokens of each answer, and of all answers where a prompt has several."""
+        self._count()
+        lengths = np.array(self._tokens, dtype=np.int64)
+        if all(sample is None for sample in self._samples):
+            return lengths, None
+        return lengths, [
+            lengths[place : place + 1] if sample is None else sample
+            for place, sample in enumerate(self._samples)
+        ]
+
+    def _count(self) -> None:
+        """Count what is not yet: texts of answers are not kept longer than that."""
+        texts = [text for answers in self._uncounted.values() for text in answers]
+        counts = iter(self._count_tokens(texts) if texts and self._count_tokens else ())
+        for place, answers in self._uncounted.items():
+            found = [next(counts) for _ in answers]
+            if self._tokens[place] is None:
+                self._tokens[place] = found[0]
+            if len(found) > 1:
+                self._samples[place] = np.array(found, dtype=np.int64)
+        self._uncounted.clear()
 
 
 def load_prompts(
     path: str | Path, *, prompt_column: str | None = None, limit: int | None = None
-) -> tuple[list[str], list[Rejection]]:
-    """Read prompts alone; see `load_dataset`.
-
-    Returns:
-        The sound ones, in the order of the file, and the malformed rows among them.
+) -> Prompts:
+    """Read prompts alone, of a file that may have no answers; see `load_dataset`.
 
     Raises:
         InputError: no such file, not a table, no such column, or no sound row is left.
     """
-    table = read_table(Path(path))
-    prompts: list[str] = []
-    rejected = list(table.unreadable)
-    for number, cell in zip(
-        table.numbers, table.column(_prompt_column(table, prompt_column)), strict=True
-    ):
-        if len(prompts) == limit:
-            break
-        try:
-            prompts.append(_prompt(cell))
-        except _MalformedError as error:
-            rejected.append(Rejection(number, str(error)))
-    if not prompts:
-        raise InputError(
-            f"{table.path}: none of {len(rejected)} rows is usable; row {rejected[0].row}: "
-            f"{rejected[0].reason}"
-        )
-    return prompts, rejected
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit of rows must be at least 1, not {limit}")
+    path = Path(path)
+    records = open_records(path)
+    layout = recognise(records.names, records.head) if prompt_column is None else None
+    prompts = Prompts([], [], [])
+    if layout is not None and not layout.no_prompts:
+        exchanges = Exchanges(path)
+        for row in exchanges:
+            prompts.add(row.exchange.chat, row.exchange.prompt)
+            if len(prompts.texts) == limit:
+                break
+        exchanges.check()
+        prompts.rejected.extend(exchanges.tally.rejected)
+        why = _why_nothing(exchanges)
+    else:
+        columns = ColumnNames(choose_prompt_column(path, records.names, prompt_column))
+        for each in records:
+            if len(prompts.texts) == limit:
+                break
+            if isinstance(each, Rejection):
+                prompts.rejected.append(each)
+                continue
+            try:
+                prompts.add(*columns.prompt_of(each[1]))
+            except MalformedError as error:
+                prompts.rejected.append(Rejection(each[0], str(error)))
+        first = prompts.rejected[0] if prompts.rejected else Rejection(0, "")
+        why = f"none of {len(prompts.rejected)} rows is usable; row {first.row}: {first.reason}"
+    if not prompts.texts:
+        raise InputError(f"{path}: {why}")
+    return prompts
 
 
-def _select(table: Table, conditions: Mapping[str, str]) -> list[int]:
-    """The places of the rows that meet all conditions."""
-    chosen = list(range(len(table.numbers)))
-    for name, value in conditions.items():
-        cells = table.column(name)
-        found = [row for row in chosen if str(cells[row]) == value]
-        if not found and chosen:
-            there = sorted({str(cells[row]) for row in chosen})
-            listed = ", ".join(there[:10]) + (", …" if len(there) > 10 else "")
-            raise InputError(f"{table.path}: no row has {name}={value}: there are {listed}")
-        chosen = found
-    return chosen
-
-
-def _prompt_column(table: Table, wanted: str | None) -> str:
-    """The column of prompts: the one that was asked for, or the first guess that is there."""
-    if wanted is not None:
-        return wanted
-    for name in PROMPT_COLUMNS:
-        if name in table.names:
-            return name
-    raise InputError(
-        f"{table.path}: no column of prompts found; the columns are {', '.join(table.names)}: "
-        "name one with --prompt-column"
+def _why_nothing(exchanges: Exchanges) -> str:
+    """That no row is left, and why the first, or the most, were not kept."""
+    tally = exchanges.tally
+    if tally.rejected:
+        first = tally.rejected[0]
+        return f"none of {tally.records} rows is usable; row {first.row}: {first.reason}"
+    reasons = ", ".join(f"{why} ({count:,})" for why, count in tally.left_out.most_common(3))
+    return (
+        f"none of {tally.records} rows, read as {exchanges.layout.name}, has something to learn "
+        f"from: {reasons or 'there are none'}"
     )
 
 
-def _length_column(
-    table: Table, length_column: str | None, answer_column: str | None
-) -> tuple[str, Callable[[Any, str], Any]]:
-    """The column that says how long answers were, and how to read its cells."""
-    if length_column is not None:
-        return length_column, _length
-    if answer_column is not None:
-        return answer_column, _answer
-    for name in LENGTH_COLUMNS:
-        if name in table.names:
-            return name, _length
-    for name in ANSWER_COLUMNS:
-        if name in table.names:
-            return name, _answer
-    raise InputError(
-        f"{table.path}: no column of answer lengths found; the columns are "
-        f"{', '.join(table.names)}: name one with --length-column (tokens) or --answer-column "
-        "(text)"
-    )
-
-
-class _MalformedError(Exception):
-    """A cell that cannot be what it should be; the message says why."""
-
-
-def _prompt(cell: Any) -> str:
-    if isinstance(cell, list):
-        contents = [
-            part.get("content", part.get("value")) if isinstance(part, dict) else None
-            for part in cell
-        ]
-        if not contents or not all(isinstance(content, str) for content in contents):
-            raise _MalformedError("the prompt is a list, but not of messages with a text content")
-        cell = "\n\n".join(str(content) for content in contents)
-    if not isinstance(cell, str):
-        raise _MalformedError("there is no prompt" if cell is None else "the prompt is not text")
-    if not cell.strip():
-        raise _MalformedError("the prompt is empty")
-    return cell
-
-
-def _answer(cell: Any, column: str) -> str:
-    if not isinstance(cell, str):
-        raise _MalformedError(f"{column} is not text")
-    return cell
-
-
-def _length(cell: Any, column: str) -> int:
-    number = cell
-    if isinstance(cell, str):
-        try:
-            number = float(cell)
-        except ValueError:
-            number = None
-    if number is None or isinstance(number, bool) or not isinstance(number, int | float):
-        shown = "missing" if cell is None or cell == "" else f"{cell!r}, not a number"
-        raise _MalformedError(f"{column} is {shown}")
-    if number < 0:
-        raise _MalformedError(f"{column} is negative: {cell}")
-    if number > _LONGEST:
-        raise _MalformedError(f"{column} is too large to be a number of tokens")
-    if math.isnan(number):
-        raise _MalformedError(f"{column} is NaN")
-    if number != int(number):
-        raise _MalformedError(f"{column} is not a whole number of tokens: {cell}")
-    return int(number)
-
-
-def _prompt_length(cell: Any, column: str) -> int:
-    length = _length(cell, column)
-    if length == 0:
-        raise _MalformedError(f"{column} is 0: a prompt has at least one token")
-    return length
-
-
-def _samples(cell: Any) -> NDArray[np.int64]:
-    if not isinstance(cell, list) or not cell:
-        raise _MalformedError(f"{SAMPLES_COLUMN} is not a list of lengths")
-    return np.array([_length(length, SAMPLES_COLUMN) for length in cell], dtype=np.int64)
-
-
-def _model(table: Table, rows: Sequence[int]) -> str | None:
-    """The model that all rows name, if they do."""
-    if MODEL_COLUMN not in table.names:
-        return None
-    cells = table.column(MODEL_COLUMN)
-    models = {cells[row] for row in rows}
-    name = models.pop()
-    return name if not models and isinstance(name, str) else None
-
-
-def _texts(table: Table, rows: Sequence[int], *columns: str) -> list[str] | None:
-    """The cells of the first of these columns that the table has, "" where one is missing."""
-    for name in columns:
-        if name in table.names:
-            cells = table.column(name)
-            return ["" if cells[row] is None else str(cells[row]) for row in rows]
-    return None
-
-
-def _in_words(conditions: Mapping[str, str], limit: int | None) -> str:
+def _in_words(
+    conditions: Mapping[str, str], limit: int | None, turns: Turns, has_turns: bool
+) -> str:
     parts = [f"{name}={value}" for name, value in conditions.items()]
     if limit is not None:
         parts.append(f"the first {limit}")
+    if has_turns and turns is not Turns.ALL:
+        parts.append(f"the {turns} answer of each conversation")
     return ", ".join(parts) or "all rows"

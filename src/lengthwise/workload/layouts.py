@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lengthwise.errors import InputError
+from lengthwise.workload.table import UnknownLayoutError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Layout:
     block_tokens: int = 0  # tokens of one such block
     without_output: str | None = None  # what it means that there is no answer, where it is known
     by_arrival: bool = True  # False where rows were written in another order, to be sorted
+    whole_seconds: bool = False  # True where times were cut to seconds, so that many are the same
+    session: str | None = None  # whose request it is, where the next one waits for this one's end
+    delay: str | None = None  # from that end to the next one's arrival, in the unit of arrivals
     source: str = ""  # whose it is, in Markdown
 
     @property
@@ -39,6 +43,7 @@ LAYOUTS: Final = (
         arrival="TIMESTAMP",
         prompt="ContextTokens",
         output="GeneratedTokens",
+        without_output="the request has no answer",
         source="[Azure LLM inference 2023 and 2024](https://github.com/Azure/AzurePublicDataset)",
     ),
     Layout(
@@ -49,6 +54,7 @@ LAYOUTS: Final = (
         marks=("chat_id",),
         blocks="hash_ids",
         block_tokens=16,
+        without_output="the request has no answer",
         source="[Qwen on Bailian](https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon)",
     ),
     Layout(
@@ -59,7 +65,11 @@ LAYOUTS: Final = (
         unit_s=1e-3,
         blocks="hash_ids",
         block_tokens=512,
-        source="[Mooncake](https://github.com/kvcache-ai/Mooncake)",
+        without_output="the request has no answer",
+        session="session_id",
+        delay="delay",
+        source="[Mooncake](https://github.com/kvcache-ai/Mooncake), and what Dynamo and aiperf "
+        "write in its layout",
     ),
     Layout(
         name="burstgpt",
@@ -67,6 +77,7 @@ LAYOUTS: Final = (
         prompt="Request tokens",
         output="Response tokens",
         without_output="the request failed",
+        whole_seconds=True,
         source="[BurstGPT](https://github.com/HPMLL/BurstGPT)",
     ),
     Layout(
@@ -78,12 +89,32 @@ LAYOUTS: Final = (
         source="[ServeGen](https://github.com/alibaba/ServeGen), what it generates",
     ),
     Layout(
+        name="litellm",
+        arrival="startTime",
+        prompt="prompt_tokens",
+        output="completion_tokens",
+        marks=("endTime",),
+        without_output="the request failed",
+        by_arrival=False,
+        source="[LiteLLM](https://github.com/BerriAI/litellm), LiteLLM_SpendLogs, whose rows are "
+        "in the order in which requests ended",
+    ),
+    Layout(
+        name="vllm bench",
+        arrival="start_time",
+        prompt="input_len",
+        output="output_len",
+        without_output="the request failed",
+        by_arrival=False,
+        source="`vllm bench serve --save-result --save-detailed`",
+    ),
+    Layout(
         name="lengthwise log",
         arrival="arrival_s",
         prompt="prompt_tokens",
         output="output_tokens",
         marks=("queue_s",),
-        without_output="the request ended before its first token",
+        without_output="it ended before its first token",
         by_arrival=False,
         source="a folder that the setting `record` names",
     ),
@@ -132,28 +163,51 @@ OUTPUT_COLUMNS: Final = (
 )
 
 
-def recognise(path: Path, names: Sequence[str]) -> Layout:
+def recognise(path: Path, names: Sequence[str], has_answers: bool = False) -> Layout:
     """The layout of a table with these columns.
+
+    Args:
+        path: of the table.
+        names: its columns.
+        has_answers: whether it is said how long answers are, so that no column has to.
 
     Raises:
         InputError: none that is known; lists the columns that there are and the layouts.
     """
-    guesses = [
-        next((name for name in known if name in names), None)
-        for known in (ARRIVAL_COLUMNS, PROMPT_COLUMNS, OUTPUT_COLUMNS)
-    ]
-    layout = next((each for each in LAYOUTS if set(each.columns) <= set(names)), None)
+    there = {*names, *(_OUTPUTS if has_answers else ())}
+    layout = next((each for each in LAYOUTS if set(each.columns) <= there), None)
     if layout is None:
+        guesses = [
+            next((name for name in known if name in names), None)
+            for known in (ARRIVAL_COLUMNS, PROMPT_COLUMNS, OUTPUT_COLUMNS)
+        ]
         arrival, prompt, output = guesses
+        if output is None and has_answers:
+            output = OUTPUT_COLUMNS[0]
         if arrival is None or prompt is None or output is None:
-            known = "; ".join(f"{each.name}: {', '.join(each.columns)}" for each in LAYOUTS)
-            raise InputError(
-                f"{path}: the columns {', '.join(names)} are those of no known trace: rename them "
-                f"to {ARRIVAL_COLUMNS[0]} (in s), {PROMPT_COLUMNS[0]} and {OUTPUT_COLUMNS[0]}, "
-                f"or give one of these layouts: {known}"
-            )
+            raise _unknown(path, names, *guesses)
         layout = Layout(PLAIN, arrival, prompt, output)
     for column in layout.columns:
         if list(names).count(column) > 1:
             raise InputError(f"{path}: several columns are called {column!r}: rename all but one")
     return layout
+
+
+_OUTPUTS: Final = frozenset(layout.output for layout in LAYOUTS)
+
+
+def _unknown(
+    path: Path, names: Sequence[str], arrival: str | None, prompt: str | None, output: str | None
+) -> InputError:
+    """That a table is of no known layout; what is missing, where only one thing is."""
+    if arrival is not None and prompt is not None and output is None:
+        return InputError(
+            f"{path}: no column of answer lengths; the columns are {', '.join(names)}: say how "
+            "long answers are with --answer-tokens"
+        )
+    known = "; ".join(f"{each.name}: {', '.join(each.columns)}" for each in LAYOUTS)
+    return UnknownLayoutError(
+        f"{path}: the columns {', '.join(names)} are those of no known trace: rename them "
+        f"to {ARRIVAL_COLUMNS[0]} (in s), {PROMPT_COLUMNS[0]} and {OUTPUT_COLUMNS[0]}, "
+        f"or give one of these layouts: {known}"
+    )

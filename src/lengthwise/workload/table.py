@@ -15,6 +15,13 @@ from lengthwise.errors import InputError
 SUFFIXES: Final = (".parquet", ".jsonl", ".csv")
 
 
+class UnknownLayoutError(InputError):
+    """The columns of a file say nothing that is known, and perhaps something else in another role.
+
+    A file without prompts may be a trace, and one without arrival times may have prompts.
+    """
+
+
 class Rejection(NamedTuple):
     """A row that was left out."""
 

@@ -1,24 +1,20 @@
 """Requests as a simulator wants them: when each arrived, and how long it was. No text.
 
-`load_trace` reads the layouts of `layouts.py` from a table on disk, or a folder that Lengthwise
-recorded. A malformed row is left out, and kept on a list with the reason.
+`load_trace.py` reads one from a table on disk, or from a folder that Lengthwise recorded.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.columns import open_columns
-from lengthwise.workload.layouts import recognise
-from lengthwise.workload.recorded import recorded_requests
 from lengthwise.workload.table import Rejection
-from lengthwise.workload.trace_rows import TraceRows, offsets_of
+from lengthwise.workload.trace_rows import offsets_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,8 @@ class Trace:
     block_hashes: NDArray[np.int64] | None = None  # block numbers from 0, of all prompts in turn
     block_offsets: NDArray[np.int64] | None = None  # shape (n + 1,), where prompts begin in it
     hash_tokens: int = 0  # tokens of a block
+    left_out: Mapping[str, int] = field(default_factory=dict)  # sound, but no requests: by reason
+    notes: tuple[str, ...] = ()  # what was done to the times
 
     def __post_init__(self) -> None:
         """Refuse columns that are no trace."""
@@ -141,52 +139,3 @@ class Trace:
         places = np.repeat(self.block_offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
         _, hashes = np.unique(self.block_hashes[places], return_inverse=True)
         return replace(self, **part, block_hashes=hashes, block_offsets=offsets)
-
-
-def load_trace(path: str | Path, *, limit: int | None = None) -> Trace:
-    """Read a trace from a .parquet, .jsonl or .csv file or from a folder that Lengthwise recorded.
-
-    Of a benchmark's folder this is its first round under fcfs, as its requests were sent.
-
-    Args:
-        path: the file or folder; its layout is told by the names of its columns.
-        limit: keep at most so many sound rows, the first ones.
-
-    Returns:
-        The sound rows, the first at 0 s, and the malformed ones with their reasons: lengths that
-        are missing, no whole numbers, below 1 or above 10⁸; times that are missing or unreadable,
-        or earlier than in a row above. Only the layouts that are written when a request ends, which
-        are Lengthwise's own, are sorted: in others such a row is a mistake that sorting would hide.
-
-    Raises:
-        InputError: no such file, not a table, no known layout, or no sound row is left.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"the limit of rows must be at least 1, not {limit}")
-    path = Path(path)
-    columns = open_columns(recorded_requests(path) if path.is_dir() else path)
-    layout = recognise(columns.path, columns.names)
-    rows = TraceRows(columns, layout)
-    kept, rejected = rows.sound, rows.rejected
-    if len(kept) == 0:
-        first = rejected[0]
-        raise InputError(
-            f"{columns.path}: none of {len(rejected)} rows is usable; row {first.row}: "
-            f"{first.reason}"
-        )
-    if limit is not None and limit < len(kept):
-        kept = kept[:limit]
-        last = columns.numbers[kept].max()
-        rejected = [rejection for rejection in rejected if rejection.row < last]
-    hashes, offsets = rows.block_numbers(kept)
-    return Trace(
-        name=path.absolute().name,
-        arrival_s=rows.arrival_s[kept] - rows.arrival_s[kept[0]],
-        prompt_tokens=rows.prompt_tokens[kept].astype(np.int64),
-        output_tokens=rows.output_tokens[kept].astype(np.int64),
-        rejected=rejected,
-        layout=layout.name,
-        block_hashes=hashes,
-        block_offsets=offsets,
-        hash_tokens=0 if hashes is None else layout.block_tokens,
-    )

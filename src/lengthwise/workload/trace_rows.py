@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.workload.block_size import told_block_size
 from lengthwise.workload.cells import (
     LATEST_S,
     LONGEST,
+    Origin,
     read_block_lists,
     read_numbers,
     read_seconds,
@@ -22,111 +24,167 @@ from lengthwise.workload.layouts import Layout
 from lengthwise.workload.table import Rejection
 
 
+class TraceState:
+    """What one part of a file has to know of those before it."""
+
+    def __init__(self, block_tokens: int | None) -> None:
+        self.origin = Origin()
+        self.latest_s = -np.inf  #: the latest arrival
+        self.block_tokens = block_tokens  #: of a block, None until it is told
+        self.ended: dict[str, float] = {}  #: the last arrival of each session, s
+
+
 class TraceRows:
-    """The n rows of a file. Whole columns are checked at once; only bad rows are looked at alone.
+    """The n rows of a part of a file. Whole columns are checked; only bad rows are looked at alone.
 
     Attributes:
         arrival_s: shape (n,), s from some origin, NaN where there is none.
         prompt_tokens: shape (n,), NaN where there is no number.
         output_tokens: shape (n,), NaN where there is no number.
-        sound: the places of the sound rows among the n, in the order of arrival.
-        rejected: all other rows of the file, with the first thing that is wrong with each.
+        sound: the places of the sound rows among the n, in their order.
+        rejected: malformed rows, with the first thing that is wrong with each.
+        failed: shape (n,), rows that are sound, and requests that got no answer.
+        filled: rows whose arrival was made up from a delay.
     """
 
-    def __init__(self, columns: Columns, layout: Layout) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        layout: Layout,
+        state: TraceState,
+        answer_tokens: int | None = None,
+    ) -> None:
         self._columns = columns
         self._layout = layout
+        self._state = state
         self._reasons: dict[int, str] = {}
-        self.arrival_s = read_seconds(columns.read(layout.arrival), layout.unit_s)
+        self.filled = 0
+        count = len(columns.numbers)
+        self.arrival_s = self._arrivals()
+        self.output_tokens = read_numbers(columns.cells(layout.output))
+        if answer_tokens is not None:
+            self.output_tokens[np.isnan(self.output_tokens)] = answer_tokens
+        self.failed = np.zeros(count, dtype=np.bool_)
+        if layout.without_output is not None:
+            # A request without an answer failed, whatever else its row says.
+            self.failed = self.output_tokens == 0
         self._refuse(~(np.abs(self.arrival_s) <= LATEST_S), layout.arrival, why_no_time)
-        self.prompt_tokens = self._lengths(layout.prompt, why_no_length)
-        self.output_tokens = self._lengths(layout.output, self._why_no_output)
-        self._blocks = self._block_lists()
-        if layout.by_arrival:
+        self.prompt_tokens = read_numbers(columns.cells(layout.prompt))
+        self._refuse(~_is_length(self.prompt_tokens), layout.prompt, why_no_length)
+        self._refuse(~_is_length(self.output_tokens), layout.output, why_no_length)
+        self.blocks = self._block_lists()
+        if layout.by_arrival and not self._has_sessions:
             self._refuse_back_in_time()
         self.sound = self._without_reasons()
-        if not layout.by_arrival:
-            self.sound = self.sound[np.argsort(self.arrival_s[self.sound], kind="stable")]
         malformed = (
             Rejection(int(columns.numbers[row]), why) for row, why in self._reasons.items()
         )
         self.rejected = sorted([*columns.unreadable, *malformed])
 
-    def block_numbers(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-        """The blocks of some rows as numbers from 0, and where each row begins among them.
+    @property
+    def _has_sessions(self) -> bool:
+        return self._layout.delay is not None and self._layout.delay in self._columns.names
 
-        None and None where the trace has no blocks.
-        """
-        import pyarrow.compute as pc
+    def sessions(self) -> list[str | None] | None:
+        """Whose request each row is; None where the layout does not say."""
+        name = self._layout.session
+        if name is None or name not in self._columns.names:
+            return None
+        return [
+            None if cell is None else str(cell) for cell in self._columns.read(name).to_pylist()
+        ]
 
-        if self._blocks is None:
-            return None, None
-        lists = self._blocks.take(rows)
-        counts = pc.list_value_length(lists).fill_null(0).to_numpy()
-        numbers = lists.flatten().dictionary_encode().indices.to_numpy()
-        return numbers.astype(np.int64), offsets_of(counts)
+    def _arrivals(self) -> NDArray[np.float64]:
+        columns, layout = self._columns, self._layout
+        times = read_seconds(columns.cells(layout.arrival), layout.unit_s, self._state.origin)
+        sessions = self.sessions()
+        if not self._has_sessions or sessions is None or layout.delay is None:
+            return times
+        # A later turn of a session has a delay instead of a time. Played open, without waiting for
+        # the turn before it to end, it arrives its delay after that turn arrived.
+        delays = read_numbers(columns.cells(layout.delay)) * layout.unit_s
+        ended = self._state.ended
+        for row, session in enumerate(sessions):
+            if session is None:
+                continue
+            if np.isnan(times[row]) and session in ended and delays[row] >= 0:
+                times[row] = ended[session] + delays[row]
+                self.filled += 1
+            if not np.isnan(times[row]):
+                ended[session] = float(times[row])
+        return times
 
     def _refuse(
         self, rows: NDArray[np.bool_], name: str, why: Callable[[str, object], str]
     ) -> None:
         """Note why rows are malformed, if nothing is known against them yet."""
+        rows = rows & ~self.failed
         if rows.any():
-            cells = self._columns.read(name)
+            cells = self._columns.cells(name)
             for row in np.flatnonzero(rows).tolist():
                 if row not in self._reasons:
                     self._reasons[row] = why(name, cells[row].as_py())
 
     def _without_reasons(self) -> NDArray[np.int64]:
-        sound = np.ones(len(self._columns.numbers), dtype=np.bool_)
+        sound = ~self.failed
         sound[list(self._reasons)] = False
         return np.flatnonzero(sound)
 
-    def _lengths(self, name: str, why: Callable[[str, object], str]) -> NDArray[np.float64]:
-        lengths = read_numbers(self._columns.read(name))
-        sound = (lengths >= 1) & (lengths <= LONGEST) & (lengths == np.floor(lengths))
-        self._refuse(~sound, name, why)
-        return lengths
-
-    def _why_no_output(self, name: str, cell: object) -> str:
-        reason = why_no_length(name, cell)
-        meaning = self._layout.without_output
-        return f"{reason}: {meaning}" if meaning and reason == f"{name} is 0" else reason
-
     def _block_lists(self) -> Any:
         """The lists of block ids, or None where the trace has none."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         name = self._layout.blocks
         if name is None or name not in self._columns.names:
             return None
         cells = self._columns.read(name)
+        if pa.types.is_null(cells.type):
+            return pa.nulls(len(cells), pa.list_(pa.string()))
         lists = read_block_lists(cells)
         missing = cells.is_null().to_numpy(zero_copy_only=False)
         unreadable = lists.is_null().to_numpy(zero_copy_only=False) & ~missing
         parents = pc.list_parent_indices(lists).to_numpy()
         unreadable[parents[lists.flatten().is_null().to_numpy(zero_copy_only=False)]] = True
         self._refuse(unreadable, name, lambda name, _: f"{name} is not a list of block ids")
-        size = self._layout.block_tokens
         counts = pc.list_value_length(lists).fill_null(0).to_numpy()
+        state = self._state
+        if state.block_tokens is None and counts.any():
+            state.block_tokens = told_block_size(
+                self.prompt_tokens, counts, self._layout.block_tokens
+            )
+        size = state.block_tokens or self._layout.block_tokens
         self._refuse(
             counts > np.ceil(self.prompt_tokens / size),
             name,
-            lambda name, _: f"{name} has more blocks of {size} tokens than the prompt fills",
+            lambda name, _: (
+                f"{name} has more blocks of {size} tokens than the prompt fills: if "
+                "blocks have another size, say so with --block-tokens"
+            ),
         )
         return lists
 
     def _refuse_back_in_time(self) -> None:
         rows = self._without_reasons()
+        if not rows.size:
+            return
         times = self.arrival_s[rows]
+        latest = np.maximum.accumulate(np.maximum(times, self._state.latest_s))
         back = np.zeros(len(self._columns.numbers), dtype=np.bool_)
-        back[rows] = times < np.maximum.accumulate(times)
+        back[rows] = times < latest
+        self._state.latest_s = float(latest[-1])
         self._refuse(
             back,
             self._layout.arrival,
             lambda name, cell: f"{name} goes back in time, to {cell}: sort the rows by arrival",
         )
+
+
+def _is_length(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    sound: NDArray[np.bool_] = (
+        (numbers >= 1) & (numbers <= LONGEST) & (numbers == np.floor(numbers))
+    )
+    return sound
 
 
 def offsets_of(counts: NDArray[Any]) -> NDArray[np.int64]:

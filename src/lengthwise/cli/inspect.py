@@ -1,0 +1,139 @@
+"""`lengthwise inspect`: how a file would be read, and what could be learnt from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lengthwise.workload.conversation import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="A data set, a log or a trace; or a folder that holds a trace.")
+    ],
+    turns: Annotated[
+        Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
+    ] = Turns.ALL,
+    quotes: Annotated[
+        bool,
+        typer.Option("--quotes", help="Keep prompts that hold their own answers: they are quoted."),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The file of the prompts, where the answers' file has none."),
+    ] = None,
+    block_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a block in a trace's hash_ids.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="How long answers are, where a trace does not say.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Say how a file would be read: its layout, its rows, what is learnt from, what is left out.
+
+    A file may be two things at once: prompts with answers for `train` and `evaluate`, and a trace
+    for `simulate`. It is read from beginning to end, without being held in memory.
+
+    Example: `lengthwise inspect ShareGPT_V3_unfiltered_cleaned_split.json`
+    """
+    import json as json_module
+    from functools import partial
+
+    from rich.console import Console
+
+    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.errors import InputError
+    from lengthwise.workload.inspection import inspect_prompts, inspect_trace
+    from lengthwise.workload.table import UnknownLayoutError
+
+    found: dict[str, Any] = {"file": str(file), "prompts": None, "trace": None}
+    unknown: list[str] = []
+    refused: list[str] = []
+    readers: dict[str, Callable[..., dict[str, Any]]] = {
+        "prompts": partial(inspect_prompts, turns=turns, quotes=quotes, prompts=prompts),
+        "trace": partial(inspect_trace, block_tokens=block_tokens, answer_tokens=answer_tokens),
+    }
+    with ConsoleProgress() as progress:
+        for part, read in readers.items():
+            if part == "prompts" and file.is_dir():
+                continue
+            progress.stage(f"reading {file.name} as {_NAMES[part]}")
+            try:
+                found[part] = read(file, progress=progress.advance)
+            except UnknownLayoutError as error:
+                unknown.append(str(error))
+            except InputError as error:
+                refused.append(str(error))
+    found["notes"] = refused
+    if not (found["prompts"] or found["trace"]):
+        # What was recognised and cannot be read says more than what was not recognised.
+        raise InputError("; ".join(dict.fromkeys(refused or unknown)))
+    if json:
+        print(json_module.dumps(found, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for part, heading in _NAMES.items():
+        if found[part]:
+            console.print(_table(f"As {heading}", found[part]))
+    for refusal in refused:
+        console.print(f"Not all of it: {refusal}", markup=False)
+
+
+_NAMES = {"prompts": "prompts with answers", "trace": "a trace"}
+_SHOWN = {
+    "layout": "Layout",
+    "source": "  from",
+    "records": "Rows in the file",
+    "rows": "Usable",
+    "prompt": "Prompt",
+    "answer": "Answer",
+    "conversations": "  of conversations",
+    "with_attachments": "  with images or other attachments",
+    "with_tool_calls": "  after tool calls",
+}
+
+
+def _table(title: str, values: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left", box=None)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            for row in _rows(name, value):
+                table.add_row(*row)
+        elif isinstance(value, list):
+            for each in value:
+                is_row = isinstance(each, dict)
+                table.add_row(
+                    f"  row {each['row']}" if is_row else "",
+                    str(each["reason"]) if is_row else str(each),
+                )
+        elif value not in (None, 0, ""):
+            table.add_row(_SHOWN.get(name, name.replace("_", " ").capitalize()), _number(value))
+    return table
+
+
+def _rows(name: str, values: dict[str, Any]) -> list[tuple[str, str]]:
+    if not values:
+        return []
+    if name == "left_out":
+        return [(f"Left out: {reason}", _number(count)) for reason, count in values.items()]
+    title = _SHOWN.get(name, name.replace("_", " ").capitalize())
+    return [(title, ", ".join(f"{key} {_number(value)}" for key, value in values.items()))]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes"
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

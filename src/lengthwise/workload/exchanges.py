@@ -1,0 +1,253 @@
+"""From a file to its prompts and answers, one by one: `load_dataset` keeps them, `inspect` counts.
+
+Every row is an exchange, or is counted: as malformed where something in it cannot be what it should
+be (a mistake to mend), or as left out where it is sound and teaches nothing (a dialogue without an
+answer, a request that failed, a prompt that holds its own answer).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from lengthwise.errors import InputError
+from lengthwise.workload.conversation import Chat, MalformedError, Turns
+from lengthwise.workload.documents import Record
+from lengthwise.workload.leaks import (
+    ends_with_its_answer,
+    has_a_heading_of_an_answer,
+    holds_its_answer,
+    is_rendered_with_an_answer,
+)
+from lengthwise.workload.prompt_layouts import recognise
+from lengthwise.workload.prompt_layouts.columns import (
+    name_columns,
+    plain_layout,
+    require_column,
+)
+from lengthwise.workload.prompt_layouts.joined import with_prompts
+from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
+from lengthwise.workload.records import Records, open_records
+from lengthwise.workload.table import Rejection
+
+HOLDS_ANSWER: Final = "the prompt holds its own answer"
+_RENDERED: Final = "the prompt goes on after its template begins an answer"
+_HEADED: Final = "the prompt goes on after a line such as 'Response:'"
+_ANY_TEXT: Final = ("text", "content")  #: columns that hold prompts and answers in one, mostly
+
+
+class Row(NamedTuple):
+    """An exchange and where it is from."""
+
+    number: int  #: of the row in the file, from 1
+    record: Record
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was said of a table: columns by name, instead of what its layout would say."""
+
+    prompt: str | None = None
+    length: str | None = None
+    answer: str | None = None
+
+
+@dataclass
+class Tally:
+    """What became of the rows that were read so far."""
+
+    records: int = 0
+    rejected: list[Rejection] = field(default_factory=list)  #: malformed
+    left_out: Counter[str] = field(default_factory=Counter)  #: by reason
+    holding: int = 0  #: exchanges whose prompts seem to hold their own answers
+    answered: int = 0  #: exchanges whose answers are there as text
+    ending: int = 0  #: those among them whose prompts end with them
+    headings: int = 0  #: exchanges whose prompts have a heading of an answer
+    exchanges: int = 0  #: all exchanges, those that hold their answers included
+
+
+class Exchanges:
+    """The prompts and answers of a file.
+
+    Attributes:
+        path: the file.
+        layout: how it is read.
+        tally: what became of the rows, as far as they were read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Columns | None = None,
+        *,
+        turns: Turns = Turns.ALL,
+        where: Mapping[str, str] | None = None,
+        quotes: bool = False,
+        prompt_tokens: bool = False,
+        prompts: Path | None = None,
+        refuses: Callable[[Chat], str | None] | None = None,
+    ) -> None:
+        """Open a file and tell its layout.
+
+        Args:
+            path: the file.
+            columns: names of columns, for a table of any layout.
+            turns: which answers of a conversation are read.
+            where: only rows whose columns have these values, compared as text.
+            quotes: keep prompts that hold their own answers.
+            prompt_tokens: read how many tokens prompts have, where a column says.
+            prompts: the file of the prompts, where this one has none.
+            refuses: why the model could not be asked a conversation, None where it could.
+
+        Raises:
+            InputError: no such file, not a table, no prompts or no answers in it.
+        """
+        columns = columns or Columns()
+        self._records: Records = open_records(path)
+        self.path = path
+        self.layout = _layout(self._records, columns, prompt_tokens, prompts)
+        self.tally = Tally()
+        self._turns, self._quotes, self._refuses = turns, quotes, refuses
+        self._where = dict(where or {})
+        self._seen: list[Counter[str]] = []
+        self._any_text = self.layout.prompt in _ANY_TEXT and columns.prompt is None
+        for name in self._where:
+            require_column(path, self._records.names, name)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns."""
+        return self._records.names
+
+    @property
+    def head(self) -> list[Record]:
+        """The first rows, as they are in the file."""
+        return list(self._records.head)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The exchanges in the order of the file; `check` when they were read."""
+        tally = self.tally = Tally()
+        seen = self._seen = [Counter() for _ in self._where]
+        for row in self._records:
+            tally.records += 1
+            if isinstance(row, Rejection):
+                tally.rejected.append(row)
+                continue
+            number, record = row
+            if not _selected(record, self._where, seen):
+                continue
+            for exchange in self._read(number, record):
+                yield Row(number, record, exchange)
+
+    def check(self) -> None:
+        """Look at all that was read.
+
+        Raises:
+            InputError: no row has the values that were asked for, or prompts cannot be told from
+                answers.
+        """
+        for (name, value), found in zip(self._where.items(), self._seen, strict=True):
+            if found and value not in found:
+                there = sorted(found)
+                listed = ", ".join(there[:10]) + (", …" if len(there) > 10 else "")
+                raise InputError(f"{self.path}: no row has {name}={value}: there are {listed}")
+        if not self._quotes:
+            self._refuse_mixed()
+
+    def _read(self, number: int, record: Record) -> Iterator[Exchange]:
+        tally = self.tally
+        try:
+            for found in self.layout.read(record, self._turns):
+                reason = found if isinstance(found, str) else self._why_not(found)
+                if reason is not None:
+                    tally.left_out[reason] += 1
+                elif isinstance(found, Exchange):
+                    yield found
+        except MalformedError as error:
+            tally.rejected.append(Rejection(number, str(error)))
+
+    def _why_not(self, exchange: Exchange) -> str | None:
+        tally = self.tally
+        tally.exchanges += 1
+        if exchange.chat is not None and self._refuses is not None:
+            refused = self._refuses(exchange.chat)
+            if refused is not None:
+                return f"the chat template refuses the conversation: {refused}"
+        reason = self._leak(exchange)
+        tally.holding += reason is not None
+        return None if self._quotes else reason
+
+    def _leak(self, exchange: Exchange) -> str | None:
+        """Where a prompt seems to have its own answer in it."""
+        tally = self.tally
+        if is_rendered_with_an_answer(exchange):
+            return _RENDERED
+        if has_a_heading_of_an_answer(exchange):
+            tally.headings += 1
+            if self._any_text:
+                return _HEADED
+        if exchange.answer:
+            tally.answered += 1
+            holds = holds_its_answer(exchange)
+            tally.ending += holds or ends_with_its_answer(exchange)
+            return HOLDS_ANSWER if holds else None
+        return None
+
+    def _refuse_mixed(self) -> None:
+        """Refuse a file most of whose prompts hold their answers: its reader is wrong about it."""
+        tally = self.tally
+        if 2 * tally.ending > tally.answered:
+            raise InputError(
+                f"{self.path}: {tally.ending:,} of {tally.answered:,} prompts "
+                f"({self.layout.prompt}) hold their own answers, so that nothing could be learnt "
+                "but to read them: name the column of the prompts alone with --prompt-column, or, "
+                "if answers here are quoted from their prompts, keep them with --quotes"
+            )
+        if 2 * tally.headings > tally.exchanges:
+            raise InputError(
+                f"{self.path}: {tally.headings:,} of {tally.exchanges:,} prompts "
+                f"({self.layout.prompt}) go on after a line such as 'Response:', so that prompt "
+                "and answer cannot be told apart: name the column of the prompts alone with "
+                "--prompt-column, or, if these are prompts, keep them with --quotes"
+            )
+
+
+def _layout(
+    records: Records, columns: Columns, prompt_tokens: bool, prompts: Path | None
+) -> PromptLayout:
+    """The layout of a table, or the columns of one that has none.
+
+    Raises:
+        InputError: there are no prompts or no answers in it.
+    """
+    named = columns != Columns()
+    if not named:
+        layout = recognise(records.names, records.head)
+        if layout is not None:
+            return with_prompts(layout, records.path, prompts) if layout.no_prompts else layout
+    return plain_layout(
+        name_columns(
+            records.path,
+            records.names,
+            records.head,
+            prompt=columns.prompt,
+            length=columns.length,
+            answer=columns.answer,
+            prompt_tokens=prompt_tokens,
+        )
+    )
+
+
+def _selected(record: Record, where: Mapping[str, str], seen: list[Counter[str]]) -> bool:
+    """Whether a row meets all conditions; counts what was there among those that met the first."""
+    for (name, value), found in zip(where.items(), seen, strict=True):
+        cell: Any = str(record.get(name))
+        if len(found) < 1_000 or cell == value:
+            found[cell] += 1
+        if cell != value:
+            return False
+    return True

@@ -1,0 +1,397 @@
+"""Read a trace from disk, part by part: no more of a large file is held than is asked for."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.workload import servegen
+from lengthwise.workload.columns import Columns, columns_of_records, open_parts
+from lengthwise.workload.layouts import Layout, recognise
+from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS, require_column
+from lengthwise.workload.recorded import recorded_requests
+from lengthwise.workload.records import open_records
+from lengthwise.workload.table import Rejection
+from lengthwise.workload.trace import Trace
+from lengthwise.workload.trace_records import flattened, nested_layout
+from lengthwise.workload.trace_rows import TraceRows, TraceState, offsets_of
+
+_TEXT_KINDS: Final = (".jsonl", ".json", ".gz", ".zst", ".ndjson")
+
+
+@dataclass(frozen=True)
+class TracePart:
+    """Some sound requests of a trace, in the order of its rows."""
+
+    numbers: NDArray[np.int64]  #: shape (n,), of the rows
+    arrival_s: NDArray[np.float64]  #: shape (n,), s from some origin
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    rows: int  #: how many rows were read for it
+    failed: NDArray[np.int64]  #: numbers of the rows of requests without an answer
+    rejected: list[Rejection]  #: malformed rows
+    filled: int = 0  #: requests whose arrival was made up from a delay
+    blocks: Any = None  #: pyarrow list array of shape (n,), where the trace has blocks
+
+    def of(self, mask: NDArray[np.bool_]) -> TracePart:
+        """The requests where `mask`, shape (n,), is true."""
+        return replace(
+            self,
+            numbers=self.numbers[mask],
+            arrival_s=self.arrival_s[mask],
+            prompt_tokens=self.prompt_tokens[mask],
+            output_tokens=self.output_tokens[mask],
+            blocks=None if self.blocks is None else self.blocks.filter(mask),
+        )
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """A trace on disk, read from its start by each call of `parts`."""
+
+    path: Path
+    layout: Layout
+    parts: Callable[[TraceState], Iterator[TracePart]]
+    in_order: bool  #: whether its rows are in the order in which requests arrived
+    notes: tuple[str, ...] = ()
+
+
+def open_trace(
+    path: str | Path,
+    *,
+    where: Mapping[str, str] | None = None,
+    answer_tokens: int | None = None,
+    seed: int = 0,
+) -> TraceFile:
+    """Open a trace and tell its layout; see `load_trace`.
+
+    Raises:
+        InputError: no such file, not a table, or no known layout.
+    """
+    path = Path(path)
+    if servegen.is_client(path):
+        clients = servegen.open_clients(path)
+        notes = (f"requests are drawn from what {len(clients)} clients do, with seed {seed}",)
+        return TraceFile(
+            path, servegen.LAYOUT, lambda state: _drawn_parts(clients, seed), True, notes
+        )
+    file = recorded_requests(path) if path.is_dir() else path
+    source, layout, names = _open_columns(file, answer_tokens is not None)
+    conditions = dict(where or {})
+    return TraceFile(
+        path,
+        layout,
+        lambda state: _parts(source(), layout, state, conditions, answer_tokens),
+        in_order=layout.by_arrival and layout.delay not in names,
+    )
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file is a trace: one that says when requests arrived, and has no prompts.
+
+    Raises:
+        InputError: no such file, or not a table.
+    """
+    if servegen.is_client(path):
+        return True
+    records = open_records(path)
+    if nested_layout(records.head) is not None:
+        return True
+    try:
+        recognise(path, records.names, has_answers=True)
+    except InputError:
+        return False
+    # A log may have both, and prompts are what a predictor can be asked about.
+    return not set(PROMPT_COLUMNS) & set(records.names)
+
+
+def load_trace(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    where: Mapping[str, str] | None = None,
+    block_tokens: int | None = None,
+    answer_tokens: int | None = None,
+    seed: int = 0,
+) -> Trace:
+    """Read a trace from a table, or from a folder that Lengthwise recorded.
+
+    Of a benchmark's folder this is its first round under fcfs, as its requests were sent.
+
+    Args:
+        path: a .parquet, .jsonl, .json or .csv file, packed with .gz or .zst or not, or a folder;
+            its layout is told by its columns.
+        limit: keep at most so many sound rows, the first ones; no more of a file is read.
+        start_s: keep requests that arrive so long after the first one, s, or later.
+        end_s: keep requests that arrive earlier than this after the first one, s.
+        where: only rows whose columns have these values, compared as text.
+        block_tokens: tokens of a block in `hash_ids`; None: told from the requests.
+        answer_tokens: how long answers are, where a trace does not say.
+        seed: of requests that are drawn, as ServeGen's clients' are.
+
+    Returns:
+        The sound rows, the first at 0 s, and the malformed ones with their reasons: lengths that
+        are missing, no whole numbers, below 1 or above 10⁸; times that are missing or unreadable,
+        or earlier than in a row above. Layouts that are written when a request ends are sorted, and
+        so are sessions; in others such a row is a mistake that sorting would hide.
+
+    Raises:
+        InputError: no such file, not a table, no known layout, or no sound row is left.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit of rows must be at least 1, not {limit}")
+    file = open_trace(path, where=where, answer_tokens=answer_tokens, seed=seed)
+    state = TraceState(block_tokens)
+    parts: list[TracePart] = []
+    kept = 0
+    first_s: float | None = None
+    for part in file.parts(state):
+        window = part
+        if len(part.arrival_s) and file.in_order:
+            first_s = float(part.arrival_s[0]) if first_s is None else first_s
+            window = _window(part, first_s, start_s, end_s)
+        parts.append(window)
+        kept += len(window.numbers)
+        over = (
+            end_s is not None
+            and first_s is not None
+            and len(part.arrival_s)
+            and (part.arrival_s[-1] - first_s >= end_s)
+        )
+        if file.in_order and (over or (limit is not None and kept >= limit)):
+            break
+    whole = _joined(parts)
+    if not file.in_order and len(whole.numbers):
+        whole = _sorted(whole)
+        whole = _window(whole, float(whole.arrival_s[0]), start_s, end_s)
+    return _trace(file, state, whole, limit, (start_s, end_s))
+
+
+def _trace(
+    file: TraceFile,
+    state: TraceState,
+    part: TracePart,
+    limit: int | None,
+    window: tuple[float, float | None],
+) -> Trace:
+    """The requests that were read as a trace that begins at 0 s."""
+    failure = file.layout.without_output or ""
+    if not len(part.numbers):
+        raise InputError(f"{file.path}: {_why_nothing(part, failure, window)}")
+    rejected, failed = part.rejected, part.failed
+    if limit is not None and limit < len(part.numbers):
+        part = part.of(np.arange(len(part.numbers)) < limit)
+        last = part.numbers.max()
+        rejected = [rejection for rejection in rejected if rejection.row < last]
+        failed = failed[failed < last]
+    notes = [*file.notes]
+    arrival_s = part.arrival_s - part.arrival_s[0]
+    if file.layout.whole_seconds:
+        arrival_s, tied = spread_ties(arrival_s)
+        if tied:
+            notes.append(
+                f"times are whole seconds: {tied:,} requests of the same second were spread over it"
+            )
+    if part.filled:
+        notes.append(
+            f"{part.filled:,} requests of sessions have a delay instead of a time: played open, "
+            "each arrives its delay after the one before it arrived"
+        )
+    if file.layout.name == "weka":
+        notes.append("times count from the beginning of each conversation: all begin at 0 s")
+    hashes, offsets = _block_numbers(part.blocks)
+    size = state.block_tokens or file.layout.block_tokens
+    if hashes is not None and size != file.layout.block_tokens:
+        notes.append(f"blocks have {size} tokens, as the lengths of the prompts tell")
+    return Trace(
+        name=file.path.absolute().name,
+        arrival_s=arrival_s,
+        prompt_tokens=part.prompt_tokens,
+        output_tokens=part.output_tokens,
+        rejected=rejected,
+        layout=file.layout.name,
+        block_hashes=hashes,
+        block_offsets=offsets,
+        hash_tokens=0 if hashes is None else size,
+        left_out={failure: len(failed)} if len(failed) else {},
+        notes=tuple(notes),
+    )
+
+
+def spread_ties(arrival_s: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Requests of the same whole second, spread evenly over it.
+
+    Left together, they would make queues that were not there.
+
+    Args:
+        arrival_s: shape (n,), s, non-decreasing.
+
+    Returns:
+        shape (n,), and how many share their second with another; as given, and 0, where some times
+        are not whole seconds.
+    """
+    if (arrival_s != np.floor(arrival_s)).any():
+        return arrival_s, 0
+    _, places, counts = np.unique(arrival_s, return_inverse=True, return_counts=True)
+    order = np.arange(arrival_s.size) - offsets_of(counts)[:-1][places]
+    return arrival_s + order / counts[places], int(counts[counts > 1].sum())
+
+
+def _open_columns(
+    file: Path, has_answers: bool
+) -> tuple[Callable[[], Iterator[Columns]], Layout, list[str]]:
+    """The columns of a table, their layout and their names; nested rows are made into columns."""
+    if file.is_file() and file.suffix.lower() in _TEXT_KINDS:
+        records = open_records(file)
+        nested = nested_layout(records.head)
+        if nested is not None:
+            return (
+                lambda: columns_of_records(file, flattened(nested, iter(records))),
+                nested.layout,
+                records.names,
+            )
+    table = open_parts(file)
+    return table.parts, recognise(table.path, table.names, has_answers), table.names
+
+
+def _parts(
+    columns: Iterator[Columns],
+    layout: Layout,
+    state: TraceState,
+    where: Mapping[str, str],
+    answer_tokens: int | None,
+) -> Iterator[TracePart]:
+    seen: dict[str, Counter[str]] = {name: Counter() for name in where}
+    chosen = 0
+    for columns_of_part in columns:
+        count = len(columns_of_part.numbers) + len(columns_of_part.unreadable)
+        part = _selected(columns_of_part, where, seen)
+        rows = TraceRows(part, layout, state, answer_tokens)
+        chosen += len(part.numbers)
+        sound = rows.sound
+        yield TracePart(
+            numbers=part.numbers[sound],
+            arrival_s=rows.arrival_s[sound],
+            prompt_tokens=rows.prompt_tokens[sound].astype(np.int64),
+            output_tokens=rows.output_tokens[sound].astype(np.int64),
+            rows=count,
+            failed=part.numbers[rows.failed],
+            rejected=rows.rejected,
+            filled=rows.filled,
+            blocks=None if rows.blocks is None else rows.blocks.take(sound),
+        )
+    if not chosen:
+        for name, found in seen.items():
+            if where[name] not in found and found:
+                listed = ", ".join(sorted(found)[:10])
+                raise InputError(f"no row has {name}={where[name]}: there are {listed}")
+
+
+def _selected(columns: Columns, where: Mapping[str, str], seen: dict[str, Counter[str]]) -> Columns:
+    """The rows that meet all conditions; counts what was there."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    for name, value in where.items():
+        require_column(columns.path, columns.names, name)
+        cells = columns.read(name).cast(pyarrow.string())
+        for each in pc.value_counts(cells).to_pylist():
+            seen[name][str(each["values"])] += each["counts"]
+        mask = pc.equal(cells, value).fill_null(False)
+        columns = replace(
+            columns,
+            numbers=columns.numbers[mask.to_numpy(zero_copy_only=False)],
+            read=_filtered(columns.read, mask),
+        )
+    return columns
+
+
+def _filtered(read: Callable[[str], Any], mask: Any) -> Callable[[str], Any]:
+    return lambda name: read(name).filter(mask)
+
+
+def _drawn_parts(clients: list[servegen.Client], seed: int) -> Iterator[TracePart]:
+    done = 0
+    for drawn in servegen.draw(clients, seed):
+        numbers = np.arange(done + 1, done + drawn.arrival_s.size + 1)
+        done += numbers.size
+        yield TracePart(numbers, *drawn, numbers.size, np.zeros(0, np.int64), [])
+
+
+def _window(part: TracePart, first_s: float, start_s: float, end_s: float | None) -> TracePart:
+    """The requests that arrive in a stretch of time, s from the first of all."""
+    if start_s <= 0 and end_s is None:
+        return part
+    since = part.arrival_s - first_s
+    return part.of((since >= start_s) & (since < (np.inf if end_s is None else end_s)))
+
+
+def _joined(parts: list[TracePart]) -> TracePart:
+    """All of them together."""
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("numbers", "arrival_s", "prompt_tokens", "output_tokens", "failed")
+    }
+    return TracePart(
+        **arrays,
+        rows=sum(part.rows for part in parts),
+        rejected=list(itertools.chain.from_iterable(part.rejected for part in parts)),
+        filled=sum(part.filled for part in parts),
+        blocks=_joined_lists([part.blocks for part in parts]),
+    )
+
+
+def _joined_lists(lists: list[Any]) -> Any:
+    """Lists of blocks one after another; as text where some are numbers and some are text."""
+    import pyarrow as pa
+
+    if any(each is None for each in lists) or not lists:
+        return None
+    kinds = {each.type for each in lists}
+    if len(kinds) > 1:
+        lists = [each.cast(pa.list_(pa.string())) for each in lists]
+    return pa.concat_arrays(lists)
+
+
+def _sorted(part: TracePart) -> TracePart:
+    """In the order of arrival."""
+    order = np.argsort(part.arrival_s, kind="stable")
+    return replace(
+        part,
+        numbers=part.numbers[order],
+        arrival_s=part.arrival_s[order],
+        prompt_tokens=part.prompt_tokens[order],
+        output_tokens=part.output_tokens[order],
+        blocks=None if part.blocks is None else part.blocks.take(order),
+    )
+
+
+def _block_numbers(lists: Any) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """The blocks of all requests as numbers from 0, and where each request begins among them."""
+    import pyarrow.compute as pc
+
+    if lists is None:
+        return None, None
+    counts = pc.list_value_length(lists).fill_null(0).to_numpy()
+    numbers = lists.flatten().dictionary_encode().indices.to_numpy()
+    return numbers.astype(np.int64), offsets_of(counts)
+
+
+def _why_nothing(part: TracePart, failure: str, window: tuple[float, float | None]) -> str:
+    if part.rejected:
+        first = part.rejected[0]
+        return f"none of {part.rows} rows is usable; row {first.row}: {first.reason}"
+    if len(part.failed):
+        return f"none of {part.rows} rows is usable: {failure} ({len(part.failed):,})"
+    start, end = window
+    return f"no request arrives from {start:g} s on" + (f", before {end:g} s" if end else "")

@@ -1,0 +1,33 @@
+"""The layouts that prompts with answers come in, told apart by their columns.
+
+layout.py         what a layout is
+answers.py        a text, a message, or a server's response
+columns.py        any table
+instructions.py   Alpaca, Dolly, vLLM-LTR
+conversations.py  ShareGPT, LMSYS-Chat-1M, WildChat, OpenAI's chats
+benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark
+joined.py         OpenAI's batches and aiperf, whose prompts are in another file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from lengthwise.workload.documents import Record
+from lengthwise.workload.prompt_layouts import benchmarks, conversations, instructions, joined
+from lengthwise.workload.prompt_layouts.layout import PromptLayout
+
+__all__ = ["LAYOUTS", "recognise"]
+
+LAYOUTS: Final = (
+    *joined.LAYOUTS,
+    *benchmarks.LAYOUTS,
+    *instructions.LAYOUTS,
+    *conversations.LAYOUTS,
+)
+
+
+def recognise(names: Sequence[str], head: Sequence[Record]) -> PromptLayout | None:
+    """The published layout of a table with these columns and first rows; None for any other."""
+    return next((layout for layout in LAYOUTS if layout.matches(names, head)), None)

@@ -1,0 +1,169 @@
+"""What load generators and evaluation harnesses leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from lengthwise.workload.conversation import (
+    MalformedError,
+    Turns,
+    is_messages,
+)
+from lengthwise.workload.documents import STATUS, Record
+from lengthwise.workload.prompt_layouts.answers import read_length
+from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, exchange_of
+
+
+def read_guidellm(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    """A request of guidellm: its arguments are JSON in a text (schemas/request_stats.py).
+
+    Raises:
+        MalformedError: something in it cannot be what it should be.
+    """
+    if record.get(STATUS, "successful") != "successful":
+        yield f"the request is {record[STATUS]}"
+        return
+    arguments = record.get("request_args")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise MalformedError("request_args is not JSON") from None
+    body = arguments.get("body", arguments) if isinstance(arguments, dict) else None
+    if not isinstance(body, dict):
+        raise MalformedError("request_args has no body")
+    text = record.get("output")
+    yield exchange_of(
+        body,
+        text if isinstance(text, str) else None,
+        _counted(record, "output_metrics"),
+        _counted(record, "input_metrics"),
+    )
+
+
+def _counted(record: Record, name: str) -> int | None:
+    """The tokens that one of guidellm's usage metrics counts."""
+    metrics = record.get(name)
+    if not isinstance(metrics, dict):
+        return None
+    tokens = metrics.get("total_tokens") or metrics.get("text_tokens")
+    return None if tokens is None else read_length(tokens, f"{name}.total_tokens")
+
+
+def read_evaluation(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    """A sample of lm-evaluation-harness: arguments.gen_args_0.arg_0 is what the model saw.
+
+    Raises:
+        MalformedError: something in it cannot be what it should be.
+    """
+    arguments = record.get("arguments")
+    if isinstance(arguments, dict):  # since 0.4.3; a list of lists before
+        first = next(iter(arguments.values()), None)
+        prompt = first.get("arg_0") if isinstance(first, dict) else None
+        asked = first.get("arg_1") if isinstance(first, dict) else None
+    else:
+        first = arguments[0] if isinstance(arguments, list) and arguments else None
+        prompt = first[0] if isinstance(first, list) and first else None
+        asked = first[1] if isinstance(first, list) and len(first) > 1 else None
+    if not isinstance(asked, dict):
+        yield "it asks how likely an answer is, and generates none"
+        return
+    resps = record.get("resps")
+    answers = resps[0] if isinstance(resps, list) and resps else None
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
+        raise MalformedError("resps holds no answer")
+    others = tuple(answer for answer in answers[1:] if isinstance(answer, str))
+    if isinstance(prompt, list) and len(prompt) == 1:  # rendered for a server that chats
+        prompt = prompt[0]
+    body = {"messages": prompt} if is_messages(prompt) else {"prompt": prompt}
+    yield exchange_of(body, answers[0], None, None)._replace(other_answers=others)
+
+
+def read_spend_log(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    """A row of LiteLLM's LiteLLM_SpendLogs, with what its setting to store prompts keeps.
+
+    Raises:
+        MalformedError: something in it cannot be what it should be.
+    """
+    if record.get("status") not in (None, "", "success"):
+        yield "the request failed"
+        return
+    tokens = read_length(record.get("completion_tokens"), "completion_tokens")
+    request = record.get("proxy_server_request")
+    messages = record.get("messages")
+    for cell in (messages, request):
+        opened = _opened(cell)
+        body = {"messages": opened} if is_messages(opened) else opened
+        if isinstance(body, dict) and ("messages" in body or "prompt" in body):
+            yield exchange_of(
+                body, None, tokens, read_length(record.get("prompt_tokens"), "prompt_tokens")
+            )
+            return
+    yield "its prompt was not stored"
+
+
+def _opened(cell: Any) -> Any:
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(cell)
+        except ValueError:
+            return None
+    return cell
+
+
+def _all(*needed: str) -> Any:
+    def matches(names: Sequence[str], head: Sequence[Record]) -> bool:
+        return set(needed) <= set(names)
+
+    return matches
+
+
+def _nothing(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    return iter(())
+
+
+def _is_spend_log(names: Sequence[str], head: Sequence[Record]) -> bool:
+    return {"startTime", "completion_tokens"} <= set(names)
+
+
+LAYOUTS: Final = (
+    PromptLayout(
+        name="guidellm",
+        source="[guidellm](https://github.com/vllm-project/guidellm)",
+        prompt="messages or prompt in request_args",
+        answer="output, counted in output_metrics",
+        matches=_all("request_args", "output_metrics"),
+        read=read_guidellm,
+    ),
+    PromptLayout(
+        name="lm-eval samples",
+        source="[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness)",
+        prompt="arguments.gen_args_0.arg_0",
+        answer="text in resps",
+        matches=_all("arguments", "resps"),
+        read=read_evaluation,
+    ),
+    PromptLayout(
+        name="litellm",
+        source="[LiteLLM](https://github.com/BerriAI/litellm), LiteLLM_SpendLogs",
+        prompt="messages or proxy_server_request",
+        answer="tokens in completion_tokens",
+        matches=_is_spend_log,
+        read=read_spend_log,
+    ),
+    PromptLayout(
+        name="vllm bench",
+        source="`vllm bench serve --save-result --save-detailed`",
+        prompt="",
+        answer="tokens in output_lens",
+        matches=lambda names, head: (
+            {"input_len", "output_len"} <= set(names) and not {"prompt", "messages"} & set(names)
+        ),
+        read=_nothing,
+        no_prompts="vllm bench does not write its prompts down: learn from the server's own log "
+        "(`lengthwise serve --log DIR`), or from the data set that it was given",
+    ),
+)

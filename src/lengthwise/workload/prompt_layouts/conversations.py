@@ -1,0 +1,156 @@
+"""Files of whole conversations: every answer in one may be a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from lengthwise.workload.conversation import (
+    MalformedError,
+    Turns,
+    answers_of,
+    before_the_answer,
+    is_messages,
+    read_messages,
+)
+from lengthwise.workload.documents import Record
+from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length, read_usage
+from lengthwise.workload.prompt_layouts.columns import (
+    ANSWER_COLUMNS,
+    LENGTH_COLUMNS,
+    refuse_other_answer,
+)
+from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, first_cell, one_of
+
+
+def dialogue(column: str) -> Any:
+    """A reader of conversations in a column, all of whose answers were given."""
+
+    def read(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+        try:
+            conversation = read_messages(record.get(column))
+        except MalformedError as error:
+            yield str(error)  # broken dialogues are common in these sets, and no fault of a user's
+            return
+        for found in answers_of(conversation, turns):
+            if isinstance(found, str):
+                yield found
+            else:
+                chat, place = found
+                yield Exchange(chat, chat.question, chat.conversation[place].content)
+
+    return read
+
+
+def read_logged(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    """A logged chat: messages, and beside them the answer, its usage or its length.
+
+    Where nothing of an answer is beside it, the conversation's own answers are rows.
+
+    Raises:
+        MalformedError: something in it cannot be what it should be.
+    """
+    record = _opened(record)
+    if record.get("error"):
+        yield "the request failed"
+        return
+    messages = record.get("messages")
+    conversation = read_messages(record.get("input") if messages is None else messages)
+    length_column = one_of(list(record), *LENGTH_COLUMNS)
+    answer_column = next(
+        (name for name in ANSWER_COLUMNS if record.get(name) not in (None, "", [], {})), None
+    )
+    tokens, prompt_tokens = read_usage(record.get("usage"))
+    answer = Answer(None, None)
+    if answer_column is not None:
+        answer = read_answer(record[answer_column], answer_column)
+    if length_column is not None:
+        tokens = read_length(record[length_column], length_column)
+    tokens = answer.tokens if tokens is None else tokens
+    if answer.text is None and tokens is None:
+        yield from dialogue("messages")({"messages": messages}, turns)
+        return
+    chat = before_the_answer(conversation)
+    refuse_other_answer(chat, answer.text)
+    yield Exchange(
+        chat,
+        chat.question,
+        answer.text,
+        tokens,
+        None,
+        answer.others,
+        answer.prompt_tokens if prompt_tokens is None else prompt_tokens,
+    )
+
+
+def _opened(record: Record) -> Record:
+    """A log whose requests and responses are objects of their own, as one row."""
+    for name in ("request", "body", "kwargs"):
+        inner = record.get(name)
+        if isinstance(inner, dict) and ("messages" in inner or "input" in inner):
+            return {**{key: value for key, value in record.items() if key != name}, **inner}
+    return record
+
+
+def _has(column: str, *marks: str) -> Any:
+    def matches(names: Sequence[str], head: Sequence[Record]) -> bool:
+        return column in names and all(mark in names for mark in marks)
+
+    return matches
+
+
+def _is_logged(names: Sequence[str], head: Sequence[Record]) -> bool:
+    inner = first_cell(head, "request")
+    wrapped = isinstance(inner, dict) and isinstance(inner.get("messages"), list)
+    return "messages" in names or wrapped or is_messages(first_cell(head, "input"))
+
+
+def _is_fine_tuning(names: Sequence[str], head: Sequence[Record]) -> bool:
+    beside = {*LENGTH_COLUMNS, *ANSWER_COLUMNS, "usage"} & set(names)
+    return "messages" in names and not beside
+
+
+LAYOUTS: Final = (
+    PromptLayout(
+        name="wildchat",
+        source="[WildChat](https://huggingface.co/datasets/allenai/WildChat-1M)",
+        prompt="conversation, up to an answer",
+        answer="each assistant's turn",
+        matches=_has("conversation", "conversation_hash"),
+        read=dialogue("conversation"),
+    ),
+    PromptLayout(
+        name="lmsys",
+        source="[LMSYS-Chat-1M](https://huggingface.co/datasets/lmsys/lmsys-chat-1m)",
+        prompt="conversation, up to an answer",
+        answer="each assistant's turn",
+        matches=_has("conversation", "conversation_id"),
+        read=dialogue("conversation"),
+    ),
+    PromptLayout(
+        name="sharegpt",
+        source="[ShareGPT](https://huggingface.co/datasets/anon8231489123/"
+        "ShareGPT_Vicuna_unfiltered)",
+        prompt="conversations, up to an answer",
+        answer="each turn of gpt",
+        matches=_has("conversations"),
+        read=dialogue("conversations"),
+    ),
+    PromptLayout(
+        name="openai fine-tuning",
+        source="[OpenAI's chat format](https://platform.openai.com/docs/guides/"
+        "supervised-fine-tuning)",
+        prompt="messages, up to an answer",
+        answer="each assistant's turn",
+        matches=_is_fine_tuning,
+        read=dialogue("messages"),
+    ),
+    PromptLayout(
+        name="openai log",
+        source="requests and responses of OpenAI's API",
+        prompt="messages, without an answer at their end",
+        answer="response, its usage, or a length",
+        matches=_is_logged,
+        read=read_logged,
+    ),
+)

@@ -1,0 +1,78 @@
+"""What a layout of prompts and answers is: how to tell it from others, and how to read a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.workload.conversation import (
+    Chat,
+    MalformedError,
+    Turns,
+    before_the_answer,
+    is_messages,
+    read_messages,
+)
+from lengthwise.workload.documents import Record
+
+
+class Exchange(NamedTuple):
+    """A prompt, and what is known of its answer."""
+
+    chat: Chat | None  #: the prompt, where it is a conversation
+    prompt: str  #: its text; of a conversation, the last message's
+    answer: str | None = None  #: the answer's text, where it is there
+    tokens: int | None = None  #: of the answer, as the file counts them
+    samples: NDArray[np.int64] | None = None  #: tokens of several answers to the prompt
+    other_answers: tuple[str, ...] = ()  #: texts of further answers to the prompt
+    prompt_tokens: int | None = None  #: as the file counts them
+
+
+#: From a row to its exchanges; a text says why the row, or one answer in it, is left out.
+Reader = Callable[[Record, Turns], Iterator[Exchange | str]]
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """A kind of file with prompts and answers."""
+
+    name: str
+    source: str  #: whose it is, in Markdown
+    prompt: str  #: what the prompt is, in words
+    answer: str  #: what the answer, or its length, is
+    matches: Callable[[Sequence[str], Sequence[Record]], bool]  #: by the columns and first rows
+    read: Reader
+    no_prompts: str = ""  #: why nothing can be learnt from such a file, and what would help
+
+
+def one_of(names: Sequence[str], *wanted: str) -> str | None:
+    """The first of some columns that a table has."""
+    return next((name for name in wanted if name in names), None)
+
+
+def first_cell(head: Sequence[Record], name: str) -> object:
+    """The first cell of a column that is not missing."""
+    return next((row[name] for row in head if row.get(name) is not None), None)
+
+
+def exchange_of(
+    body: Record, answer: str | None, tokens: int | None, prompt_tokens: int | None
+) -> Exchange:
+    """The exchange of a request to OpenAI's API, with `messages`, a `prompt` or an `input`.
+
+    Raises:
+        MalformedError: there is no prompt in it.
+    """
+    asked = next(
+        (body[name] for name in ("messages", "prompt", "input") if body.get(name) is not None), None
+    )
+    if is_messages(asked):
+        chat = before_the_answer(read_messages(asked))
+        return Exchange(chat, chat.question, answer, tokens, prompt_tokens=prompt_tokens)
+    if not isinstance(asked, str) or not asked.strip():
+        raise MalformedError("the prompt is not text" if asked else "there is no prompt")
+    return Exchange(None, asked, answer, tokens, prompt_tokens=prompt_tokens)

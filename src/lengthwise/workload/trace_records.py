@@ -1,0 +1,194 @@
+"""Traces whose requests are objects within objects, as rows with the columns of a layout.
+
+weka        {"id", "requests": [{"t", "in", "out", "hash_ids"}, …]}, one agent's conversation;
+            a request of type "subagent" holds requests of its own (guidellm's trace_weka.py,
+            aiperf's docs/tutorials/weka-trace.md)
+guidellm    info.timings.request_start, input_metrics and output_metrics (schemas/info.py,
+            schemas/request_stats.py)
+aiperf      metadata.request_start_ns, metrics.input_sequence_length and
+            output_sequence_length (docs/tutorials/working-with-profile-exports.md)
+servegen    what ServeGen generates: lengths under `data` (servegen/construct.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from lengthwise.workload.documents import STATUS, Record
+from lengthwise.workload.layouts import Layout
+from lengthwise.workload.table import Rejection
+
+WEKA_BLOCK: Final = 64  #: tokens, as recommended where the traces are from
+
+Numbered = tuple[int, Record]
+
+
+class Nested(NamedTuple):
+    """A layout of nested rows."""
+
+    layout: Layout
+    matches: Callable[[Record], bool]  #: whether the first row of a file is such a one
+    rows: Callable[[Record], Iterator[Record]]  #: the requests in a row, in the layout's columns
+
+
+def nested_layout(head: Sequence[Record]) -> Nested | None:
+    """The layout of a file with these first rows; None where it is none of these."""
+    return next((each for each in NESTED if head and each.matches(head[0])), None)
+
+
+def flattened(
+    nested: Nested, records: Iterator[Numbered | Rejection]
+) -> Iterator[Numbered | Rejection]:
+    """The requests of a file, each with the number of the row that it is from."""
+    for record in records:
+        if isinstance(record, Rejection):
+            yield record
+            continue
+        number, row = record
+        try:
+            requests = list(nested.rows(row))
+        except (TypeError, ValueError, AttributeError, KeyError):
+            yield Rejection(number, f"it is no row of {nested.layout.name}")
+            continue
+        yield from ((number, request) for request in requests)
+
+
+def _is_weka(record: Record) -> bool:
+    requests = record.get("requests")
+    return isinstance(requests, list) and any(
+        isinstance(request, dict) and {"t", "in", "out"} <= request.keys() for request in requests
+    )
+
+
+def _weka(record: Record) -> Iterator[Record]:
+    session = str(record.get("id", ""))
+    scope = "" if record.get("hash_id_scope") == "global" else f"{session}/"
+    yield from _weka_requests(record["requests"], session, scope)
+
+
+def _weka_requests(requests: list[Any], session: str, scope: str) -> Iterator[Record]:
+    for number, request in enumerate(requests):
+        if isinstance(request.get("requests"), list):
+            yield from _weka_requests(request["requests"], f"{session}/{number}", scope)
+        elif "in" in request:
+            yield {
+                "session": session,
+                "t": request.get("t"),
+                "in": request.get("in"),
+                "out": request.get("out"),
+                "hash_ids": [f"{scope}{block}" for block in request.get("hash_ids") or ()],
+            }
+
+
+def _is_guidellm(record: Record) -> bool:
+    return isinstance(record.get("info"), dict) and "output_metrics" in record
+
+
+def _guidellm(record: Record) -> Iterator[Record]:
+    timings = record["info"].get("timings") or {}
+    start = timings.get("request_start")
+    failed = record.get(STATUS, "successful") != "successful"
+    yield {
+        "request_start": timings.get("resolve_start") if start is None else start,
+        "prompt_tokens": _counted(record.get("input_metrics")),
+        "output_tokens": 0 if failed else _counted(record.get("output_metrics")),
+    }
+
+
+def _counted(metrics: Any) -> Any:
+    return metrics.get("total_tokens") or metrics.get("text_tokens")
+
+
+def _is_aiperf(record: Record) -> bool:
+    metadata = record.get("metadata")
+    return isinstance(metadata, dict) and "request_start_ns" in metadata and "metrics" in record
+
+
+def _aiperf(record: Record) -> Iterator[Record]:
+    metrics = record.get("metrics") or {}
+    failed = bool(record.get("error"))
+    prompt = metrics.get("input_sequence_length") or metrics.get("error_isl") or {}
+    output = metrics.get("output_sequence_length") or metrics.get("output_token_count") or {}
+    yield {
+        "request_start_ns": record["metadata"]["request_start_ns"],
+        "input_sequence_length": prompt.get("value"),
+        "output_sequence_length": 0 if failed else output.get("value"),
+    }
+
+
+def _is_servegen(record: Record) -> bool:
+    data = record.get("data")
+    return isinstance(data, dict) and "output_tokens" in data and "timestamp" in record
+
+
+def _servegen(record: Record) -> Iterator[Record]:
+    data = record["data"]
+    prompt = data.get("input_tokens", data.get("text_tokens", 0))
+    for name in ("image_tokens", "audio_tokens", "video_tokens"):
+        others = data.get(name) or 0
+        prompt += sum(others) if isinstance(others, list) else others
+    yield {
+        "timestamp": record["timestamp"],
+        "input_tokens": prompt,
+        "output_tokens": data["output_tokens"],
+    }
+
+
+NESTED: Final = (
+    Nested(
+        Layout(
+            name="weka",
+            arrival="t",
+            prompt="in",
+            output="out",
+            blocks="hash_ids",
+            block_tokens=WEKA_BLOCK,
+            without_output="the request has no answer",
+            by_arrival=False,
+            session="session",
+            source="[WEKA's agent traces](https://github.com/callanjfox/kv-cache-tester)",
+        ),
+        _is_weka,
+        _weka,
+    ),
+    Nested(
+        Layout(
+            name="guidellm",
+            arrival="request_start",
+            prompt="prompt_tokens",
+            output="output_tokens",
+            without_output="the request failed",
+            by_arrival=False,
+            source="[guidellm](https://github.com/vllm-project/guidellm)",
+        ),
+        _is_guidellm,
+        _guidellm,
+    ),
+    Nested(
+        Layout(
+            name="aiperf",
+            arrival="request_start_ns",
+            prompt="input_sequence_length",
+            output="output_sequence_length",
+            unit_s=1e-9,
+            without_output="the request failed",
+            by_arrival=False,
+            source="[aiperf](https://github.com/ai-dynamo/aiperf), profile_export.jsonl",
+        ),
+        _is_aiperf,
+        _aiperf,
+    ),
+    Nested(
+        Layout(
+            name="servegen",
+            arrival="timestamp",
+            prompt="input_tokens",
+            output="output_tokens",
+            without_output="the request has no answer",
+            source="[ServeGen](https://github.com/alibaba/ServeGen), what it generates",
+        ),
+        _is_servegen,
+        _servegen,
+    ),
+)
