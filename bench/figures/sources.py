@@ -26,7 +26,8 @@ from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.dataset import Dataset, load_dataset
-from lengthwise.workload.trace import Trace, load_trace
+from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import Trace
 
 VICUNA: Final = "prompts_alpaca_vicuna7b.parquet"
 CASTILLO: Final = "prompts_castillo.parquet"
