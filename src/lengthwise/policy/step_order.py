@@ -81,7 +81,7 @@ class StepOrder:
         table: RequestTable,
     ) -> Rows:
         """Of whom the engine has to be asked more; see `prepass.look`, `facts` as an array."""
-        return _look(discipline.rules, facts, runners, table, self.groups, self.ranks)
+        return look(discipline.rules, facts, runners, table, self.groups, self.ranks)
 
     def decide(
         self,
@@ -93,7 +93,7 @@ class StepOrder:
         ready: NDArray[np.bool_],
     ) -> tuple[Rows, Rows, bool, Rows]:
         """Who makes way, who may come in, who keeps its memory; see `prepass.decide`."""
-        return _decide(
+        return decide(
             discipline.rules, facts, runners, table, self.groups, self.ranks, waiting, ready
         )
 
@@ -143,7 +143,7 @@ def begin(
 
 
 @compiled
-def _look(
+def look(
     rules: NDArray[np.void],
     facts: NDArray[np.void],
     runners: NDArray[np.void],
@@ -151,11 +151,12 @@ def _look(
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
 ) -> Rows:
+    """`prepass.look` for arrays of one record each."""
     return prepass.look(rules[0], facts[0], runners, table, groups, ranks)
 
 
 @compiled
-def _decide(
+def decide(
     rules: NDArray[np.void],
     facts: NDArray[np.void],
     runners: NDArray[np.void],
@@ -165,4 +166,5 @@ def _decide(
     waiting: Rows,
     ready: NDArray[np.bool_],
 ) -> tuple[Rows, Rows, bool, Rows]:
+    """`prepass.decide` for arrays of one record each."""
     return prepass.decide(rules[0], facts[0], runners, table, groups, ranks, waiting, ready)

@@ -12,7 +12,8 @@ from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.prepass import SPARE, SWAP_EVERY
-from lengthwise.policy.select import Rows
+from lengthwise.policy.replay import Decision, RecordedStep
+from lengthwise.policy.select import Rows, blocks_for
 from lengthwise.policy.step_order import StepOrder, begin, prepare
 from lengthwise.policy.step_time import StepTime
 from lengthwise.vllm import compat
@@ -36,6 +37,7 @@ class Planner:
         step_time: measured costs.
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
+        on_decision: called with every decision and what it was made from; None for nobody.
     """
 
     def __init__(
@@ -49,11 +51,20 @@ class Planner:
         self.step_time = StepTime()
         self.classes_matter = classes_matter
         self.preempting = False
+        self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
         self._live = live
         self._give_up = give_up
         self._order = StepOrder()
-        self._facts = new_facts(1, **compat.step_limits(scheduler))
+        limits = compat.step_limits(scheduler)
+        self._facts = new_facts(1, **limits)
+        self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
+        self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
+        self._overtaking = np.empty(0, np.int64)
+        self._now = 0.0
+        self._step = 0
+        self._throttled = False
+        self._prepared = False
         self._ranked = False
         self._handed_out = 0
         self._admissions = 0
@@ -71,28 +82,14 @@ class Planner:
             Whether the queue is to be served in the policy's order, and the only rows to serve in
             this step, None for no limit.
         """
-        self._ranked, self._handed_out = False, 0
+        self._now, self._step, self._throttled = now, step, throttled
+        self._prepared, self._ranked, self._handed_out = False, False, 0
         if not self._reorders:
             return False, None
-        scheduler, chosen = self._scheduler, self.discipline
-        due = prepare(
-            chosen.rules,
-            self._facts,
-            self.step_time.record,
-            now,
-            step,
-            self._live.count,
-            len(scheduler.running),
-            len(scheduler.waiting),
-            compat.free_slots(scheduler),
-            compat.free_blocks(scheduler),
-            chosen.preempts and step % SWAP_EVERY == 0 and compat.may_swap(scheduler, throttled),
-            self._admissions,
-        )
-        if not due:
+        if self._is_quiet() or not self._prepare():
             return True, None
         try:
-            return True, self._decide(now)
+            return True, self._decide()
         except Exception as error:  # a user's policy may do anything; requests are served
             self._abandon(error)
             return self._reorders, None
@@ -139,17 +136,43 @@ class Planner:
         share = self._facts["thrown_out"]
         share[0] = observed(float(share[0]), float(thrown_out))
 
-    def ran(self, request_ids: Iterable[str], step: int) -> None:
+    def ran(self, request_ids: Iterable[str]) -> None:
         """Note which requests run in this step, for the guard that counts steps."""
         if not self.discipline.counts_steps:
             return
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
-        self._live.table["last_step"][rows] = step
+        self._live.table["last_step"][rows] = self._step
         self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
 
     # Facts and decision ---------------------------------------------------------------------
 
-    def _decide(self, now: float) -> list[int] | None:
+    def _is_quiet(self) -> bool:
+        """Whether it is plain that there is nothing to decide: so in most steps."""
+        if self._step % SWAP_EVERY == 0 or self.discipline.memory_growth > 0.0:
+            return False
+        scheduler = self._scheduler
+        return compat.free_blocks(scheduler) >= len(scheduler.running) + self._most_blocks
+
+    def _prepare(self) -> bool:
+        """Write the facts of this step; whether there may be anything to decide."""
+        self._prepared = True
+        scheduler, chosen = self._scheduler, self.discipline
+        return prepare(
+            chosen.rules,
+            self._facts,
+            self.step_time.record,
+            self._now,
+            self._step,
+            self._live.count,
+            len(scheduler.running),
+            len(scheduler.waiting),
+            compat.free_slots(scheduler),
+            compat.free_blocks(scheduler),
+            chosen.preempts and compat.may_swap(scheduler, self._throttled),
+            self._admissions,
+        )
+
+    def _decide(self) -> list[int] | None:
         """Preempt and put memory victims last; the only rows that may come in, None for all."""
         scheduler, table, chosen = self._scheduler, self._live.table, self.discipline
         running: list[Any] = list(scheduler.running)
@@ -163,12 +186,28 @@ class Planner:
                 runners["freed_blocks"][place] = compat.blocks_freed(scheduler, running[place])
             else:
                 runners["may_make_way"][place] = False
-        victims, front, limited, kept = self._order.decide(
-            chosen, self._facts, runners, table, waiting, self._ready(waiting)
-        )
-        self._preempt([running[place] for place in victims], now)
+        ready = self._ready(waiting)
+        decision = self._order.decide(chosen, self._facts, runners, table, waiting, ready)
+        victims, front, limited, kept = decision
+        if self.on_decision is not None:
+            self.on_decision(self._recorded(runners, ready), Decision(*decision))
+        self._preempt([running[place] for place in victims])
         scheduler.running[:] = [running[place] for place in kept]
         return [int(row) for row in front] if limited else None
+
+    def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
+        chosen = self.discipline
+        return RecordedStep(
+            chosen.policy.name,
+            chosen.rules,
+            chosen.values.copy(),
+            chosen.guards,
+            self._facts.copy(),
+            self._unranked,
+            self._overtaking,
+            runners,
+            ready,
+        )
 
     def _runners(self, running: list[Any]) -> NDArray[np.void]:
         """The running requests, as the pre-pass is told of them."""
@@ -205,14 +244,14 @@ class Planner:
             missing -= int(ready[place])
         return ready
 
-    def _preempt(self, victims: list[Any], now: float) -> None:
+    def _preempt(self, victims: list[Any]) -> None:
         scheduler = self._scheduler
         self.preempting = True
         try:
             for victim in victims:
                 scheduler.running.remove(victim)
                 scheduler._preempt_request(
-                    victim, now, drop_stale_output=scheduler.requires_kv_delivery
+                    victim, self._now, drop_stale_output=scheduler.requires_kv_delivery
                 )
         finally:
             self.preempting = False
@@ -245,6 +284,8 @@ class Planner:
         if self._ranked:
             return
         self._ranked = True
+        if not self._prepared:
+            self._prepare()
         if self.discipline.reads_prefix_cache:
             self._rank_by(everyone, [])
             # A look-up is too dear for all: those who would be next.
@@ -252,20 +293,22 @@ class Planner:
                 cached = compat.cached_tokens(self._scheduler, self._live.request(row))
                 self._live.table["cached_tokens"][row] = cached
         self._admitted.sort()
+        if self.on_decision is not None:
+            self._unranked = self._live.table[: self._live.count].copy()
+            self._overtaking = np.array(self._admitted, np.int64)
         self._rank_by(everyone, self._admitted)
         self._admitted.clear()
 
     def _rank_by(self, everyone: bool, admitted: list[int]) -> None:
-        facts = self._facts[0]
         self._order.rank(
             self.discipline,
             self._live.table,
             self._live.count,
-            float(facts["now_s"]),
-            int(facts["step"]),
+            self._now,
+            self._step,
             np.array(admitted, np.int64),
             everyone,
-            float(facts["prefill_weight"]),
+            float(self._facts["prefill_weight"][0]),
         )
 
     def _abandon(self, error: Exception) -> None:

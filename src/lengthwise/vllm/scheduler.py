@@ -398,7 +398,7 @@ class LengthwiseMixin:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         scheduled = output.num_scheduled_tokens
-        self._planner.ran(scheduled, self._step)
+        self._planner.ran(scheduled)
         self._work_before = self._last_work
         if not scheduled:
             self._last_work = None

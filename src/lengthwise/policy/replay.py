@@ -1,0 +1,96 @@
+"""A step's facts as a file: what the pre-pass decided on a server, decided again anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, one_line
+from lengthwise.policy.pointer import rank, ranking_address
+from lengthwise.policy.registry import get_policy
+from lengthwise.policy.select import Rows
+from lengthwise.policy.step_order import decide, look
+from lengthwise.request import RequestTable
+
+
+class Decision(NamedTuple):
+    """What `prepass.decide` gives; where there is nothing to decide, all stay as they are."""
+
+    victims: Rows
+    front: Rows
+    limited: bool
+    kept: Rows
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """All that the decision before one step depends on, as it was before the requests were ranked.
+
+    Attributes:
+        policy: its name.
+        rules: array of one RULES record.
+        values: the policy's parameters.
+        guards: array of one GUARDS record.
+        facts: array of one FACTS record.
+        table: the rows in use.
+        admitted: see `rank_requests`.
+        runners: array of RUNNER, with what the engine said of those that it was asked about.
+        ready: which of the rows that may come in the engine could admit.
+    """
+
+    policy: str
+    rules: NDArray[np.void]
+    values: NDArray[np.float64]
+    guards: NDArray[np.void]
+    facts: NDArray[np.void]
+    table: RequestTable
+    admitted: Rows
+    runners: NDArray[np.void]
+    ready: NDArray[np.bool_]
+
+    def decide(self) -> Decision:
+        """Rank everyone and decide, as it was done then."""
+        table, runners, facts = self.table.copy(), self.runners.copy(), self.facts[0]
+        groups, ranks = np.zeros(len(table), np.int64), np.zeros(len(table))
+        rank(
+            ranking_address(get_policy(self.policy)),
+            self.values,
+            self.guards,
+            table,
+            len(table),
+            float(facts["now_s"]),
+            int(facts["step"]),
+            float(facts["prefill_weight"]),
+            self.admitted,
+            True,
+            groups,
+            ranks,
+        )
+        waiting = look(self.rules, self.facts, runners, table, groups, ranks)
+        runners["may_make_way"] &= self.runners["may_make_way"]
+        return Decision(
+            *decide(self.rules, self.facts, runners, table, groups, ranks, waiting, self.ready)
+        )
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, `.npz`."""
+        arrays = {name: value for name, value in vars(self).items() if name != "policy"}
+        np.savez(path, policy=np.array(self.policy), **arrays)
+
+
+def load_step(path: Path) -> RecordedStep:
+    """Read a step that `RecordedStep.save` wrote.
+
+    Raises:
+        InputError: the file is none.
+    """
+    try:
+        with np.load(path) as arrays:
+            named = {name: arrays[name] for name in arrays.files}
+        return RecordedStep(policy=str(named.pop("policy")), **named)
+    except Exception as error:  # a file may hold anything
+        raise InputError(f"{path} is no recorded step: {one_line(error)}") from error
