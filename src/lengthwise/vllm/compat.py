@@ -132,6 +132,14 @@ def refuse_unsupported(vllm_config: Any) -> None:
     model = vllm_config.model_config
     if getattr(model, "is_diffusion", False):
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
+    parallel = vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "external_launcher" and parallel.world_size > 1:
+        # Each rank would measure steps and read clocks of its own, and they would decide apart.
+        raise InputError(
+            "Lengthwise does not support an external launcher (torchrun), which runs a scheduler "
+            f"in each of {parallel.world_size} ranks: let vLLM start them "
+            "(--distributed-executor-backend mp or ray), or leave --scheduler-cls out"
+        )
 
 
 def engine_limits(scheduler: Any) -> dict[str, float]:
@@ -194,7 +202,7 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
     def is_missing(place: int) -> bool:
         return manager.block_pool.get_cached_block(hashes[place], [0]) is None
 
-    return block_size * bisect_left(range(most), True, key=is_missing)
+    return int(block_size * bisect_left(range(most), True, key=is_missing))
 
 
 def _caches_whole_prefixes(coordinator: Any) -> bool:
