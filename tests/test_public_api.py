@@ -34,7 +34,17 @@ MAY_IMPORT = {
     "learn": {"workload", "predict"},
     "vllm": {"request", "policy", "predict", "probe", "workload"},
     "emulate": {"simulate", "policy", "workload", "vllm", "predict", "reference"},
-    "serve": {"measure", "probe", "reference", "simulate", "vllm", "emulate"},
+    "serve": {
+        "workload",
+        "measure",
+        "policy",
+        "predict",
+        "probe",
+        "reference",
+        "simulate",
+        "vllm",
+        "emulate",
+    },
     "compare": {
         "serve",
         "workload",
