@@ -3,6 +3,7 @@
 #   make demo     install, then compare the policies exactly (writes demo/)
 #   make test     every kind of test, a real engine end to end among them
 #   make test-all what make test leaves out: the tests that are marked slow
+#   make test-vllm   vLLM's own tests of its scheduler, with ours in its place (fetches vLLM's source)
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/
 #   make clean    remove what these targets made
@@ -16,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 # Two processes, each with a file at a time, in the order of their names.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all check docs install constraints clean
+.PHONY: demo test test-all test-vllm check docs install constraints clean
 
 # Real prompts, where they lie beside the project; else those of the built-in model.
 DEMO_DATA := $(wildcard ../shared/data/prompts_alpaca_vicuna7b.parquet)
@@ -29,6 +30,10 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST) -m slow
+
+# Needs a package index, and a quarter of an hour: not for every change.
+test-vllm: $(INSTALLED)
+	$(VENV)/bin/python scripts/vllm_tests.py
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -3,7 +3,8 @@
 The wheel has no tests, so vLLM's source distribution of the installed version is fetched by name
 from the package index (45 MB, once). Those files of `tests/v1/core` that build a scheduler then run
 twice, with vLLM's own and with Lengthwise's under policy fcfs, and what stock passes and ours fails
-is printed. Tests that need a model's weights, a GPU or a hub fail with both and show nothing.
+is printed. Tests that need a model's weights, a GPU or a hub fail with both and show nothing; so do
+those of models that see, whose preprocessing is not installed here.
 
     make test-vllm
     .venv/bin/python scripts/vllm_tests.py -k priority      # what follows goes to pytest
@@ -31,8 +32,11 @@ TOOLS: Final = ("setuptools-scm", "setuptools-rust")
 SHAPES: Final = {
     "facebook/opt-125m": ("OPTConfig", "OPTForCausalLM"),
     "facebook/opt-350m": ("OPTConfig", "OPTForCausalLM"),
-    "llava-hf/llava-1.5-7b-hf": ("LlavaConfig", "LlavaForConditionalGeneration"),
-    "Qwen/Qwen2.5-VL-3B-Instruct": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
+}
+#: tests that cannot hold for another class, and why
+LEFT_OUT: Final = {
+    "test_abort_request_when_structured_output_fsm_cannot_advance": "makes no use of a constructor",
+    "test_diffusion_scheduler_is_selected_by_default": "asks which class vLLM itself would choose",
 }
 OPTIONS: Final = (
     "--quiet",
@@ -118,9 +122,10 @@ def run(folder: Path, scheduler: str, given: list[str]) -> dict[str, str]:
         "HF_HUB_CACHE": str(lay_out_models()),
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "LENGTHWISE_TESTED": scheduler,
     }
-    pytest = [sys.executable, "-m", "pytest", *OPTIONS, "-p", "vllm_tests_plugin"]
+    pytest = [sys.executable, "-m", "pytest", *OPTIONS]
+    if scheduler == "ours":
+        pytest += ["-p", "vllm_tests_plugin"]
     where = [f"--rootdir={folder}", "-c", os.devnull, *map(str, tests_of_schedulers(folder))]
     with (BUILD / f"{scheduler}.log").open("w") as log:
         subprocess.run(
@@ -152,9 +157,12 @@ def main() -> None:
     stock = run(folder, "stock", given)
     ours = run(folder, "ours", given)
     passed = [name for name, outcome in stock.items() if outcome == "passed"]
-    differ = [name for name in passed if ours.get(name) != "passed"]
+    left_out = [name for name in passed if name.partition(".")[2].partition("[")[0] in LEFT_OUT]
+    differ = [name for name in passed if ours.get(name) != "passed" and name not in left_out]
     for name in differ:
         print(f"{ours.get(name, 'missing')}: {name}")
+    for name in left_out:
+        print(f"left out: {name}: it {LEFT_OUT[name.partition('.')[2].partition('[')[0]]}")
     print(f"of {len(stock)} tests, vLLM {version} passes {len(passed)} here;", end=" ")
     print(f"with the Lengthwise scheduler {len(differ)} of these do not pass ({BUILD}/ours.log)")
     sys.exit(1 if differ or not passed else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import CellType, FunctionType
 from typing import Any, Final, TypeVar, cast
 
 from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
@@ -32,8 +34,32 @@ def compiled(function: Function) -> Function:
     try:
         return cast(Function, njit(cache=True)(with_sources))
     except RuntimeError:  # a read-only container, or a home that is not one's own
+        dispatcher = njit(with_sources)
+    try:
+        dispatcher._cache = _KeptElsewhere(with_sources)
+    except RuntimeError:
         _say_that_nothing_is_kept()
-        return cast(Function, njit(with_sources))
+    return cast(Function, dispatcher)
+
+
+class _ReadOnlyFolder(UserProvidedCacheLocator):  # type: ignore[misc]
+    """The folder that NUMBA_CACHE_DIR names, where it can be read; numba wants to write as well."""
+
+    def ensure_cache_path(self) -> None:
+        os.listdir(self.get_cache_path())
+
+
+class _ReadOnlyCode(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_ReadOnlyFolder,)
+
+
+class _KeptElsewhere(FunctionCache):  # type: ignore[misc]
+    """Code that `lengthwise compile` has left; what is not there is compiled and not kept."""
+
+    _impl_class = _ReadOnlyCode
+
+    def save_overload(self, sig: object, data: object) -> None:
+        pass
 
 
 @cache
@@ -41,7 +67,8 @@ def _say_that_nothing_is_kept() -> None:
     """Say once what every start of the program will cost."""
     logger.warning(
         "Lengthwise: no folder can be written to keep compiled code in, so that every start "
-        "compiles anew: set NUMBA_CACHE_DIR to a folder that can be written"
+        "compiles anew: set NUMBA_CACHE_DIR to a folder that can be written, or to one that "
+        "lengthwise compile has filled"
     )
 
 

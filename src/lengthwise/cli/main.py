@@ -14,6 +14,7 @@ import typer
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
 from lengthwise.cli.collect import collect
+from lengthwise.cli.compile import compile
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
@@ -50,6 +51,7 @@ app.command()(simulate)
 app.command()(theory)
 app.command()(tune)
 app.command()(doctor)
+app.command()(compile)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

@@ -13,9 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.files import read_bounded
 from lengthwise.predict.load import NO_PREDICTOR
 
 _ATTEMPTS: Final = 5
+MOST_BYTES: Final = 1 << 20  #: of a settings file, as the scheduler has it
 
 
 def read_predictor(settings: Path) -> str:
@@ -25,7 +27,7 @@ def read_predictor(settings: Path) -> str:
         OSError: it cannot be read.
         ValueError: it is no settings file; the user may be in the middle of writing it.
     """
-    return _predictor(settings, _values(settings.read_bytes()))
+    return _predictor(settings, _values(read_bounded(settings, MOST_BYTES)))
 
 
 def place_predictor(settings: Path, expected: str, wanted: str) -> bool:
@@ -39,7 +41,7 @@ def place_predictor(settings: Path, expected: str, wanted: str) -> bool:
         ValueError: it is no settings file.
     """
     for _ in range(_ATTEMPTS):
-        data = settings.read_bytes()
+        data = read_bounded(settings, MOST_BYTES)
         values = _values(data)
         if _predictor(settings, values) != expected:
             return False
@@ -49,7 +51,7 @@ def place_predictor(settings: Path, expected: str, wanted: str) -> bool:
         try:
             shutil.copymode(settings, temporary.name)
             # As late as can be: what the user saved in the meantime is not overwritten.
-            if settings.read_bytes() == data:
+            if read_bounded(settings, MOST_BYTES) == data:
                 os.replace(temporary.name, settings)
                 return True
         finally:

@@ -133,6 +133,14 @@ def refuse_unsupported(vllm_config: Any) -> None:
     model = vllm_config.model_config
     if getattr(model, "is_diffusion", False):
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
+    parallel = vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "external_launcher" and parallel.world_size > 1:
+        # Each rank would measure steps and read clocks of its own, and they would decide apart.
+        raise InputError(
+            "Lengthwise does not support an external launcher (torchrun), which runs a scheduler "
+            f"in each of {parallel.world_size} ranks: let vLLM start them "
+            "(--distributed-executor-backend mp or ray), or leave --scheduler-cls out"
+        )
 
 
 def engine_limits(scheduler: Any) -> dict[str, float]:

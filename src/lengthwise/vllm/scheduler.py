@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.policy.discipline import Discipline
+from lengthwise.request import PARKED, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
@@ -36,6 +37,7 @@ from lengthwise.vllm.watch import SettingsWatcher
 from lengthwise.workload.length_log import FULL
 
 _POLICY: Final = "policy"
+_ABORTED: Final = "abort"  # why a request ended, in vLLM's words
 
 
 class LengthwiseMixin:
@@ -50,6 +52,7 @@ class LengthwiseMixin:
         running: list[Any]
         requests: dict[str, Any]
         policy: Any
+        kv_holding_waiting: Any
         max_num_active_reqs: int
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +95,7 @@ class LengthwiseMixin:
         self._cached_tokens: dict[str, int] = {}  # at the first admission
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._believes_priority = self._by_priority
+        self._parked: set[str] = set()
         self._watcher = self._start_settings(vllm_config)
 
     def begin_anew(self, clock: Callable[[], float]) -> None:
@@ -198,7 +202,9 @@ class LengthwiseMixin:
 
     def _state(self) -> dict[str, Any]:
         """What the status file says beside the settings in force and the counters."""
-        tau = self._tau.tau
+        # What is offered to an idle engine is taken up with its next request.
+        same = self._offered.source is self._active.source
+        tau = self._tau.tau if same else None
         return {
             "rolling_tau": None if tau is None else round(tau, 3),
             "below_tau_floor": self._tau.below_floor,
@@ -226,9 +232,7 @@ class LengthwiseMixin:
                 self._refinement.forget(row)
             columns = self._live.table[row]
             columns["priority"] = self._class_of(request)
-            columns["arrival_s"] = self._clock()
-            columns["last_step"] = self._step
-            columns["ahead"] = len(self.waiting)
+            self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
@@ -236,21 +240,36 @@ class LengthwiseMixin:
                 self._predictions.expect(request.request_id)
         super().add_request(request)  # type: ignore[misc]
 
+    def _start_waiting(self, columns: Any) -> None:
+        """A request, or a session's turn, arrives: what bounds its wait begins anew."""
+        columns["arrival_s"] = self._clock()
+        columns["last_step"] = self._step
+        columns["ahead"] = len(self.waiting)
+        columns["overtaken"] = columns["promoted"] = 0
+
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         """A session goes on: the same row, a longer prompt, a new prediction."""
         super()._update_request_as_session(session, update)  # type: ignore[misc]
         row = self._live.row(session.request_id)
+        # Its last turn has ended, at a length of which nothing is known.
+        self._contained.call(
+            "rolling tau", self._tau.ended, int(self._live.table["arrival_index"][row]), None, None
+        )
+        self._live.arrive_anew(session.request_id)
+        self._first_admission.pop(session.request_id, None)
         if self._refinement is not None:
             self._refinement.forget(row)
         columns = self._live.table[row]
         columns["prompt_tokens"] = session.num_prompt_tokens
         columns["age"] = 0
+        self._start_waiting(columns)
         if self._predicts:
             self._predictions.expect(session.request_id)
 
     def _preempt_request(self, request: Any, timestamp: float, *args: Any, **kwargs: Any) -> None:
         """Note a preemption, whoever decided on it."""
-        self._held_tokens[request.request_id] = request.num_computed_tokens
+        if self._planning:
+            self._held_tokens[request.request_id] = request.num_computed_tokens
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
@@ -259,7 +278,7 @@ class LengthwiseMixin:
         if self._planner.preempting:
             columns["preemptions"] += 1
             self.counters.preemptions += 1
-        else:
+        elif self._planning:  # else the cache is reset, which says nothing of memory
             self.counters.memory_preemptions += 1
             self._planner.left(thrown_out=True)
 
@@ -270,17 +289,21 @@ class LengthwiseMixin:
         columns = self._live.table[self._live.row(request.request_id)]
         predicted = self._predictions.forget(request.request_id)
         self._held_tokens.pop(request.request_id, None)
-        self._planner.left(thrown_out=False)
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
         ended = request.get_finished_reason()
         finished = None if ended is None else str(ended)
+        if finished != _ABORTED:
+            self._planner.left(thrown_out=False)
+        # Whether a caller's own limit leaves room for the answer is asked before it is known which
+        # came out: among those that fit, all answers would look short.
+        whole = finished == FULL and request.max_tokens >= columns["high"]
         self._contained.call(
             "rolling tau",
             self._tau.ended,
             int(columns["arrival_index"]),
             float(columns["score"]) if columns["predicted"] else None,
-            request.num_output_tokens if finished == FULL else None,
+            request.num_output_tokens if whole else None,
         )
         admitted_s = self._first_admission.pop(request.request_id, None)
         cached_tokens = self._cached_tokens.pop(request.request_id, None)
@@ -342,6 +365,7 @@ class LengthwiseMixin:
         self.waiting.open_step(in_order, front)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         self.waiting.close_step()
+        self._note_parked()
         self._end_step(output)
         self._planning = False
         return output
@@ -350,9 +374,26 @@ class LengthwiseMixin:
         """Take up what the probe says of the step, then let the parent take up its tokens."""
         if self._refinement is not None and self._planner.discipline.refines:
             self._refinement.take(attached(model_runner_output))
-        return super().update_from_output(  # type: ignore[misc]
+        outputs = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
+        self._note_parked()
+        return outputs
+
+    def _note_parked(self) -> None:
+        """Those that hold KV and wait, for a session's next turn or for KV that is sent, do not
+        run; the parent keeps them in a queue of its own."""
+        parked = {request.request_id for request in self.kv_holding_waiting}
+        if parked == self._parked:
+            return
+        for request_id in parked ^ self._parked:
+            if request_id in self._live:
+                running = compat.is_running(self.requests[request_id])
+                state = self._live.table["state"]
+                row = self._live.row(request_id)
+                if request_id in parked or running:
+                    state[row] = RUNNING if running else PARKED
+        self._parked = parked
 
     def _begin_step(self, now: float) -> None:
         self._take_up()

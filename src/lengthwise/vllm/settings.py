@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lengthwise.errors import InputError, one_line, unknown_name
+from lengthwise.files import read_bounded
 from lengthwise.policy import Preemption, get_policy
 
 #: of those waiting when a request came: what may overtake it besides one for each slot, where
@@ -29,7 +30,7 @@ OVERTAKE_SHARE: Final = 0.5
 
 MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
 _MOST_SWAPS: Final = 4096
-_MOST_BYTES: Final = 1 << 20  # of a settings file: one that is larger is something else
+MOST_BYTES: Final = 1 << 20  #: of a settings file: one that is larger is something else
 
 
 class LengthLogSettings(BaseModel):
@@ -275,24 +276,14 @@ def settings_of(additional_config: Any) -> Path | Settings:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """A settings file's content, in bounded time and memory whatever the path leads to."""
     try:
-        # Opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError(
-                    f"the settings file {path} is not a file: name one that holds JSON"
-                )
-            data = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read the settings file {path}: {reason}") from error
-    if len(data) > _MOST_BYTES:
+        return read_bounded(path, MOST_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except ValueError as error:
         raise InputError(
-            f"the settings file {path} is larger than {_MOST_BYTES >> 20} MiB: it is something else"
-        )
-    return data
+            f"the settings file {path} {error}: name a file that holds JSON"
+        ) from error
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:

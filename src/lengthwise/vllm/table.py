@@ -61,6 +61,11 @@ class LiveTable:
         self._arrivals += 1
         return row
 
+    def arrive_anew(self, request_id: str) -> None:
+        """Give a live request the next arrival index."""
+        self.table["arrival_index"][self._rows[request_id]] = self._arrivals
+        self._arrivals += 1
+
     def release(self, request_id: str) -> None:
         """Take the row of a finished request back."""
         row = self._rows.pop(request_id)
