@@ -201,6 +201,7 @@ def bench(
     from lengthwise.errors import InputError
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.predict.tokenizer import load_tokenizer
+    from lengthwise.simulate.hardware import MODELS
     from lengthwise.workload.dataset import load_dataset
     from lengthwise.workload.split import TEST
 
@@ -308,6 +309,7 @@ def bench(
                 tokenizer,
                 out,
                 name=f"{gpu}:{model or DEFAULT_MODEL}",
+                context=MODELS[model or DEFAULT_MODEL].context,
                 count=requests,
                 learnt=learnt,
                 progress=progress,
