@@ -183,12 +183,12 @@ def compare(rounds: Sequence[tuple[str, Played]], run: int) -> list[dict[str, ob
     return rows
 
 
-def summary(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
-    """Medians over runs, with the lowest and the highest."""
+def summary(rows: Sequence[dict[str, object]], clock: str) -> list[dict[str, object]]:
+    """Medians over runs by a clock, with the lowest and the highest."""
     found: list[dict[str, object]] = []
     for load in dict.fromkeys(str(row["load"]) for row in rows):
         own = [row for row in rows if row["load"] == load]
-        line: dict[str, object] = {"load": load, "runs": len(own)}
+        line: dict[str, object] = {"load": load, "clock": clock, "runs": len(own)}
         line["recorded_gap_s"] = max(float(str(row["recorded_gap_s"])) for row in own)
         for kind in ("recorded", "fitted"):
             for name in FIGURES:
@@ -235,9 +235,9 @@ def main() -> None:
         ]
     # Only now: an engine that ends takes what vLLM's workers share with it.
     rows = [row for run, rounds in enumerate(runs) for row in compare(rounds, run)]
-    lines = summary(rows)
+    lines = summary(rows, arguments.clock)
     if arguments.json:
-        print(json.dumps({"clock": arguments.clock, "summary": lines, "runs": rows}, indent=2))
+        print(json.dumps({"recorded-steps": lines, "runs": rows}, indent=2))
         return
     for line in lines:
         print(f"load {line['load']}: same token, largest gap {line['recorded_gap_s']:.1e} s")
