@@ -29,7 +29,7 @@ import numpy as np
 
 from lengthwise.compare.corpus_table import corpus_table
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
-from lengthwise.compare.load import Capacity, arrival_times
+from lengthwise.compare.load import arrival_times
 from lengthwise.compare.requests import choose_requests
 from lengthwise.compare.specs import parse_loads
 from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
@@ -139,10 +139,10 @@ def gap_s(virtual: Sequence[Served], real: Sequence[Served]) -> float:
     )
 
 
-def run_once(
+def play(
     engine: ForwardEngine, asked: list[Asked], loads: Sequence[str], seed: int, folder: Path
-) -> list[dict[str, object]]:
-    """All loads once; rows of errors."""
+) -> list[tuple[str, Played]]:
+    """All loads once on the real engine, by their names."""
     warm = Played(engine, [replace(each, arrival_s=0.0) for each in asked], folder / f"warm{seed}")
     capacity = warm.log.capacity()
     assert capacity is not None
@@ -154,10 +154,15 @@ def run_once(
         )
         assert times is not None
         arriving = [replace(each, arrival_s=time) for each, time in zip(asked, times, strict=True)]
-        label = load.label if isinstance(load, Capacity) else "burst"
-        rounds.append((label, Played(engine, arriving, folder / f"{seed}-{label}")))
-    fitted = fit_cost([played.measured(place, label) for place, (label, played) in
-                       enumerate(rounds)])  # fmt: skip
+        rounds.append((load.label, Played(engine, arriving, folder / f"{seed}-{load.label}")))
+    return rounds
+
+
+def compare(rounds: Sequence[tuple[str, Played]], run: int) -> list[dict[str, object]]:
+    """A run's rounds again in virtual time; rows of errors."""
+    fitted = fit_cost(
+        [played.measured(place, label) for place, (label, played) in enumerate(rounds)]
+    )
     rows: list[dict[str, object]] = []
     for label, played in rounds:
         again = replayed(played, fitted.cost, played.durations)
@@ -165,7 +170,7 @@ def run_once(
         rows.append(
             {
                 "load": label,
-                "run": seed,
+                "run": run,
                 "steps": len(played.durations),
                 "real_s": figures(played.served),
                 "recorded": errors(again, played.served),
@@ -178,12 +183,12 @@ def run_once(
     return rows
 
 
-def summary(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
-    """Medians over runs, with the lowest and the highest."""
+def summary(rows: Sequence[dict[str, object]], clock: str) -> list[dict[str, object]]:
+    """Medians over runs by a clock, with the lowest and the highest."""
     found: list[dict[str, object]] = []
     for load in dict.fromkeys(str(row["load"]) for row in rows):
         own = [row for row in rows if row["load"] == load]
-        line: dict[str, object] = {"load": load, "runs": len(own)}
+        line: dict[str, object] = {"load": load, "clock": clock, "runs": len(own)}
         line["recorded_gap_s"] = max(float(str(row["recorded_gap_s"])) for row in own)
         for kind in ("recorded", "fitted"):
             for name in FIGURES:
@@ -220,16 +225,19 @@ def main() -> None:
         )
         for each in chosen
     ]
-    rows: list[dict[str, object]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         open_forward_engine(MODEL, CLOCKS[arguments.clock], ENGINE, longest=LONGEST) as engine,
     ):
-        for seed in range(arguments.runs):
-            rows += run_once(engine, asked, arguments.load.split(","), seed, Path(folder))
-    lines = summary(rows)
+        runs = [
+            play(engine, asked, arguments.load.split(","), seed, Path(folder))
+            for seed in range(arguments.runs)
+        ]
+    # Only now: an engine that ends takes what vLLM's workers share with it.
+    rows = [row for run, rounds in enumerate(runs) for row in compare(rounds, run)]
+    lines = summary(rows, arguments.clock)
     if arguments.json:
-        print(json.dumps({"clock": arguments.clock, "summary": lines, "runs": rows}, indent=2))
+        print(json.dumps({"recorded-steps": lines, "runs": rows}, indent=2))
         return
     for line in lines:
         print(f"load {line['load']}: same token, largest gap {line['recorded_gap_s']:.1e} s")

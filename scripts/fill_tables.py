@@ -14,6 +14,7 @@
     python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
     python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
     python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
+    python scripts/fill_tables.py recorded-steps r.json   of bench/recorded_steps.py --json
     python -m bench.figures && python scripts/fill_tables.py    the exact ones (`make figures`)
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.preset_tables import PRESET_TABLES
+from scripts.recorded_table import recorded_table
 from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.targets import targets_table
 
@@ -64,6 +66,7 @@ COMMANDS = {
     "probe-overhead": "python bench/probe_overhead.py --json",
     "emulated-server": "python bench/emulated_server.py --json",
     "presets": "python bench/presets.py --json",
+    "recorded-steps": "python bench/recorded_steps.py --clock processor --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {
@@ -161,7 +164,7 @@ def filled(text: str) -> str:
         if not path.is_file():
             return found[0]
         kept = read(path)
-        tables = {**TABLES, **PRESET_TABLES, **FIGURE_TABLES}
+        tables = TABLES | PRESET_TABLES | FIGURE_TABLES | {"recorded-steps": recorded_table}
         lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +19,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 
 from lengthwise.cli.main import app
-from lengthwise.emulate.driver import Asked, Served
+from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
 from lengthwise.emulate.forward_engine import BLOCK_SIZE, ComputedModel, open_forward_engine
 from lengthwise.emulate.sampling import gumbel_noise
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.results import read_results
 from lengthwise.predict.baselines import PREDICTION
 from lengthwise.predict.tokenizer import load_tokenizer
@@ -108,7 +110,37 @@ def test_a_probes_refined_predictions_decide(fingerprint: str, tmp_path: Path) -
 
 
 @pytest.mark.engine
-def test_answers_of_given_lengths_end_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["trail", "hrrn"])
+def test_recorded_steps_give_the_same_schedule(policy: str) -> None:
+    """A real engine on the wall's clock, and virtual time that is told what each step took."""
+    settings = TRAIL | {"policy": policy, "service_time": True, "max_wait_s": 0.05}
+    settings["parameters"] = {"c": "auto"} if policy == "trail" else {}
+    given = [1 + 3 * (place * 7 % REQUESTS) for place in range(REQUESTS)]
+    limits = replace(ENGINE, lag=0)
+    model = ComputedModel(model_path(), "float32")
+    with open_forward_engine(
+        model, time.monotonic, limits, longest=512, settings=settings
+    ) as engine:
+        real = engine.run(asked(given))
+        durations = engine.durations
+    assert {each.finished for each in real} == {"stop"}
+    assert min(durations) > 0.0
+    with open_virtual_engine(COST, limits, longest=512, settings=settings) as virtual:
+        again = virtual.run(asked(given), durations=durations)
+        with pytest.raises(LengthwiseError, match="more steps than were recorded"):
+            virtual.run(asked(given), durations=durations[:-1])
+    for one, other in zip(real, again, strict=True):
+        assert other.token_s == pytest.approx(one.token_s, abs=1e-9)
+        assert (other.sent_s, other.preemptions, other.cached_tokens) == (
+            one.sent_s, one.preemptions, one.cached_tokens
+        )  # fmt: skip
+    with open_virtual_engine(COST, limits, longest=512, settings={"policy": "oracle"}) as virtual:
+        otherwise = virtual.run(asked(given), durations=[*durations, *durations])
+    assert [each.token_s for each in otherwise] != [each.token_s for each in real]
+
+
+@pytest.mark.engine
+def test_answers_of_given_lengths_end_there() -> None:
     given = [1 + 3 * place for place in range(REQUESTS)]
     served, _ = serve(asked(given), {"policy": "oracle"})
     assert [len(each.token_s) for each in served] == given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,7 +54,10 @@ def refusing_us(read: Callable[[], float], begun: list[bool]) -> Callable[[], fl
 
     def clock() -> float:
         caller = str(sys._getframe(1).f_globals.get("__name__"))
-        assert not (begun and caller.startswith("lengthwise.")), f"{caller} read the clock"
+        decides = threading.current_thread() is threading.main_thread()  # others only write
+        assert not (begun and decides and caller.startswith("lengthwise.")), (
+            f"{caller} read the clock"
+        )
         return read()
 
     return clock

@@ -145,7 +145,7 @@ def test_the_whole_engine_is_equal(lag: int) -> None:
 
 def step_whole_engine(whole: Any, workload: Workload) -> list[Served]:
     core = whole.engine_core.engine_core
-    clock = core.model_executor.clock
+    clock = core.model_executor.pace.clock
     core.scheduler.begin_anew(clock.now)
     served = {str(place): Served() for place in range(len(workload.asked))}
     coming = list(enumerate(workload.asked))

@@ -196,6 +196,7 @@ def bench(
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
+    from lengthwise.simulate.hardware import MODELS
     from lengthwise.workload.dataset import load_dataset
     from lengthwise.workload.split import TEST
 
@@ -303,6 +304,7 @@ def bench(
                 tokenizer,
                 out,
                 name=f"{gpu}:{model or DEFAULT_MODEL}",
+                context=MODELS[model or DEFAULT_MODEL].context,
                 count=requests,
                 learnt=learnt,
                 progress=progress,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from lengthwise.workload.dataset import Dataset
 
 DEFAULT_MODEL = "llama-3-8b"
-CONTEXT = 8192
 _LEARNT_FROM = 1500
 
 
@@ -91,6 +90,7 @@ def run_virtual_bench(
     out: Path,
     *,
     name: str,
+    context: int,
     count: int,
     learnt: str | None = None,
     progress: Progress,
@@ -104,6 +104,7 @@ def run_virtual_bench(
         tokenizer: whose tokens the predictor reads.
         out: folder for the results.
         name: of GPU and model, for the reader.
+        context: of that model, in tokens; longer requests are left out.
         count: requests in a round.
         learnt: of a predictor that was trained for this run, in a sentence.
         progress: told what happens.
@@ -116,7 +117,7 @@ def run_virtual_bench(
 
     def draw(seed: int) -> Draw:
         requests, notes = choose_requests(
-            table, tokenizer, count=count, max_model_len=CONTEXT, seed=seed
+            table, tokenizer, count=count, max_model_len=context, seed=seed
         )
         return Draw(requests, notes)
 

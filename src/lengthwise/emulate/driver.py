@@ -32,7 +32,8 @@ class Asked:
         arrival_s: when it is sent, s from the start; in a closed loop as soon as a client is free.
         priority: vLLM's, lower runs sooner.
         hints: what the client tells of it (`vllm_xargs`).
-        abort_s: when its client goes away, s from the start.
+        abort_s: when its client goes away, s from the start; the engine hears of it between two
+            steps. Who goes before sending sends nothing.
         ends_itself: the answer ends with an end token that the scheduler cannot foresee, as real
             answers do; else it is cut at its length.
     """
@@ -137,19 +138,22 @@ class VirtualEngine:
         while coming or self.busy:
             if coming and clients is None and not self.busy:
                 self.sleep_until(asked[coming[0]].arrival_s)
+            gone = []
+            while leaving and leaving[0][0] <= self.now_s:
+                gone.append(served[leaving.popleft()[1]])
+            if gone:
+                self.abort(gone)
             while coming and (
                 asked[coming[0]].arrival_s <= self.now_s
                 if clients is None
                 else len(self._live) < clients
             ):
                 place = coming.popleft()
+                if asked[place].abort_s <= self.now_s:
+                    served[place].finished = "abort"  # gone before the engine saw it
+                    continue
                 sent_s = asked[place].arrival_s if clients is None else self.now_s
                 self.send(asked[place], served[place], sent_s)
-            gone = []
-            while leaving and leaving[0][0] <= self.now_s:
-                gone.append(served[leaving.popleft()[1]])
-            if gone:
-                self.abort(gone)
             self.step()
         return served
 
