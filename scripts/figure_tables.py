@@ -33,8 +33,9 @@ def comparison_table(kept: Row, loads: Sequence[str] | None = None) -> list[str]
     return [
         *table(heads.split(","), lines),
         "",
-        f"{kept['requests']:,} requests on `{kept['served_by']}` with {kept['slots']} slots; medians "
-        f"of {kept['draws']} draws of requests and arrivals, with the smallest and the largest.",
+        f"{kept['requests']:,} requests on `{kept['served_by']}` with {kept['slots']} slots; "
+        f"medians of {kept['draws']} draws of requests and arrivals, with the smallest and "
+        "the largest.",
     ]
 
 
