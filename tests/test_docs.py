@@ -204,11 +204,12 @@ def test_a_table_is_filled_from_a_run(tmp_path: Path, monkeypatch: pytest.Monkey
             output_tokens=2,
         )
         writer.append(RoundInfo(number, policy, "burst", 0), [record])
-    tables.keep("bench", [str(tmp_path / "run")])
-    text = tables.filled("a\n<!-- begin: bench -->\nold\n<!-- end: bench -->\nb\n")
+    tables.keep("trail-loads", [str(tmp_path / "run")])
+    block = "<!-- begin: trail-loads -->\nold\n<!-- end: trail-loads -->"
+    text = tables.filled(f"a\n{block}\nb\n")
     assert "old" not in text
-    assert text.startswith("a\n<!-- begin: bench -->\n| load |")
-    assert text.endswith("<!-- end: bench -->\nb\n")
+    assert text.startswith("a\n<!-- begin: trail-loads -->\n| load |")
+    assert text.endswith("<!-- end: trail-loads -->\nb\n")
     assert "| All at once | `srpt` | 2.00 | 1.50× | 1.00 | 1.50× | 2.00 |" in text
     assert "| 50 % |" in text
     assert "`lengthwise bench x`" in text

@@ -20,6 +20,8 @@ SLOTS = replace(ENGINE, slots=64)
 
 POLICIES = ("fcfs", "hrrn", "ltr", "srpt", "oracle")
 LOADS = ("0.9", "1.05", "1.2", "burst")
+#: With 256 slots a full batch is not the fastest one: a step of 257 tokens takes 30 % longer.
+MANY_LOADS = ("1.2", "1.5", "2", "burst")
 DRAWS = 5
 REQUESTS, MANY = 800, 1900  # the most that the test rows have
 
@@ -100,7 +102,7 @@ def _policies(
 
 TABLES = (
     _policies("comparison", 64, REQUESTS, LOADS, POLICIES),
-    _policies("comparison-256", 256, MANY, LOADS, POLICIES),
+    _policies("comparison-256", 256, MANY, MANY_LOADS, POLICIES),
     _policies("guards", 64, REQUESTS, LOADS[1:], GUARDED),
     Table("starvation", guards, guard_rows, files=(VICUNA,)),
 )

@@ -24,7 +24,7 @@ from lengthwise.files import read_bounded
 from lengthwise.policy import Preemption, get_policy
 
 #: of those waiting when a request came: what may overtake it besides one for each slot, where
-#: `max_overtakes` is "auto". Keeps p99 within 1.25 times that of fcfs in bench/starvation.py.
+#: `max_overtakes` is "auto". See docs/background/guards.md for what it costs, and p99 with it.
 OVERTAKE_SHARE: Final = 0.5
 
 
