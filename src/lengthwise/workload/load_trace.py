@@ -209,6 +209,8 @@ def _trace(
         )
     if file.layout.name == "weka":
         notes.append("times count from the beginning of each conversation: all begin at 0 s")
+    if not arrival_s.any() and len(part.numbers) > 1:
+        notes.append("all requests arrive at once: say how fast they come with --load")
     hashes, offsets = _block_numbers(part.blocks)
     size = state.block_tokens or file.layout.block_tokens
     if hashes is not None and size != file.layout.block_tokens:

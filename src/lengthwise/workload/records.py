@@ -126,9 +126,10 @@ def _json(path: Path) -> Iterator[Numbered | Rejection]:
         second = peeked.readline()
         while second and not second.strip():
             second = peeked.readline()
-        if second and isinstance(parse_line(1, first.decode()), tuple):
+        whole = parse_line(1, first.decode())
+        if second and not isinstance(whole, Rejection):
             rest = itertools.chain([second], peeked)
-            yield parse_line(1, first.decode())
+            yield whole
             for number, line in enumerate(rest, start=2):
                 if line.strip():
                     yield parse_line(number, line.decode())

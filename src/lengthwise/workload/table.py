@@ -22,6 +22,21 @@ class UnknownLayoutError(InputError):
     """
 
 
+class UnusableError(InputError):
+    """A file of a known layout that lacks something; the message says what, and what would help."""
+
+    def __init__(self, message: str, layout: str, source: str) -> None:
+        """Say what is missing.
+
+        Args:
+            message: the file, what it lacks, and what to do.
+            layout: the name of the layout.
+            source: whose it is, in Markdown.
+        """
+        super().__init__(message)
+        self.layout, self.source = layout, source
+
+
 class Rejection(NamedTuple):
     """A row that was left out."""
 
