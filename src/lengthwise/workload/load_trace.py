@@ -390,10 +390,10 @@ def _block_numbers(lists: Any) -> tuple[NDArray[np.int64] | None, NDArray[np.int
 
 
 def _why_nothing(part: TracePart, failure: str, window: tuple[float, float | None]) -> str:
+    start, end = window
+    if start > 0 or end is not None:
+        return f"no request arrives from {start:g} s on" + (f", before {end:g} s" if end else "")
     if part.rejected:
         first = part.rejected[0]
         return f"none of {part.rows} rows is usable; row {first.row}: {first.reason}"
-    if len(part.failed):
-        return f"none of {part.rows} rows is usable: {failure} ({len(part.failed):,})"
-    start, end = window
-    return f"no request arrives from {start:g} s on" + (f", before {end:g} s" if end else "")
+    return f"none of {part.rows} rows is usable: {failure} ({len(part.failed):,})"
