@@ -20,7 +20,7 @@ from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.dataset import Dataset, load_dataset, load_prompts
 from lengthwise.workload.inspection import inspect_prompts
-from lengthwise.workload.table import UnusableError
+from lengthwise.workload.rejections import UnusableError
 
 Row = dict[str, Any]
 SHARED = Path(__file__).parents[2] / "shared" / "fixtures"

@@ -21,7 +21,7 @@ from lengthwise.errors import InputError
 from lengthwise.workload import columns as columns_module
 from lengthwise.workload.inspection import Quantiles, inspect_trace
 from lengthwise.workload.load_trace import is_trace, load_trace, spread_ties
-from lengthwise.workload.table import UnusableError
+from lengthwise.workload.rejections import UnusableError
 
 BENCH = Path(__file__).parents[1] / "bench"
 SHARED = Path(__file__).parents[2] / "shared" / "fixtures"

@@ -54,7 +54,7 @@ def inspect(
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.errors import InputError
     from lengthwise.workload.inspection import inspect_prompts, inspect_trace
-    from lengthwise.workload.table import UnknownLayoutError, UnusableError
+    from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
 
     found: dict[str, Any] = {"file": str(file), "prompts": None, "trace": None}
     unknown: list[str] = []

@@ -22,6 +22,8 @@ length_log.py       the log of answers that a server writes
 
 files.py            what kind of file it is, and its bytes, unpacked
 records.py          its rows, one by one
+table.py            all of them at once
+rejections.py       why rows, columns and files are not taken
 documents.py        the rows of a JSON file that is one object
 columns.py          its columns, part by part
 inspection.py       what a file holds, without keeping any of it

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lengthwise.errors import InputError
-from lengthwise.workload.table import UnknownLayoutError, UnusableError
+from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
 
 
 @dataclass(frozen=True)

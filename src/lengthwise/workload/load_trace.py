@@ -16,10 +16,10 @@ from lengthwise.errors import InputError
 from lengthwise.workload import servegen
 from lengthwise.workload.columns import Columns, columns_of_records, open_parts
 from lengthwise.workload.layouts import Layout, recognise
-from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS, require_column
+from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS
 from lengthwise.workload.recorded import recorded_requests
 from lengthwise.workload.records import open_records
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection, require_column
 from lengthwise.workload.trace import Trace
 from lengthwise.workload.trace_records import flattened, nested_layout
 from lengthwise.workload.trace_rows import TraceRows, TraceState, offsets_of

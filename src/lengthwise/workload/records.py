@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 from lengthwise.errors import InputError
 from lengthwise.workload.documents import Record, rows_of
 from lengthwise.workload.files import kind_of, open_bytes, unreadable
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 _HEAD: Final = 1_000  # rows whose keys are the columns of a file of JSON
 _PARQUET_ROWS: Final = 1_024  # read at a time

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.workload.layouts import Layout
-from lengthwise.workload.table import UnusableError
+from lengthwise.workload.rejections import UnusableError
 
 LAYOUT: Final = Layout(
     name="servegen client",

@@ -21,7 +21,7 @@ from lengthwise.workload.cells import (
 )
 from lengthwise.workload.columns import Columns
 from lengthwise.workload.layouts import Layout
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 
 class TraceState:

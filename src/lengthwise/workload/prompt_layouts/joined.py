@@ -23,7 +23,7 @@ from lengthwise.workload.prompt_layouts.layout import (
     first_cell,
 )
 from lengthwise.workload.records import open_records
-from lengthwise.workload.table import Rejection, UnusableError
+from lengthwise.workload.rejections import Rejection, UnusableError
 
 BATCH: Final = "openai batch output"
 AIPERF: Final = "aiperf"
