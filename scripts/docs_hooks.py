@@ -184,8 +184,10 @@ def request(_: str) -> str:
 def layouts(_: str) -> str:
     """The layouts of traces, in the order in which they are tried."""
     from lengthwise.workload import layouts as known
+    from lengthwise.workload.servegen import LAYOUT
+    from lengthwise.workload.trace_records import NESTED
 
-    units = {1.0: "s", 1e-3: "ms"}
+    units = {1.0: "s", 1e-3: "ms", 1e-9: "ns"}
     rows = [
         (
             f"`{each.name}`",
@@ -198,12 +200,37 @@ def layouts(_: str) -> str:
                 + [f"`{each.blocks}` (optional, {each.block_tokens} tokens)"] * bool(each.blocks)
             ),
         )
-        for each in known.LAYOUTS
+        for each in (LAYOUT, *(nested.layout for nested in NESTED), *known.LAYOUTS)
     ]
     guesses = (known.ARRIVAL_COLUMNS, known.PROMPT_COLUMNS, known.OUTPUT_COLUMNS)
     arrival, prompt, output = (" or ".join(f"`{name}`" for name in each) for each in guesses)
     rows.append((f"`{known.PLAIN}`", "any other table", f"{arrival} (s)", prompt, output, ""))
     return table(("layout", "from", "arrival", "prompt", "answer", "further columns"), rows)
+
+
+def prompt_layouts(_: str) -> str:
+    """The layouts of prompts with answers, in the order in which they are tried."""
+    from lengthwise.workload import prompt_layouts as known
+
+    rows = [
+        (f"`{each.name}`", each.source, each.prompt or "none", each.answer)
+        for each in known.LAYOUTS
+    ]
+    rows.append(("`columns`", "any other table", "a column of prompts", "a column of answers"))
+    return table(("layout", "from", "prompt", "answer"), rows)
+
+
+def guessed_columns(_: str) -> str:
+    """The columns that a table of no published layout is searched for."""
+    from lengthwise.workload.prompt_layouts import columns as known
+
+    found = {
+        "prompts": known.PROMPT_COLUMNS,
+        "lengths of answers, in tokens": known.LENGTH_COLUMNS,
+        "answers, whose tokens are counted": known.ANSWER_COLUMNS,
+    }
+    rows = [(what, ", ".join(f"`{name}`" for name in names)) for what, names in found.items()]
+    return table(("column of", "the first of these that is there"), rows)
 
 
 def fields(where: str) -> str:
@@ -308,9 +335,11 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "counters": counters,
     "fields": fields,
     "file": file,
+    "guessed-columns": guessed_columns,
     "layouts": layouts,
     "policies": policies,
     "policy": policy,
+    "prompt-layouts": prompt_layouts,
     "python": python,
     "reference-flags": reference_flags,
     "request": request,

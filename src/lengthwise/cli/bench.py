@@ -34,7 +34,7 @@ def bench(
     workload: Annotated[
         Path,
         typer.Argument(
-            help="Table of prompts and answer lengths: .parquet, .jsonl or .csv; or `reference`: "
+            help="Prompts and answers, in any layout that `inspect` knows; or `reference`: "
             "the built-in model's own prompts, each answered to its own end."
         ),
     ],

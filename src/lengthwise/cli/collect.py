@@ -20,7 +20,7 @@ def collect(
         list[str] | None,
         typer.Argument(
             metavar="[PROMPTS] [-- VLLM_FLAGS]",
-            help="Table of prompts (.parquet, .jsonl or .csv), which `reference` does not need; "
+            help="Prompts, in any layout that `inspect` knows; `reference` does not need them; "
             "then flags for vLLM, after two dashes.",
         ),
     ] = None,

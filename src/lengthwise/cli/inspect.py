@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,7 @@ def inspect(
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.errors import InputError
     from lengthwise.workload.inspection import inspect_prompts, inspect_trace
-    from lengthwise.workload.table import UnknownLayoutError
+    from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
 
     found: dict[str, Any] = {"file": str(file), "prompts": None, "trace": None}
     unknown: list[str] = []
@@ -71,12 +72,21 @@ def inspect(
                 found[part] = read(file, progress=progress.advance)
             except UnknownLayoutError as error:
                 unknown.append(str(error))
+            except UnusableError as error:
+                found[part] = {
+                    "layout": error.layout,
+                    "source": error.source,
+                    "rows": 0,
+                    "missing": str(error),
+                }
             except InputError as error:
                 refused.append(str(error))
     found["notes"] = refused
     if not (found["prompts"] or found["trace"]):
         # What was recognised and cannot be read says more than what was not recognised.
         raise InputError("; ".join(dict.fromkeys(refused or unknown)))
+    for told in filter(None, (found["prompts"], found["trace"])):
+        told["source"] = _without_links(told["source"])
     if json:
         print(json_module.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -85,7 +95,7 @@ def inspect(
         if found[part]:
             console.print(_table(f"As {heading}", found[part]))
     for refusal in refused:
-        console.print(f"Not all of it: {refusal}", markup=False)
+        console.print(f"not as the other: {refusal}", markup=False)
 
 
 _NAMES = {"prompts": "prompts with answers", "trace": "a trace"}
@@ -102,10 +112,17 @@ _SHOWN = {
 }
 
 
+def _without_links(text: str) -> str:
+    """Markdown's `[name](address)` as `name (address)`."""
+    return re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", text)
+
+
 def _table(title: str, values: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, show_header=False, title_justify="left", box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in values.items():
         if isinstance(value, dict):
             for row in _rows(name, value):

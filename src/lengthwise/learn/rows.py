@@ -20,7 +20,7 @@ from lengthwise.predict.features import FEATURES_VERSION, FeatureRows
 from lengthwise.predict.token_text import TokenText, load_token_text
 from lengthwise.workload.dataset import Dataset
 from lengthwise.workload.length_log import CUT, FULL, Answer
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 _CUT_ABOVE: Final = 0.9  # quantile of whole lengths
 

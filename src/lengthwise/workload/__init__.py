@@ -1,14 +1,30 @@
 """What is asked of a server, and when: tables of prompts with answer lengths, and arrivals.
 
-table.py       read parquet, JSONL and CSV, cell by cell
-dataset.py     prompts and the lengths of their answers
-split.py       which part of the data a prompt belongs to
-arrivals.py    arrival times
-trace.py       arrival times and lengths, without text
-trace_rows.py  which rows of a trace are sound, and why others are not
-synthetic.py   traces that are made up
-layouts.py     the columns of published traces
-recorded.py    the folders that Lengthwise itself leaves behind
-columns.py     read parquet, JSONL and CSV, whole columns at once
-cells.py       what the cells of a trace say
+dataset.py          prompts and the lengths of their answers
+exchanges.py        from a file to its prompts and answers, one by one
+prompt_layouts/     the layouts that they come in, a file for each family
+conversation.py     who said what, and where each answer begins
+leaks.py            prompts that hold their own answers
+split.py            which part of the data a prompt belongs to
+
+trace.py            arrival times and lengths, without text
+load_trace.py       read one, part by part
+layouts.py          the columns of published traces
+trace_records.py    traces whose rows are nested
+servegen.py         requests drawn from published clients
+trace_rows.py       which rows of a trace are sound, and why others are not
+block_size.py       how many tokens a block has
+cells.py            what the cells of a trace say
+arrivals.py         arrival times
+synthetic.py        traces that are made up
+recorded.py         the folders that Lengthwise itself leaves behind
+length_log.py       the log of answers that a server writes
+
+files.py            what kind of file it is, and its bytes, unpacked
+records.py          its rows, one by one
+table.py            all of them at once
+rejections.py       why rows, columns and files are not taken
+documents.py        the rows of a JSON file that is one object
+columns.py          its columns, part by part
+inspection.py       what a file holds, without keeping any of it
 """

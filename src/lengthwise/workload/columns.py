@@ -23,7 +23,7 @@ from lengthwise.errors import InputError
 from lengthwise.workload.files import FileKind, kind_of, open_bytes, unreadable
 from lengthwise.workload.length_log import read_answers
 from lengthwise.workload.records import open_records, parse_line
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 # The files of ours that hold requests; each names its schema.
 _SCHEMAS: Final = ("lengthwise.requests/1", "lengthwise.records/1")

@@ -26,7 +26,7 @@ from lengthwise.workload.prompt_layouts.columns import (
     choose_prompt_column,
 )
 from lengthwise.workload.records import open_records
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 __all__ = [
     "ANSWER_COLUMNS",

@@ -26,12 +26,11 @@ from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.columns import (
     name_columns,
     plain_layout,
-    require_column,
 )
 from lengthwise.workload.prompt_layouts.joined import with_prompts
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
 from lengthwise.workload.records import Records, open_records
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection, require_column
 
 HOLDS_ANSWER: Final = "the prompt holds its own answer"
 _RENDERED: Final = "the prompt goes on after its template begins an answer"

@@ -11,7 +11,7 @@ import numpy as np
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.exchanges import Exchanges
 from lengthwise.workload.load_trace import load_trace, open_trace
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 from lengthwise.workload.trace_rows import TraceState
 
 _SHOWN: Final = 5  #: malformed rows that are listed

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lengthwise.errors import InputError
-from lengthwise.workload.table import UnknownLayoutError
+from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Layout:
     marks: tuple[str, ...] = ()  # further columns that tell the layout from others
     blocks: str | None = None  # ids of the prompt's blocks, where the table has the column
     block_tokens: int = 0  # tokens of one such block
+    timeless: bool = False  # whether the column of arrivals may be missing: all come at once
+    blocks_vary: bool = False  # whether others write the layout with blocks of another size
     without_output: str | None = None  # what it means that there is no answer, where it is known
     by_arrival: bool = True  # False where rows were written in another order, to be sorted
     whole_seconds: bool = False  # True where times were cut to seconds, so that many are the same
@@ -33,7 +35,8 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that a table must have to be of this layout."""
-        return (*self.marks, self.arrival, self.prompt, self.output)
+        times = () if self.timeless else (self.arrival,)
+        return (*self.marks, *times, self.prompt, self.output)
 
 
 # The first whose columns are all there is taken.
@@ -58,6 +61,16 @@ LAYOUTS: Final = (
         source="[Qwen on Bailian](https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon)",
     ),
     Layout(
+        name="servegen offline",
+        arrival="timestamp",
+        prompt="input_length",
+        output="output_length",
+        marks=("request_id", "duration"),
+        without_output="the request has no answer",
+        timeless=True,
+        source="[ServeGen](https://github.com/alibaba/ServeGen), its traces of batches",
+    ),
+    Layout(
         name="mooncake",
         arrival="timestamp",
         prompt="input_length",
@@ -65,6 +78,8 @@ LAYOUTS: Final = (
         unit_s=1e-3,
         blocks="hash_ids",
         block_tokens=512,
+        blocks_vary=True,
+        timeless=True,
         without_output="the request has no answer",
         session="session_id",
         delay="delay",
@@ -201,9 +216,14 @@ def _unknown(
 ) -> InputError:
     """That a table is of no known layout; what is missing, where only one thing is."""
     if arrival is not None and prompt is not None and output is None:
-        return InputError(
+        layout = next(
+            (each for each in LAYOUTS if {*each.columns} - {each.output} <= {*names}), None
+        )
+        return UnusableError(
             f"{path}: no column of answer lengths; the columns are {', '.join(names)}: say how "
-            "long answers are with --answer-tokens"
+            "long answers are with --answer-tokens",
+            PLAIN if layout is None else layout.name,
+            "" if layout is None else layout.source,
         )
     known = "; ".join(f"{each.name}: {', '.join(each.columns)}" for each in LAYOUTS)
     return UnknownLayoutError(

@@ -16,10 +16,10 @@ from lengthwise.errors import InputError
 from lengthwise.workload import servegen
 from lengthwise.workload.columns import Columns, columns_of_records, open_parts
 from lengthwise.workload.layouts import Layout, recognise
-from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS, require_column
+from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS
 from lengthwise.workload.recorded import recorded_requests
 from lengthwise.workload.records import open_records
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection, require_column
 from lengthwise.workload.trace import Trace
 from lengthwise.workload.trace_records import flattened, nested_layout
 from lengthwise.workload.trace_rows import TraceRows, TraceState, offsets_of
@@ -209,6 +209,8 @@ def _trace(
         )
     if file.layout.name == "weka":
         notes.append("times count from the beginning of each conversation: all begin at 0 s")
+    if not arrival_s.any() and len(part.numbers) > 1:
+        notes.append("all requests arrive at once: say how fast they come with --load")
     hashes, offsets = _block_numbers(part.blocks)
     size = state.block_tokens or file.layout.block_tokens
     if hashes is not None and size != file.layout.block_tokens:
@@ -388,10 +390,10 @@ def _block_numbers(lists: Any) -> tuple[NDArray[np.int64] | None, NDArray[np.int
 
 
 def _why_nothing(part: TracePart, failure: str, window: tuple[float, float | None]) -> str:
+    start, end = window
+    if start > 0 or end is not None:
+        return f"no request arrives from {start:g} s on" + (f", before {end:g} s" if end else "")
     if part.rejected:
         first = part.rejected[0]
         return f"none of {part.rows} rows is usable; row {first.row}: {first.reason}"
-    if len(part.failed):
-        return f"none of {part.rows} rows is usable: {failure} ({len(part.failed):,})"
-    start, end = window
-    return f"no request arrives from {start:g} s on" + (f", before {end:g} s" if end else "")
+    return f"none of {part.rows} rows is usable: {failure} ({len(part.failed):,})"

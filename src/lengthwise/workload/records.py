@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 from lengthwise.errors import InputError
 from lengthwise.workload.documents import Record, rows_of
 from lengthwise.workload.files import kind_of, open_bytes, unreadable
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 _HEAD: Final = 1_000  # rows whose keys are the columns of a file of JSON
 _PARQUET_ROWS: Final = 1_024  # read at a time
@@ -126,9 +126,10 @@ def _json(path: Path) -> Iterator[Numbered | Rejection]:
         second = peeked.readline()
         while second and not second.strip():
             second = peeked.readline()
-        if second and isinstance(parse_line(1, first.decode()), tuple):
+        whole = parse_line(1, first.decode())
+        if second and not isinstance(whole, Rejection):
             rest = itertools.chain([second], peeked)
-            yield parse_line(1, first.decode())
+            yield whole
             for number, line in enumerate(rest, start=2):
                 if line.strip():
                     yield parse_line(number, line.decode())

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.workload.layouts import Layout
+from lengthwise.workload.rejections import UnusableError
 
 LAYOUT: Final = Layout(
     name="servegen client",
@@ -118,10 +119,12 @@ def draw(clients: list[Client], seed: int) -> Iterator[Drawn]:
     """
     for client in clients:
         if not client.lengths:
-            beside = client.path.name.replace("-trace.csv", "-dataset.json")
-            raise InputError(
-                f"{client.path}: says when requests arrive, and not how long they are: put "
-                f"{beside} beside it, as ServeGen publishes it"
+            raise UnusableError(
+                f"{client.path}: {len(client.windows)} windows with about {client.requests:,.0f} "
+                "requests, whose lengths are in another file: name it chunk-N-trace.csv and put "
+                "chunk-N-dataset.json beside it, as ServeGen publishes them",
+                LAYOUT.name,
+                LAYOUT.source,
             )
     random = np.random.default_rng(seed)
     starts = sorted({window.start_s for client in clients for window in client.windows})

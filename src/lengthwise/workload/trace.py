@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 from lengthwise.workload.trace_rows import offsets_of
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.workload.documents import STATUS, Record
 from lengthwise.workload.layouts import Layout
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 WEKA_BLOCK: Final = 64  #: tokens, as recommended where the traces are from
 

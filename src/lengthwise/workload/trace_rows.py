@@ -21,7 +21,7 @@ from lengthwise.workload.cells import (
 )
 from lengthwise.workload.columns import Columns
 from lengthwise.workload.layouts import Layout
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection
 
 
 class TraceState:
@@ -96,6 +96,8 @@ class TraceRows:
 
     def _arrivals(self) -> NDArray[np.float64]:
         columns, layout = self._columns, self._layout
+        if layout.timeless and layout.arrival not in columns.names and not self._has_sessions:
+            return np.zeros(len(columns.numbers))
         times = read_seconds(columns.cells(layout.arrival), layout.unit_s, self._state.origin)
         sessions = self.sessions()
         if not self._has_sessions or sessions is None or layout.delay is None:
@@ -110,6 +112,8 @@ class TraceRows:
             if np.isnan(times[row]) and session in ended and delays[row] >= 0:
                 times[row] = ended[session] + delays[row]
                 self.filled += 1
+            elif session not in ended and layout.arrival not in columns.names:
+                times[row] = 0.0
             if not np.isnan(times[row]):
                 ended[session] = float(times[row])
         return times
@@ -150,9 +154,11 @@ class TraceRows:
         counts = pc.list_value_length(lists).fill_null(0).to_numpy()
         state = self._state
         if state.block_tokens is None and counts.any():
-            state.block_tokens = told_block_size(
-                self.prompt_tokens, counts, self._layout.block_tokens
-            )
+            usual = self._layout.block_tokens
+            too_many = (counts > np.ceil(self.prompt_tokens / usual)).mean() > 0.5
+            state.block_tokens = usual
+            if self._layout.blocks_vary or too_many:
+                state.block_tokens = told_block_size(self.prompt_tokens, counts, usual)
         size = state.block_tokens or self._layout.block_tokens
         self._refuse(
             counts > np.ceil(self.prompt_tokens / size),

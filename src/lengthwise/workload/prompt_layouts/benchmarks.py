@@ -105,6 +105,26 @@ def read_spend_log(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     yield "its prompt was not stored"
 
 
+def read_mooncake(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    """A request that aiperf replays: `text_input`, `messages` or a `payload`, and output_length.
+
+    Raises:
+        MalformedError: something in it cannot be what it should be.
+    """
+    if record.get("output_length") is None:
+        yield "the length of its answer is not given"
+        return
+    body = record.get("payload")
+    if not isinstance(body, dict):
+        body = {"messages": record.get("messages"), "prompt": record.get("text_input")}
+    yield exchange_of(body, None, read_length(record["output_length"], "output_length"), None)
+
+
+def _is_mooncake(names: Sequence[str], head: Sequence[Record]) -> bool:
+    asked = {"text_input", "messages", "payload"} & set(names)
+    return bool(asked) and "output_length" in names
+
+
 def _opened(cell: Any) -> Any:
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
@@ -153,6 +173,14 @@ LAYOUTS: Final = (
         answer="tokens in completion_tokens",
         matches=_is_spend_log,
         read=read_spend_log,
+    ),
+    PromptLayout(
+        name="mooncake",
+        source="[aiperf](https://github.com/ai-dynamo/aiperf)'s traces in Mooncake's layout",
+        prompt="text_input, messages or payload",
+        answer="tokens in output_length",
+        matches=_is_mooncake,
+        read=read_mooncake,
     ),
     PromptLayout(
         name="vllm bench",

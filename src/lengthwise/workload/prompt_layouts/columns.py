@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
 from lengthwise.workload.conversation import (
     ASSISTANT,
     Chat,
@@ -25,7 +23,7 @@ from lengthwise.workload.conversation import (
 from lengthwise.workload.documents import Record
 from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, one_of
-from lengthwise.workload.table import UnknownLayoutError
+from lengthwise.workload.rejections import UnknownLayoutError, require_column
 
 PROMPT_COLUMNS: Final = (
     "prompt",
@@ -227,18 +225,6 @@ def choose_prompt_column(path: Path, names: Sequence[str], wanted: str | None) -
             "name one with --prompt-column"
         )
     return found
-
-
-def require_column(path: Path, names: Sequence[str], name: str) -> None:
-    """Refuse the name of a column that a table has not.
-
-    Raises:
-        InputError: names the nearest, and all that there are.
-    """
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{path}: no column {name!r}: {hint}the columns are {', '.join(names)}")
 
 
 def plain_layout(columns: ColumnNames) -> PromptLayout:

@@ -23,7 +23,7 @@ from lengthwise.workload.prompt_layouts.layout import (
     first_cell,
 )
 from lengthwise.workload.records import open_records
-from lengthwise.workload.table import Rejection
+from lengthwise.workload.rejections import Rejection, UnusableError
 
 BATCH: Final = "openai batch output"
 AIPERF: Final = "aiperf"
@@ -47,13 +47,16 @@ def with_prompts(layout: PromptLayout, path: Path, prompts: Path | None) -> Prom
         BATCH: _read_batch,
         AIPERF: _read_aiperf,
     }
+    missing = UnusableError(
+        f"{path} ({layout.name}): {layout.no_prompts}", layout.name, layout.source
+    )
     if layout.name not in readers:
-        raise InputError(f"{path} ({layout.name}): {layout.no_prompts}")
+        raise missing
     if prompts is None and layout.name == AIPERF:
         beside = path.with_name(_INPUTS)
         prompts = beside if beside.is_file() else None
     if prompts is None:
-        raise InputError(f"{path} ({layout.name}): {layout.no_prompts}")
+        raise missing
     requests = dict(_requests_in(prompts))
     if not requests:
         raise InputError(
