@@ -183,6 +183,12 @@ def free_blocks(scheduler: Any) -> int:
     return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
 
+def free_blocks_of_each_group(scheduler: Any) -> int:
+    """KV blocks free now for each KV group, of which hybrid models have several: a token takes its
+    place in a block of every one."""
+    return free_blocks(scheduler) // max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
+
+
 def blocks_freed(scheduler: Any, request: Any) -> int:
     """KV blocks that preempting a request frees: those that no other request shares with it."""
     blocks = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
