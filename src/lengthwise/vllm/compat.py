@@ -50,6 +50,7 @@ _ATTRIBUTES: Final = (
     "lora_config",
     "max_num_active_reqs",
     "max_num_scheduled_tokens",
+    "num_lookahead_tokens",
     "num_waiting_for_streaming_input",
     "pause_state",
     "policy",
@@ -163,6 +164,7 @@ def step_limits(scheduler: Any) -> dict[str, Any]:
         "token_budget": int(scheduler.max_num_scheduled_tokens),
         "block_size": int(scheduler.block_size),
         "watermark_blocks": int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)),
+        "lookahead_tokens": int(scheduler.num_lookahead_tokens),
         "caching": bool(scheduler.cache_config.enable_prefix_caching),
     }
 
