@@ -77,6 +77,7 @@ def build_scheduler(
     policy: Literal["fcfs", "priority"] = "fcfs",
     watermark: float = 0.0,
     max_loras: int = 0,
+    kv_groups: int = 1,
     model_runner: Literal[1, 2] = 1,
     log_stats: bool = False,
     worker: str = "auto",
@@ -96,6 +97,8 @@ def build_scheduler(
         policy: vLLM's own scheduling policy.
         watermark: share of the blocks kept free when admitting.
         max_loras: adapters a batch may hold; 0 for no LoRA.
+        kv_groups: groups of layers with KV of their own, as hybrid models have; all but the first
+            with a sliding window.
         model_runner: which of vLLM's model runners the output is made for.
         log_stats: gather the statistics that a server logs.
         worker: the class that the workers are told to be; there are none here.
@@ -111,7 +114,12 @@ def build_scheduler(
     )
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        KVCacheConfig,
+        KVCacheGroupSpec,
+        SlidingWindowSpec,
+    )
     from vllm.v1.structured_output import StructuredOutputManager
 
     config = VllmConfig(
@@ -133,16 +141,18 @@ def build_scheduler(
     config.cache_config.num_gpu_blocks = num_blocks
     # The CPU platform would refuse this while the configuration is made.
     config.scheduler_config.async_scheduling = asynchronous
-    kv_cache = FullAttentionSpec(
-        block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
-    )
+    shape = {"block_size": block_size, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    windows = [SlidingWindowSpec(**shape, sliding_window=1024) for _ in range(kv_groups - 1)]
+    groups = [FullAttentionSpec(**shape), *windows]
     factory = scheduler_class or (AsyncScheduler if asynchronous else Scheduler)
     scheduler = factory(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=num_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], kv_cache)],
+            kv_cache_groups=[
+                KVCacheGroupSpec([f"layer{place}"], spec) for place, spec in enumerate(groups)
+            ],
         ),
         structured_output_manager=StructuredOutputManager(config),
         block_size=block_size,

@@ -216,3 +216,37 @@ def test_streaming_input_in_another_order_gives_the_same_answers(lag: int, polic
         assert scheduler.reset_prefix_cache()
     assert len(scheduler._live) == 0
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("blend", [1.0, 0.6])
+@pytest.mark.parametrize("slots", range(2, 7))
+def test_who_is_ready_gets_in_behind_any_number_that_wait(slots: int, blend: float) -> None:
+    """They are the first in the queue, where they are long, and the first by the policy."""
+    settings = {**SRPT, "policy": "sjf", "blend": blend}
+    scheduler = build_scheduler(Scheduler, max_num_seqs=slots, lengthwise={"settings": settings})
+    engine = SteppedEngine(scheduler)
+    for kind, answer in (("first", 500), ("short", 3)):
+        for number in range(40):
+            engine.add(_ask(f"{kind}{number}", answer, structured=True))
+    for number in range(slots):
+        engine.add(_ask(f"ready{number}", 60))
+    engine.step()
+    assert len(scheduler.running) == slots
+
+
+def test_a_step_asks_for_the_order_only_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time takes a walk through the queue, however many in it wait for something else."""
+    settings = {**SRPT, "policy": "sjf"}
+    scheduler = build_scheduler(Scheduler, max_num_seqs=2, lengthwise={"settings": settings})
+    engine = SteppedEngine(scheduler)
+    for number in range(2000):
+        engine.add(_ask(f"blocked{number}", 3, structured=True))
+    asked, next_rows = [], scheduler._planner.next_rows
+
+    def count(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return next_rows(*arguments)
+
+    monkeypatch.setattr(scheduler._planner, "next_rows", count)
+    engine.step()
+    assert 2 <= len(asked) <= 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -218,3 +219,17 @@ def test_a_steps_time_is_booked_on_the_step_that_ran(
     # Synchronous: between two plans runs the first of them. Asynchronous: the one before it.
     assert planned[0] == (30, 0)
     assert booked == planned[: len(planned) - 1 - lag]
+
+
+@pytest.mark.parametrize("ahead", [0, 40])
+def test_not_for_one_that_does_not_fit_where_kv_is_allocated_ahead(ahead: int) -> None:
+    """As it is for the tokens that a draft model proposes."""
+    engine = _engine(max_num_seqs=1, num_blocks=12, prefix_caching=False)
+    engine.scheduler.num_lookahead_tokens = ahead
+    engine.scheduler.begin_anew(time.monotonic)
+    engine.add(_ask("long", 60, prompt_tokens=20))
+    _steps(engine, 3)
+    # Of 11 blocks it needs 10, and 12 with those ahead.
+    engine.add(_ask("short", 2, prompt_tokens=150))
+    _steps(engine, 2 * LOOK)  # `CheckedEngine` fails if somebody made way in vain
+    assert len(engine.preemptions) == (0 if ahead else 1)

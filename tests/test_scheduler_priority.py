@@ -266,3 +266,33 @@ class _Classless:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_worst_class_makes_room_whatever_the_number_of_kv_groups(groups: int) -> None:
+    """Six of as many classes, the worst first in the batch, need a block of every group at once."""
+
+    def first_evicted(scheduler_class: Any, spare: int) -> list[str]:
+        scheduler = build_scheduler(
+            scheduler_class,
+            num_blocks=1 + 12 * groups + spare,
+            policy="priority",
+            prefix_caching=False,
+            kv_groups=groups,
+            lengthwise={"settings": {"policy": "fcfs"}},
+        )
+        engine = SteppedEngine(scheduler)
+        for place in range(6):
+            prompt = [7 + place] * (26 + place)
+            engine.add(Ask(f"{place}", prompt, 40, priority=6 - place, arrival_time=float(place)))
+            engine.step()
+        evicted = [sorted(engine.step().preempted) for _ in range(3)]
+        return next((names for names in evicted if names), [])
+
+    seen = 0
+    for spare in range(0, 6 * groups, 2):
+        ours = first_evicted(Scheduler, spare)
+        assert ours == [str(place) for place in range(len(ours))]
+        assert bool(ours) == bool(first_evicted(None, spare))
+        seen += bool(ours)
+    assert seen

@@ -52,6 +52,7 @@ _ATTRIBUTES: Final = (
     "lora_config",
     "max_num_active_reqs",
     "max_num_scheduled_tokens",
+    "num_lookahead_tokens",
     "num_waiting_for_streaming_input",
     "pause_state",
     "policy",
@@ -173,6 +174,7 @@ def step_limits(scheduler: Any) -> dict[str, Any]:
         "token_budget": int(scheduler.max_num_scheduled_tokens),
         "block_size": int(scheduler.block_size),
         "watermark_blocks": int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)),
+        "lookahead_tokens": int(scheduler.num_lookahead_tokens),
         "caching": bool(scheduler.cache_config.enable_prefix_caching),
     }
 
@@ -202,6 +204,12 @@ def most_tokens(request: Any) -> int:
 def free_blocks(scheduler: Any) -> int:
     """KV blocks free now, those that still hold reusable content included."""
     return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+def free_blocks_of_each_group(scheduler: Any) -> int:
+    """KV blocks free now for each KV group, of which hybrid models have several: a token takes its
+    place in a block of every one."""
+    return free_blocks(scheduler) // max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
 
 
 def blocks_freed(scheduler: Any, request: Any) -> int:

@@ -151,7 +151,8 @@ class Planner:
         if self._step % SWAP_EVERY == 0 or self.discipline.memory_growth > 0.0:
             return False
         scheduler = self._scheduler
-        return compat.free_blocks(scheduler) >= len(scheduler.running) + self._most_blocks
+        free_blocks = compat.free_blocks_of_each_group(scheduler)
+        return free_blocks >= len(scheduler.running) + self._most_blocks
 
     def _prepare(self) -> bool:
         """Write the facts of this step; whether there may be anything to decide."""
@@ -167,7 +168,7 @@ class Planner:
             len(scheduler.running),
             len(scheduler.waiting),
             compat.free_slots(scheduler),
-            compat.free_blocks(scheduler),
+            compat.free_blocks_of_each_group(scheduler),
             chosen.preempts and compat.may_swap(scheduler, self._throttled),
             self._admissions,
         )
