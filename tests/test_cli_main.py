@@ -85,6 +85,8 @@ def test_the_version_is_printed(run: Run) -> None:
         (["bench", "{table}", "--policy", "fcfs", "--model", "./nothing"], "config.json"),
         (["bench", "{table}", "--policy", "fcfs", "--", "--scheduler-cls", "x"], "--scheduler-cls"),
         (["serve"], "model"),
+        (["compile"], "--into DIR"),
+        (["compile", "--into", "/proc/nothing"], "--into"),
         (["serve", "--policy", "srpt", "--max-num-seqs", "4"], "name the model first"),
         (["serve", "reference", "--policy", "srpd"], "did you mean 'srpt'"),
         (["serve", "reference", "--predictor", "no/such"], "no/such"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,19 @@ def test_the_comparison_is_paired_and_knows_noise_from_gain() -> None:
         for _ in range(20)
     )
     assert fair <= 3
+
+
+@pytest.mark.parametrize("kind", ["endless", "pipe", "large"])
+def test_a_settings_file_that_is_something_else_is_left_alone(tmp_path: Path, kind: str) -> None:
+    settings = tmp_path / "settings.json"
+    if kind == "endless":
+        settings.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(settings)
+    else:
+        settings.write_bytes(b" " * (1 << 21))
+    with pytest.raises(ValueError, match=r"^is "):
+        read_predictor(settings)
+    with pytest.raises(ValueError, match=r"^is "):
+        place_predictor(settings, "none", "elsewhere")
+    assert list(tmp_path.iterdir()) == [settings]

@@ -179,6 +179,17 @@ def test_what_stays_the_same_stays_open(
     assert after.metrics is before.metrics
 
 
+def test_the_status_of_an_idle_engine_is_of_one_piece(
+    start: Callable[..., CheckedEngine], path: Path
+) -> None:
+    scheduler = start(policy="sjf", predictor="declared").scheduler
+    scheduler._tau.tau = 0.75
+    wait_until(lambda: json.loads(status_path(path).read_text())["rolling_tau"] == 0.75)
+    status = switch(path, policy="ltr", predictor="prompt-length")
+    assert (status["policy"], status["predictor"]) == ("ltr", "prompt-length")
+    assert status["rolling_tau"] is None, "the one of the predictor before"
+
+
 # Commit and retire ------------------------------------------------------------------------------
 
 

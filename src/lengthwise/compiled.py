@@ -7,6 +7,7 @@ rooms that compiled code comes from are part of the key, so that a stale schedul
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any, Final, TypeVar, cast
 
-from numba import njit
+from numba import config, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 
 # vLLM shows what is logged below its own name, and nothing else.
@@ -31,15 +32,16 @@ _TRACES: Final = (b"compiled", b"intrinsic", b"np.dtype(")  # of what compiled c
 def compiled(function: Function) -> Function:
     """Compile, and keep the machine code for the next process where there is a place for it."""
     with_sources = _with_sources(function)
+    if config.CACHE_DIR and not os.access(config.CACHE_DIR, os.W_OK):
+        dispatcher = njit(with_sources)
+        with contextlib.suppress(RuntimeError):  # nothing there of this room
+            dispatcher._cache = _CompiledAhead(with_sources)
+            return cast(Function, dispatcher)
     try:
         return cast(Function, njit(cache=True)(with_sources))
     except RuntimeError:  # a read-only container, or a home that is not one's own
-        dispatcher = njit(with_sources)
-    try:
-        dispatcher._cache = _KeptElsewhere(with_sources)
-    except RuntimeError:
         _say_that_nothing_is_kept()
-    return cast(Function, dispatcher)
+        return cast(Function, njit(with_sources))
 
 
 class _ReadOnlyFolder(UserProvidedCacheLocator):  # type: ignore[misc]
@@ -53,7 +55,7 @@ class _ReadOnlyCode(CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (_ReadOnlyFolder,)
 
 
-class _KeptElsewhere(FunctionCache):  # type: ignore[misc]
+class _CompiledAhead(FunctionCache):  # type: ignore[misc]
     """Code that `lengthwise compile` has left; what is not there is compiled and not kept."""
 
     _impl_class = _ReadOnlyCode

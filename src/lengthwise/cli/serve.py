@@ -86,7 +86,7 @@ def serve(
     learn_every: Annotated[
         int, typer.Option(min=40, help="With --learn: new answers between two trainings.")
     ] = 1000,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    host: Annotated[str, typer.Option(help="Address to listen on, for metrics too.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
 ) -> None:
     """Serve a model through vLLM's OpenAI server, short answers first.

@@ -25,7 +25,7 @@ from lengthwise.workload.dataset import Dataset
 
 _ENGINE: Final = EngineSettings(slots=2, token_budget=64, kv_blocks=40)
 _LONGEST: Final = 256  # tokens of a request
-_GUARDS: Final = {
+_GUARDS: Final[dict[str, Any]] = {
     "blend": 0.9,
     "starvation_threshold": 100,
     "max_wait_s": 100.0,
@@ -33,6 +33,7 @@ _GUARDS: Final = {
     "service_time": True,
     "preemption": "pays",
 }
+_AUTO: Final[dict[str, Any]] = {"parameters": {"c": "auto"}}
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         with open_virtual_engine(cost, _ENGINE, longest=_LONGEST) as engine:
             for name in policy_names():
                 settings: dict[str, Any] = {"policy": name, "predictor": predictor, **log}
-                for more in ({}, _GUARDS):
+                for more in ({}, _GUARDS, *([_AUTO] if name == "trail" else [])):
                     engine.use({**settings, **more})
                     engine.run(_requests())
                 print(name, flush=True)
