@@ -76,7 +76,7 @@ class Sources:
         )
         prompts = [engine_prompt(each) for each in requests]
         hashes, offsets = shared_blocks(prompts, BLOCK)
-        trace = _trace(
+        trace = of_lengths(
             [each.prompt_tokens for each in requests], [each.answer_tokens for each in requests]
         )
         trace = replace(trace, block_hashes=hashes, block_offsets=offsets, hash_tokens=BLOCK)
@@ -88,7 +88,7 @@ class Sources:
         table = self.prompts(VICUNA, "test")
         assert table.prompt_tokens is not None
         rows = np.random.default_rng(seed).integers(len(table.prompts), size=count)
-        trace = _trace(table.prompt_tokens[rows], np.maximum(table.lengths[rows], 1))
+        trace = of_lengths(table.prompt_tokens[rows], table.lengths[rows])
         return Traffic(trace, noisy_predictions(trace, tau, seed))
 
     @cache  # noqa: B019
@@ -106,16 +106,18 @@ def tokenizer() -> PromptTokenizer:
     return load_tokenizer(REFERENCE)
 
 
-def _trace(
+def of_lengths(
     prompts: Sequence[int] | NDArray[np.int64], answers: Sequence[int] | NDArray[np.int64]
 ) -> Trace:
-    lengths = np.array(prompts, np.int64), np.array(answers, np.int64)
-    return Trace("requests", np.zeros(len(prompts)), *lengths, rejected=[], layout="prompts")
-
-
-def of_lengths(prompts: NDArray[np.int64], answers: NDArray[np.int64]) -> Trace:
-    """Requests of these lengths, all at once."""
-    return _trace(np.maximum(prompts, 1), np.maximum(answers, 1))
+    """Requests of these lengths, of one token at least, all at once."""
+    return Trace(
+        name="requests",
+        arrival_s=np.zeros(len(prompts)),
+        prompt_tokens=np.maximum(np.array(prompts, np.int64), 1),
+        output_tokens=np.maximum(np.array(answers, np.int64), 1),
+        rejected=[],
+        layout="prompts",
+    )
 
 
 def predictions(predictor: Predictor, requests: Sequence[ReplayRequest]) -> NDArray[np.float64]:
