@@ -6,8 +6,9 @@ The built-in model computes on this machine's clock. Its schedule is then played
 time, where nothing computes:
 
 recorded  each step takes what that step took: what is left is the schedule itself
-fitted    steps take what `calibrate`'s model says, fitted to the steps of the same run: what is
-          added is the model of the cost, and the wall's noise that no model knows
+fitted    steps take what `calibrate`'s model says, fitted to the steps of the same round: what is
+          added is the model of the cost, and noise that no model knows
+run       the same, fitted to all rounds of a run at once: what is added is the machine's drift
 
 The clock is the wall's, for a quiet machine, or counts this process's own processor time, which
 others on the machine hardly touch. Time in which the engine idles is skipped.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -57,6 +59,7 @@ ENGINE = EngineSettings(
 LONGEST = 1536
 MODEL = ComputedModel(model_path(), "float32")
 CLOCKS = {"wall": time.monotonic, "processor": time.process_time}
+KINDS = ("recorded", "fitted", "run")
 FIGURES = ("e2e_mean", "e2e_p99", "ttft_mean", "ttft_p99")
 
 
@@ -160,22 +163,22 @@ def play(
 
 def compare(rounds: Sequence[tuple[str, Played]], run: int) -> list[dict[str, object]]:
     """A run's rounds again in virtual time; rows of errors."""
-    fitted = fit_cost(
-        [played.measured(place, label) for place, (label, played) in enumerate(rounds)]
-    )
+    measured = [played.measured(place, label) for place, (label, played) in enumerate(rounds)]
+    of_run = fit_cost(measured)
     rows: list[dict[str, object]] = []
-    for label, played in rounds:
+    for own, (label, played) in zip(measured, rounds, strict=True):
+        fitted = fit_cost([own])
         again = replayed(played, fitted.cost, played.durations)
-        modelled = replayed(played, fitted.cost, None)
         rows.append(
             {
                 "load": label,
-                "run": run,
+                "run_number": run,
                 "steps": len(played.durations),
                 "real_s": figures(played.served),
                 "recorded": errors(again, played.served),
                 "recorded_gap_s": gap_s(again, played.served),
-                "fitted": errors(modelled, played.served),
+                "fitted": errors(replayed(played, fitted.cost, None), played.served),
+                "run": errors(replayed(played, of_run.cost, None), played.served),
                 "fit_r2": fitted.r2,
                 "fit_median_error": fitted.median_error,
             }
@@ -189,8 +192,9 @@ def summary(rows: Sequence[dict[str, object]], clock: str) -> list[dict[str, obj
     for load in dict.fromkeys(str(row["load"]) for row in rows):
         own = [row for row in rows if row["load"] == load]
         line: dict[str, object] = {"load": load, "clock": clock, "runs": len(own)}
+        line["load_average"] = os.getloadavg()[2]
         line["recorded_gap_s"] = max(float(str(row["recorded_gap_s"])) for row in own)
-        for kind in ("recorded", "fitted"):
+        for kind in KINDS:
             for name in FIGURES:
                 values = [row[kind][name] for row in own]  # type: ignore[index]
                 line[f"{kind}_{name}"] = {
@@ -241,7 +245,7 @@ def main() -> None:
         return
     for line in lines:
         print(f"load {line['load']}: same token, largest gap {line['recorded_gap_s']:.1e} s")
-        for kind in ("recorded", "fitted"):
+        for kind in KINDS:
             cells = ", ".join(
                 f"{name} {100 * spread['median']:+.2f} % "
                 f"({100 * spread['low']:+.2f} to {100 * spread['high']:+.2f})"

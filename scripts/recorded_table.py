@@ -19,7 +19,7 @@ def recorded_table(kept: Row) -> list[str]:
             *(spread(row[f"{kind}_{name}"]) for name in _FIGURES),
         ]
         for row in kept["rows"]
-        for kind in ("recorded", "fitted")
+        for kind in ("recorded", "fitted", "run")
     ]
     first = kept["rows"][0]
     largest = max(row["recorded_gap_s"] for row in kept["rows"])
@@ -27,8 +27,8 @@ def recorded_table(kept: Row) -> list[str]:
         *table(("load", "durations", "E2E mean", "p99", "TTFT mean", "p99"), lines),
         "",
         f"Medians of {first['runs']} runs in %, the lowest and the highest in brackets; by the "
-        f"{first['clock']} clock. With recorded durations, no token was further than {largest:.0e} "
-        "s from where it really was.",
+        f"{first['clock']} clock, at a load average of {first['load_average']:.0f}. With recorded "
+        f"durations, no token was further than {largest:.0e} s from where it really was.",
     ]
 
 

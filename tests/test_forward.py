@@ -110,33 +110,38 @@ def test_a_probes_refined_predictions_decide(fingerprint: str, tmp_path: Path) -
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("policy", ["trail", "hrrn"])
-def test_recorded_steps_give_the_same_schedule(policy: str) -> None:
+def test_recorded_steps_give_the_same_schedule() -> None:
     """A real engine on the wall's clock, and virtual time that is told what each step took."""
-    settings = TRAIL | {"policy": policy, "service_time": True, "max_wait_s": 0.05}
-    settings["parameters"] = {"c": "auto"} if policy == "trail" else {}
-    given = [1 + 3 * (place * 7 % REQUESTS) for place in range(REQUESTS)]
+    timed = TRAIL | {"service_time": True, "max_wait_s": 0.05}
+    policies = {
+        "trail": timed | {"parameters": {"c": "auto"}},
+        "hrrn": timed | {"policy": "hrrn", "parameters": {}},
+    }
+    requests = asked([1 + 3 * (place * 7 % REQUESTS) for place in range(REQUESTS)])
     limits = replace(ENGINE, lag=0)
     model = ComputedModel(model_path(), "float32")
-    with open_forward_engine(
-        model, time.monotonic, limits, longest=512, settings=settings
-    ) as engine:
-        real = engine.run(asked(given))
-        durations = engine.durations
-    assert {each.finished for each in real} == {"stop"}
-    assert min(durations) > 0.0
-    with open_virtual_engine(COST, limits, longest=512, settings=settings) as virtual:
-        again = virtual.run(asked(given), durations=durations)
+    measured: dict[str, tuple[list[Served], list[float]]] = {}
+    with open_forward_engine(model, time.monotonic, limits, longest=512) as engine:
+        for name, settings in policies.items():
+            engine.use(settings)
+            measured[name] = engine.run(requests), engine.durations
+    with open_virtual_engine(COST, limits, longest=512) as virtual:
+        for name, settings in policies.items():
+            real, durations = measured[name]
+            assert {each.finished for each in real} == {"stop"}
+            assert min(durations) > 0.0
+            virtual.use(settings)
+            again = virtual.run(requests, durations=durations)
+            for one, other in zip(real, again, strict=True):
+                assert other.token_s == pytest.approx(one.token_s, abs=1e-9)
+                assert (other.sent_s, other.preemptions, other.cached_tokens) == (
+                    one.sent_s, one.preemptions, one.cached_tokens
+                )  # fmt: skip
+            virtual.use({"policy": "oracle"})
+            otherwise = virtual.run(requests, durations=[*durations, *durations])
+            assert [each.token_s for each in otherwise] != [each.token_s for each in real]
         with pytest.raises(LengthwiseError, match="more steps than were recorded"):
-            virtual.run(asked(given), durations=durations[:-1])
-    for one, other in zip(real, again, strict=True):
-        assert other.token_s == pytest.approx(one.token_s, abs=1e-9)
-        assert (other.sent_s, other.preemptions, other.cached_tokens) == (
-            one.sent_s, one.preemptions, one.cached_tokens
-        )  # fmt: skip
-    with open_virtual_engine(COST, limits, longest=512, settings={"policy": "oracle"}) as virtual:
-        otherwise = virtual.run(asked(given), durations=[*durations, *durations])
-    assert [each.token_s for each in otherwise] != [each.token_s for each in real]
+            virtual.run(requests, durations=durations[:9])
 
 
 @pytest.mark.engine
