@@ -8,79 +8,90 @@ only then takes it: all three must see the same one. One pass costs about 5 ns a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.compiled import compiled, compiled_here
+from lengthwise.compiled import compiled
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.request import RUNNING, WAITING, RequestTable
 
 
-@compiled_here
-def rank_requests(
-    rank: Any,
-    parameters: NDArray[np.void],
-    guards: NDArray[np.void],
-    table: RequestTable,
-    count: int,
-    now: float,
-    step: int,
-    prefill_weight: float,
-    admitted: NDArray[np.int64],
-    everyone: bool,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-) -> None:
-    """Bring the derived fields up to date and rank rows 0 … count-1.
+def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
+    """The pass over the table that ranks by a policy, to be compiled.
 
     Args:
         rank: the policy's compiled rank function.
-        parameters: array of one record with the policy's parameters.
-        guards: array of one GUARDS record.
-        table: array of REQUEST; derived fields, `overtaken` and `remaining` are written.
-        count: rows in use.
-        now: the step's clock reading, seconds.
-        step: the step's number.
-        prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
-            output tokens alone.
-        admitted: arrival_index of each request admitted since the last call, ascending. Every
-            waiting request that arrived earlier has been overtaken by it.
-        everyone: rank running requests too, and not those alone that wait.
-        groups: output, priority and tier as one key, for each row.
-        ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
+        parameters: the record that it reads its parameters from.
     """
-    for i in range(count):
-        request = table[i]
-        if request.state != WAITING and not (everyone and request.state == RUNNING):
-            continue
-        request.wait_s = now - request.arrival_s
-        request.idle_steps = step - request.last_step
-        if request.age > 0:
-            # A prediction made later says what was still to come at that age.
-            made = request.predicted_age
-            request.remaining = expected_remaining(
-                request.expected - made,
-                request.low - made,
-                request.median - made,
-                request.high - made,
-                request.age - made,
-            )
-        # The last known token is computed in the step that gives the next one.
-        held = request.cached_tokens if request.state == WAITING else request.computed_tokens
-        known = request.prompt_tokens + request.age
-        request.prefill_work = prefill_weight * max(known - held - 1, 0)
-        if request.state == WAITING and len(admitted) > 0:
-            request.overtaken += len(admitted) - np.searchsorted(admitted, request.arrival_index)
-        place = tier(request, guards[0])
-        groups[i] = request.priority * TIERS + place
-        if place == OVERDUE:
-            ranks[i] = request.arrival_index
-        else:
-            value = rank(request, now, parameters[0])
-            ranks[i] = math.inf if math.isnan(value) else value
+
+    def rank_requests(
+        values: Any,
+        guards: Any,
+        table: Any,
+        count: int,
+        now: float,
+        step: int,
+        prefill_weight: float,
+        admitted: Any,
+        everyone: bool,
+        groups: Any,
+        ranks: Any,
+    ) -> None:
+        """Bring the derived fields up to date and rank rows 0 … count-1.
+
+        Args:
+            values: the policy's parameters as float64, one after the other.
+            guards: array of one GUARDS record.
+            table: array of REQUEST; derived fields, `overtaken` and `remaining` are written.
+            count: rows in use.
+            now: the step's clock reading, seconds.
+            step: the step's number.
+            prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
+                output tokens alone.
+            admitted: arrival_index of each request admitted since the last call, ascending. Every
+                waiting request that arrived earlier has been overtaken by it.
+            everyone: rank running requests too, and not those alone that wait.
+            groups: output, priority and tier as one key, for each row.
+            ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
+        """
+        record = values.view(parameters)[0]
+        for i in range(count):
+            request = table[i]
+            if request.state != WAITING and not (everyone and request.state == RUNNING):
+                continue
+            request.wait_s = now - request.arrival_s
+            request.idle_steps = step - request.last_step
+            if request.age > 0:
+                # A prediction made later says what was still to come at that age.
+                made = request.predicted_age
+                request.remaining = expected_remaining(
+                    request.expected - made,
+                    request.low - made,
+                    request.median - made,
+                    request.high - made,
+                    request.age - made,
+                )
+            # The last known token is computed in the step that gives the next one.
+            held = request.cached_tokens if request.state == WAITING else request.computed_tokens
+            known = request.prompt_tokens + request.age
+            request.prefill_work = prefill_weight * max(known - held - 1, 0)
+            if request.state == WAITING and len(admitted) > 0:
+                request.overtaken += len(admitted) - np.searchsorted(
+                    admitted, request.arrival_index
+                )
+            place = tier(request, guards[0])
+            groups[i] = request.priority * TIERS + place
+            if place == OVERDUE:
+                ranks[i] = request.arrival_index
+            else:
+                value = rank(request, now, record)
+                ranks[i] = math.inf if math.isnan(value) else value
+
+    return rank_requests
 
 
 @compiled
@@ -249,8 +260,9 @@ def victims_last(
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
     runners: NDArray[np.void],
-) -> NDArray[np.int64]:
-    """The running requests in an order from whose tail the engine may take memory victims.
+    places: NDArray[np.int64],
+) -> None:
+    """Put running requests in an order from whose tail the engine may take memory victims.
 
     Within a priority class, requests in the middle of their prefill stay behind the others: in
     front they would take the token budget of those that decode.
@@ -259,23 +271,19 @@ def victims_last(
         table: array of REQUEST.
         groups: of `rank_requests`.
         ranks: of `rank_requests`.
-        runners: array of RUNNER, shape [n].
-
-    Returns:
-        Places among the runners, those to be kept longest first.
+        runners: array of RUNNER.
+        places: among the runners, sorted: those to be kept longest first.
     """
-    order = np.arange(len(runners))
     # Insertion sort: a few hundred at most, and nearly in order from one step to the next.
-    for place in range(1, len(order)):
-        moved = order[place]
-        hole = place
+    for k in range(1, len(places)):
+        moved = places[k]
+        hole = k
         while hole > 0 and _is_kept_longer(
-            table, groups, ranks, runners[moved], runners[order[hole - 1]]
+            table, groups, ranks, runners[moved], runners[places[hole - 1]]
         ):
-            order[hole] = order[hole - 1]
+            places[hole] = places[hole - 1]
             hole -= 1
-        order[hole] = moved
-    return order
+        places[hole] = moved
 
 
 @compiled

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.policy.guards import guard_record
-from lengthwise.policy.order import rank_requests
+from lengthwise.policy.order import ranking_of
 from lengthwise.policy.registry import Policy
 from lengthwise.request import RequestTable, new_table
 
 _FLOATS: Final = types.Array(types.float64, 1, "C")
 _INTEGERS: Final = types.Array(types.int64, 1, "C")
 
-#: `rank_requests` without its first argument, the parameters as float64 one after the other.
+#: Of `rank_requests`, in `policy.order`.
 SIGNATURE: Final = types.void(
     _FLOATS,
     numba.typeof(guard_record()),
@@ -121,35 +121,6 @@ def rank(
 def _compiled(rank: Any, names: tuple[str, ...]) -> tuple[Any, int]:
     """The ranking, which has to be kept as long as its address is, and the address."""
     parameters = np.dtype([(name, np.float64) for name in names])
-
-    @numba.njit(SIGNATURE)  # type: ignore[untyped-decorator]
-    def ranking(
-        values: Any,
-        guards: Any,
-        table: Any,
-        count: int,
-        now: float,
-        step: int,
-        prefill_weight: float,
-        admitted: Any,
-        everyone: bool,
-        groups: Any,
-        ranks: Any,
-    ) -> None:
-        rank_requests(
-            rank,
-            values.view(parameters),
-            guards,
-            table,
-            count,
-            now,
-            step,
-            prefill_weight,
-            admitted,
-            everyone,
-            groups,
-            ranks,
-        )
-
+    ranking = numba.njit(SIGNATURE)(ranking_of(rank, parameters))
     result = ranking.get_compile_result(SIGNATURE)
     return ranking, int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))

@@ -124,7 +124,8 @@ def begin(
         facts.lost_share *= FADES
         values[rules.adapts] = batch_cutoff(table, runners, facts)
     if not (swaps_are_due(rules, facts) or looks_ahead(rules, facts)) and (
-        not _memory_may_run_out(facts) or facts.free_blocks >= _wanted_blocks(facts, runners)
+        not _memory_may_run_out(facts)
+        or facts.free_blocks >= _wanted_blocks(facts, runners, np.arange(len(runners)))
     ):
         return False
     for runner in runners:
@@ -202,7 +203,7 @@ def decide(
     """
     victims, front, limited = np.empty(0, np.int64), np.empty(0, np.int64), False
     if swaps_are_due(rules, facts):
-        newcomers = waiting[ready]
+        newcomers = _those_ready(waiting, ready)
         _keep_those_behind(rules, facts, runners, groups, ranks, newcomers)
         victims, admitted = choose_swaps(rules, facts, runners, table, groups, ranks, newcomers)
         limited = len(victims) > 0
@@ -221,17 +222,13 @@ def decide(
             )
             limited = count < len(front)
             front = front[:count]
-    stays = np.ones(len(runners), np.bool_)
-    free_blocks = facts.free_blocks
+    kept, free_blocks = _those_kept(runners, victims), facts.free_blocks
     for place in victims:
-        stays[place] = False
         free_blocks += runners[place].freed_blocks
-    kept = np.nonzero(stays)[0]
-    left = runners[stays]
-    if free_blocks < len(left) + blocks_for(facts.token_budget, facts.block_size) and (
-        free_blocks < _wanted_blocks(facts, left)
+    if free_blocks < len(kept) + blocks_for(facts.token_budget, facts.block_size) and (
+        free_blocks < _wanted_blocks(facts, runners, kept)
     ):
-        kept = kept[victims_last(table, groups, ranks, left)]
+        victims_last(table, groups, ranks, runners, kept)
     return victims, front, limited, kept
 
 
@@ -252,9 +249,36 @@ def _keep_those_behind(
 
 
 @compiled
-def _wanted_blocks(facts: Any, runners: NDArray[np.void]) -> int:
-    """Blocks for all that the running requests want to compute, at most."""
+def _those_ready(waiting: Rows, ready: NDArray[np.bool_]) -> Rows:
+    rows = np.empty(len(waiting), np.int64)
+    count = 0
+    for place in range(len(waiting)):
+        if ready[place]:
+            rows[count] = waiting[place]
+            count += 1
+    return rows[:count]
+
+
+@compiled
+def _those_kept(runners: NDArray[np.void], victims: Rows) -> Rows:
+    """Places of the runners that are no victims."""
+    places = np.empty(len(runners) - len(victims), np.int64)
+    count = 0
+    for place in range(len(runners)):
+        stays = True
+        for victim in victims:
+            stays = stays and victim != place
+        if stays:
+            places[count] = place
+            count += 1
+    return places
+
+
+@compiled
+def _wanted_blocks(facts: Any, runners: NDArray[np.void], places: Rows) -> int:
+    """Blocks for all that these running requests want to compute, at most."""
     wanted = 0
-    for runner in runners:
-        wanted += blocks_for(runner.wanted_tokens + facts.lookahead_tokens, facts.block_size)
+    for place in places:
+        tokens = runners[place].wanted_tokens + facts.lookahead_tokens
+        wanted += blocks_for(tokens, facts.block_size)
     return wanted

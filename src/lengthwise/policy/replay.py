@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, one_line
 from lengthwise.policy.pointer import rank, ranking_address
+from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.registry import get_policy
 from lengthwise.policy.select import Rows
-from lengthwise.policy.step_order import decide, look
 from lengthwise.request import RequestTable
 
 
@@ -70,11 +70,10 @@ class RecordedStep:
             groups,
             ranks,
         )
-        waiting = look(self.rules, self.facts, runners, table, groups, ranks)
+        rules = self.rules[0]
+        waiting = look(rules, facts, runners, table, groups, ranks)
         runners["may_make_way"] &= self.runners["may_make_way"]
-        return Decision(
-            *decide(self.rules, self.facts, runners, table, groups, ranks, waiting, self.ready)
-        )
+        return Decision(*decide(rules, facts, runners, table, groups, ranks, waiting, self.ready))
 
     def save(self, path: Path) -> None:
         """Write it to a file, `.npz`."""

@@ -7,11 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.compiled import compiled
-from lengthwise.policy import prepass
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.order import first_in_order
 from lengthwise.policy.pointer import rank
+from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.select import Rows
 from lengthwise.request import RequestTable
 
@@ -81,7 +80,7 @@ class StepOrder:
         table: RequestTable,
     ) -> Rows:
         """Of whom the engine has to be asked more; see `prepass.look`, `facts` as an array."""
-        return look(discipline.rules, facts, runners, table, self.groups, self.ranks)
+        return look(discipline.rules[0], facts[0], runners, table, self.groups, self.ranks)
 
     def decide(
         self,
@@ -94,77 +93,5 @@ class StepOrder:
     ) -> tuple[Rows, Rows, bool, Rows]:
         """Who makes way, who may come in, who keeps its memory; see `prepass.decide`."""
         return decide(
-            discipline.rules, facts, runners, table, self.groups, self.ranks, waiting, ready
+            discipline.rules[0], facts[0], runners, table, self.groups, self.ranks, waiting, ready
         )
-
-
-@compiled
-def prepare(
-    rules: NDArray[np.void],
-    facts: NDArray[np.void],
-    times: NDArray[np.void],
-    now_s: float,
-    step: int,
-    rows: int,
-    running: int,
-    waiting: int,
-    free_slots: int,
-    free_blocks: int,
-    may_swap: bool,
-    admissions: int,
-) -> bool:
-    """`prepass.prepare` for arrays of one record each."""
-    return prepass.prepare(
-        rules[0],
-        facts[0],
-        times[0],
-        now_s,
-        step,
-        rows,
-        running,
-        waiting,
-        free_slots,
-        free_blocks,
-        may_swap,
-        admissions,
-    )
-
-
-@compiled
-def begin(
-    rules: NDArray[np.void],
-    facts: NDArray[np.void],
-    runners: NDArray[np.void],
-    table: RequestTable,
-    values: NDArray[np.float64],
-) -> bool:
-    """`prepass.begin` for arrays of one record each."""
-    return prepass.begin(rules[0], facts[0], runners, table, values)
-
-
-@compiled
-def look(
-    rules: NDArray[np.void],
-    facts: NDArray[np.void],
-    runners: NDArray[np.void],
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-) -> Rows:
-    """`prepass.look` for arrays of one record each."""
-    return prepass.look(rules[0], facts[0], runners, table, groups, ranks)
-
-
-@compiled
-def decide(
-    rules: NDArray[np.void],
-    facts: NDArray[np.void],
-    runners: NDArray[np.void],
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-    waiting: Rows,
-    ready: NDArray[np.bool_],
-) -> tuple[Rows, Rows, bool, Rows]:
-    """`prepass.decide` for arrays of one record each."""
-    return prepass.decide(rules[0], facts[0], runners, table, groups, ranks, waiting, ready)

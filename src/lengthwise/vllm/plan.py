@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.prepass import SPARE, SWAP_EVERY
+from lengthwise.policy.prepass import SPARE, SWAP_EVERY, begin, prepare
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for
-from lengthwise.policy.step_order import StepOrder, begin, prepare
+from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
@@ -159,9 +159,9 @@ class Planner:
         self._prepared = True
         scheduler, chosen = self._scheduler, self.discipline
         return prepare(
-            chosen.rules,
-            self._facts,
-            self.step_time.record,
+            chosen.rules[0],
+            self._facts[0],
+            self.step_time.record[0],
             self._now,
             self._step,
             self._live.count,
@@ -178,7 +178,7 @@ class Planner:
         scheduler, table, chosen = self._scheduler, self._live.table, self.discipline
         running: list[Any] = list(scheduler.running)
         runners = self._runners(running)
-        if not begin(chosen.rules, self._facts, runners, table, chosen.values):
+        if not begin(chosen.rules[0], self._facts[0], runners, table, chosen.values):
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, self._facts, runners, table)
