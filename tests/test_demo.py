@@ -56,5 +56,4 @@ def test_the_demo_compares_four_policies_at_four_loads(
     assert not any(row["flagged_rounds"] for row in rows)
     assert rows[3]["factor_mean_e2el"] > 1.0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "trained in this run" in page
     assert ("answers.jsonl" in page) == (source == "table")

@@ -108,7 +108,6 @@ def run_virtual_bench(
         learnt: of a predictor that was trained for this run, in a sentence.
         progress: told what happens.
     """
-    from lengthwise.compare.demo import SAME_MACHINE
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
@@ -145,7 +144,7 @@ def run_virtual_bench(
         engine=VIRTUAL,
         engine_note=(
             f"{name}: {engine.slots} slots, {engine.token_budget:,} tokens a step. Prompt tokens: "
-            f"{counted}.{' ' + SAME_MACHINE if learnt else ''}"
+            f"{counted}."
         ),
         server={
             "slots": engine.slots,

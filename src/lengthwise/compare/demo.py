@@ -32,9 +32,6 @@ SLOTS = 64  # of the 256 that an A100 would be given: enough for a queue of a fe
 REQUESTS = 800
 PREDICTOR_FOLDER = "predictor"
 
-#: of a predictor that was trained in the same run: products are added up differently elsewhere
-SAME_MACHINE = "The predictor was trained in this run: another machine's may differ in a digit."
-
 _LEARNT_FROM = 4000
 _CONTEXT = 8192
 
@@ -94,7 +91,7 @@ def run_demo(out: Path, scale: Scale, *, data: Path | None, seed: int, progress:
         engine=VIRTUAL,
         engine_note=(
             f"{scale.name}: {scale.engine.slots} slots, {scale.engine.token_budget:,} tokens a "
-            f"step. Prompt tokens: counted by the built-in tokenizer. {SAME_MACHINE}"
+            "step. Prompt tokens: counted by the built-in tokenizer."
         ),
         server={"slots": scale.engine.slots, "step_costs": scale.cost.source},
     )

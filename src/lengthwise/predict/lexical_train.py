@@ -90,8 +90,10 @@ def fit_lexical(
     loss = loss_named(recipe.loss or "listmle")
     fit = _Fit(dataset, features, recipe, loss)
     count = dataset.lengths.size
-    outputs = cross_fit(
-        count, recipe.seed, fit.predict, lambda part: progress("cross-fitting", 0.8 * part)
+    outputs = _without_noise(
+        cross_fit(
+            count, recipe.seed, fit.predict, lambda part: progress("cross-fitting", 0.8 * part)
+        )
     )
     progress("training", 0.8)
     model = fit.model(np.arange(count), recipe.seed)
@@ -150,7 +152,7 @@ class _Fit:
         if self._loss.name == "cross-entropy":
             network = self._network(matrix, buckets.size, rows, seed)
             return empty._replace(
-                bias=network.output_bias,
+                bias=_without_noise(network.output_bias),
                 embedding=network.embedding,
                 hidden_bias=network.hidden_bias,
                 output=network.output,
@@ -158,7 +160,7 @@ class _Fit:
         linear = self._linear(matrix, buckets.size, rows, seed)
         return empty._replace(
             weights=linear.weights.astype(np.float32),
-            bias=linear.bias,
+            bias=_without_noise(linear.bias),
             output=np.zeros((0, linear.bias.size)),
         )
 
@@ -197,6 +199,14 @@ class _Fit:
 
         schedule = schedule._replace(list_length=self._list_length)
         descend(model, self._loss, targets, schedule, seed)
+
+
+def _without_noise(values: Floats) -> Floats:
+    """Without the digits that logarithms and exponentials of another C library change.
+
+    Weights have none of them, being kept in single precision.
+    """
+    return np.round(values, 6)
 
 
 def _chosen_groups(names: tuple[str, ...] | None) -> NDArray[np.bool_]:
