@@ -236,7 +236,7 @@ def test_the_transfer_matrix_of_two_tables(command: Command, table: Path, tmp_pa
     )
     found = result["across"]
     assert [list(each["taus"]) for each in found] == [names] * len(found)
-    assert [(each["trained_on"], each["rows"]) for each in found][0] == (str(out), 300)
+    assert (found[0]["trained_on"], found[0]["rows"]) == (str(out), 300)
     assert {each["trained_on"] for each in found[1:]} == set(names)
     assert "give a table" in command.refusal("evaluate", out)
     assert "learns nothing" in command.refusal(
