@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from lengthwise.cli.main import main
 
+BENCH = Path(__file__).parents[1] / "bench"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VICUNA = SHARED / "prompts_alpaca_vicuna7b.parquet"
 CASTILLO = SHARED / "prompts_castillo.parquet"
@@ -214,6 +216,68 @@ def test_an_ablation_trains_on_train_and_chooses_by_valid(
         "evaluate", "oracle", table, *columns, "--split", "test", "--ablation", "rows"
     )
     assert "learns nothing" in refusal
+
+
+def test_the_transfer_matrix_of_two_tables(command: Command, table: Path, tmp_path: Path) -> None:
+    """One with a split of its own, one divided by a hash of its prompts."""
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    other = tmp_path / "other.jsonl"
+    rows = [
+        {"prompt": line["prompt"], "tokens": line["tokens"], "model": "ab"[number % 2]}
+        for number, line in enumerate(lines)
+    ]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, columns = tmp_path / "p", ("--length-column", "tokens")
+    command.json("train", table, *columns, "--out", out)
+    result = command.json("evaluate", out, "--across", f"{table},{other}:model=a", *columns)
+    names = [table.stem, "other:model=a"]
+    assert "no row has" in command.refusal(
+        "evaluate", out, "--across", f"{table},{other}:model=c", *columns
+    )
+    found = result["across"]
+    assert [list(each["taus"]) for each in found] == [names] * len(found)
+    assert (found[0]["trained_on"], found[0]["rows"]) == (str(out), 300)
+    assert {each["trained_on"] for each in found[1:]} == set(names)
+    assert "give a table" in command.refusal("evaluate", out)
+    assert "learns nothing" in command.refusal(
+        "evaluate", "oracle", "--across", f"{table}", *columns
+    )
+
+
+def test_conversations_are_trained_on_and_told(command: Command, tmp_path: Path) -> None:
+    """From a file in ShareGPT's layout, with what is left out said and no flag given."""
+    made = runpy.run_path(str(BENCH / "make_sharegpt.py"))
+    path = tmp_path / "ShareGPT.json"
+    path.write_text(json.dumps(list(made["dialogues"](60, 0))))
+    code, _, shown = command("train", path, "--out", tmp_path / "p")
+    assert code == 0
+    assert "ShareGPT.json, read as sharegpt: " in shown
+    assert "an answer without a prompt before it" in shown
+    result = command.json("evaluate", tmp_path / "p", path, "--turns", "last")
+    assert result["layout"] == "sharegpt"
+    found = command.json("inspect", path)
+    assert found["prompts"]["layout"] == "sharegpt"
+    assert found["prompts"]["left_out"]["the conversation is empty"] >= 1
+    code, told, _ = command("inspect", path)
+    assert code == 0
+    assert "Left out: the conversation is empty" in told
+    refusal = command.refusal("inspect", BENCH / "make_sharegpt.py")
+    assert "not from .py" in refusal
+
+
+def test_evaluate_warns_of_prompts_that_hold_their_answers(
+    command: Command, table: Path, tmp_path: Path
+) -> None:
+    command.json("train", table, "--length-column", "tokens", "--out", tmp_path / "p")
+    answers = [f"{number} " * 25 for number in range(40)]
+    rows = [{"prompt": f"Say: {answer}", "response": answer} for answer in answers]
+    path = tmp_path / "leak.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, shown = command("evaluate", tmp_path / "p", path)
+    assert code == 0
+    assert "warning: 40 of 40 prompts hold their own answers" in shown
+    assert command.json("evaluate", tmp_path / "p", path)["prompts_with_own_answer"] == 40
+    assert "hold their own answers" in command.refusal("train", path, "--out", tmp_path / "q")
 
 
 def test_recipes_that_cannot_be_are_one_line(command: Command, table: Path, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def evaluate(
         ),
     ],
     dataset: Annotated[
-        Path,
+        Path | None,
         typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
-    ],
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only rows whose column `split` has it.")
     ] = None,
@@ -75,6 +75,14 @@ def evaluate(
             "backbone, features, list-size, rows, or several, as in `features,list-size`."
         ),
     ] = None,
+    across: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Instead of one table several, each a path or PATH:COLUMN=VALUE: how predictors "
+            "trained on one do on the others.",
+        ),
+    ] = None,
     backbone: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +99,9 @@ def evaluate(
     of the prompt's length alone, and the ceiling where the table has several answers per prompt.
     Tables follow by task and by length, and of what its lengths and quantiles are worth.
 
+    With `--across`, the predictor is asked about the test rows of several tables, and so are
+    others, trained by its recipe on each table's train rows, all or a few: the transfer matrix.
+
     With `--ablation`, its recipe is varied and trained anew on the rows of the split `train`; tau
     is given on `valid`, to choose by, and on the split that is asked for, to report.
 
@@ -100,14 +111,18 @@ def evaluate(
 
     from rich.console import Console
 
+    from lengthwise.cli.across import print_matrix, transfer_matrix
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.train import note_left_out, parse_where
+    from lengthwise.errors import InputError
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.plot import plot_calibration
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
     from lengthwise.workload.dataset import load_dataset
 
+    if (dataset is None) == (across is None):
+        raise InputError("give a table of prompts and answers, or several with --across A,B")
     with ConsoleProgress() as progress:
         progress.stage("reading the predictor and the table")
         loaded = load_predictor(predictor, tokenizer)
@@ -115,20 +130,23 @@ def evaluate(
         name = tokenizer or (metadata.tokenizer if metadata is not None else REFERENCE)
         encoder = load_tokenizer(name)
 
-        def rows_of(split: str | None, limit: int | None) -> Dataset:
+        def read(
+            path: Path, split: str | None, limit: int | None, conditions: dict[str, str]
+        ) -> Dataset:
             table = load_dataset(
-                dataset,
+                path,
                 prompt_column=prompt_column,
                 length_column=length_column,
                 answer_column=answer_column,
                 split=split,
-                where=parse_where(where),
+                where={**parse_where(where), **conditions},
                 limit=limit,
                 count_tokens=encoder.count_tokens,
                 turns=turns,
                 prompts=prompts,
                 quotes=True,
                 refuses=encoder.refuses,
+                progress=progress.advance,
             )
             if not skip_malformed:
                 table.refuse_rejected()
@@ -140,6 +158,18 @@ def evaluate(
                     "where no prompt does"
                 )
             return table
+
+        if across is not None:
+            matrix = transfer_matrix(
+                predictor, loaded, across.split(","), read, encoder, limit, seed, progress
+            )
+            print_matrix(matrix, predictor, json)
+            return
+        assert dataset is not None
+        path = dataset
+
+        def rows_of(split: str | None, limit: int | None) -> Dataset:
+            return read(path, split, limit, {})
 
         table = rows_of(split, limit)
         head = {
@@ -177,7 +207,7 @@ def evaluate(
             rows = [dataclasses.asdict(each) for each in ablated]
             for row in rows:
                 row["taus"] = {name: tau._asdict() for name, tau in row["taus"].items()}
-            _print_json({**head, "ablation": rows})
+            print_json({**head, "ablation": rows})
         else:
             console.print(_ablation_table(ablated))
     elif json:
@@ -186,7 +216,7 @@ def evaluate(
             if metadata is None
             else {name: getattr(metadata, name) for name in ("kind", "loss", "bucket")}
         )
-        _print_json({**head, **kind, **dataclasses.asdict(evaluation)})
+        print_json({**head, **kind, **dataclasses.asdict(evaluation)})
     else:
         console.print(_as_table(evaluation))
         console.print(_parts_table("By task", evaluation.tau_by_task))
@@ -234,7 +264,7 @@ def _ablate(
     )
 
 
-def _print_json(values: dict[str, Any]) -> None:
+def print_json(values: dict[str, Any]) -> None:
     """JSON on stdout, with null for what is not a number."""
     import json
     import math
@@ -261,7 +291,7 @@ def _as_table(evaluation: Evaluation) -> Table:
     table.add_row("Rows", f"{evaluation.rows:,}")
     if evaluation.unpredicted:
         table.add_row("Rows without a prediction", f"{evaluation.unpredicted:,}")
-    table.add_row("Kendall tau-b (95 % interval)", _interval(evaluation))
+    table.add_row("Kendall tau-b (95 % interval)", shown_interval(evaluation))
     table.add_row("  prompt length alone", _tau(evaluation.prompt_length_tau))
     if evaluation.ceiling_tau is not None:
         table.add_row("  ceiling: mean of the other answers", _tau(evaluation.ceiling_tau))
@@ -292,7 +322,8 @@ def _as_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _interval(measured: Evaluation | Part | Tau) -> str:
+def shown_interval(measured: Evaluation | Part | Tau) -> str:
+    """A tau with its interval, where it has one."""
     if measured.tau_low is None:
         return _tau(measured.tau)
     return f"{_tau(measured.tau)} ({_tau(measured.tau_low)} to {_tau(measured.tau_high)})"
@@ -307,7 +338,7 @@ def _parts_table(title: str, parts: Sequence[Part]) -> Table:
         table.add_row(
             part.name,
             f"{part.rows:,}",
-            _interval(part),
+            shown_interval(part),
             f"{part.mean_expected:.0f}",
             f"{part.mean_length:.0f}",
             f"{part.mae:.0f}",
@@ -323,6 +354,6 @@ def _ablation_table(ablated: Sequence[Ablated]) -> Table:
     splits = list(ablated[0].taus)
     table = Table("ablation", "setting", "rows", *(f"tau, {name}" for name in splits), "seconds")
     for each in ablated:
-        taus = (_interval(each.taus[name]) for name in splits)
+        taus = (shown_interval(each.taus[name]) for name in splits)
         table.add_row(each.ablation, each.setting, f"{each.rows:,}", *taus, f"{each.seconds:.1f}")
     return table

@@ -167,6 +167,7 @@ def train(
                 prompts=prompts,
                 quotes=quotes,
                 refuses=encoder.refuses,
+                progress=progress.advance,
             )
             if not skip_malformed:
                 table.refuse_rejected()

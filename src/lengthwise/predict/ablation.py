@@ -152,13 +152,22 @@ def ablate(
         predictor = train(rows, tokenizer, variant.recipe)
         seconds = time.monotonic() - started
         taus = {
-            split: _tau(predictor, prompts[split], found, seed) for split, found in measured.items()
+            split: measure_tau(predictor, prompts[split], found, seed)
+            for split, found in measured.items()
         }
         results.append(Ablated(name, variant.setting, rows.lengths.size, seconds, taus))
     return results
 
 
-def _tau(predictor: Predictor, prompts: Sequence[Prompt], rows: Dataset, seed: int) -> Tau:
+def measure_tau(predictor: Predictor, prompts: Sequence[Prompt], rows: Dataset, seed: int) -> Tau:
+    """How well a predictor orders some rows.
+
+    Args:
+        predictor: what is asked, about all rows at once where it is slow.
+        prompts: of the rows, as a server would see them.
+        rows: the truth.
+        seed: of the interval.
+    """
     if isinstance(predictor, SlowPredictor):
         said: Sequence[Prediction] = predictor.predict_many(prompts)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ LORA_COLUMN: Final = "lora"  #: the adapter that it is sent to
 TASK_COLUMNS: Final = ("task", "category", "dataset")  #: what kind of prompt it is
 
 _COUNTED_AT_ONCE: Final = 2_000  # answers
+_REPORTED: Final = 5_000  # prompts between two reports of progress
 
 CountTokens = Callable[[list[str]], list[int]]  #: texts -> tokens of each
 
@@ -75,19 +76,28 @@ class Dataset:
 
     def first(self, count: int) -> Dataset:
         """The same, of the first rows only."""
+        part = self.of(np.arange(min(count, len(self.prompts))))
+        return replace(part, selection=f"{self.selection}, the first {count}")
+
+    def sample(self, count: int | None, seed: int) -> Dataset:
+        """The same, of so many rows in random order; of all where there are fewer, or with None."""
+        order = np.random.default_rng(seed).permutation(len(self.prompts))
+        return self.of(order[:count])
+
+    def of(self, places: NDArray[np.int64]) -> Dataset:
+        """The same, of the rows at some places only, in that order."""
         return replace(
             self,
-            prompts=self.prompts[:count],
-            lengths=self.lengths[:count],
-            samples=self.samples and self.samples[:count],
-            rows=self.rows[:count],
-            selection=f"{self.selection}, the first {count}",
-            tasks=self.tasks and self.tasks[:count],
-            systems=self.systems and self.systems[:count],
-            tenants=self.tenants and self.tenants[:count],
-            loras=self.loras and self.loras[:count],
-            prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[:count],
-            chats=self.chats and self.chats[:count],
+            prompts=_at(self.prompts, places),
+            lengths=self.lengths[places],
+            samples=self.samples and _at(self.samples, places),
+            rows=self.rows[places],
+            tasks=self.tasks and _at(self.tasks, places),
+            systems=self.systems and _at(self.systems, places),
+            tenants=self.tenants and _at(self.tenants, places),
+            loras=self.loras and _at(self.loras, places),
+            prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[places],
+            chats=self.chats and _at(self.chats, places),
         )
 
     def refuse_rejected(self) -> None:
@@ -99,6 +109,13 @@ class Dataset:
                 f"(malformed rows in all: {len(self.rejected)}); mend the table, or leave such "
                 "rows out with --skip-malformed"
             )
+
+
+T = TypeVar("T")
+
+
+def _at(cells: Sequence[T], places: NDArray[np.int64]) -> list[T]:
+    return [cells[place] for place in places.tolist()]
 
 
 def load_dataset(
@@ -116,6 +133,7 @@ def load_dataset(
     quotes: bool = False,
     prompts: Path | None = None,
     refuses: Callable[[Chat], str | None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Dataset:
     """Read prompts and the lengths of their answers.
 
@@ -139,6 +157,7 @@ def load_dataset(
         quotes: keep rows whose prompts hold their own answers.
         prompts: the file of the prompts, where this one has only answers.
         refuses: why the model could not be asked a conversation; None where it could.
+        progress: called now and then with the number of prompts read.
 
     Raises:
         InputError: no such file, not a table, a column or a row that was asked for is not there,
@@ -166,6 +185,8 @@ def load_dataset(
                 "tokenizer to count their tokens"
             )
         kept.add(row)
+        if progress is not None and len(kept.rows) % _REPORTED == 0:
+            progress(len(kept.rows))
         if len(kept.rows) == limit:
             break
     exchanges.check()
