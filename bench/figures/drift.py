@@ -137,4 +137,4 @@ def rows(cells: Sequence[Row]) -> list[Row]:
     return found
 
 
-TABLES = (Table("drift", cells, rows, files=(CASTILLO,), trained=True),)
+TABLES = (Table("drift", cells, rows, files=(CASTILLO,)),)
