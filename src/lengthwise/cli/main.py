@@ -13,6 +13,7 @@ import typer
 
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
+from lengthwise.cli.check import check
 from lengthwise.cli.collect import collect
 from lengthwise.cli.compile import compile
 from lengthwise.cli.demo import demo
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command()(demo)
 # vLLM's own flags are passed on, so options that are not ours are no error here.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command()(check)
 app.command()(bench)
 app.command()(inspect)
 app.command()(train)

@@ -133,6 +133,11 @@ class Settings(BaseModel):
         description="rank by predicted time and not by tokens: prompt tokens that are not cached "
         "count too, at what they were measured to cost",
     )
+    shadow: bool = Field(
+        default=False,
+        description="decide nothing: the order is that of stock vLLM, and what the policy would "
+        "have changed is told",
+    )
     record: str | None = Field(
         default=None,
         description="folder for one line per step and per finished request (no prompts)",
@@ -213,6 +218,11 @@ def replace_file(path: Path, data: bytes) -> None:
 def status_path(path: Path, engine: int = 0) -> Path:
     """The status file that belongs to a settings file; each engine of a server has its own."""
     return path.with_name(path.stem + (f".status.{engine}.json" if engine else ".status.json"))
+
+
+def off_path(path: Path) -> Path:
+    """The file whose mere presence switches the policy of a settings file off."""
+    return path.with_name(f"{path.name}.off")
 
 
 def read_settings(path: Path) -> tuple[Settings, str]:
