@@ -20,6 +20,7 @@ from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.inspect import inspect
+from lengthwise.cli.off import off, on
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
@@ -41,6 +42,8 @@ app.command()(demo)
 # vLLM's own flags are passed on, so options that are not ours are no error here.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(check)
+app.command()(off)
+app.command()(on)
 app.command()(bench)
 app.command()(inspect)
 app.command()(train)

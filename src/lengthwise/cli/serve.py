@@ -257,17 +257,10 @@ def _write(settings: Settings, path: Path) -> None:
 
 
 def own_settings_file(port: int) -> Path:
-    """Where the settings are that the user gave no file for.
+    """Where the settings are that the user gave no file for."""
+    from lengthwise.serve.whereabouts import state_folder
 
-    That is where programs keep what should outlive them (XDG Base Directory Specification). A home
-    may be shared by several machines, so the machine's name is in it as well as the port.
-    """
-    import os
-    import socket
-
-    base = os.environ.get("XDG_STATE_HOME")
-    state = Path(base) if base else Path.home() / ".local" / "state"
-    return state / "lengthwise" / f"serve-{socket.gethostname()}-{port}" / "settings.json"
+    return state_folder(port) / "settings.json"
 
 
 def _say(line: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +27,7 @@ from lengthwise.vllm.metrics_server import MetricsServer
 from lengthwise.vllm.prediction_source import Source, open_source
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import LengthLogSettings, Settings
+from lengthwise.vllm.shadow import Shadow
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -53,21 +54,25 @@ class Active:
         settings: what was asked for.
         discipline: the policy with its guards.
         fcfs: the same, with nothing left to predictions.
+        predicts: whether requests are predicted.
         predictor: the specification of the predictor that is asked, None where none is.
         source: where predictions come from.
         recorder: where steps and requests are recorded.
         length_log: where the lengths of answers are logged.
         metrics: where the counters are exported.
+        shadow: what is told what the policy would have to decide, where it decides nothing.
     """
 
     settings: Settings
     discipline: Discipline
     fcfs: Discipline
+    predicts: bool = False
     predictor: str | None = None
     source: Source | None = None
     recorder: Recorder | None = None
     length_log: LengthLog | None = None
     metrics: MetricsServer | None = None
+    shadow: Shadow | None = None
 
     @property
     def writes(self) -> bool:
@@ -75,15 +80,38 @@ class Active:
         return self.recorder is not None or self.length_log is not None
 
     @property
+    def measures_work(self) -> bool:
+        """Whether anybody wants to know what each step does."""
+        return self.recorder is not None or self.shadow is not None
+
+    @property
     def parts(self) -> list[Part]:
         """What has to be closed."""
-        every = (self.source, self.recorder, self.length_log, self.metrics)
+        every = (self.source, self.recorder, self.length_log, self.metrics, self.shadow)
         return [part for part in every if part is not None]
+
+    def in_stock_order(self) -> Active:
+        """The same with vLLM's own order; nothing is predicted, and what watches goes on."""
+        fcfs = make_discipline("fcfs")
+        settings = self.settings.model_copy(
+            update={"policy": "fcfs", "client_priority": False, "shadow": False}
+        )
+        return replace(
+            self,
+            settings=settings,
+            discipline=fcfs,
+            fcfs=fcfs,
+            predicts=False,
+            predictor=None,
+            source=None,
+            shadow=None,
+        )
 
     def says(self) -> dict[str, Any]:
         """What the status file says of it once it is in force."""
         return {
             "policy": self.settings.policy,
+            "shadow": self.settings.shadow,
             "predictor": self.predictor,
             "metrics_port": None if self.metrics is None else self.metrics.port,
         }
@@ -104,6 +132,7 @@ class Engine:
         tokenizer: the served model's.
         model: the name that the model is served by.
         gauges: present values, by name.
+        by_priority: vLLM's own order goes by priority class.
     """
 
     index: int
@@ -111,6 +140,7 @@ class Engine:
     tokenizer: str
     model: str
     gauges: Callable[[], dict[str, float]]
+    by_priority: bool = False
 
 
 class Opener:
@@ -152,18 +182,23 @@ class Opener:
         for each in (discipline, fcfs):
             warm_up(each)
         spec = discipline.policy.predictor or settings.predictor
-        if not discipline.needs_predictions or spec == NO_PREDICTOR:
+        predicts = discipline.needs_predictions
+        if not predicts or spec == NO_PREDICTOR:
             spec = None
+        if settings.shadow:
+            discipline = fcfs = make_discipline("fcfs")
         # Files come last, so that a refusal leaves no trace of them.
         return Active(
             settings=settings,
             discipline=discipline,
             fcfs=fcfs,
+            predicts=predicts,
             predictor=spec,
             source=None if spec is None else self._source(spec, settings.stand_in),
             metrics=self._metrics(settings),
             length_log=self._length_log(settings.length_log),
             recorder=self._recorder(settings.record),
+            shadow=self._shadow(settings),
         )
 
     def _source(self, spec: str, stand_in: str | None) -> Source:
@@ -205,6 +240,14 @@ class Opener:
             path /= f"engine-{self._engine.index}"
         return self._found(Recorder, path) or self._opened(
             Recorder(path, self._engine.limits, self._counters)
+        )
+
+    def _shadow(self, settings: Settings) -> Shadow | None:
+        if not settings.shadow:
+            return None
+        engine = self._engine
+        return self._found(Shadow, settings) or self._opened(
+            Shadow(settings, engine.limits, engine.by_priority)
         )
 
     def _found(self, kind: type[AnyPart], key: object) -> AnyPart | None:

@@ -236,6 +236,18 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
     return int(block_size * bisect_left(range(most), True, key=is_missing))
 
 
+def prompt_blocks(request: Any, block_size: int) -> list[int]:
+    """Names of the full blocks of a request's prompt: equal where content and all before it are.
+
+    None of them where vLLM does not hash blocks of that size.
+    """
+    hashes = request.block_hashes
+    if len(hashes) != request.num_tokens // block_size:
+        return []
+    full = hashes[: request.num_prompt_tokens // block_size]
+    return [int.from_bytes(each[:8], "little") for each in full]
+
+
 def _caches_whole_prefixes(coordinator: Any) -> bool:
     """Whether all layers keep all tokens, in blocks of which each has a hash of its own."""
     from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator

@@ -11,6 +11,7 @@ parent's `schedule()`; the parent still does everything that correctness hangs o
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,13 +25,14 @@ from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.observers import Containment
+from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.predictions import Predictions, name_of, prompt_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.rolling_tau import RollingTau
-from lengthwise.vllm.settings import Settings, settings_of
+from lengthwise.vllm.settings import Settings, off_path, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
 from lengthwise.vllm.watch import SettingsWatcher
@@ -72,7 +74,9 @@ class LengthwiseMixin:
         self._tau = RollingTau(self.counters)
         self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
         self._contained = Containment(self.counters)
-        self._active = self._offered = stock_order()
+        self._active = self._offered = self._prepared = stock_order()
+        self._off = False  # the kill switch
+        self._offering = threading.Lock()
         self._planning = False  # a step is being planned
         self._refinement = open_refinement(self._live, self.counters, vllm_config)
         self._opener = Opener(
@@ -82,6 +86,7 @@ class LengthwiseMixin:
                 tokenizer=vllm_config.model_config.tokenizer,
                 model=vllm_config.model_config.served_model_name,
                 gauges=self._gauges,
+                by_priority=self._by_priority,
             ),
             self.counters,
         )
@@ -96,7 +101,7 @@ class LengthwiseMixin:
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._believes_priority = self._by_priority
         self._parked: set[str] = set()
-        self._watcher = self._start_settings(vllm_config)
+        self._watcher, self._off_switch = self._start_settings(vllm_config)
 
     def begin_anew(self, clock: Callable[[], float]) -> None:
         """Forget all that was measured of steps and requests; for an engine that is idle.
@@ -110,12 +115,14 @@ class LengthwiseMixin:
         self._last_work = self._work_before = None
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self._choose_order()
+        if self._active.shadow is not None:
+            self._active.shadow.clear()
 
     # Settings -------------------------------------------------------------------------------
 
-    def _start_settings(self, vllm_config: Any) -> SettingsWatcher | None:
+    def _start_settings(self, vllm_config: Any) -> tuple[SettingsWatcher | None, OffSwitch | None]:
         settings = settings_of(vllm_config.additional_config)
-        watcher = None
+        watcher = off_switch = None
         if isinstance(settings, Path):
             watcher = SettingsWatcher(
                 settings,
@@ -125,24 +132,37 @@ class LengthwiseMixin:
                 self._settle,
                 compat.engine_index(vllm_config),
             )
+            off_switch = OffSwitch(off_path(settings), self.switch_off)
         else:
             self._apply(settings)
         self._take_up()
-        return watcher
+        return watcher, off_switch
 
     def _apply(self, settings: Settings) -> dict[str, Any]:
         """Make settings ready and offer them; called at start-up, then in the watcher's thread."""
-        self._offered = self._opener.prepare(settings)
-        return self._offered.says()
+        prepared = self._opener.prepare(settings)
+        with self._offering:
+            self._prepared = prepared
+            self._offer()
+        return prepared.says()
+
+    def switch_off(self, off: bool) -> None:
+        """Go back to vLLM's own order from the next step on, or on again; from any thread."""
+        with self._offering:
+            self._off = off
+            self._offer()
+
+    def _offer(self) -> None:
+        self._offered = self._prepared.in_stock_order() if self._off else self._prepared
 
     def _settle(self) -> bool:
         """Whether what was offered last is in force; closes what is no longer used."""
         # Between two steps it is: whatever comes next takes it up before anything else.
         between_steps = not self._planning
         if between_steps and len(self._live) == 0:
-            self._opener.retire(self._offered)
+            self._opener.retire(self._prepared)
         else:  # requests that are running still write to what is in force
-            self._opener.retire(self._offered, self._active)
+            self._opener.retire(self._prepared, self._active)
         return self._offered is self._active or between_steps
 
     def _take_up(self) -> None:
@@ -150,14 +170,15 @@ class LengthwiseMixin:
         active = self._offered
         if active is self._active:
             return
-        records_anew = active.recorder is not None and active.recorder is not self._active.recorder
+        before = self._active
+        measured = (active.recorder, active.shadow) == (before.recorder, before.shadow)
         self._active = active
         self.counters.settings_changes += 1
         self._contained.restart()
         # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
         as_stock = self._by_priority and active.discipline.policy.name == "priority"
         self._disciplines = active.fcfs if as_stock else active.discipline, active.fcfs
-        self._predicts = active.discipline.needs_predictions
+        self._predicts = active.predicts
         self._predictor_name = Path(active.predictor or "").name
         if self._predictions.use(active.source):
             self._tau.restart(self._live.arrivals)
@@ -165,15 +186,16 @@ class LengthwiseMixin:
         self._tau.set_floor(active.settings.tau_floor if decides else None)
         self._choose_order()
         self._take_classes(active.settings)
-        if records_anew:
+        if not measured:
             self._last_work = None  # the step before was not measured for this record
 
     def _take_classes(self, settings: Settings) -> None:
         """Whether requests' own priorities count: where vLLM's would, or the operator says so."""
-        believed = self._by_priority or settings.client_priority or settings.policy == "priority"
+        believed = self._by_priority or settings.believes_priority
         if believed == self._believes_priority:
             return
         self._believes_priority = believed
+        self._planner.classes_matter = self._by_priority
         for request_id in self._live.request_ids():
             row = self._live.row(request_id)
             priority = self._class_of(self._live.request(row))
@@ -206,9 +228,12 @@ class LengthwiseMixin:
         same = self._offered.source is self._active.source
         tau = self._tau.tau if same else None
         return {
+            **(self._offered.says() if self._off else {}),
+            "off": self._off,
             "rolling_tau": None if tau is None else round(tau, 3),
             "below_tau_floor": self._tau.below_floor,
             "switched_off": dict(self._contained.off),
+            "shadow_estimate": shadow.estimate if (shadow := self._offered.shadow) else None,
         }
 
     def _gauges(self) -> dict[str, float]:
@@ -219,6 +244,7 @@ class LengthwiseMixin:
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": self._planner.step_time.decode_s(max(len(self.running), 1)),
             "prefill_token_seconds": self._planner.step_time.prefill_s_per_token,
+            **(shadow.gauges() if (shadow := self._active.shadow) else {}),
         }
 
     # Requests -------------------------------------------------------------------------------
@@ -334,16 +360,20 @@ class LengthwiseMixin:
                 self._contained.call(
                     "length log", active.length_log.answer, prompt_of(request), arrival_s, values
                 )
+        if active.shadow is not None:
+            self._contained.call("shadow", active.shadow.request, request, columns, self._clock())
         self.waiting.forget(request.request_id)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """The engine ends: what is still to be written is, and all that was opened is closed."""
+        if self._off_switch is not None:
+            self._off_switch.close()
         if self._watcher is not None:
             self._watcher.close()
         self._offered = replace(
-            self._offered, source=None, recorder=None, length_log=None, metrics=None
+            self._offered, source=None, recorder=None, length_log=None, metrics=None, shadow=None
         )
         self._active = self._offered
         self._opener.retire()
@@ -420,6 +450,10 @@ class LengthwiseMixin:
                 self._contained.call(
                     "record", step, t=self._now, duration_s=duration_s, **self._last_work
                 )
+            if self._active.shadow is not None:
+                self._contained.call(
+                    "shadow", self._active.shadow.step, duration_s, self._last_work
+                )
         self._now = now
         self._step += 1
         self.counters.steps += 1
@@ -446,7 +480,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
-        if self._active.recorder is not None:
+        if self._active.measures_work:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),
                 running=len(self.running),

@@ -158,6 +158,11 @@ class Settings(BaseModel):
         default=None, min_length=1, description="address of that port; null: every address"
     )
 
+    @property
+    def believes_priority(self) -> bool:
+        """Whether a request's own class counts although vLLM's order does not go by it."""
+        return not self.shadow and (self.client_priority or self.policy == "priority")
+
     def overtaking_for(self, slots: int) -> dict[str, float | None]:
         """The bound on overtaking in an engine with so many slots (`max_num_seqs`)."""
         if self.max_overtakes != "auto":
