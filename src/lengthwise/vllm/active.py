@@ -22,6 +22,7 @@ from lengthwise.predict.prediction import Predictor
 from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.engine_file import EngineState
 from lengthwise.vllm.length_log import LengthLog
 from lengthwise.vllm.metrics_server import MetricsServer
 from lengthwise.vllm.prediction_source import Source, open_source
@@ -131,7 +132,7 @@ class Engine:
         limits: what bounds its steps, for the record.
         tokenizer: the served model's.
         model: the name that the model is served by.
-        gauges: present values, by name.
+        state: the numbers of now.
         by_priority: vLLM's own order goes by priority class.
     """
 
@@ -139,15 +140,19 @@ class Engine:
     limits: Mapping[str, float]
     tokenizer: str
     model: str
-    gauges: Callable[[], dict[str, float]]
+    state: Callable[[], EngineState]
     by_priority: bool = False
 
 
 class Opener:
-    """Prepares and retires, for one engine. Used in one thread at a time."""
+    """Prepares and retires, for one engine. Used in one thread at a time.
+
+    Attributes:
+        engine: which one.
+    """
 
     def __init__(self, engine: Engine, counters: Counters) -> None:
-        self._engine = engine
+        self.engine = engine
         self._counters = counters
         self._open: list[Part] = []
         self._token_text: TokenText | None = None
@@ -176,7 +181,7 @@ class Opener:
         self._close([part for part in self._open if not _is_among(part, kept)])
 
     def _prepare(self, settings: Settings) -> Active:
-        arguments = settings.discipline_arguments(int(self._engine.limits["slots"]))
+        arguments = settings.discipline_arguments(int(self.engine.limits["slots"]))
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
@@ -203,7 +208,7 @@ class Opener:
 
     def _source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:
-            return load_predictor(name, tokenizer=self._engine.tokenizer)
+            return load_predictor(name, tokenizer=self.engine.tokenizer)
 
         def count_restart() -> None:
             self._counters.worker_restarts += 1
@@ -212,13 +217,11 @@ class Opener:
         return self._opened(open_source(spec, stand_in, load, there, count_restart))
 
     def _metrics(self, settings: Settings) -> MetricsServer | None:
-        port, engine = settings.metrics_port, self._engine
+        port, engine = settings.metrics_port, self.engine
         if port is None:
             return None
         key = settings.metrics_host, port + engine.index
-        return self._found(MetricsServer, key) or self._opened(
-            MetricsServer(*key, engine.index, self._counters, engine.gauges)
-        )
+        return self._found(MetricsServer, key) or self._opened(MetricsServer(*key, engine.state))
 
     def _length_log(self, wanted: LengthLogSettings | None) -> LengthLog | None:
         if wanted is None:
@@ -227,8 +230,8 @@ class Opener:
         if found is not None:
             return found
         if self._token_text is None:
-            self._token_text = token_text_of(load_tokenizer(self._engine.tokenizer))
-        engine = self._engine
+            self._token_text = token_text_of(load_tokenizer(self.engine.tokenizer))
+        engine = self.engine
         log = LengthLog(wanted, self._token_text, engine.model, self._counters, engine=engine.index)
         return self._opened(log)
 
@@ -236,16 +239,16 @@ class Opener:
         if folder is None:
             return None
         path = Path(folder)
-        if self._engine.index > 0:
-            path /= f"engine-{self._engine.index}"
+        if self.engine.index > 0:
+            path /= f"engine-{self.engine.index}"
         return self._found(Recorder, path) or self._opened(
-            Recorder(path, self._engine.limits, self._counters)
+            Recorder(path, self.engine.limits, self._counters)
         )
 
     def _shadow(self, settings: Settings) -> Shadow | None:
         if not settings.shadow:
             return None
-        engine = self._engine
+        engine = self.engine
         return self._found(Shadow, settings) or self._opened(
             Shadow(settings, engine.limits, engine.by_priority)
         )

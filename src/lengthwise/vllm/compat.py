@@ -365,6 +365,22 @@ def finishes_in_flight(request: Any) -> bool:
 # Emulation ------------------------------------------------------------------------------------
 
 
+def serve(arguments: list[str]) -> None:
+    """Be `vllm serve`, by vLLM's own command without its entry point: that of the CPU build looks
+    for the metadata of a package by another name."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    configure_logging_from_args(parsed)
+    validate_parsed_serve_args(parsed)
+    ServeSubcommand.cmd(parsed)
+
+
 def check_executor(base: Any) -> None:
     """Refuse a class of executors whose interface is another one than the emulation's.
 

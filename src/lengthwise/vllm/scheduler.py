@@ -24,12 +24,14 @@ from lengthwise.request import PARKED, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.engine_file import EngineFile, EngineState, engines_folder
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.predictions import Predictions, name_of, prompt_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
+from lengthwise.vllm.queue_times import QueueTimes
 from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.rolling_tau import RollingTau
 from lengthwise.vllm.settings import Settings, off_path, settings_of
@@ -85,7 +87,7 @@ class LengthwiseMixin:
                 limits=compat.engine_limits(self),
                 tokenizer=vllm_config.model_config.tokenizer,
                 model=vllm_config.model_config.served_model_name,
-                gauges=self._gauges,
+                state=self._numbers,
                 by_priority=self._by_priority,
             ),
             self.counters,
@@ -101,7 +103,9 @@ class LengthwiseMixin:
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._believes_priority = self._by_priority
         self._parked: set[str] = set()
+        self._queue_times = QueueTimes()
         self._watcher, self._off_switch = self._start_settings(vllm_config)
+        self._engine_file = self._open_engine_file()
 
     def begin_anew(self, clock: Callable[[], float]) -> None:
         """Forget all that was measured of steps and requests; for an engine that is idle.
@@ -236,8 +240,27 @@ class LengthwiseMixin:
             "shadow_estimate": shadow.estimate if (shadow := self._offered.shadow) else None,
         }
 
+    def _open_engine_file(self) -> EngineFile | None:
+        folder = engines_folder()
+        index = self._opener.engine.index
+        return None if folder is None else EngineFile(folder, self._numbers, index)
+
+    def _numbers(self) -> EngineState:
+        """The numbers of now, for metrics; asked in threads of their own."""
+        engine = self._opener.engine
+        return EngineState(
+            engine=engine.index,
+            model_name=engine.model,
+            policy=self._active.settings.policy,
+            counters=self.counters.snapshot(),
+            gauges=self._gauges(),
+            queue_times=self._queue_times.snapshot(),
+        )
+
     def _gauges(self) -> dict[str, float]:
         return {
+            "off": float(self._off),
+            "shadow": float(self._active.shadow is not None),
             "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
             "below_tau_floor": float(self._tau.below_floor),
             "running_requests": float(len(self.running)),
@@ -379,6 +402,8 @@ class LengthwiseMixin:
         self._opener.retire()
         if self._watcher is not None:
             self._watcher.write_status()
+        if self._engine_file is not None:
+            self._engine_file.close()
         super().shutdown()  # type: ignore[misc]
 
     # Steps ----------------------------------------------------------------------------------
@@ -467,8 +492,9 @@ class LengthwiseMixin:
                 promoted = self._planner.admitted(self._live.row(request.request_id))
                 self.counters.promotions += promoted
                 self._note_return(request, output)
-                if self._active.writes:
-                    self._first_admission.setdefault(request.request_id, self._now)
+                if request.request_id not in self._first_admission:
+                    self._first_admission[request.request_id] = self._now
+                    self._contained.call("queue times", self._note_wait, request)
         if self._active.writes:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
@@ -488,6 +514,15 @@ class LengthwiseMixin:
                 free_blocks=compat.free_blocks(self),
                 preempted=len(output.preempted_req_ids or ()),
             )
+
+    def _note_wait(self, request: Any) -> None:
+        """Count how long a request waited for its first step."""
+        columns = self._live.table[self._live.row(request.request_id)]
+        self._queue_times.observe(
+            self._now - float(columns["arrival_s"]),
+            compat.priority_class(request),
+            float(columns["expected"]) if columns["predicted"] else None,
+        )
 
     def _note_return(self, request: Any, output: Any) -> None:
         """Count what a preempted request that runs again has to compute a second time."""

@@ -31,8 +31,10 @@ _REQUESTS: Final = 2048  # the newest are replayed
 _STEPS: Final = 8192  # whose durations tell what a step costs
 _BLOCKS: Final = 1 << 20  # of all prompts together; then the oldest requests make room
 _FEWEST: Final = 128  # new requests between two estimates
+_FEWEST_STEPS: Final = 256  # that costs can be fitted to
 _LOOK_S: Final = 1.0
 _REST_S: Final = 30.0  # at least, between two estimates
+_MOST_DOUBLINGS: Final = 5  # of that, while estimates fail
 _PATIENCE_S: Final = 300.0  # with a replay; the first one may have to compile the simulator
 _NICENESS: Final = 10
 
@@ -139,10 +141,11 @@ class Shadow:
 
     def look(self) -> None:
         """Have what there is replayed; takes seconds, and as long as compiling the first time."""
-        with self._lock:
-            self._fresh = 0
+        taken = self._fresh
         try:
             self.estimate = self._replay(json.dumps(self.window()).encode())
+            with self._lock:
+                self._fresh = max(self._fresh - taken, 0)
         except Exception as error:  # an estimate that fails must not end the next one
             self.estimate = {"error": f"{type(error).__name__}: {one_line(error)}"}
             logger.warning("Lengthwise: no shadow estimate: %s", self.estimate["error"])
@@ -156,12 +159,13 @@ class Shadow:
         self._thread.join(_LOOK_S + 5.0)
 
     def _run(self) -> None:
-        wait_s = _LOOK_S
+        wait_s, failed = _LOOK_S, 0
         while not self._closed.wait(wait_s):
             wait_s = _LOOK_S
-            if self._fresh >= _FEWEST:
+            if self._fresh >= _FEWEST and len(self._steps) >= _FEWEST_STEPS:
                 self.look()
-                wait_s = _REST_S
+                failed = failed + 1 if "error" in (self.estimate or {}) else 0
+                wait_s = _REST_S * 2 ** min(failed, _MOST_DOUBLINGS)
 
     def _replay(self, window: bytes) -> dict[str, Any]:
         self._child = subprocess.Popen(
