@@ -19,6 +19,7 @@ from lengthwise.cli.compile import compile
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
+from lengthwise.cli.explain import explain
 from lengthwise.cli.inspect import inspect
 from lengthwise.cli.off import off, on
 from lengthwise.cli.report import report
@@ -44,6 +45,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(check)
 app.command()(off)
 app.command()(on)
+app.command()(explain)
 app.command()(bench)
 app.command()(inspect)
 app.command()(train)

@@ -210,6 +210,8 @@ def _folders(settings: Settings) -> Iterator[tuple[str, Path]]:
         yield "record", Path(settings.record)
     if settings.length_log is not None:
         yield "length_log", Path(settings.length_log.folder)
+    if settings.journal is not None:
+        yield "journal", Path(settings.journal)
 
 
 def _nearest(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.engine_file import EngineState
+from lengthwise.vllm.journal import Journal
 from lengthwise.vllm.length_log import LengthLog
 from lengthwise.vllm.metrics_server import MetricsServer
 from lengthwise.vllm.prediction_source import Source, open_source
@@ -61,6 +62,7 @@ class Active:
         recorder: where steps and requests are recorded.
         length_log: where the lengths of answers are logged.
         metrics: where the counters are exported.
+        journal: where it is noted who came and ran.
         shadow: what is told what the policy would have to decide, where it decides nothing.
     """
 
@@ -73,6 +75,7 @@ class Active:
     recorder: Recorder | None = None
     length_log: LengthLog | None = None
     metrics: MetricsServer | None = None
+    journal: Journal | None = None
     shadow: Shadow | None = None
 
     @property
@@ -88,7 +91,8 @@ class Active:
     @property
     def parts(self) -> list[Part]:
         """What has to be closed."""
-        every = (self.source, self.recorder, self.length_log, self.metrics, self.shadow)
+        observers = (self.recorder, self.length_log, self.journal, self.shadow)
+        every = (self.source, self.metrics, *observers)
         return [part for part in every if part is not None]
 
     def in_stock_order(self) -> Active:
@@ -105,6 +109,18 @@ class Active:
             predicts=False,
             predictor=None,
             source=None,
+            shadow=None,
+        )
+
+    def closed(self) -> Active:
+        """The same without anything that is open."""
+        return replace(
+            self,
+            source=None,
+            recorder=None,
+            length_log=None,
+            metrics=None,
+            journal=None,
             shadow=None,
         )
 
@@ -203,6 +219,7 @@ class Opener:
             metrics=self._metrics(settings),
             length_log=self._length_log(settings.length_log),
             recorder=self._recorder(settings.record),
+            journal=self._journal(settings.journal),
             shadow=self._shadow(settings),
         )
 
@@ -244,6 +261,13 @@ class Opener:
         return self._found(Recorder, path) or self._opened(
             Recorder(path, self.engine.limits, self._counters)
         )
+
+    def _journal(self, folder: str | None) -> Journal | None:
+        if folder is None:
+            return None
+        index = self.engine.index
+        path = Path(folder) / f"engine-{index}" if index > 0 else Path(folder)
+        return self._found(Journal, path) or self._opened(Journal(path, index, self._counters))
 
     def _shadow(self, settings: Settings) -> Shadow | None:
         if not settings.shadow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.guards import TIERS
 from lengthwise.policy.prepass import SPARE, SWAP_EVERY, begin, prepare
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for
@@ -120,6 +122,13 @@ class Planner:
             columns["promoted"] = guards["starvation_quantum"]
             return True
         return False
+
+    def place_of(self, row: int) -> tuple[float | None, int | None]:
+        """A request's rank and tier in this step; None of either where nothing was ranked."""
+        if not self._ranked:
+            return None, None
+        rank, group = float(self._order.ranks[row]), int(self._order.groups[row])
+        return (rank if math.isfinite(rank) else None), group % TIERS
 
     def came_back(self, computed: int, lost: int) -> None:
         """Note that a preempted request runs again.

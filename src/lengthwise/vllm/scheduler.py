@@ -14,7 +14,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +24,7 @@ from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.engine_file import EngineFile, EngineState, engines_folder
+from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
@@ -76,6 +76,9 @@ class LengthwiseMixin:
         self._tau = RollingTau(self.counters)
         self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
         self._contained = Containment(self.counters)
+        self._notes = JournalNotes(
+            self._live, self.waiting, self._contained, lambda row: self._planner.place_of(row)
+        )
         self._active = self._offered = self._prepared = stock_order()
         self._off = False  # the kill switch
         self._offering = threading.Lock()
@@ -177,6 +180,7 @@ class LengthwiseMixin:
         before = self._active
         measured = (active.recorder, active.shadow) == (before.recorder, before.shadow)
         self._active = active
+        self._notes.journal = active.journal
         self.counters.settings_changes += 1
         self._contained.restart()
         # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
@@ -285,6 +289,7 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
+            self._notes.arrived(request)
             if self._predicts:
                 self._predictions.expect(request.request_id)
         super().add_request(request)  # type: ignore[misc]
@@ -324,12 +329,16 @@ class LengthwiseMixin:
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = 0
         columns["last_step"] = self._step
+        why = "reset"
         if self._planner.preempting:
+            why = "policy"
             columns["preemptions"] += 1
             self.counters.preemptions += 1
         elif self._planning:  # else the cache is reset, which says nothing of memory
+            why = "memory"
             self.counters.memory_preemptions += 1
             self._planner.left(thrown_out=True)
+        self._notes.preempted(request, self._now, why)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request ended, one way or another: its row is free."""
@@ -385,6 +394,7 @@ class LengthwiseMixin:
                 )
         if active.shadow is not None:
             self._contained.call("shadow", active.shadow.request, request, columns, self._clock())
+        self._notes.ended(request, self._clock(), finished)
         self.waiting.forget(request.request_id)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
@@ -395,10 +405,9 @@ class LengthwiseMixin:
             self._off_switch.close()
         if self._watcher is not None:
             self._watcher.close()
-        self._offered = replace(
-            self._offered, source=None, recorder=None, length_log=None, metrics=None, shadow=None
-        )
+        self._offered = self._offered.closed()
         self._active = self._offered
+        self._notes.journal = None
         self._opener.retire()
         if self._watcher is not None:
             self._watcher.write_status()
@@ -492,12 +501,14 @@ class LengthwiseMixin:
                 promoted = self._planner.admitted(self._live.row(request.request_id))
                 self.counters.promotions += promoted
                 self._note_return(request, output)
+                self._notes.ran(request, self._now)
                 if request.request_id not in self._first_admission:
                     self._first_admission[request.request_id] = self._now
                     self._contained.call("queue times", self._note_wait, request)
         if self._active.writes:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
+        self._notes.look_at_queue(self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work

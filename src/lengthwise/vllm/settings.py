@@ -142,6 +142,12 @@ class Settings(BaseModel):
         default=None,
         description="folder for one line per step and per finished request (no prompts)",
     )
+    journal: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder for a journal of at most 64 MiB of who came, ran and was put back, "
+        "which lengthwise explain reads (no prompts)",
+    )
     length_log: LengthLogSettings | None = Field(
         default=None,
         description="folder, megabytes (64) and text (false): a log of hashed features and answer "
@@ -258,6 +264,9 @@ def read_settings(path: Path) -> tuple[Settings, str]:
         folder = str((path.parent / settings.length_log.folder).resolve())
         log = settings.length_log.model_copy(update={"folder": folder})
         settings = settings.model_copy(update={"length_log": log})
+    if settings.journal is not None:
+        folder = str((path.parent / settings.journal).resolve())
+        settings = settings.model_copy(update={"journal": folder})
     return settings, hashlib.sha256(data).hexdigest()
 
 
