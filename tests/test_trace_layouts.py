@@ -79,6 +79,14 @@ def test_conversations_of_weka(tmp_path: Path) -> None:
     one = tmp_path / "one.json"
     one.write_text(json.dumps(rows[0], indent=2))
     assert len(load_trace(one)) == 3
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        (folder / f"trace_{number}.json").write_text(json.dumps(row))
+    assert load_trace(folder).output_tokens.tolist() == [20, 5, 9, 30]
+    (folder / "trace_0.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match="no conversations of agents"):
+        load_trace(folder)
 
 
 def test_runs_of_guidellm(tmp_path: Path) -> None:

@@ -82,14 +82,18 @@ class PromptTokenizer:
                 "\n\n".join(message["content"] for message in messages if message["content"])
                 for messages in conversations
             ]
-            plain: list[list[int]] = self._backend(texts, verbose=False)["input_ids"]
-            return plain
+            return self._ids(texts)
         texts = [self._render(messages) for messages in conversations]
         # The template writes the special tokens itself.
-        chats: list[list[int]] = self._backend(texts, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        return chats
+        return self._ids(texts, add_special_tokens=False)
+
+    def _ids(self, texts: Sequence[str], **options: bool) -> list[list[int]]:
+        try:
+            ids: list[list[int]] = self._backend(list(texts), verbose=False, **options)["input_ids"]
+        except TypeError:  # JSON may hold half a surrogate pair, which is no text to a tokenizer
+            whole = [text.encode("utf-8", "replace").decode() for text in texts]
+            ids = self._backend(whole, verbose=False, **options)["input_ids"]
+        return ids
 
     def refuses(self, chat: Chat) -> str | None:
         """Why the chat template refuses a conversation, as a server would; None where it does not.
@@ -122,8 +126,7 @@ class PromptTokenizer:
         """How many tokens each text has, without special tokens: the length of an answer."""
         if not texts:
             return []
-        encoded = self._backend(list(texts), add_special_tokens=False, verbose=False)
-        return [len(ids) for ids in encoded["input_ids"]]
+        return [len(ids) for ids in self._ids(texts, add_special_tokens=False)]
 
     @cached_property
     def fingerprint(self) -> str:

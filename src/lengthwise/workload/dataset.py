@@ -289,7 +289,8 @@ class _Kept:
         self.prompts.append(exchange.prompt)
         self.chats.append(exchange.chat)
         self.prompt_tokens.append(exchange.prompt_tokens)
-        self.models.add(row.record.get(MODEL_COLUMN))
+        model = row.record.get(MODEL_COLUMN)
+        self.models.add(model if isinstance(model, str) else None)
         for name, cells in self._columns.items():
             cell = row.record.get(name)
             cells.append("" if cell is None else str(cell))

@@ -17,7 +17,7 @@ from lengthwise.workload import servegen
 from lengthwise.workload.columns import Columns, columns_of_records, open_parts
 from lengthwise.workload.layouts import Layout, recognise
 from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS
-from lengthwise.workload.recorded import recorded_requests
+from lengthwise.workload.recorded import is_recorded, recorded_requests
 from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection, require_column
 from lengthwise.workload.trace import Trace
@@ -86,7 +86,8 @@ def open_trace(
         return TraceFile(
             path, servegen.LAYOUT, lambda state: _drawn_parts(clients, seed), True, notes
         )
-    file = recorded_requests(path) if path.is_dir() else path
+    is_others = path.is_dir() and any(path.glob("*.json")) and not is_recorded(path)
+    file = recorded_requests(path) if path.is_dir() and not is_others else path
     source, layout, names = _open_columns(file, answer_tokens is not None)
     conditions = dict(where or {})
     return TraceFile(
@@ -273,6 +274,8 @@ def _open_columns(
     file: Path, has_answers: bool
 ) -> tuple[Callable[[], Iterator[Columns]], Layout, list[str]]:
     """The columns of a table, their layout and their names; nested rows are made into columns."""
+    if file.is_dir() and not is_recorded(file):
+        return _open_conversations(sorted(file.glob("*.json")))
     if file.is_file() and file.suffix.lower() in _TEXT_KINDS:
         records = open_records(file)
         nested = nested_layout(records.head)
@@ -284,6 +287,26 @@ def _open_columns(
             )
     table = open_parts(file)
     return table.parts, recognise(table.path, table.names, has_answers), table.names
+
+
+def _open_conversations(
+    files: list[Path],
+) -> tuple[Callable[[], Iterator[Columns]], Layout, list[str]]:
+    """A folder with a file for each conversation, as WEKA's traces are published."""
+    records = [open_records(each) for each in files]
+    nested = nested_layout(records[0].head)
+    if nested is None:
+        raise InputError(
+            f"{files[0].parent}: its .json files are no conversations of agents, each with its "
+            "requests: give one file"
+        )
+    return (
+        lambda: columns_of_records(
+            files[0].parent, flattened(nested, itertools.chain.from_iterable(records))
+        ),
+        nested.layout,
+        records[0].names,
+    )
 
 
 def _parts(

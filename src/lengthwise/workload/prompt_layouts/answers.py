@@ -96,7 +96,8 @@ def _is_response(cell: Any) -> bool:
 
 def _response(cell: dict[str, Any], column: str) -> Answer:
     tokens, prompt_tokens = read_usage(cell.get("usage"))
-    texts = [_choice(choice) for choice in cell.get("choices") or ()]
+    choices = cell.get("choices")
+    texts = [_choice(choice) for choice in choices] if isinstance(choices, list) else []
     if not texts and isinstance(cell.get("output"), list):
         texts = [_output(cell["output"])]
     known = [text for text in texts if text]
