@@ -19,6 +19,7 @@ from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.inspect import inspect
+from lengthwise.cli.predict_server import predict_server
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
@@ -52,6 +53,7 @@ app.command()(theory)
 app.command()(tune)
 app.command()(doctor)
 app.command()(compile)
+app.command()(predict_server)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

@@ -35,7 +35,7 @@ from lengthwise.predict.prediction import (
     PredictionError,
     Predictor,
     Prompt,
-    ScaledPredictor,
+    cut,
 )
 from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.counters import Counters
@@ -239,24 +239,14 @@ class Predictions:
             self._complained = True
             logger.warning("Lengthwise: no prediction, ranking as the median: %s", reason)
 
-    def _cut(self, prediction: Prediction, most_tokens: int) -> Prediction:
-        """A prediction of an answer that its caller lets have so many tokens at most."""
-        if not most_tokens or prediction.high <= most_tokens:
-            return prediction
-        lengths = [min(length, float(most_tokens)) for length in prediction[1:]]
-        score = prediction.score
-        predictor = self._source.predictor if self._source is not None else None
-        if prediction.expected > most_tokens and isinstance(predictor, ScaledPredictor):
-            score = min(score, predictor.score_at(float(most_tokens)))
-        return Prediction(score, *lengths)
-
     def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
         request = self._live.table[row]
         if predicted:
             self._made[self._live.request(row).request_id] = prediction
             if request["predicted"] == BY_PROBE:
                 return  # it knows more, and was first
-            prediction = self._cut(prediction, int(request["most_tokens"]))
+            predictor = self._source.predictor if self._source is not None else None
+            prediction = cut(prediction, int(request["most_tokens"]), predictor)
         request["score"] = prediction.score
         request["expected"] = prediction.expected
         request["low"] = prediction.low
