@@ -1,11 +1,12 @@
 """Load on `lengthwise predict-server`: prompts a second in batches, and latency at a given rate.
 
-    python bench/predict_server.py build/p --data ../shared/data/prompts_alpaca_vicuna7b.parquet --json
+    python bench/predict_server.py build/p --data table.parquet --json
 
 The server is a process of its own, and so is the one that asks; both share this machine's cores.
 Single prompts arrive as a Poisson process that does not wait for answers, and each one's latency
 counts from when it was due, so that a server that falls behind shows it. Beside every figure stands
-how busy the machine was with other work.
+how busy the machine was with other work, and what /health takes at the same rate: nothing is
+predicted for it, so that it has the latency of the machine, of HTTP and of the one that asks alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import aiohttp
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 BATCH: Final = 64
 CALLERS: Final = 4
@@ -52,16 +53,20 @@ async def batches(
 
 
 async def singles(
-    session: aiohttp.ClientSession, chats: list[Any], rate: float, seconds: float, seed: int
+    session: aiohttp.ClientSession, chats: list[Any] | None, rate: float, seconds: float, seed: int
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Milliseconds of each single prompt, from when it was due."""
+    """Milliseconds of each single prompt, from when it was due; of /health without prompts."""
     rng = np.random.default_rng(seed)
     due = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
     taken = np.full(due.size, np.nan)
     started = time.perf_counter()
 
     async def call(index: int) -> None:
-        async with session.post("/v1/predict", json=chats[index % len(chats)]) as response:
+        if chats is None:
+            asked = session.get("/health")
+        else:
+            asked = session.post("/v1/predict", json=chats[index % len(chats)])
+        async with asked as response:
             response.raise_for_status()
             await response.read()
         taken[index] = 1e3 * (time.perf_counter() - started - due[index])
@@ -112,12 +117,16 @@ async def measure(url: str, server: psutil.Process, chats: list[Any], given: Any
         machine = Machine(server)
         taken = await singles(session, chats, given.rate, given.seconds, given.seed)
         server_s, others = machine.since()
+        nothing = await singles(session, None, given.rate, given.seconds, given.seed)
     p50, p99 = np.quantile(taken, [0.5, 0.99])
+    nothing_p50, nothing_p99 = np.quantile(nothing, [0.5, 0.99])
     return found | {
         "rate": given.rate,
         "requests": taken.size,
         "p50_ms": float(p50),
         "p99_ms": float(p99),
+        "health_p50_ms": float(nothing_p50),
+        "health_p99_ms": float(nothing_p99),
         "server_us_per_request": 1e6 * server_s / taken.size,
         "others_cores_at_rate": others,
     }
@@ -129,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("predictor")
     parser.add_argument("--data", type=Path, required=True, help="table with prompts")
+    parser.add_argument("--server", default=_COMMAND, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=500.0)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -139,7 +149,7 @@ def main() -> None:
 
     prompts = load_dataset(given.data, limit=5_000).prompts
     chats = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
-    command = [sys.executable, "-c", _COMMAND, "predict-server", given.predictor, "--port", "0"]
+    command = [sys.executable, "-c", given.server, "predict-server", given.predictor, "--port", "0"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
