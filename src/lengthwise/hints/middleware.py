@@ -150,6 +150,7 @@ class Middleware:
                 outcome, changed = await self._hinted(request)
             return outcome, None if changed is None else json.dumps(changed).encode()
         except TimeoutError:
+            self._complain(LengthwiseError(f"no prediction within {self._patience_s:g} s"))
             return "late", None
         except (InputError, ValueError, RecursionError):
             return "unreadable", None

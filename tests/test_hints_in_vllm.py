@@ -1,0 +1,78 @@
+"""The middleware in vLLM's own server: a policy orders by what it wrote, `/metrics` counts it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from lengthwise.hints.middleware import PREDICTOR, TOKENIZER
+from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.serve.command import free_port
+from lengthwise.vllm.settings import status_path
+from test_end_to_end import DIRECT, started, wait_for
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+def test_a_policy_orders_by_the_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What it predicts is the prompt's length: below, long prompts are what has long answers.
+    monkeypatch.setenv(PREDICTOR, "prompt-length")
+    monkeypatch.setenv(TOKENIZER, "reference")
+    port, settings = free_port(), tmp_path / "settings.json"
+    url = f"http://127.0.0.1:{port}"
+    arguments = ["serve", "--emulate", "a100:llama-3-8b", "--settings", str(settings)]
+    arguments += ["--port", str(port), "--policy", "srpt:max_overtakes=off"]
+    arguments += ["--predictor", "declared", "--max-num-seqs", "4"]
+    arguments += ["--middleware", "lengthwise.hints.Middleware"]
+    ended: list[int] = []
+
+    def ask(tokens: int) -> None:
+        """A chat whose prompt is about as long as its answer, over HTTP."""
+        body = {
+            "model": "llama-3-8b",
+            "messages": [{"role": "user", "content": "word " * tokens}],
+            "vllm_xargs": {TRUE_TOKENS: tokens},
+        }
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with DIRECT.open(request, timeout=200) as response:
+            assert json.load(response)["usage"]["completion_tokens"] == tokens
+        ended.append(tokens)
+
+    with started(tmp_path, *arguments) as process:
+        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
+        with ThreadPoolExecutor(16) as pool:
+            jobs = []
+            for tokens in (300, 5):
+                jobs += [pool.submit(ask, tokens) for _ in range(8)]
+                time.sleep(1.0)  # the long ones hold all slots by then
+            for job in jobs:
+                job.result()
+        assert ended[:8] == [5] * 8
+        with DIRECT.open(f"{url}/metrics", timeout=60) as response:
+            lines = response.read().decode().splitlines()
+        # At the start the server is asked for one token, to warm up.
+        (written,) = (
+            float(line.split()[-1])
+            for line in lines
+            if line.startswith('lengthwise_hint_requests_total{outcome="written"}')
+        )
+        assert written >= 16
+
+        def counters() -> dict[str, int]:
+            found: dict[str, int] = json.loads(status_path(settings).read_text())["counters"]
+            return found
+
+        wait_for(lambda: counters()["finished"] >= 16, process, tmp_path)
+        assert counters()["predictions"] >= 16
+        assert counters()["switched_off"] == 0
