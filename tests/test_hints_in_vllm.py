@@ -61,7 +61,6 @@ def test_a_policy_orders_by_the_hints(tmp_path: Path, monkeypatch: pytest.Monkey
         assert ended[:8] == [5] * 8
         with DIRECT.open(f"{url}/metrics", timeout=60) as response:
             lines = response.read().decode().splitlines()
-        # At the start the server is asked for one token, to warm up.
         (written,) = (
             float(line.split()[-1])
             for line in lines
