@@ -137,6 +137,24 @@ ATTEMPTS: dict[str, Made] = {
         "arguments": {"gen_args_0": {"arg_0": f"Question: {q}\nAnswer: {a}", "arg_1": {}}},
         "resps": [[a]],
     },
+    "a column that is put ahead": lambda q, a: {"system": a, "prompt": q, "response": a},
+    "a hint that is a feature": lambda q, a: {"tenant": a, "prompt": q, "response": a},
+    "messages as Python writes them": lambda q, a: {
+        "prompt": str([user(q), assistant(a)]),
+        "output_tokens": 30,
+    },
+    "messages as NumPy writes them": lambda q, a: {
+        "prompt": str([user(q), assistant(a)]).replace("}, {", "}\n {"),
+        "output_tokens": 30,
+    },
+    "a request as text": lambda q, a: {
+        "prompt": json.dumps({"model": "m", "messages": [user(q), assistant(a)]}),
+        "output_tokens": 30,
+    },
+    "a chat in Vicuna's one line": lambda q, a: {
+        "prompt": f"A chat with an assistant. USER: {q} ASSISTANT: {a}</s>",
+        "output_tokens": 30,
+    },
     "a stored completion": lambda q, a: {
         "request": {"messages": [user(q), assistant(a)]},
         "response": {"choices": [{"message": {"content": a}}], "usage": {"completion_tokens": 30}},
@@ -151,7 +169,7 @@ def words(texts: list[str]) -> list[int]:
 def said(dataset: Dataset, place: int) -> str:
     """All that a prompt says, the system's words included."""
     chat = None if dataset.chats is None else dataset.chats[place]
-    texts = [dataset.prompts[place]]
+    texts = [dataset.prompts[place], *((dataset.tenants or [])[place : place + 1])]
     if chat is not None:
         texts += [message.content for message in chat.messages()]
     if dataset.systems is not None:
@@ -190,6 +208,8 @@ CUT = [
     "conversations of LMSYS",
     "conversations of ShareGPT",
     "a request of guidellm",
+    "messages as Python writes them",
+    "a request as text",
     "a stored completion",
 ]
 #: a few words may be said twice, and quoted

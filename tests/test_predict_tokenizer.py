@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from lengthwise.errors import InputError
 from lengthwise.predict.extract import template_of
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
+from lengthwise.workload.conversation import Chat, Message
 
 TEXTS = ["Write a story about 3 cats.", "naïve café 写一个故事 🙂", "def f(x):\n    return x + 1\n"]
 REFERENCE = load_tokenizer("reference")
@@ -87,6 +88,33 @@ def test_answers_are_counted_without_special_tokens() -> None:
 def test_without_a_chat_template_the_text_is_encoded_as_it_is() -> None:
     tokenizer = sentence_piece()
     assert tokenizer.encode_chat("some cats") == tokenizer.encode_plain("some cats")
+
+
+def conversation(*roles: str) -> Chat:
+    said = [Message(role, f"{number} cats") for number, role in enumerate(roles)]
+    return Chat([*said, Message("assistant", "not rendered")], len(said))
+
+
+def test_a_conversation_has_the_ids_of_transformers() -> None:
+    backend = PreTrainedTokenizerFast.from_pretrained(_model_path())
+    chat = conversation("system", "user", "assistant", "user")
+    messages = [message.for_template() for message in chat.messages()]
+    ids = backend.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert REFERENCE.encode_conversations([messages]) == [ids["input_ids"]]
+    assert REFERENCE.refuses(chat) is None
+    (plain,) = sentence_piece().encode_conversations([messages])
+    assert plain == sentence_piece().encode_plain("0 cats\n\n1 cats\n\n2 cats\n\n3 cats")
+
+
+def test_what_a_template_refuses_is_known_before() -> None:
+    """As a server would refuse it; once for each order of speakers."""
+    tokenizer = sentence_piece(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system, please') }}"
+        "{% endif %}{{ messages[0]['content'] }}"
+    )
+    assert tokenizer.refuses(conversation("user")) is None
+    assert tokenizer.refuses(conversation("system", "user")) == "no system, please"
+    assert sentence_piece().refuses(conversation("system", "user")) is None
 
 
 def test_the_anchor_of_a_template_is_its_last_bytes() -> None:

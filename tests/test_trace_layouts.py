@@ -79,6 +79,14 @@ def test_conversations_of_weka(tmp_path: Path) -> None:
     one = tmp_path / "one.json"
     one.write_text(json.dumps(rows[0], indent=2))
     assert len(load_trace(one)) == 3
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        (folder / f"trace_{number}.json").write_text(json.dumps(row))
+    assert load_trace(folder).output_tokens.tolist() == [20, 5, 9, 30]
+    (folder / "trace_0.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match="no conversations of agents"):
+        load_trace(folder)
 
 
 def test_runs_of_guidellm(tmp_path: Path) -> None:
@@ -242,7 +250,14 @@ def test_later_turns_of_a_session_come_after_a_delay(tmp_path: Path) -> None:
     assert trace.arrival_s.tolist() == [0.0, 1.0, 2.5, 3.0]
     assert trace.output_tokens.tolist() == [1, 2, 3, 4]
     assert [tuple(rejection) for rejection in trace.rejected] == [(5, "timestamp is missing")]
-    assert any("2 requests of sessions" in note for note in trace.notes)
+    assert any("2 requests are later turns of sessions" in note for note in trace.notes)
+    assert trace.after is not None
+    assert trace.delay_s is not None
+    assert trace.after.tolist() == [-1, -1, 0, 2]
+    assert trace.delay_s.tolist() == [0, 0, 2.5, 0.5]
+    part = trace.between(1, 9)  # without the first turn of its session
+    assert part.after is not None
+    assert part.after.tolist() == [-1, -1, 1]
 
 
 def test_answers_that_are_not_given_can_be(tmp_path: Path) -> None:

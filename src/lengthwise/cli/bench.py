@@ -258,6 +258,7 @@ def bench(
             where=parse_where(where),
             count_tokens=tokenizer.count_tokens,
             prompt_tokens=prompt_tokens,
+            refuses=tokenizer.refuses,
         )
         if not skip_malformed:
             table.refuse_rejected()

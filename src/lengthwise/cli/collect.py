@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress
+    from lengthwise.predict.tokenizer import PromptTokenizer
     from lengthwise.workload.dataset import Prompts
 
 
@@ -67,6 +68,7 @@ def collect(
         asked = _prompts(model, table, prompts, prompt_column, seed, progress)
         progress.stage(f"starting vLLM with {model}")
         tokenizer = load_tokenizer(model_path(model))
+        asked = _servable(asked, tokenizer, progress)
         with open_engine(model, wanted, seed=seed, flags=words) as (engine, found):
             config = engine.model_config
             meta = StatesMeta(
@@ -120,6 +122,25 @@ def parse_layers(text: str) -> list[int] | None:
     if min(layers) < 0:
         raise InputError(f"--layers {text}: give `all`, or numbers from 0 such as 3,5,8")
     return layers
+
+
+def _servable(prompts: Prompts, tokenizer: PromptTokenizer, progress: Progress) -> Prompts:
+    """Without the conversations that the model's chat template refuses."""
+    from collections import Counter
+
+    from lengthwise.workload.dataset import Prompts
+
+    kept = Prompts([], [], prompts.rejected)
+    refused: Counter[str] = Counter()
+    for chat, text in zip(prompts.chats, prompts.texts, strict=True):
+        why = None if chat is None else tokenizer.refuses(chat)
+        if why is None:
+            kept.add(chat, text)
+        else:
+            refused[why] += 1
+    for why, count in refused.items():
+        progress.note(f"left out {count:,} conversations that the chat template refuses: {why}")
+    return kept
 
 
 def _prompts(

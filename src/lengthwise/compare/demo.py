@@ -43,7 +43,6 @@ LIVE_REQUESTS = 256
 PREDICTOR_FOLDER = "predictor"
 
 _LEARNT_FROM = 4000
-_CONTEXT = 8192
 
 
 def run_demo(
@@ -101,7 +100,7 @@ def run_demo(
                     {label: plan.policies[label] for label in LIVE_POLICIES},
                     starting,
                     VirtualSession(preset.cost, engine, out / TWIN_FOLDER),
-                    choose_burst(requests, LIVE_REQUESTS, max_model_len=_CONTEXT),
+                    choose_burst(requests, LIVE_REQUESTS, max_model_len=preset.model.context),
                     out,
                     run,
                     progress,
@@ -130,7 +129,7 @@ def _learn(
     progress.stage("reading prompts")
     learnt, served = _tables(tokenizer, data, seed)
     requests, notes = choose_requests(
-        served, tokenizer, count=REQUESTS, max_model_len=_CONTEXT, seed=seed
+        served, tokenizer, count=REQUESTS, max_model_len=preset.model.context, seed=seed
     )
     progress.note(f"{served.name}: {describe_requests(requests)}")
     predictor = learn(learnt, tokenizer, out / PREDICTOR_FOLDER, seed, progress)

@@ -7,6 +7,7 @@ simulator one for each engine; both count their steps by `observe` and so know t
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any, Final
 
 import numpy as np
@@ -127,56 +128,46 @@ def _fit(times: Any) -> None:
     times.decode_s = max(prices[2], _LEAST * _PRIOR[2])
 
 
-@compiled
-def _observe_first(
-    times: NDArray[np.void], prefill_tokens: int, decode_tokens: int, seconds: float
-) -> None:
-    observe(times[0], prefill_tokens, decode_tokens, seconds)
-
-
-@compiled
-def _batch_s_of_first(times: NDArray[np.void], running: int) -> float:
-    return batch_s(times[0], running)
-
-
-@compiled
-def _prefill_weight_of_first(times: NDArray[np.void], running: int) -> float:
-    return prefill_weight(times[0], running)
-
-
 class StepTime:
     """The prices of one engine, for code that is not compiled.
 
-    Attributes:
-        record: an array of one record of STEP_TIME.
+    What is observed is only noted, and counted once a price is asked for: so in few steps.
     """
 
     def __init__(self) -> None:
-        self.record = new_step_times(1)
+        self._times = new_step_times(1)[0]
+        self._noted: deque[tuple[int, int, float]] = deque()
+
+    @property
+    def record(self) -> Any:
+        """The record of STEP_TIME, all steps counted."""
+        while self._noted:
+            observe(self._times, *self._noted.popleft())
+        return self._times
 
     def observe(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Count one finished step; see the function of that name."""
-        _observe_first(self.record, prefill_tokens, decode_tokens, seconds)
+        self._noted.append((prefill_tokens, decode_tokens, seconds))
 
     def decode_s(self, running: int) -> float:
         """Seconds of a step in which `running` requests decode one token each."""
-        return _batch_s_of_first(self.record, running)
+        return batch_s(self.record, running)
 
     def prefill_weight(self, running: int) -> float:
         """Output tokens that take as much of the engine's time as a prefilled one."""
-        return _prefill_weight_of_first(self.record, running)
+        return prefill_weight(self.record, running)
 
     @property
     def prefill_s_per_token(self) -> float:
         """Seconds that one more prefilled token adds to a step."""
-        return float(self.record["prefill_s"][0])
+        return float(self.record["prefill_s"])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens whose KV is written in a step, on average: how fast free blocks are reused."""
-        return float(self.record["mean_tokens"][0])
+        return float(self.record["mean_tokens"])
 
     @property
     def steps(self) -> int:
         """Steps observed so far."""
-        return int(self.record["steps"][0])
+        return int(self.record["steps"])

@@ -10,7 +10,7 @@ from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.prepass import begin, prepare
 from lengthwise.policy.step_order import StepOrder
-from lengthwise.policy.step_time import new_step_times
+from lengthwise.policy.step_time import StepTime
 from lengthwise.request import RUNNING, WAITING, new_table
 
 
@@ -24,8 +24,10 @@ def warm_up(discipline: Discipline) -> None:
     table["expected"] = table["initial"] = table["remaining"] = 1.0
     facts, runners = new_facts(1, token_budget=8, block_size=16), np.zeros(1, RUNNER)
     runners["row"] = runners["age"] = 1
-    rules, times = whole.rules[0], new_step_times(1)[0]
-    prepare(rules, facts[0], times, 0.0, 0, 2, 1, 1, 1, 0, True, 0)
+    rules, prices = whole.rules[0], StepTime()
+    prices.observe(1, 1, 1e-3)
+    prices.decode_s(1)
+    prepare(rules, facts[0], prices.record, 0.0, 0, 2, 1, 1, 1, 0, True, 0)
     begin(rules, facts[0], runners, table, whole.values.copy())
     order = StepOrder()
     order.rank(discipline, table, 2, 0.0, 0)

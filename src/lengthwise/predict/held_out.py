@@ -35,12 +35,13 @@ Rows = NDArray[np.int64]
 
 
 def cross_fit(
-    count: int, seed: int, fit: Callable[[Rows, Rows, int], Floats], report: Callable[[float], None]
+    rows: Rows, seed: int, fit: Callable[[Rows, Rows, int], Floats], report: Callable[[float], None]
 ) -> Floats:
     """What models say of rows that they were not trained on.
 
     Args:
-        count: how many rows there are.
+        rows: shape (count,), the rows of the file that they are from: answers of one conversation
+            are in the same fold, as what was said in it is in the prompts of all.
         seed: of the folds.
         fit: from rows to train on, rows to score and a seed to outputs, shape (rows, outputs).
         report: called with the part that is done, 0 to 1.
@@ -48,8 +49,8 @@ def cross_fit(
     Returns:
         shape (count, outputs); NaN where no fold scored the row, see `ENOUGH_ROWS`.
     """
-    order = np.random.default_rng(seed).permutation(count)
-    folds = np.array_split(order, FOLDS)
+    count = rows.size
+    folds = _folds(rows, seed)
     used = min(FOLDS, -(-ENOUGH_ROWS // folds[0].size))
     scored = []
     for index in range(used):
@@ -60,6 +61,15 @@ def cross_fit(
     for fold, found in zip(folds, scored, strict=False):
         outputs[fold] = found
     return outputs
+
+
+def _folds(rows: Rows, seed: int) -> list[Rows]:
+    """The places of the rows, divided at random, those of one row of the file together."""
+    apart, places = np.unique(rows, return_inverse=True)
+    parts = np.array_split(np.random.default_rng(seed).permutation(apart.size), FOLDS)
+    if apart.size == rows.size:
+        return parts
+    return [np.flatnonzero(np.isin(places, part)) for part in parts]
 
 
 def calibrate_held_out(dataset: Dataset, scores: Floats) -> tuple[Floats, HeldOut]:

@@ -92,7 +92,10 @@ def fit_lexical(
     count = dataset.lengths.size
     outputs = _without_noise(
         cross_fit(
-            count, recipe.seed, fit.predict, lambda part: progress("cross-fitting", 0.8 * part)
+            dataset.rows,
+            recipe.seed,
+            fit.predict,
+            lambda part: progress("cross-fitting", 0.8 * part),
         )
     )
     progress("training", 0.8)

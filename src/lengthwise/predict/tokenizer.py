@@ -28,7 +28,7 @@ class PromptTokenizer:
         """Wrap a Hugging Face tokenizer; `load_tokenizer` is the usual way to get one."""
         self.name = name
         self._backend = backend
-        self._refused: dict[tuple[object, ...], str | None] = {}
+        self._refused: dict[tuple[str, ...], str | None] = {}
 
     def encode_chat(self, prompt: str) -> list[int]:
         """The ids of a chat of one user message, ready for the model to answer.
@@ -88,31 +88,36 @@ class PromptTokenizer:
                 "\n\n".join(message["content"] for message in messages if message["content"])
                 for messages in conversations
             ]
-            plain: list[list[int]] = self._backend(texts, verbose=False)["input_ids"]
-            return plain
+            return self._ids(texts)
         texts = [self._render(messages) for messages in conversations]
         # The template writes the special tokens itself.
-        chats: list[list[int]] = self._backend(texts, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        return chats
+        return self._ids(texts, add_special_tokens=False)
+
+    def _ids(self, texts: Sequence[str], **options: bool) -> list[list[int]]:
+        try:
+            ids: list[list[int]] = self._backend(list(texts), verbose=False, **options)["input_ids"]
+        except TypeError:  # JSON may hold half a surrogate pair, which is no text to a tokenizer
+            whole = [text.encode("utf-8", "replace").decode() for text in texts]
+            ids = self._backend(whole, verbose=False, **options)["input_ids"]
+        return ids
 
     def refuses(self, chat: Chat) -> str | None:
         """Why the chat template refuses a conversation, as a server would; None where it does not.
 
-        It depends on who speaks, not on what is said, and is asked once for each order of speakers.
+        It depends on who speaks, not on what is said, and is asked once for each order of speakers;
+        but for calls of tools.
         """
         if self._backend.chat_template is None:
             return None
-        messages = chat.messages()
-        order = tuple((message.role, bool(message.calls)) for message in messages)
-        if order not in self._refused:
-            self._refused[order] = self._why_refused([each.for_template() for each in messages])
-        return self._refused[order]
+        if any(message.calls for message in chat.messages()):  # what templates write in many ways
+            return self._why_refused(chat)
+        if chat.roles not in self._refused:
+            self._refused[chat.roles] = self._why_refused(chat)
+        return self._refused[chat.roles]
 
-    def _why_refused(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    def _why_refused(self, chat: Chat) -> str | None:
         try:
-            self._render(messages)
+            self._render([message.for_template() for message in chat.messages()])
         except Exception as error:  # templates are programs: they raise what they like
             return str(error).strip().partition("\n")[0] or type(error).__name__
         return None
@@ -127,8 +132,7 @@ class PromptTokenizer:
         """How many tokens each text has, without special tokens: the length of an answer."""
         if not texts:
             return []
-        encoded = self._backend(list(texts), add_special_tokens=False, verbose=False)
-        return [len(ids) for ids in encoded["input_ids"]]
+        return [len(ids) for ids in self._ids(texts, add_special_tokens=False)]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.plan import Ranking
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
 from lengthwise.simulate.step import arrive, enter, run_step
+from lengthwise.simulate.turns import Turns, close_turns, open_turn
 
 #: How a request finds its engine; all look at it as it arrives.
 ROUTERS: Final = ("round-robin", "least-outstanding", "power-of-two", "least-predicted-work")
@@ -35,6 +36,7 @@ def advance(
     times: NDArray[np.void],
     engines: NDArray[np.void],
     requests: NDArray[np.void],
+    turns: Turns,
     shared: Shared,
     queues: Queue,
     recents: Recent,
@@ -56,7 +58,8 @@ def advance(
         terms: `StepCost.terms`.
         times: array of STEP_TIME, one for each engine, written.
         engines: array of ENGINE, written.
-        requests: array of SERVED in order of arrival, written.
+        requests: array of SERVED in the order of the trace, written.
+        turns: who arrives when, written.
         shared: what prompts share.
         queues: of all engines, written.
         recents: of all engines, written.
@@ -78,6 +81,14 @@ def advance(
     requests = borrowed(requests)
     terms = borrowed(terms)
     token_times, token_offsets = borrowed(token_times), borrowed(token_offsets)
+    turns = Turns(
+        borrowed(turns.order),
+        borrowed(turns.known),
+        borrowed(turns.next),
+        borrowed(turns.delay_s),
+        borrowed(turns.open),
+        borrowed(turns.opened),
+    )
     shared = Shared(borrowed(shared.contents), borrowed(shared.offsets), shared.tokens)
     taken = 0
     viewed = 0
@@ -88,17 +99,18 @@ def advance(
             if engines[k].plans_s < engines[r].plans_s:
                 r = k
         engine = engines[r]
-        if arrived < len(requests) and requests[arrived].arrival_s <= engine.plans_s:
-            r = _route(engines, router, coins, arrived, requests[arrived].arrival_s)
+        if arrived < turns.known[0] and requests[turns.order[arrived]].arrival_s <= engine.plans_s:
+            i = turns.order[arrived]
+            r = _route(engines, router, coins, arrived, requests[i].arrival_s)
             engine = engines[r]
             if engine.live >= queues.table.shape[1]:
                 return MORE_ROWS, arrived, taken
-            requests[arrived].engine = r
-            arrive(engine, requests, rules[0], arrived)
+            requests[i].engine = r
+            arrive(engine, requests, rules[0], i)
             if engine.plans_s == math.inf:
-                if limits[0].lag == 0 and requests[arrived].arrival_s > engine.starts_s > 0.0:
+                if limits[0].lag == 0 and requests[i].arrival_s > engine.starts_s > 0.0:
                     engine.step += 1  # an empty one, in which the worker hears of the last end
-                engine.plans_s = max(requests[arrived].arrival_s, engine.starts_s)
+                engine.plans_s = max(requests[i].arrival_s, engine.starts_s)
                 engine.starts_s = engine.plans_s
             if rules[0].reorders:
                 if viewed != r:
@@ -106,9 +118,10 @@ def advance(
                     queue, recent, batch, memory = _of_engine(
                         queues, recents, batches, memories, viewed
                     )
-                enter(engine, requests[arrived], queue, arrived)
+                enter(engine, requests[i], queue, i)
                 if rules[0].predicts:
-                    expect(engine, requests, queue, recent, arrived)
+                    expect(engine, requests, queue, recent, i)
+            open_turn(turns, i)
             arrived += 1
             continue
         if engine.plans_s == math.inf:
@@ -136,6 +149,8 @@ def advance(
             token_offsets,
             step,
         )
+        if turns.opened[0] > 0:
+            close_turns(turns, requests)
         if ran:
             taken += 1
         elif engine.running == 0 and engine.waiting > 0:

@@ -28,6 +28,7 @@ from lengthwise.simulate.state import (
     with_more_rows,
 )
 from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.turns import new_turns
 from lengthwise.workload.trace import Trace
 
 _STRETCH = 1 << 17  # steps between two looks at the outside
@@ -41,7 +42,8 @@ class Simulation:
     """What happened.
 
     Attributes:
-        requests: array of SERVED, shape [n], in order of arrival.
+        requests: array of SERVED, shape [n], in the order of the trace. Later turns of sessions
+            arrive when the earlier ones have ended, which may be in another order.
         steps: array of STEP; empty unless asked for.
         step_count: steps of all engines.
         token_times: s from arrival of every token, all requests' one after another; empty unless
@@ -140,6 +142,7 @@ def simulate(
     if replicas < 1:
         raise InputError(f"the number of replicas must be at least 1, got {replicas}")
     requests = _requests(trace, discipline, predictions, priority)
+    turns = new_turns(trace, cost.delay_s)
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
@@ -184,6 +187,7 @@ def simulate(
             times_of_steps,
             engines,
             requests,
+            turns,
             shared,
             queues,
             recents,

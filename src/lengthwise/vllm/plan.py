@@ -161,7 +161,7 @@ class Planner:
         return prepare(
             chosen.rules[0],
             self._facts[0],
-            self.step_time.record[0],
+            self.step_time.record,
             self._now,
             self._step,
             self._live.count,

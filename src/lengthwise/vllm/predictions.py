@@ -100,6 +100,7 @@ class Predictions:
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
+        stand_in(live.table, 0, *UNKNOWN)  # compiles
 
     def use(self, source: Source | None) -> bool:
         """Change the predictor and predict every live request anew.

@@ -297,7 +297,9 @@ class LengthwiseMixin:
             self._planner.left(thrown_out=False)
         # Whether a caller's own limit leaves room for the answer is asked before it is known which
         # came out: among those that fit, all answers would look short.
-        whole = finished == FULL and request.max_tokens >= columns["high"]
+        # As it was said of the whole answer: what ranks is cut at the caller's limit.
+        high = predicted["high_tokens"]
+        whole = finished == FULL and (high is None or request.max_tokens >= high)
         self._contained.call(
             "rolling tau",
             self._tau.ended,

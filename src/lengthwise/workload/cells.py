@@ -197,7 +197,10 @@ def _list_in(text: str | None) -> list[str] | None:
 
 
 def _list_of(cell: object) -> list[str] | None:
-    return list(map(str, cell)) if isinstance(cell, list) and all(map(_is_id, cell)) else None
+    if not isinstance(cell, list) or not all(map(_is_id, cell)):
+        return None
+    # JSON may hold half a surrogate pair, which Arrow does not.
+    return [str(block).encode("utf-8", "replace").decode() for block in cell]
 
 
 def _is_id(block: object) -> bool:

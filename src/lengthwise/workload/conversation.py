@@ -7,7 +7,9 @@ further keys. A prompt is a conversation up to where an answer begins, so that i
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -29,6 +31,8 @@ ROLES: Final = {
 }
 _ROLE_KEYS: Final = ("role", "from")
 _CONTENT_KEYS: Final = ("content", "value", "text")
+#: how a list of messages begins
+_MESSAGES: Final = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value|text)['"]\s*:""")
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 
 
@@ -89,27 +93,28 @@ def read_messages(cell: Any) -> list[Message]:
         MalformedError: it is no such list, or something in it is no message.
     """
     if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            raise MalformedError("the conversation is text, not a list of messages") from None
+        cell = _unpacked(cell)
+    if isinstance(cell, str):
+        raise MalformedError("the conversation is text, not a list of messages")
     if not isinstance(cell, list):
         raise MalformedError("there is no conversation")
     return [_message(each) for each in cell]
 
 
 def is_messages(cell: Any) -> bool:
-    """Whether a cell looks like a conversation."""
-    if isinstance(cell, str) and cell.lstrip().startswith("[{"):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return False
+    """Whether a cell is a conversation, perhaps as text."""
+    if isinstance(cell, str):
+        cell = _unpacked(cell)
     return (
         isinstance(cell, list)
         and bool(cell)
         and all(isinstance(each, dict) and any(key in each for key in _ROLE_KEYS) for each in cell)
     )
+
+
+def looks_like_messages(text: str) -> bool:
+    """Whether a text was meant as a list of messages, whether it can be read as one or not."""
+    return bool(_MESSAGES.match(text))
 
 
 def before_the_answer(conversation: Sequence[Message]) -> Chat:
@@ -186,6 +191,18 @@ def _answer(conversation: Sequence[Message], place: int) -> tuple[Chat, int] | s
             else "the answer is empty"
         )
     return Chat(conversation, place), place
+
+
+def _unpacked(text: str) -> Any:
+    """The list of messages that a text is: as JSON, or as Python writes it in a cell of CSV."""
+    if not looks_like_messages(text):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def _message(cell: Any) -> Message:

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import USER, Chat, MalformedError, Turns
-from lengthwise.workload.exchanges import Columns, Exchanges, Row
+from lengthwise.workload.exchanges import (
+    LORA_COLUMN,
+    SYSTEM_COLUMNS,
+    TENANT_COLUMN,
+    Columns,
+    Exchanges,
+    Row,
+)
 from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.columns import (
     ANSWER_COLUMNS,
@@ -40,9 +47,6 @@ __all__ = [
 
 MODEL_COLUMN: Final = "model"  #: whose answers they are
 SPLIT_COLUMN: Final = "split"
-SYSTEM_COLUMN: Final = "system"  #: the prompt of the system that stands ahead of the user's
-TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
-LORA_COLUMN: Final = "lora"  #: the adapter that it is sent to
 TASK_COLUMNS: Final = ("task", "category", "dataset")  #: what kind of prompt it is
 
 _COUNTED_AT_ONCE: Final = 2_000  # answers
@@ -250,9 +254,10 @@ class _Kept:
         self.prompt_tokens: list[int | None] = []
         self.models: set[str | None] = set()
         task = next((name for name in TASK_COLUMNS if name in names), None)
+        self._system = next((name for name in SYSTEM_COLUMNS if name in names), None)
         self._columns: dict[str, list[str]] = {
             name: []
-            for name in (task, SYSTEM_COLUMN, TENANT_COLUMN, LORA_COLUMN)
+            for name in (task, self._system, TENANT_COLUMN, LORA_COLUMN)
             if name is not None and name in names
         }
         self._task = task
@@ -267,7 +272,7 @@ class _Kept:
 
     @property
     def systems(self) -> list[str] | None:
-        return self._columns.get(SYSTEM_COLUMN)
+        return self._columns.get(self._system or "")
 
     @property
     def tenants(self) -> list[str] | None:
@@ -284,7 +289,8 @@ class _Kept:
         self.prompts.append(exchange.prompt)
         self.chats.append(exchange.chat)
         self.prompt_tokens.append(exchange.prompt_tokens)
-        self.models.add(row.record.get(MODEL_COLUMN))
+        model = row.record.get(MODEL_COLUMN)
+        self.models.add(model if isinstance(model, str) else None)
         for name, cells in self._columns.items():
             cell = row.record.get(name)
             cells.append("" if cell is None else str(cell))

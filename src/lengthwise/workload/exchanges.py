@@ -32,6 +32,14 @@ from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
 from lengthwise.workload.records import Records, open_records
 from lengthwise.workload.rejections import Rejection, require_column
 
+SYSTEM_COLUMNS: Final = ("system", "system_prompt")  #: ahead of the user's prompt
+TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
+LORA_COLUMN: Final = "lora"  #: the adapter that it is sent to
+SEEN_COLUMNS: Final = (
+    *SYSTEM_COLUMNS,
+    TENANT_COLUMN,
+    LORA_COLUMN,
+)  #: what a predictor sees of a row
 HOLDS_ANSWER: Final = "the prompt holds its own answer"
 _RENDERED: Final = "the prompt goes on after its template begins an answer"
 _HEADED: Final = "the prompt goes on after a line such as 'Response:'"
@@ -160,12 +168,21 @@ class Exchanges:
     def _read(self, number: int, record: Record) -> Iterator[Exchange]:
         tally = self.tally
         try:
+            beside = tuple(
+                cell
+                for name in SEEN_COLUMNS
+                if isinstance(cell := record.get(name), str) and cell.strip()
+            )
             for found in self.layout.read(record, self._turns):
-                reason = found if isinstance(found, str) else self._why_not(found)
-                if reason is not None:
+                if isinstance(found, str):
+                    tally.left_out[found] += 1
+                    continue
+                exchange = found._replace(beside=beside) if beside else found
+                reason = self._why_not(exchange)
+                if reason is None:
+                    yield exchange
+                else:
                     tally.left_out[reason] += 1
-                elif isinstance(found, Exchange):
-                    yield found
         except MalformedError as error:
             tally.rejected.append(Rejection(number, str(error)))
 

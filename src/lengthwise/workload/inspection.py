@@ -148,14 +148,14 @@ def inspect_trace(
     file = open_trace(path, answer_tokens=answer_tokens)
     state = TraceState(block_tokens)
     prompts, answers = Quantiles(), Quantiles()
-    rows = failed = filled = malformed = 0
+    rows = failed = later = malformed = 0
     shown: list[Rejection] = []
     first_s, last_s = np.inf, -np.inf
     whole_seconds = True
     for part in file.parts(state):
         rows += part.rows
         failed += len(part.failed)
-        filled += part.filled
+        later += 0 if part.delay_s is None else int(np.isfinite(part.delay_s).sum())
         malformed += len(part.rejected)
         shown += part.rejected[: _SHOWN - len(shown)]
         prompts.add(part.prompt_tokens)
@@ -181,7 +181,7 @@ def inspect_trace(
         "prompt_tokens": prompts.told(),
         "answer_tokens": answers.told(),
         "block_tokens": size if state.block_tokens else None,
-        "from_delays": filled,
+        "later_turns": later,
         "whole_seconds": whole_seconds and file.layout.whole_seconds,
         "left_out": {file.layout.without_output or "": failed} if failed else {},
         "malformed": malformed,

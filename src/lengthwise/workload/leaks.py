@@ -24,7 +24,9 @@ _WORDS_AT_END: Final = 3  # of an answer that ends a prompt: fewer are no sign
 # Where a chat template begins an answer, and what follows up to the next turn.
 _TEMPLATES: Final = re.compile(
     r"(?:<\|im_start\|>assistant\s|<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\]|"
-    r"<\|assistant\|>|<start_of_turn>model\s|<｜Assistant｜>)\s*(?!<|\Z)\S",
+    r"<\|assistant\|>|<start_of_turn>model\s|<｜Assistant｜>|\bUSER: .*?\bASSISTANT:)"
+    r"\s*(?!<|\bUSER:|\Z)\S",
+    re.DOTALL,
 )
 _HEADINGS: Final = re.compile(
     r"(?:^|\n)[ \t#*]*(?:assistant|response|answer|gpt|bot|ai)[*]*[ \t]*:[*]*\s*\S", re.IGNORECASE
@@ -71,6 +73,7 @@ def has_a_heading_of_an_answer(exchange: Exchange) -> bool:
 
 
 def _texts(exchange: Exchange) -> Iterator[str]:
+    yield from exchange.beside
     if exchange.chat is None:
         yield exchange.prompt
     else:

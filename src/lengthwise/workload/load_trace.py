@@ -17,7 +17,7 @@ from lengthwise.workload import servegen
 from lengthwise.workload.columns import Columns, columns_of_records, open_parts
 from lengthwise.workload.layouts import Layout, recognise
 from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS
-from lengthwise.workload.recorded import recorded_requests
+from lengthwise.workload.recorded import is_recorded, recorded_requests
 from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection, require_column
 from lengthwise.workload.trace import Trace
@@ -38,7 +38,8 @@ class TracePart:
     rows: int  #: how many rows were read for it
     failed: NDArray[np.int64]  #: numbers of the rows of requests without an answer
     rejected: list[Rejection]  #: malformed rows
-    filled: int = 0  #: requests whose arrival was made up from a delay
+    sessions: NDArray[np.object_] | None = None  #: shape (n,), whose requests they are, or None
+    delay_s: NDArray[np.float64] | None = None  #: shape (n,), see `TraceRows.delay_s`
     blocks: Any = None  #: pyarrow list array of shape (n,), where the trace has blocks
 
     def of(self, mask: NDArray[np.bool_]) -> TracePart:
@@ -49,6 +50,8 @@ class TracePart:
             arrival_s=self.arrival_s[mask],
             prompt_tokens=self.prompt_tokens[mask],
             output_tokens=self.output_tokens[mask],
+            sessions=None if self.sessions is None else self.sessions[mask],
+            delay_s=None if self.delay_s is None else self.delay_s[mask],
             blocks=None if self.blocks is None else self.blocks.filter(mask),
         )
 
@@ -83,7 +86,8 @@ def open_trace(
         return TraceFile(
             path, servegen.LAYOUT, lambda state: _drawn_parts(clients, seed), True, notes
         )
-    file = recorded_requests(path) if path.is_dir() else path
+    is_others = path.is_dir() and any(path.glob("*.json")) and not is_recorded(path)
+    file = recorded_requests(path) if path.is_dir() and not is_others else path
     source, layout, names = _open_columns(file, answer_tokens is not None)
     conditions = dict(where or {})
     return TraceFile(
@@ -202,10 +206,11 @@ def _trace(
             notes.append(
                 f"times are whole seconds: {tied:,} requests of the same second were spread over it"
             )
-    if part.filled:
+    after, delays = _turns(part)
+    if after is not None:
         notes.append(
-            f"{part.filled:,} requests of sessions have a delay instead of a time: played open, "
-            "each arrives its delay after the one before it arrived"
+            f"{int((after >= 0).sum()):,} requests are later turns of sessions: simulated, each "
+            "arrives its delay after the one before it has ended"
         )
     if file.layout.name == "weka":
         notes.append("times count from the beginning of each conversation: all begin at 0 s")
@@ -225,9 +230,25 @@ def _trace(
         block_hashes=hashes,
         block_offsets=offsets,
         hash_tokens=0 if hashes is None else size,
+        after=after,
+        delay_s=delays,
         left_out={failure: len(failed)} if len(failed) else {},
         notes=tuple(notes),
     )
+
+
+def _turns(part: TracePart) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None]:
+    """Whose end each request waits for and how long after it arrives; None where there is none."""
+    if part.sessions is None or part.delay_s is None or np.isnan(part.delay_s).all():
+        return None, None
+    last: dict[str, int] = {}
+    after = np.full(len(part.numbers), -1)
+    for row, session in enumerate(part.sessions):
+        if session is not None:
+            if not np.isnan(part.delay_s[row]):
+                after[row] = last.get(session, -1)
+            last[session] = row
+    return after, np.where(after >= 0, part.delay_s, 0.0)
 
 
 def spread_ties(arrival_s: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
@@ -253,6 +274,8 @@ def _open_columns(
     file: Path, has_answers: bool
 ) -> tuple[Callable[[], Iterator[Columns]], Layout, list[str]]:
     """The columns of a table, their layout and their names; nested rows are made into columns."""
+    if file.is_dir() and not is_recorded(file):
+        return _open_conversations(sorted(file.glob("*.json")))
     if file.is_file() and file.suffix.lower() in _TEXT_KINDS:
         records = open_records(file)
         nested = nested_layout(records.head)
@@ -264,6 +287,26 @@ def _open_columns(
             )
     table = open_parts(file)
     return table.parts, recognise(table.path, table.names, has_answers), table.names
+
+
+def _open_conversations(
+    files: list[Path],
+) -> tuple[Callable[[], Iterator[Columns]], Layout, list[str]]:
+    """A folder with a file for each conversation, as WEKA's traces are published."""
+    records = [open_records(each) for each in files]
+    nested = nested_layout(records[0].head)
+    if nested is None:
+        raise InputError(
+            f"{files[0].parent}: its .json files are no conversations of agents, each with its "
+            "requests: give one file"
+        )
+    return (
+        lambda: columns_of_records(
+            files[0].parent, flattened(nested, itertools.chain.from_iterable(records))
+        ),
+        nested.layout,
+        records[0].names,
+    )
 
 
 def _parts(
@@ -281,6 +324,7 @@ def _parts(
         rows = TraceRows(part, layout, state, answer_tokens)
         chosen += len(part.numbers)
         sound = rows.sound
+        sessions = None if rows.delay_s is None else rows.sessions()
         yield TracePart(
             numbers=part.numbers[sound],
             arrival_s=rows.arrival_s[sound],
@@ -289,7 +333,8 @@ def _parts(
             rows=count,
             failed=part.numbers[rows.failed],
             rejected=rows.rejected,
-            filled=rows.filled,
+            sessions=None if sessions is None else np.array(sessions, np.object_)[sound],
+            delay_s=None if sessions is None or rows.delay_s is None else rows.delay_s[sound],
             blocks=None if rows.blocks is None else rows.blocks.take(sound),
         )
     if not chosen:
@@ -348,9 +393,15 @@ def _joined(parts: list[TracePart]) -> TracePart:
         **arrays,
         rows=sum(part.rows for part in parts),
         rejected=list(itertools.chain.from_iterable(part.rejected for part in parts)),
-        filled=sum(part.filled for part in parts),
+        sessions=_optional([part.sessions for part in parts]),
+        delay_s=_optional([part.delay_s for part in parts]),
         blocks=_joined_lists([part.blocks for part in parts]),
     )
+
+
+def _optional(arrays: list[Any]) -> Any:
+    """Arrays one after another, where all parts have them."""
+    return None if any(each is None for each in arrays) else np.concatenate(arrays)
 
 
 def _joined_lists(lists: list[Any]) -> Any:
@@ -374,6 +425,8 @@ def _sorted(part: TracePart) -> TracePart:
         arrival_s=part.arrival_s[order],
         prompt_tokens=part.prompt_tokens[order],
         output_tokens=part.output_tokens[order],
+        sessions=None if part.sessions is None else part.sessions[order],
+        delay_s=None if part.delay_s is None else part.delay_s[order],
         blocks=None if part.blocks is None else part.blocks.take(order),
     )
 

@@ -16,6 +16,13 @@ from lengthwise.errors import InputError
 from lengthwise.workload.length_log import segments
 
 
+def is_recorded(folder: Path) -> bool:
+    """Whether a folder is one of Lengthwise's own."""
+    return any((folder / name).is_file() for name in ("requests.jsonl", "rounds.jsonl")) or bool(
+        segments(folder)
+    )
+
+
 def recorded_requests(folder: Path) -> Path:
     """The file of a folder that says when requests arrived and how long they were.
 

@@ -40,6 +40,8 @@ class Trace:
     block_hashes: NDArray[np.int64] | None = None  # block numbers from 0, of all prompts in turn
     block_offsets: NDArray[np.int64] | None = None  # shape (n + 1,), where prompts begin in it
     hash_tokens: int = 0  # tokens of a block
+    after: NDArray[np.int64] | None = None  # shape (n,), whose end it waits for, -1: nobody's
+    delay_s: NDArray[np.float64] | None = None  # shape (n,), from that end to its arrival, s
     left_out: Mapping[str, int] = field(default_factory=dict)  # sound, but no requests: by reason
     notes: tuple[str, ...] = ()  # what was done to the times
 
@@ -55,6 +57,19 @@ class Trace:
             raise InputError(f"{self.name}: arrival times must be finite, from 0, never decreasing")
         if len(self) and min(self.prompt_tokens.min(), self.output_tokens.min()) < 1:
             raise InputError(f"{self.name}: prompts and answers must have at least one token")
+        self._check_sessions()
+
+    def _check_sessions(self) -> None:
+        """Refuse turns that wait for a later one, or that several others share."""
+        if self.after is None or self.delay_s is None:
+            return
+        waits = self.after >= 0
+        if not len(self.after) == len(self.delay_s) == len(self):
+            raise InputError(f"{self.name}: give what each of its {len(self)} requests waits for")
+        if (self.after >= np.arange(len(self))).any() or not (self.delay_s[waits] >= 0).all():
+            raise InputError(f"{self.name}: a turn may wait for an earlier one, no time below 0")
+        if len(np.unique(self.after[waits])) < waits.sum():
+            raise InputError(f"{self.name}: two turns of sessions wait for the same one")
 
     def __len__(self) -> int:
         """The number of requests, n."""
@@ -132,6 +147,10 @@ class Trace:
             name: getattr(self, name)[rows]
             for name in ("arrival_s", "prompt_tokens", "output_tokens")
         }
+        if self.after is not None and self.delay_s is not None:
+            places = np.full(len(self) + 1, -1)  # the last is nobody's
+            places[rows] = np.arange(len(rows))
+            part |= {"after": places[self.after[rows]], "delay_s": self.delay_s[rows]}
         if self.block_hashes is None or self.block_offsets is None:
             return replace(self, **part)
         counts = np.diff(self.block_offsets)[rows]

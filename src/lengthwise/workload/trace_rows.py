@@ -44,7 +44,8 @@ class TraceRows:
         sound: the places of the sound rows among the n, in their order.
         rejected: malformed rows, with the first thing that is wrong with each.
         failed: shape (n,), rows that are sound, and requests that got no answer.
-        filled: rows whose arrival was made up from a delay.
+        delay_s: shape (n,), from the end of the session's last turn to a row that has no time of
+            its own; NaN for others. None without sessions.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class TraceRows:
         self._layout = layout
         self._state = state
         self._reasons: dict[int, str] = {}
-        self.filled = 0
+        self.delay_s: NDArray[np.float64] | None = None
         count = len(columns.numbers)
         self.arrival_s = self._arrivals()
         self.output_tokens = read_numbers(columns.cells(layout.output))
@@ -102,16 +103,17 @@ class TraceRows:
         sessions = self.sessions()
         if not self._has_sessions or sessions is None or layout.delay is None:
             return times
-        # A later turn of a session has a delay instead of a time. Played open, without waiting for
-        # the turn before it to end, it arrives its delay after that turn arrived.
+        # A later turn of a session has a delay instead of a time. Until it is known when the turn
+        # before it ended, it arrives its delay after that one arrived.
         delays = read_numbers(columns.cells(layout.delay)) * layout.unit_s
         ended = self._state.ended
+        self.delay_s = np.full(len(times), np.nan)
         for row, session in enumerate(sessions):
             if session is None:
                 continue
             if np.isnan(times[row]) and session in ended and delays[row] >= 0:
                 times[row] = ended[session] + delays[row]
-                self.filled += 1
+                self.delay_s[row] = delays[row]
             elif session not in ended and layout.arrival not in columns.names:
                 times[row] = 0.0
             if not np.isnan(times[row]):

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any, Final, NamedTuple
 
-from lengthwise.workload.conversation import MalformedError, is_messages, read_messages
+from lengthwise.workload.conversation import ASSISTANT, MalformedError, is_messages, read_messages
 
 LONGEST: Final = 10**8  #: tokens; what is longer is a mistake
 _USAGE_KEYS: Final = ("completion_tokens", "output_tokens")
@@ -37,7 +37,10 @@ def read_answer(cell: Any, column: str) -> Answer:
     if _is_response(cell):
         return _response(cell, column)
     if is_messages(cell):
-        return Answer("\n".join(message.content for message in read_messages(cell)), None)
+        said = [each.content for each in read_messages(cell) if each.role == ASSISTANT]
+        if not said:
+            raise MalformedError(f"{column} has no message of an assistant")
+        return Answer(said[-1], None)
     if isinstance(cell, dict) and isinstance(cell.get("content"), str):
         return Answer(cell["content"], None)
     raise MalformedError(f"{column} is not text")
@@ -93,7 +96,8 @@ def _is_response(cell: Any) -> bool:
 
 def _response(cell: dict[str, Any], column: str) -> Answer:
     tokens, prompt_tokens = read_usage(cell.get("usage"))
-    texts = [_choice(choice) for choice in cell.get("choices") or ()]
+    choices = cell.get("choices")
+    texts = [_choice(choice) for choice in choices] if isinstance(choices, list) else []
     if not texts and isinstance(cell.get("output"), list):
         texts = [_output(cell["output"])]
     known = [text for text in texts if text]

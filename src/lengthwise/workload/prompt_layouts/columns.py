@@ -18,11 +18,18 @@ from lengthwise.workload.conversation import (
     answers_of,
     before_the_answer,
     is_messages,
+    looks_like_messages,
     read_messages,
 )
 from lengthwise.workload.documents import Record
 from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length
-from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, one_of
+from lengthwise.workload.prompt_layouts.layout import (
+    Exchange,
+    PromptLayout,
+    exchange_of,
+    one_of,
+    read_body,
+)
 from lengthwise.workload.rejections import UnknownLayoutError, require_column
 
 PROMPT_COLUMNS: Final = (
@@ -122,8 +129,12 @@ class ColumnNames:
         if is_messages(cell):
             chat = before_the_answer(read_messages(cell))
             return chat, chat.question
-        if isinstance(cell, list):
+        if isinstance(cell, list) or (isinstance(cell, str) and looks_like_messages(cell)):
             raise MalformedError("the prompt is a list, but not of messages with a role")
+        body = read_body(cell)
+        if body is not None:
+            found = exchange_of(body, None, None, None)
+            return found.chat, found.prompt
         if not isinstance(cell, str):
             raise MalformedError("there is no prompt" if cell is None else "the prompt is not text")
         if not cell.strip():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ class Exchange(NamedTuple):
     samples: NDArray[np.int64] | None = None  #: tokens of several answers to the prompt
     other_answers: tuple[str, ...] = ()  #: texts of further answers to the prompt
     prompt_tokens: int | None = None  #: as the file counts them
+    beside: tuple[str, ...] = ()  #: other texts that a predictor sees: the system's prompt, hints
 
 
 #: From a row to its exchanges; a text says why the row, or one answer in it, is left out.
@@ -57,6 +59,18 @@ def one_of(names: Sequence[str], *wanted: str) -> str | None:
 def first_cell(head: Sequence[Record], name: str) -> object:
     """The first cell of a column that is not missing."""
     return next((row[name] for row in head if row.get(name) is not None), None)
+
+
+def read_body(cell: Any) -> Record | None:
+    """The body of a request that a cell holds, perhaps as JSON; None where it holds none."""
+    if isinstance(cell, str) and cell.lstrip().startswith("{"):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
+    if isinstance(cell, dict) and isinstance(cell.get("body"), dict):
+        cell = cell["body"]
+    return cell if isinstance(cell, dict) and is_messages(cell.get("messages")) else None
 
 
 def exchange_of(
