@@ -61,9 +61,12 @@ def hint_requests() -> Counter:
 
     That is the one that vLLM's, LiteLLM's and most gateways' own `/metrics` serves.
     """
-    return Counter(
+    counter = Counter(
         "lengthwise_hint_requests",
         "Requests that passed the middleware by what became of their hints",
         ["outcome"],
         registry=REGISTRY,
     )
+    for outcome in OUTCOMES:
+        counter.labels(outcome)  # there from the start, so that a first failure is a rise from 0
+    return counter
