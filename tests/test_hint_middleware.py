@@ -30,6 +30,7 @@ from lengthwise.hints.write import parse_targets
 TEXT = "Name three rivers."
 CHAT = {"messages": [{"role": "user", "content": TEXT}], "model": "m", "stream": True}
 OURS = "lengthwise_expected_tokens"
+DEADLINE = "lengthwise_ttft_deadline_ms"
 
 Message = dict[str, Any]
 
@@ -145,6 +146,26 @@ def test_what_else_is_in_a_request_stays(tokens: int) -> None:
         "vllm_xargs": {"lengthwise_id": "a", OURS: tokens},
         "nvext": {"annotations": ["x"], "agent_hints": {"priority": 3, "osl": tokens}},
     }
+
+
+@pytest.mark.parametrize(
+    ("header", "written"), [(b"250", 250.0), (b"soon", None), (b"-1", None), (b"inf", None)]
+)
+def test_llm_ds_deadline_is_written_too(header: bytes, written: float | None) -> None:
+    async def run(body: Message, **options: Any) -> Any:
+        middleware = Middleware(
+            seen, "prompt-length", tokenizer="reference", patience_s=60, **options
+        )
+        headers = [(b"x-llm-d-slo-ttft-ms", header)]
+        await send(middleware, [json.dumps(body).encode()], headers=headers)
+        return json.loads(seen.body)
+
+    seen = Seen()
+    assert asyncio.run(run(CHAT))["vllm_xargs"].get(DEADLINE) == written
+    own = CHAT | {"vllm_xargs": {DEADLINE: 100}}
+    assert asyncio.run(run(own))["vllm_xargs"][DEADLINE] == 100
+    kept = CHAT | {"priority": 1}
+    assert asyncio.run(run(kept, write="priority")) == kept
 
 
 def test_the_prompts_of_a_completion_share_a_mean() -> None:

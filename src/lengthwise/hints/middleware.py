@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
@@ -21,9 +22,11 @@ from lengthwise.hints.counters import hint_requests
 from lengthwise.hints.estimate import Estimator, estimator_of
 from lengthwise.hints.write import (
     DEFAULT_TARGETS,
+    XARGS,
     declared_tokens,
     missing_targets,
     parse_targets,
+    write_deadline,
     write_hints,
 )
 
@@ -40,6 +43,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 PREDICTOR: Final = "LENGTHWISE_HINTS_PREDICTOR"
 TOKENIZER: Final = "LENGTHWISE_HINTS_TOKENIZER"
 WRITE: Final = "LENGTHWISE_HINTS_WRITE"
+
+#: llm-d's header of the milliseconds to the first token, which an engine does not see
+DEADLINE: Final = b"x-llm-d-slo-ttft-ms"
 
 _PATHS: Final = ("/chat/completions", "/completions")
 _MOST_BYTES: Final = 4_000_000
@@ -131,7 +137,7 @@ class Middleware:
                 hint_requests().labels("too_large").inc()
             await self._app(scope, read.replay, send)
             return
-        outcome, changed = await self._rewritten(body)
+        outcome, changed = await self._rewritten(body, _deadline_ms(scope["headers"]))
         hint_requests().labels(outcome).inc()
         if changed is None:
             await self._app(scope, read.replay, send)
@@ -140,7 +146,7 @@ class Middleware:
         headers = _with_length(scope["headers"], len(changed))
         await self._app({**scope, "headers": headers}, read.replay, send)
 
-    async def _rewritten(self, body: bytes) -> tuple[str, bytes | None]:
+    async def _rewritten(self, body: bytes, deadline_ms: float | None) -> tuple[str, bytes | None]:
         """What becomes of a body, and its new bytes; None where it stays."""
         try:
             request = json.loads(body)
@@ -148,6 +154,8 @@ class Middleware:
                 return "unreadable", None
             async with asyncio.timeout(self._patience_s):
                 outcome, changed = await self._hinted(request)
+            if deadline_ms is not None and XARGS in self._targets:
+                changed = write_deadline(changed or request, deadline_ms)
             return outcome, None if changed is None else json.dumps(changed).encode()
         except TimeoutError:
             self._complain(LengthwiseError(f"no prediction within {self._patience_s:g} s"))
@@ -224,6 +232,18 @@ def _is_completion(scope: Scope) -> bool:
         return False
     # A compressed body is for whoever understands it.
     return not any(name == b"content-encoding" for name, _ in scope["headers"])
+
+
+def _deadline_ms(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """The deadline of the first token that a header names, if it is a time."""
+    for name, value in headers:
+        if name == DEADLINE:
+            try:
+                milliseconds = float(value)
+            except ValueError:
+                return None
+            return milliseconds if 0.0 < milliseconds < math.inf else None
+    return None
 
 
 def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:

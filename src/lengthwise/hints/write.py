@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.predict.baselines import EXPECTED_TOKENS, MOST_TOKENS
+from lengthwise.predict.baselines import EXPECTED_TOKENS, MOST_TOKENS, TTFT_DEADLINE_MS
 
 XARGS: Final = "vllm_xargs"
 NVEXT: Final = "nvext"
@@ -83,6 +83,15 @@ def write_hints(
     if PRIORITY in missing:
         written[PRIORITY] = length
     return written
+
+
+def write_deadline(body: Mapping[str, Any], milliseconds: float) -> dict[str, Any]:
+    """A request with the deadline of its first token in `vllm_xargs`, where it has none yet.
+
+    Raises:
+        InputError: `vllm_xargs` is there and no object.
+    """
+    return {**body, XARGS: {TTFT_DEADLINE_MS: milliseconds, **_within(body, XARGS)}}
 
 
 def _within(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:

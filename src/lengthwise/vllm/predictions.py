@@ -27,7 +27,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID
+from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TTFT_DEADLINE_MS
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
@@ -65,6 +65,17 @@ def prompt_of(request: Any) -> Prompt:
     if token_ids is None:
         token_ids = EmbeddedPrompt(request.num_prompt_tokens)
     return Prompt(token_ids, hints)
+
+
+def deadline_of(request: Any) -> float:
+    """Seconds from its arrival to when a request's first token is due; 0 where it names no time."""
+    value = prompt_of(request).hints.get(TTFT_DEADLINE_MS)
+    try:
+        # Values in vllm_xargs may be text.
+        milliseconds = float(value) if isinstance(value, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+    return milliseconds / 1e3 if 0.0 < milliseconds < math.inf else 0.0
 
 
 def name_of(request: Any) -> str:

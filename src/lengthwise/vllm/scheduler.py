@@ -25,7 +25,7 @@ from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, name_of, prompt_of
+from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.refinement import open_refinement
@@ -235,6 +235,7 @@ class LengthwiseMixin:
             self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(request)
+            columns["deadline_s"] = deadline_of(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             if self._predicts:
                 self._predictions.expect(request.request_id)
