@@ -159,6 +159,14 @@ def counters(_: str) -> str:
     return table(("status file", "Prometheus", "what is counted"), rows)
 
 
+def hint_outcomes(_: str) -> str:
+    """What the middleware that writes hints counts."""
+    from lengthwise.hints.counters import OUTCOMES
+
+    rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
+    return table(("outcome", "what became of the request"), rows)
+
+
 def reference_flags(_: str) -> str:
     """What the built-in model is served with."""
     from lengthwise.serve.command import REFERENCE_FLAGS
@@ -336,6 +344,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "fields": fields,
     "file": file,
     "guessed-columns": guessed_columns,
+    "hint-outcomes": hint_outcomes,
     "layouts": layouts,
     "policies": policies,
     "policy": policy,

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "predict": {"request", "workload", "reference"},
     "probe": {"predict"},
     "learn": {"workload", "predict"},
+    "hints": {"workload", "predict"},
     "vllm": {"request", "policy", "predict", "probe", "workload"},
     "emulate": {"simulate", "policy", "workload", "vllm", "predict", "reference"},
     "serve": {
@@ -68,6 +69,7 @@ LIGHT = [
     "lengthwise.probe",
     "lengthwise.learn",
     "lengthwise.learn.learner",
+    "lengthwise.hints",
 ]
 HEAVY = {"torch", "vllm", "transformers"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.

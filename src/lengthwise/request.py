@@ -50,6 +50,7 @@ REQUEST: Final = np.dtype(
         ("preemptions", np.int32),  # times preempted so far
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         ("ahead", np.int64),  # requests that waited when it arrived
+        ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         # Derived: written by the kernel before it ranks.
         ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival

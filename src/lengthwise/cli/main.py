@@ -22,6 +22,7 @@ from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.explain import explain
 from lengthwise.cli.inspect import inspect
 from lengthwise.cli.off import off, on
+from lengthwise.cli.predict_server import predict_server
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
@@ -59,6 +60,7 @@ app.command()(theory)
 app.command()(tune)
 app.command()(doctor)
 app.command()(compile)
+app.command()(predict_server)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

@@ -52,6 +52,21 @@ def srpt(request: Any, now: float, parameters: Any) -> float:
     return float(request.remaining + request.prefill_work)
 
 
+@register("deadline", preemption="pays")
+def deadline(request: Any, now: float, parameters: Any) -> float:
+    """srpt for requests without a deadline; others move to the front as theirs comes near.
+
+    The remaining length is scaled by the share of the time to the first token that is left. As that
+    runs out every rank goes to 0, and equal ranks run first come, first served. A deadline that is
+    met, or that cannot be met any more, counts no longer.
+    """
+    work = request.remaining + request.prefill_work
+    left_s = request.deadline_s - request.wait_s
+    if request.age > 0 or left_s <= 0.0:
+        return float(work)
+    return float(work * left_s / request.deadline_s)
+
+
 @register("ltr")
 def ltr(request: Any, now: float, parameters: Any) -> float:
     """Learning to rank: the predicted score (arXiv 2408.15792, algorithm 1).

@@ -24,6 +24,7 @@ from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
 TRUE_TOKENS: Final = "lengthwise_true_tokens"  #: hint: the length that a replay will generate
 EXPECTED_TOKENS: Final = "lengthwise_expected_tokens"  #: hint: the caller's own estimate
 PREDICTION: Final = "lengthwise_prediction"  #: hint: a whole prediction, five numbers
+TTFT_DEADLINE_MS: Final = "lengthwise_ttft_deadline_ms"  #: hint: when the first token is due
 REQUEST_ID: Final = "lengthwise_id"  #: hint: the request's name in a replay
 
 MOST_TOKENS: Final = float(2**31 - 1)  #: that any answer can have: ages are 32-bit integers

@@ -85,5 +85,22 @@ class SlowPredictor(ScaledPredictor, Protocol):
         """The predictions of several prompts, computed together."""
 
 
+def cut(prediction: Prediction, most_tokens: int, predictor: Predictor | None) -> Prediction:
+    """A prediction of an answer that its caller lets have so many tokens at most.
+
+    Args:
+        prediction: of the whole answer.
+        most_tokens: where the answer is cut; 0: nowhere.
+        predictor: who made it, and may know the score of a length.
+    """
+    if not most_tokens or prediction.high <= most_tokens:
+        return prediction
+    lengths = [min(length, float(most_tokens)) for length in prediction[1:]]
+    score = prediction.score
+    if prediction.expected > most_tokens and isinstance(predictor, ScaledPredictor):
+        score = min(score, predictor.score_at(float(most_tokens)))
+    return Prediction(score, *lengths)
+
+
 class PredictionError(LengthwiseError):
     """One prompt for which a predictor has no answer."""

@@ -39,8 +39,14 @@ class PromptTokenizer:
 
     def encode_plain(self, prompt: str) -> list[int]:
         """The ids of the text as a completion endpoint would encode it."""
-        ids: list[list[int]] = self._backend([prompt], verbose=False)["input_ids"]
-        return ids[0]
+        return self.encode_plain_many([prompt])[0]
+
+    def encode_plain_many(self, prompts: Sequence[str]) -> list[list[int]]:
+        """`encode_plain` of many texts, in parallel where the tokenizer can."""
+        if not prompts:
+            return []
+        ids: list[list[int]] = self._backend(list(prompts), verbose=False)["input_ids"]
+        return ids
 
     def encode_words(self, text: str) -> list[int]:
         """The ids of the text alone, without special tokens."""

@@ -106,6 +106,7 @@ def simulate(
     *,
     predictions: NDArray[np.float64] | None = None,
     priority: NDArray[np.int64] | None = None,
+    deadline_s: NDArray[np.float64] | None = None,
     replicas: int = 1,
     router: str = "least-outstanding",
     seed: int = 0,
@@ -124,6 +125,7 @@ def simulate(
             score. None where the discipline needs none. A request without one (NaN) ranks as the
             median of those that were made before, and as that of all for a router.
         priority: each request's own class, lower runs sooner.
+        deadline_s: seconds from each request's arrival to when its first token is due, 0 for none.
         replicas: engines behind the router.
         router: one of ROUTERS.
         seed: for the router's draws.
@@ -141,7 +143,7 @@ def simulate(
         raise unknown_name("router", router, ROUTERS)
     if replicas < 1:
         raise InputError(f"the number of replicas must be at least 1, got {replicas}")
-    requests = _requests(trace, discipline, predictions, priority)
+    requests = _requests(trace, discipline, predictions, priority, deadline_s)
     turns = new_turns(trace, cost.delay_s)
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
@@ -229,6 +231,7 @@ def _requests(
     discipline: Discipline,
     predictions: NDArray[np.float64] | None,
     priority: NDArray[np.int64] | None,
+    deadline_s: NDArray[np.float64] | None,
 ) -> NDArray[np.void]:
     """The trace as an array of SERVED to which nothing has happened."""
     n = len(trace)
@@ -238,6 +241,8 @@ def _requests(
     requests["output_tokens"] = trace.output_tokens
     if priority is not None:
         requests["priority"] = priority
+    if deadline_s is not None:
+        requests["deadline_s"] = deadline_s
     for name in ("scheduled_s", "first_token_s", "finish_s"):
         requests[name] = np.nan
     requests["memory"] = -1

@@ -39,6 +39,7 @@ SERVED: Final = np.dtype(
         ("prompt_tokens", np.int64),
         ("output_tokens", np.int64),  # the truth: only the end of an answer reads it
         ("priority", np.int64),
+        ("deadline_s", np.float64),  # to the first token, 0 for none
         ("score", np.float64),
         ("expected", np.float64),
         ("low", np.float64),

@@ -64,6 +64,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.age = 0
     request.sequence = engine.tail
     request.priority = served.priority
+    request.deadline_s = served.deadline_s
     request.arrival_index = engine.arrivals - 1
     request.score = served.score
     request.expected = served.expected

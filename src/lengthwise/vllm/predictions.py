@@ -27,7 +27,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID
+from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TTFT_DEADLINE_MS
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
@@ -35,7 +35,7 @@ from lengthwise.predict.prediction import (
     PredictionError,
     Predictor,
     Prompt,
-    ScaledPredictor,
+    cut,
 )
 from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.counters import Counters
@@ -65,6 +65,17 @@ def prompt_of(request: Any) -> Prompt:
     if token_ids is None:
         token_ids = EmbeddedPrompt(request.num_prompt_tokens)
     return Prompt(token_ids, hints)
+
+
+def deadline_of(request: Any) -> float:
+    """Seconds from its arrival to when a request's first token is due; 0 where it names no time."""
+    value = prompt_of(request).hints.get(TTFT_DEADLINE_MS)
+    try:
+        # Values in vllm_xargs may be text.
+        milliseconds = float(value) if isinstance(value, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+    return milliseconds / 1e3 if 0.0 < milliseconds < math.inf else 0.0
 
 
 def name_of(request: Any) -> str:
@@ -240,24 +251,14 @@ class Predictions:
             self._complained = True
             logger.warning("Lengthwise: no prediction, ranking as the median: %s", reason)
 
-    def _cut(self, prediction: Prediction, most_tokens: int) -> Prediction:
-        """A prediction of an answer that its caller lets have so many tokens at most."""
-        if not most_tokens or prediction.high <= most_tokens:
-            return prediction
-        lengths = [min(length, float(most_tokens)) for length in prediction[1:]]
-        score = prediction.score
-        predictor = self._source.predictor if self._source is not None else None
-        if prediction.expected > most_tokens and isinstance(predictor, ScaledPredictor):
-            score = min(score, predictor.score_at(float(most_tokens)))
-        return Prediction(score, *lengths)
-
     def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
         request = self._live.table[row]
         if predicted:
             self._made[self._live.request(row).request_id] = prediction
             if request["predicted"] == BY_PROBE:
                 return  # it knows more, and was first
-            prediction = self._cut(prediction, int(request["most_tokens"]))
+            predictor = self._source.predictor if self._source is not None else None
+            prediction = cut(prediction, int(request["most_tokens"]), predictor)
         request["score"] = prediction.score
         request["expected"] = prediction.expected
         request["low"] = prediction.low

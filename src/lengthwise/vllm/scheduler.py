@@ -28,7 +28,7 @@ from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, name_of, prompt_of
+from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.queue_times import QueueTimes
@@ -288,6 +288,7 @@ class LengthwiseMixin:
             self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(request)
+            columns["deadline_s"] = deadline_of(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._notes.arrived(request)
             if self._predicts:

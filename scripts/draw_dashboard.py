@@ -1,0 +1,305 @@
+"""Draw deploy/grafana-dashboard.json: what docs/reference/counters.md says to watch, as panels.
+
+    .venv/bin/python scripts/draw_dashboard.py
+
+Import the file in Grafana (10 or later) and choose the Prometheus that scrapes vLLM's `/metrics`
+and the scheduler's. A panel of something that does not run (a probe, a predict-server) is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+PATH: Final = Path(__file__).parents[1] / "deploy" / "grafana-dashboard.json"
+WIDTH, HEIGHT, COLUMNS = 8, 8, 3
+SOURCE: Final = {"type": "prometheus", "uid": "${source}"}
+
+OURS: Final = '{engine=~"$engine"}'
+
+
+class Panel(NamedTuple):
+    """Curves over time."""
+
+    title: str
+    says: str  #: what to read from it
+    unit: str  #: Grafana's name of one
+    queries: Mapping[str, str]  #: legend → PromQL
+
+
+def per_second(name: str) -> str:
+    """The rate of a counter of the scheduler, by engine."""
+    return f"sum by (engine) (rate(lengthwise_{name}_total{OURS}[$__rate_interval]))"
+
+
+def share(part: str, *whole: str) -> str:
+    """One counter's part of the sum of some."""
+    return f"{per_second(part)} / ({' + '.join(map(per_second, whole))})"
+
+
+def gauge(name: str) -> str:
+    """A present value of the scheduler, by engine."""
+    return f"max by (engine) (lengthwise_{name}{OURS})"
+
+
+def quantiles(histogram: str) -> dict[str, str]:
+    """The median and the 99 % quantile of a histogram, over all engines."""
+    rates = f"sum by (le) (rate({histogram}_bucket[$__rate_interval]))"
+    return {
+        f"{round(100 * part)} %": f"histogram_quantile({part}, {rates})" for part in (0.5, 0.99)
+    }
+
+
+ROWS: Final[dict[str, list[Panel]]] = {
+    "Is there a queue?": [
+        Panel(
+            "Requests",
+            "Without waiting requests no order can help.",
+            "short",
+            {
+                "waiting, engine {{engine}}": gauge("waiting_requests"),
+                "running, engine {{engine}}": gauge("running_requests"),
+            },
+        ),
+        Panel(
+            "Time in the queue",
+            "Of requests that were given their first step, vLLM's own histogram.",
+            "s",
+            quantiles("vllm:request_queue_time_seconds"),
+        ),
+        Panel(
+            "Time to the first token",
+            "As clients see it.",
+            "s",
+            quantiles("vllm:time_to_first_token_seconds"),
+        ),
+        Panel(
+            "Time to the last token",
+            "As clients see it.",
+            "s",
+            quantiles("vllm:e2e_request_latency_seconds"),
+        ),
+        Panel(
+            "Steps",
+            "Of each engine. None while requests wait is a stuck engine.",
+            "ops",
+            {"engine {{engine}}": per_second("steps")},
+        ),
+        Panel(
+            "Requests ended",
+            "Finished or aborted.",
+            "ops",
+            {"engine {{engine}}": per_second("finished")},
+        ),
+    ],
+    "What the order does": [
+        Panel(
+            "Overtakes per admission",
+            "How far the order is from first come, first served: 0 is fcfs.",
+            "short",
+            {"engine {{engine}}": share("overtakes", "admissions")},
+        ),
+        Panel(
+            "Preemptions",
+            "Of the policy, and of vLLM because KV memory ran out: many of the second kind call "
+            "for more memory or fewer slots.",
+            "ops",
+            {
+                "by the policy, engine {{engine}}": per_second("preemptions"),
+                "for memory, engine {{engine}}": per_second("memory_preemptions"),
+            },
+        ),
+        Panel(
+            "Tokens computed again",
+            "What preemption costs, per second.",
+            "short",
+            {"engine {{engine}}": per_second("recomputed_tokens")},
+        ),
+        Panel(
+            "Promotions",
+            "Requests that the starvation guard brought to the front.",
+            "ops",
+            {"engine {{engine}}": per_second("promotions")},
+        ),
+        Panel(
+            "A step that decodes",
+            "The price that preemption is decided with.",
+            "s",
+            {"engine {{engine}}": gauge("step_decode_seconds")},
+        ),
+        Panel(
+            "A token of a prompt",
+            "The other price.",
+            "s",
+            {"engine {{engine}}": gauge("prefill_token_seconds")},
+        ),
+    ],
+    "Predictions": [
+        Panel(
+            "Without a usable prediction",
+            "Their part of all: these rank as the running median. Near zero, unless the predictor "
+            "fails or does not fit the model.",
+            "percentunit",
+            {"engine {{engine}}": share("fallbacks", "fallbacks", "predictions")},
+        ),
+        Panel(
+            "Rolling tau",
+            "How well predictions order the newest answers; nothing while it is not known.",
+            "short",
+            {
+                "engine {{engine}}": gauge("rolling_tau"),
+                "below its floor, engine {{engine}}": gauge("below_tau_floor"),
+            },
+        ),
+        Panel(
+            "A slow predictor's worker",
+            "Whether it keeps up.",
+            "ops",
+            {
+                "late, engine {{engine}}": per_second("late_predictions"),
+                "given up, engine {{engine}}": per_second("shed_predictions"),
+                "ended first, engine {{engine}}": per_second("unpredicted"),
+                "restarts, engine {{engine}}": per_second("worker_restarts"),
+            },
+        ),
+    ],
+    "What should stay at zero": [
+        Panel(
+            "Switched off",
+            "Parts that raised an exception, since the engine started; the status file says which.",
+            "short",
+            {"engine {{engine}}": f"max by (engine) (lengthwise_switched_off_total{OURS})"},
+        ),
+        Panel(
+            "Settings",
+            "Taken up and refused, since the engine started.",
+            "short",
+            {
+                "taken up, engine {{engine}}": "max by (engine) "
+                f"(lengthwise_settings_changes_total{OURS})",
+                "refused, engine {{engine}}": "max by (engine) "
+                f"(lengthwise_settings_refused_total{OURS})",
+            },
+        ),
+        Panel(
+            "Lost",
+            "Lines of the length log and the record that were not written; failures of the probe.",
+            "ops",
+            {
+                "log, engine {{engine}}": per_second("log_lost"),
+                "record, engine {{engine}}": per_second("record_lost"),
+                "probe, engine {{engine}}": per_second("probe_failures"),
+            },
+        ),
+    ],
+    "Hints for other stacks": [
+        Panel(
+            "Requests through the middleware",
+            "By what became of their hints.",
+            "ops",
+            {
+                "{{outcome}}": "sum by (outcome) "
+                "(rate(lengthwise_hint_requests_total[$__rate_interval]))"
+            },
+        ),
+        Panel(
+            "Predict-server: time to answer",
+            "From a request's body to its answer.",
+            "s",
+            quantiles("lengthwise_predict_seconds"),
+        ),
+        Panel(
+            "Predict-server: load",
+            "Prompts a second, and answers by status.",
+            "ops",
+            {
+                "prompts": "sum(rate(lengthwise_predict_prompts_total[$__rate_interval]))",
+                "status {{status}}": "sum by (status) "
+                "(rate(lengthwise_predict_requests_total[$__rate_interval]))",
+                "waiting prompts": "sum(lengthwise_predict_waiting_prompts)",
+            },
+        ),
+    ],
+}
+
+
+def queries() -> Iterator[str]:
+    """Every query of every panel."""
+    for panels in ROWS.values():
+        for panel in panels:
+            yield from panel.queries.values()
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
+    placed: list[dict[str, Any]] = []
+    top = 0
+    for title, panels in ROWS.items():
+        placed.append({"type": "row", "title": title, "gridPos": place(0, top, 24, 1)})
+        top += 1
+        for number, panel in enumerate(panels):
+            row, column = divmod(number, COLUMNS)
+            where = place(column * WIDTH, top + row * HEIGHT, WIDTH, HEIGHT)
+            placed.append(drawn(panel) | {"gridPos": where})
+        top += -(-len(panels) // COLUMNS) * HEIGHT
+    return {
+        "title": "Lengthwise",
+        "uid": "lengthwise",
+        "tags": ["vllm", "lengthwise"],
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": variables()},
+        "panels": [{"id": number, **panel} for number, panel in enumerate(placed, start=1)],
+    }
+
+
+def place(left: int, top: int, width: int, height: int) -> dict[str, int]:
+    """Where a panel stands on the grid of 24 columns."""
+    return {"x": left, "y": top, "w": width, "h": height}
+
+
+def drawn(panel: Panel) -> dict[str, Any]:
+    """A panel as Grafana reads it."""
+    defaults = {"unit": panel.unit, "custom": {"axisSoftMin": 0}}
+    return {
+        "type": "timeseries",
+        "title": panel.title,
+        "description": panel.says,
+        "datasource": SOURCE,
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": {"tooltip": {"mode": "multi"}},
+        "targets": [
+            {"refId": chr(ord("A") + number), "expr": query, "legendFormat": legend}
+            for number, (legend, query) in enumerate(panel.queries.items())
+        ],
+    }
+
+
+def variables() -> list[dict[str, Any]]:
+    """What is chosen above the panels: the data source and the engines."""
+    return [
+        {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
+        {
+            "name": "engine",
+            "label": "Engine",
+            "type": "query",
+            "datasource": SOURCE,
+            "query": "label_values(lengthwise_steps_total, engine)",
+            "refresh": 2,
+            "multi": True,
+            "includeAll": True,
+            "allValue": ".*",
+        },
+    ]
+
+
+def draw() -> str:
+    """The file's text."""
+    return json.dumps(dashboard(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(draw(), encoding="utf-8")

@@ -1,0 +1,83 @@
+"""`lengthwise predict-server`: predictions over HTTP, for other stacks."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Annotated
+
+import typer
+
+from lengthwise.errors import InputError
+
+_MEGABYTE = 1_000_000
+
+
+def predict_server(
+    predictor: Annotated[
+        str, typer.Argument(help="Folder of a predictor, as `lengthwise train` writes it.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8124,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="The served model's: a folder or a name on the hub.",
+            show_default="the one that the predictor was trained with",
+        ),
+    ] = None,
+    megabytes: Annotated[int, typer.Option(min=1, help="Most of a request's body.")] = 4,
+    json: Annotated[bool, typer.Option("--json", help="Say as JSON where it listens.")] = False,
+) -> None:
+    """Predict lengths over HTTP: POST /v1/predict, GET /health, GET /metrics.
+
+    A request is a body of `/v1/chat/completions` or `/v1/completions`, or many of them under
+    `requests`; prompts are rendered with the chat template of the predictor's tokenizer. Prompts
+    are never logged. Ctrl-C or SIGTERM ends it, with exit code 0.
+
+    Example: `lengthwise predict-server build/p --port 8124`
+    """
+    import json as json_module
+
+    from aiohttp import web
+
+    from lengthwise.hints.predictor import PromptPredictor
+    from lengthwise.hints.server import make_app
+
+    with _bound(host, port) as listener:
+        answering = PromptPredictor(predictor, tokenizer)
+        answering.warm_up()
+        app = make_app(answering, megabytes * _MEGABYTE)
+        # From here on the system takes connections, so that "ready" is no promise.
+        listener.listen(1024)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        if json:
+            print(json_module.dumps({"url": address, "predictor": answering.name}), flush=True)
+        print(
+            f"predictor {answering.name} for the tokens of {answering.tokenizer}, ready at "
+            f"{address}/v1/predict",
+            file=sys.stderr,
+            flush=True,
+        )
+        web.run_app(app, sock=listener, print=None, access_log=None)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address, before anything slow is done."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise InputError(f"--host {host}: {error.strerror}") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
+        ) from None
+    return listener

@@ -1,0 +1,134 @@
+"""What a length is predicted from: the prompts of a request as OpenAI's API writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from lengthwise.errors import InputError, one_line
+from lengthwise.workload.conversation import Chat, MalformedError, read_messages
+
+MOST_PROMPTS: Final = 4096  #: of one body
+MOST_ANSWER_TOKENS: Final = 2**31 - 1
+_HIGHEST_ID: Final = 2**31 - 1
+
+#: the keys that a prediction depends on, of all that a request may have
+READ: Final = (
+    "messages",
+    "prompt",
+    "max_tokens",
+    "max_completion_tokens",
+    "ignore_eos",
+    "vllm_xargs",
+)
+
+
+class Question(NamedTuple):
+    """One prompt whose answer's length is asked for; in one of three forms."""
+
+    prompt: Chat | str | Sequence[int]  #: a conversation, plain text, or the model's own token ids
+    hints: Mapping[str, object]  #: `vllm_xargs`, {} if none
+    most_tokens: int  #: the answer is cut there; 0: it is not, as far as the request says
+
+
+def read_body(body: object) -> list[Question]:
+    """The questions of a body: a request, or `{"requests": [request, …]}`.
+
+    A request is what `/v1/chat/completions` (`messages`) and `/v1/completions` (`prompt`: text,
+    token ids, or a list of either) take; keys that no prediction depends on are ignored.
+
+    Raises:
+        InputError: something in it cannot be read; the message says what, and in which request.
+    """
+    if not isinstance(body, dict):
+        raise InputError("the body must be a JSON object with messages, a prompt, or requests")
+    if "requests" not in body:
+        return _within_limit(read_request(body))
+    requests = body["requests"]
+    if not isinstance(requests, list) or not requests:
+        raise InputError("requests must be a list of at least one request")
+    questions: list[Question] = []
+    for place, request in enumerate(requests):
+        try:
+            if not isinstance(request, dict):
+                raise InputError("it must be an object with messages or a prompt")
+            questions += read_request(request)
+        except InputError as error:
+            raise InputError(f"requests[{place}]: {error}") from None
+        _within_limit(questions)
+    return questions
+
+
+def read_request(request: Mapping[str, Any]) -> list[Question]:
+    """The questions of one request: one for each prompt.
+
+    Raises:
+        InputError: it has no prompt, or one that cannot be read.
+    """
+    hints = request.get("vllm_xargs") or {}
+    if not isinstance(hints, dict):
+        raise InputError("vllm_xargs must be an object")
+    most_tokens = _most_tokens(request)
+    return [Question(prompt, hints, most_tokens) for prompt in _prompts(request)]
+
+
+def _prompts(request: Mapping[str, Any]) -> list[Chat | str | Sequence[int]]:
+    messages, prompt = request.get("messages"), request.get("prompt")
+    if (messages is None) == (prompt is None):
+        raise InputError("give either messages or a prompt")
+    if messages is not None:
+        try:
+            conversation = read_messages(messages)
+        except MalformedError as error:
+            raise InputError(f"messages: {error}") from None
+        if not conversation:
+            raise InputError("messages: there are none")
+        for message in conversation:
+            _require_text("messages", message.content)
+        return [Chat(conversation, len(conversation))]
+    if isinstance(prompt, str):
+        return [_require_text("prompt", prompt)]
+    if not isinstance(prompt, list) or not prompt:
+        raise InputError("prompt must be text, token ids, or a list of texts or of token ids")
+    if type(prompt[0]) is int:
+        return [_token_ids(prompt)]
+    if isinstance(prompt[0], list):
+        return [_token_ids(each) for each in prompt]
+    if not all(isinstance(each, str) for each in prompt):
+        raise InputError("prompt must be text, token ids, or a list of texts or of token ids")
+    return [_require_text("prompt", each) for each in prompt]
+
+
+def _require_text(name: str, text: str) -> str:
+    """JSON can write half of a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name}: the text holds half of a surrogate pair") from None
+    return text
+
+
+def _token_ids(ids: object) -> Sequence[int]:
+    if not isinstance(ids, list) or not ids or set(map(type, ids)) != {int}:
+        raise InputError("prompt: a list of token ids must hold integers, and at least one")
+    if min(ids) < 0 or max(ids) > _HIGHEST_ID:
+        raise InputError(f"prompt: token ids are from 0 to {_HIGHEST_ID}")
+    return ids
+
+
+def _most_tokens(request: Mapping[str, Any]) -> int:
+    """Where the answer is cut; with `ignore_eos` that is no bound but a length, as vLLM has it."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        most = request.get(name)
+        if most is None:
+            continue
+        if type(most) is not int or most < 1:
+            raise InputError(f"{name} must be a number of tokens, not {one_line(most, repr)}")
+        return 0 if request.get("ignore_eos") else min(most, MOST_ANSWER_TOKENS)
+    return 0
+
+
+def _within_limit(questions: list[Question]) -> list[Question]:
+    if len(questions) > MOST_PROMPTS:
+        raise InputError(f"more than {MOST_PROMPTS:,} prompts: send them in several requests")
+    return questions
