@@ -91,8 +91,8 @@ class StepOrder:
         table: RequestTable,
         waiting: Rows,
         ready: NDArray[np.bool_],
-    ) -> tuple[Rows, Rows, bool, Rows]:
-        """Who makes way, who may come in, who keeps its memory; see `prepass.decide`."""
+    ) -> tuple[Rows, Rows, bool, Rows, Rows]:
+        """Who makes way, comes in, keeps its memory, is left out; see `prepass.decide`."""
         return decide(
             discipline.rules, facts, runners, table, self.groups, self.ranks, waiting, ready
         )
@@ -107,8 +107,10 @@ def prepare(
     step: int,
     rows: int,
     running: int,
+    paused: int,
     waiting: int,
     free_slots: int,
+    free_places: int,
     free_blocks: int,
     may_swap: bool,
     admissions: int,
@@ -122,8 +124,10 @@ def prepare(
         step,
         rows,
         running,
+        paused,
         waiting,
         free_slots,
+        free_places,
         free_blocks,
         may_swap,
         admissions,
@@ -165,6 +169,6 @@ def decide(
     ranks: NDArray[np.float64],
     waiting: Rows,
     ready: NDArray[np.bool_],
-) -> tuple[Rows, Rows, bool, Rows]:
+) -> tuple[Rows, Rows, bool, Rows, Rows]:
     """`prepass.decide` for arrays of one record each."""
     return prepass.decide(rules[0], facts[0], runners, table, groups, ranks, waiting, ready)

@@ -104,6 +104,7 @@ class Engine:
         tokenizer: the served model's.
         model: the name that the model is served by.
         gauges: present values, by name.
+        refusal_to_pause: why no request can be paused; None where they can.
     """
 
     index: int
@@ -111,6 +112,7 @@ class Engine:
     tokenizer: str
     model: str
     gauges: Callable[[], dict[str, float]]
+    refusal_to_pause: str | None = None
 
 
 class Opener:
@@ -147,6 +149,7 @@ class Opener:
 
     def _prepare(self, settings: Settings) -> Active:
         arguments = settings.discipline_arguments(int(self._engine.limits["slots"]))
+        arguments["pausing"] = self._can_pause(settings)
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
@@ -165,6 +168,20 @@ class Opener:
             length_log=self._length_log(settings.length_log),
             recorder=self._recorder(settings.record),
         )
+
+    def _can_pause(self, settings: Settings) -> bool:
+        """Whether requests may be paused.
+
+        Raises:
+            InputError: it is asked for and cannot be.
+        """
+        refusal = self._engine.refusal_to_pause
+        if not settings.pausing or refusal is None:
+            return bool(settings.pausing)
+        if settings.pausing is True:
+            raise InputError(f"setting 'pausing': {refusal}")
+        logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
+        return False
 
     def _source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:
