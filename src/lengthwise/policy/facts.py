@@ -31,6 +31,8 @@ FACTS: Final = np.dtype(
         ("free_places", np.int64),  # in the worker, which paused requests take as well
         ("free_blocks", np.int64),
         ("may_swap", np.bool_),  # it can preempt and admit in this step
+        ("arrivals", np.int64),  # of requests so far
+        ("looked_at", np.int64),  # of them, when swaps were last looked for
         ("admissions", np.int64),  # made so far
         ("promised", np.int64),  # admissions that there should be after the step before
         # What it has seen of preemptions; see `policy.cutoff`.

@@ -34,8 +34,10 @@ SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most st
 def swaps_are_due(rules: Any, facts: Any) -> bool:
     """Whether running requests may make way for others in this step."""
     others = (facts.waiting > 0 and facts.may_swap) or (rules.pauses and facts.paused > 0)
-    due = facts.running > 0 and facts.step % SWAP_EVERY == 0
-    return bool(rules.preempts and others and due)
+    due = facts.step % SWAP_EVERY == 0
+    # A pause costs nothing, so that a newcomer need not wait for the next look.
+    due = due or (rules.pauses and facts.arrivals > facts.looked_at)
+    return bool(rules.preempts and others and due and facts.running > 0)
 
 
 @compiled
@@ -65,6 +67,7 @@ def prepare(
     free_places: int,
     free_blocks: int,
     may_swap: bool,
+    arrivals: int,
     admissions: int,
 ) -> bool:
     """Write the facts of the step that comes next.
@@ -83,6 +86,7 @@ def prepare(
         free_places: see FACTS.
         free_blocks: see FACTS.
         may_swap: see FACTS.
+        arrivals: see FACTS.
         admissions: see FACTS.
 
     Returns:
@@ -92,7 +96,7 @@ def prepare(
     facts.running, facts.paused, facts.waiting = running, paused, waiting
     facts.free_slots, facts.free_places = max(free_slots, 0), max(free_places, 0)
     facts.free_blocks = free_blocks
-    facts.may_swap = may_swap
+    facts.may_swap, facts.arrivals = may_swap, arrivals
     facts.step_s, facts.prefill_s = batch_s(times, running), times.prefill_s
     facts.tokens_per_step = times.mean_tokens
     facts.token_work = prefill_weight(times, max(running, 1))
@@ -287,16 +291,12 @@ def _decide_with_pauses(
             newcomers = waiting[:count][ready[:count]]
     if not facts.may_swap or facts.admissions < facts.promised:
         newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
+    swaps = swaps_are_due(rules, facts)
     freed, kept, paused, front = choose_active(
-        rules,
-        facts,
-        runners,
-        table,
-        groups,
-        ranks,
-        newcomers,
-        swaps_are_due(rules, facts),
+        rules, facts, runners, table, groups, ranks, newcomers, swaps
     )
+    if swaps:
+        facts.looked_at = facts.arrivals
     # Where nobody is left out, the engine lets in whom it can.
     limited = limited or len(freed) > 0 or len(paused) > 0
     facts.promised = facts.admissions + len(front) if limited else 0

@@ -113,6 +113,7 @@ def prepare(
     free_places: int,
     free_blocks: int,
     may_swap: bool,
+    arrivals: int,
     admissions: int,
 ) -> bool:
     """`prepass.prepare` for arrays of one record each."""
@@ -130,6 +131,7 @@ def prepare(
         free_places,
         free_blocks,
         may_swap,
+        arrivals,
         admissions,
     )
 

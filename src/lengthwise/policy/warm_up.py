@@ -23,7 +23,7 @@ def warm_up(discipline: Discipline) -> None:
     table["expected"] = table["initial"] = table["remaining"] = 1.0
     facts, runners = new_facts(1, token_budget=8, block_size=16), np.zeros(1, RUNNER)
     runners["row"] = runners["age"] = 1
-    prepare(whole.rules, facts, new_step_times(1), 0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0)
+    prepare(whole.rules, facts, new_step_times(1), 0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0, 0)
     begin(whole.rules, facts, runners, table, whole.values.copy())
     order = StepOrder()
     order.rank(discipline, table, 2, 0.0, 0)

@@ -54,6 +54,7 @@ def plan_step(
         limits.places - engine.running - engine.paused,
         engine.free_blocks,
         True,
+        engine.arrivals,
         engine.admissions,
     )
     if rules.adapts >= 0:

@@ -179,6 +179,8 @@ class Planner:
         scheduler = self._scheduler
         if self.paused and compat.free_slots(scheduler) > 0:
             return False
+        if self.discipline.pauses and self._live.arrivals > self._facts["looked_at"][0]:
+            return False
         free_blocks = compat.free_blocks_of_each_group(scheduler)
         return free_blocks >= len(scheduler.running) + self._most_blocks
 
@@ -200,6 +202,7 @@ class Planner:
             compat.free_places(scheduler) - len(self.paused),
             compat.free_blocks_of_each_group(scheduler),
             chosen.preempts and compat.may_swap(scheduler, self._throttled),
+            self._live.arrivals,
             self._admissions,
         )
 
