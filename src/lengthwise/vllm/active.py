@@ -150,6 +150,7 @@ class Engine:
         model: the name that the model is served by.
         state: the numbers of now.
         by_priority: vLLM's own order goes by priority class.
+        refusal_to_pause: why no request can be paused; None where they can.
     """
 
     index: int
@@ -158,6 +159,7 @@ class Engine:
     model: str
     state: Callable[[], EngineState]
     by_priority: bool = False
+    refusal_to_pause: str | None = None
 
 
 class Opener:
@@ -198,6 +200,7 @@ class Opener:
 
     def _prepare(self, settings: Settings) -> Active:
         arguments = settings.discipline_arguments(int(self.engine.limits["slots"]))
+        arguments["pausing"] = self._can_pause(settings)
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
@@ -222,6 +225,20 @@ class Opener:
             journal=self._journal(settings.journal),
             shadow=self._shadow(settings),
         )
+
+    def _can_pause(self, settings: Settings) -> bool:
+        """Whether requests may be paused.
+
+        Raises:
+            InputError: it is asked for and cannot be.
+        """
+        refusal = self.engine.refusal_to_pause
+        if not settings.pausing or refusal is None:
+            return bool(settings.pausing)
+        if settings.pausing is True:
+            raise InputError(f"setting 'pausing': {refusal}")
+        logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
+        return False
 
     def _source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:

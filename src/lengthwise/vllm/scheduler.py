@@ -58,6 +58,7 @@ class LengthwiseMixin:
         policy: Any
         kv_holding_waiting: Any
         max_num_active_reqs: int
+        max_num_running_reqs: int
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         compat.require_supported_version()
@@ -92,6 +93,7 @@ class LengthwiseMixin:
                 model=vllm_config.model_config.served_model_name,
                 state=self._numbers,
                 by_priority=self._by_priority,
+                refusal_to_pause=compat.refusal_to_pause(self, vllm_config),
             ),
             self.counters,
         )
@@ -267,7 +269,8 @@ class LengthwiseMixin:
             "shadow": float(self._active.shadow is not None),
             "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
             "below_tau_floor": float(self._tau.below_floor),
-            "running_requests": float(len(self.running)),
+            "running_requests": float(len(self.running) - self._planner.paused_now),
+            "paused_requests": float(self._planner.paused_now),
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": self._planner.step_time.decode_s(max(len(self.running), 1)),
             "prefill_token_seconds": self._planner.step_time.prefill_s_per_token,
@@ -289,6 +292,7 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(request)
             columns["deadline_s"] = deadline_of(request)
+            columns["adapter"] = compat.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._notes.arrived(request)
             if self._predicts:
@@ -426,16 +430,34 @@ class LengthwiseMixin:
         self._planning = True
         self._begin_step(self._clock())
         running = list(self.running) if self._parent_chooses_victims else None
-        in_order, front = self._planner.plan(self._now, self._step, throttled)
-        if running is not None and self._parent_chooses_victims:
-            self.running[:] = running  # as it was: the tail is not where victims are taken from
-        self.waiting.open_step(in_order, front)
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        try:
+            in_order, front = self._planner.plan(self._now, self._step, throttled)
+            if running is not None and self._parent_chooses_victims:
+                # As it was: the tail is not where victims are taken from.
+                runs = set(self.running)
+                self.running[:] = [request for request in running if request in runs]
+            self.waiting.open_step(in_order, front)
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._planner.put_back()
+        self.counters.pauses += self._planner.newly_paused
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
         self._planning = False
         return output
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Running and waiting requests; within a step, too, paused ones are there to be served."""
+        running, waiting = super().get_request_counts()  # type: ignore[misc]
+        return running + self._planner.left_out, waiting
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, without paused requests among the running ones: see the gauges."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None:
+            stats.num_running_reqs -= self._planner.paused_now
+        return stats
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take up what the probe says of the step, then let the parent take up its tokens."""

@@ -79,6 +79,18 @@ class Settings(BaseModel):
     max_swaps: int = Field(
         default=4, ge=1, le=_MOST_SWAPS, description="preemptions for newcomers in one step"
     )
+    pausing: bool | Literal["auto"] = Field(
+        default=False,
+        description="a request that makes way keeps its KV and its place in the worker, as long as "
+        "there is memory, and goes on later with nothing computed again; auto: where that can be",
+    )
+    max_stall_s: float | None = Field(
+        default=10.0,
+        gt=0,
+        le=MOST,
+        description="a request that has been paused for this many seconds goes on ahead of all "
+        "others; null: no bound",
+    )
     blend: float = Field(
         default=1.0,
         ge=0.0,
@@ -190,8 +202,10 @@ class Settings(BaseModel):
             "max_swaps",
             "memory_growth",
             "service_time",
+            "max_stall_s",
         )
         arguments = {name: getattr(self, name) for name in same}
+        arguments["pausing"] = bool(self.pausing)
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
