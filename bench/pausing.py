@@ -129,7 +129,8 @@ def said(answers: NDArray[np.int64], held_out: NDArray[np.int64], seed: int, raw
     below = np.cumsum(weight, axis=1)
 
     def quantile(share: float) -> Noise:
-        return lengths[np.minimum((below < share).sum(axis=1), len(lengths) - 1)]
+        chosen: Noise = lengths[np.minimum((below < share).sum(axis=1), len(lengths) - 1)]
+        return chosen
 
     mean = weight @ lengths
     return np.stack([score, mean, quantile(0.1), quantile(0.5), quantile(0.9)], axis=1)

@@ -139,7 +139,7 @@ class CheckedEngine(SteppedEngine):
         return [r.request_id for r in self.scheduler.waiting if _is_ready(r)]
 
     def _all_about_to_finish(self) -> bool:
-        """Whether each request that holds a slot has its last token in flight (none, if none does)."""
+        """Whether each request that holds a slot has its last token on its way."""
         paused = set(self.scheduler._planner.paused)
         return all(
             request.num_output_placeholders > 0

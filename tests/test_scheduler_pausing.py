@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -257,7 +258,7 @@ def test_a_stall_is_bounded() -> None:
         done = engine.step()
         if any(name == "a" for name, _ in done.scheduled):
             ran.append(step)
-    gaps = [after - before for before, after in zip(ran, ran[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(ran)]
     assert max(gaps) > 20
     assert max(gaps) <= 50 + 8
 
@@ -272,9 +273,7 @@ def test_settings_can_change_while_somebody_is_paused() -> None:
         assert_whole(engine)
 
 
-def test_where_nobody_can_be_paused_it_is_said_in_one_line(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_where_nobody_can_be_paused_it_is_said_in_one_line() -> None:
     with pytest.raises(InputError, match="--max-num-seqs 16 --max-num-active-seqs 8"):
         scheduler(active=8, most=8)
     with pytest.raises(InputError, match="several groups"):
