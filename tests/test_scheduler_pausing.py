@@ -273,9 +273,7 @@ def test_settings_can_change_while_somebody_is_paused() -> None:
         assert_whole(engine)
 
 
-def test_where_nobody_can_be_paused_it_is_said_in_one_line(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_where_nobody_can_be_paused_it_is_said_in_one_line() -> None:
     with pytest.raises(InputError, match="--max-num-seqs 16 --max-num-active-seqs 8"):
         scheduler(active=8, most=8)
     with pytest.raises(InputError, match="several groups"):

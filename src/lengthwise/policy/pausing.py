@@ -287,13 +287,11 @@ def _adapter_fits(
             other = table[front[k - len(runners)]].adapter
         if other == adapter:
             return True
-        if other == 0 or (held[:size] == other).any():
+        if other == 0 or size == len(held) or (held[:size] == other).any():
             continue
         held[size] = other
         size += 1
-        if size == len(held):
-            return False
-    return True
+    return size < len(held)
 
 
 @compiled
