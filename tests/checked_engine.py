@@ -129,7 +129,9 @@ class CheckedEngine(SteppedEngine):
             reason = "reset"
         else:
             # The parent counts its step first thing, after whatever ours did before.
-            reason = "newcomer" if self.scheduler.current_step == self._step_before else "memory"
+            before = self.scheduler.current_step == self._step_before
+            # A paused request is freed before the parent's step, too, but for memory.
+            reason = "newcomer" if before and self.scheduler._planner.preempting else "memory"
         self.preemptions.append(Preemption(self._steps, request.request_id, reason))
         self._preempt(request, *args, **kwargs)
 
@@ -137,11 +139,13 @@ class CheckedEngine(SteppedEngine):
         return [r.request_id for r in self.scheduler.waiting if _is_ready(r)]
 
     def _all_about_to_finish(self) -> bool:
-        """Whether each running request has its last token in flight (none, if none runs)."""
+        """Whether each request with a slot has its last token in flight (none, if none does)."""
+        paused = set(self.scheduler._planner.paused)
         return all(
             request.num_output_placeholders > 0
             and request.num_output_tokens + request.num_output_placeholders >= request.max_tokens
             for request in self.scheduler.running
+            if request not in paused
         )
 
     def _check_swaps(self, step: Step, preemptions: list[Preemption], queued: set[str]) -> None:

@@ -72,6 +72,7 @@ def build_scheduler(
     block_size: int = 16,
     prefix_caching: bool = True,
     max_num_seqs: int = 16,
+    max_num_active_seqs: int | None = None,
     token_budget: int = 512,
     asynchronous: bool = False,
     policy: Literal["fcfs", "priority"] = "fcfs",
@@ -91,7 +92,8 @@ def build_scheduler(
         num_blocks: KV blocks in the pool, one of which vLLM keeps as its null block.
         block_size: tokens a block holds.
         prefix_caching: keep and reuse full blocks.
-        max_num_seqs: slots.
+        max_num_seqs: requests that the worker holds.
+        max_num_active_seqs: how many of them may run; None for all.
         token_budget: tokens a step may compute.
         asynchronous: configure asynchronous scheduling; to be stepped with `lag=1`.
         policy: vLLM's own scheduling policy.
@@ -126,6 +128,7 @@ def build_scheduler(
         model_config=_model_config(),
         scheduler_config=SchedulerConfig(
             max_num_seqs=max_num_seqs,
+            max_num_active_seqs=max_num_active_seqs,
             max_num_batched_tokens=token_budget,
             max_model_len=MAX_MODEL_LEN,
             is_encoder_decoder=False,
@@ -267,7 +270,11 @@ class SteppedEngine:
         cache = scheduler.cache_config
         self._hash_size = scheduler.block_size if cache.enable_prefix_caching else None
         self.runner = StandInRunner(
-            self._lengths, cache.num_gpu_blocks, scheduler.block_size, check_memory
+            self._lengths,
+            cache.num_gpu_blocks,
+            scheduler.block_size,
+            check_memory,
+            scheduler.max_num_running_reqs if scheduler.use_v2_model_runner else None,
         )
 
     def add(self, ask: Ask) -> Any:

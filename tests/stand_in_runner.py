@@ -56,6 +56,8 @@ class StandInRunner:
         num_blocks: blocks in the KV pool.
         block_size: tokens a block holds.
         check_memory: keep and check the digests of every KV slot.
+        places: requests that the worker has room for, as the second model runner has; it lets go
+            of preempted ones. None for the first, which keeps them and has no limit.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class StandInRunner:
         num_blocks: int,
         block_size: int,
         check_memory: bool = False,
+        places: int | None = None,
     ) -> None:
         from vllm.v1.outputs import ModelRunnerOutput
 
@@ -71,6 +74,7 @@ class StandInRunner:
         self._answer_lengths = answer_lengths
         self._block_size = block_size
         self._check_memory = check_memory
+        self._places = places
         self._memory = np.zeros((num_blocks, block_size), dtype=np.int64)
         self._residents: dict[str, _Resident] = {}
 
@@ -78,7 +82,11 @@ class StandInRunner:
         """Run one step: a vLLM SchedulerOutput in, a ModelRunnerOutput out."""
         for request_id in output.finished_req_ids:
             self._residents.pop(request_id, None)
+        if self._places is not None:
+            for request_id in output.preempted_req_ids or ():
+                self._residents.pop(request_id, None)
         computed = self._take_in_new(output.scheduled_new_reqs)
+        assert self._places is None or len(self._residents) <= self._places, "no room in the worker"
         computed.update(self._take_in_cached(output.scheduled_cached_reqs))
         assert computed.keys() == output.num_scheduled_tokens.keys()
 

@@ -150,7 +150,7 @@ class Batch:
         runners["freed_blocks"] = -(-runners["computed_tokens"] // 16)
         waiting = order.look(discipline, facts, runners, self.table)
         ready = np.ones(len(waiting), np.bool_)
-        victims, front, _, _ = order.decide(discipline, facts, runners, self.table, waiting, ready)
+        victims, front, *_ = order.decide(discipline, facts, runners, self.table, waiting, ready)
         return victims.tolist(), len(front)
 
 

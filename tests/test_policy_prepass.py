@@ -101,7 +101,10 @@ def compare(seed: int) -> Counter[str]:
     waiting = order.look(discipline, facts, runners, table)
     runners["may_make_way"] &= says
     ready = np.array([row not in blocked for row in waiting], np.bool_)
-    victims, front, limited, kept = order.decide(discipline, facts, runners, table, waiting, ready)
+    victims, front, limited, kept, paused = order.decide(
+        discipline, facts, runners, table, waiting, ready
+    )
+    assert len(paused) == 0
     assert (victims.tolist(), front.tolist() if limited else None, kept.tolist()) == plain
     swapped, moved = len(victims) > 0, bool((np.diff(kept) < 0).any())
     return Counter(swapped=swapped, limited=limited and not swapped, sorted=moved)

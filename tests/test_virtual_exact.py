@@ -21,7 +21,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from lengthwise.emulate.driver import Served, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS, virtual_config
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS
+from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS, Foretold
 from lengthwise.simulate.cluster import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
@@ -85,6 +85,50 @@ def test_every_request_is_equal(number: int) -> None:
             gap = differences(served, simulation)
             assert gap < 1e-9, f"engine {engine}, workload {each}: {workload.settings}"
             assert_same_counts(served, simulation)
+
+
+PAUSES = int(os.environ.get("LENGTHWISE_VIRTUAL_PAUSES", "6"))  #: workloads for each engine
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
+    """The same pauses at the same steps, whether blocks last or paused requests are freed."""
+    engine = EngineSettings(
+        slots=3,
+        max_seqs=9,
+        token_budget=40,
+        kv_blocks=24 if scarce else 9 * 17,
+        block_size=16,
+        prefix_caching=shares,
+        lag=lag,
+    )
+    pauses = freed = 0
+    with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
+        for each in range(PAUSES):
+            workload = random_workload(5000 + 10 * each, engine)
+            more = {
+                "policy": ["srpt", "trail", "gittins"][each % 3],
+                "predictor": Foretold.name,
+                "preemption": ["pays", "greedy"][each // 3 % 2],
+                "pausing": True,
+                "max_stall_s": [None, 0.2][each % 2],
+                "memory_growth": 0.0,
+            }
+            workload = replace(workload, settings=workload.settings | more | {"parameters": {}})
+            virtual.use(workload.settings)
+            before = virtual.scheduler.counters.pauses
+            served = virtual.run(workload.asked)
+            simulation = simulated(workload, engine)
+            assert differences(served, simulation) < 1e-9, f"workload {each}: {workload.settings}"
+            assert_same_counts(served, simulation)
+            requests = simulation.requests
+            assert virtual.scheduler.counters.pauses - before == requests["pauses"].sum()
+            pauses += requests["pauses"].sum()
+            freed += requests["memory_preemptions"].sum()
+    assert pauses > 3
+    assert freed > 0 or not scarce
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -38,8 +38,11 @@ def random_engine(seed: int) -> EngineSettings:
     """Limits of an engine."""
     generator = np.random.default_rng([seed, 1])
     slots = int(generator.integers(1, 9))
+    # In half of them requests can be paused.
+    paused = int(np.random.default_rng([seed, 3]).choice([0, 0, 2, 8]))
     return EngineSettings(
         slots=slots,
+        max_seqs=slots + paused if paused else None,
         token_budget=int(generator.integers(max(slots, 16), 160)),
         kv_blocks=slots * 17 + 1 if generator.integers(2) else int(generator.integers(18, 60)),
         block_size=16,
@@ -119,6 +122,11 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
             "max_preemptions": int(generator.integers(1, 4)),
             "blend": [1.0, 1.0, 0.6][int(generator.integers(3))],
             "memory_growth": [0.0, 0.0, 1.0][int(generator.integers(3))],
+        }
+        chance = np.random.default_rng([seed, 3])
+        settings |= {
+            "pausing": ["auto", False][int(chance.integers(4)) // 3],
+            "max_stall_s": [None, 0.1, 1.0][int(chance.integers(3))],
         }
         if (adapts := get_policy(policy).adapts) is not None:
             settings["parameters"] = {adapts: ["auto", 0.5][int(generator.integers(2))]}

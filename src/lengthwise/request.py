@@ -20,11 +20,12 @@ WAITING: Final = 1  #: queued and may be admitted
 RUNNING: Final = 2  #: holds a slot
 BY_PROBE: Final = 2  #: value of `predicted`
 PARKED: Final = 3  #: neither queued nor running: waits for remote KV or for streaming input
+PAUSED: Final = 4  #: left out of the steps; its KV and its place in the worker stay its own
 
 REQUEST: Final = np.dtype(
     [
         # What nearly every rank reads comes first, so that one cache line per row is enough.
-        ("state", np.int32),  # FREE, WAITING, RUNNING or PARKED
+        ("state", np.int32),  # FREE, WAITING, RUNNING, PARKED or PAUSED
         ("age", np.int32),  # output tokens generated so far
         ("sequence", np.int64),  # place in the queue: append takes ++tail, put back takes --head
         ("priority", np.int64),  # the request's own class, lower runs sooner
@@ -51,10 +52,14 @@ REQUEST: Final = np.dtype(
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         ("ahead", np.int64),  # requests that waited when it arrived
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
+        ("adapter", np.int64),  # its LoRA adapter; 0 for none
+        ("pauses", np.int64),  # times paused so far
+        ("paused_s", np.float64),  # s, when it was paused last
         # Derived: written by the kernel before it ranks.
         ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival
         ("idle_steps", np.int64),  # steps since it last ran
+        ("stalled_s", np.float64),  # s since it was paused, while it is
     ],
     align=True,
 )

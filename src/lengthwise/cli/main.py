@@ -13,12 +13,15 @@ import typer
 
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
+from lengthwise.cli.check import check
 from lengthwise.cli.collect import collect
 from lengthwise.cli.compile import compile
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
+from lengthwise.cli.explain import explain
 from lengthwise.cli.inspect import inspect
+from lengthwise.cli.off import off, on
 from lengthwise.cli.predict_server import predict_server
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
@@ -40,6 +43,10 @@ app = typer.Typer(
 app.command()(demo)
 # vLLM's own flags are passed on, so options that are not ours are no error here.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command()(check)
+app.command()(off)
+app.command()(on)
+app.command()(explain)
 app.command()(bench)
 app.command()(inspect)
 app.command()(train)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+import tempfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +67,14 @@ def serve(
         Path | None,
         typer.Option(help="Your own settings file, watched while serving; made if missing."),
     ] = None,
+    shadow: Annotated[
+        bool,
+        typer.Option(
+            "--shadow",
+            help="Decide nothing: the order is that of stock vLLM, and what the policy would have "
+            "changed is in the status file and on /metrics.",
+        ),
+    ] = False,
     log: Annotated[
         Path | None,
         typer.Option(
@@ -107,6 +116,7 @@ def serve(
     from lengthwise.policy import get_policy
     from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
     from lengthwise.serve.server import Server
+    from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
 
     flags = list(context.args)
@@ -124,6 +134,7 @@ def serve(
             ctx=context,
         )
     named = {"--policy": policy, "--predictor": predictor, "--log": log, "--log-text": log_text}
+    named["--shadow"] = shadow
     theirs = settings is not None and settings.exists()
     if theirs:
         assert settings is not None
@@ -132,20 +143,35 @@ def serve(
         if learn and log is not None and predictor is None:
             predictor = _learnt_before(log)
         chosen = new_settings(policy, predictor, log, log_text, host)
+        chosen = chosen.model_copy(update={"shadow": chosen.shadow or shadow})
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
     path = (settings or own_settings_file(port)).absolute()
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
+    engines = _engines_folder()
     command = server_command(
-        model, path, host=host, port=port, flags=flags, probe=wanted, emulate=preset
+        model,
+        path,
+        host=host,
+        port=port,
+        flags=flags,
+        probe=wanted,
+        emulate=preset,
+        engines=None if engines is None else Path(engines.name),
     )
     if not theirs:  # and not before: a server that has this port reads its settings there
         _write(chosen, path)
+    with suppress(OSError):  # `lengthwise off` then wants the file's name
+        note_settings(port, path)
     if sys.stderr.isatty():
         command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
     predicts = get_policy(chosen.policy).predicts
-    _say(f"policy {chosen.policy}" + (f", predictor {chosen.predictor}" if predicts else ""))
+    _say(
+        f"policy {chosen.policy}"
+        + (f", predictor {chosen.predictor}" if predicts else "")
+        + (", in shadow: the order is that of stock vLLM" if chosen.shadow else "")
+    )
     if preset is not None:
         _say(f"emulates {preset.name}, answers are made up ({preset.cost.source})")
     if wanted is not None:
@@ -160,7 +186,7 @@ def serve(
         f"settings, watched while serving: {path}"
         + ("" if settings else " (made anew at each start; --settings FILE keeps changes)")
     )
-    with Server(command, log=None) as server:
+    with engines or nullcontext(), Server(command, log=None) as server:
         try:
             server.wait_ready()
             _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
@@ -171,6 +197,18 @@ def serve(
             _say("stopped")
         else:
             server.check()
+
+
+def _engines_folder() -> tempfile.TemporaryDirectory[str] | None:
+    """Where engines keep their numbers while the server runs; None where nothing can be written."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="lengthwise-engines-", ignore_cleanup_errors=True)
+    except OSError as error:
+        _say(
+            f"no place for temporary files ({error.strerror or error}), so /metrics has vLLM's own "
+            "alone: set TMPDIR to a folder that can be written to"
+        )
+        return None
 
 
 def require_matching_predictor(settings: Settings, model: str) -> None:
@@ -257,17 +295,10 @@ def _write(settings: Settings, path: Path) -> None:
 
 
 def own_settings_file(port: int) -> Path:
-    """Where the settings are that the user gave no file for.
+    """Where the settings are that the user gave no file for."""
+    from lengthwise.serve.whereabouts import state_folder
 
-    That is where programs keep what should outlive them (XDG Base Directory Specification). A home
-    may be shared by several machines, so the machine's name is in it as well as the port.
-    """
-    import os
-    import socket
-
-    base = os.environ.get("XDG_STATE_HOME")
-    state = Path(base) if base else Path.home() / ".local" / "state"
-    return state / "lengthwise" / f"serve-{socket.gethostname()}-{port}" / "settings.json"
+    return state_folder(port) / "settings.json"
 
 
 def _say(line: str) -> None:

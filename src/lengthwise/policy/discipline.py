@@ -23,6 +23,7 @@ RULES: Final = np.dtype(
         ("reorders", np.bool_),  # the queue may be served in another order than its own
         ("preempts", np.bool_),
         ("greedy", np.bool_),
+        ("pauses", np.bool_),
         ("counts_steps", np.bool_),
         ("reads_prefix_cache", np.bool_),
         ("service_time", np.bool_),
@@ -53,6 +54,7 @@ class Discipline:
         memory_growth: weight of predicted growth in admission, 0 for none.
         service_time: whether ranks that are lengths count the prompt's work too.
         adapts: place among the parameters of the one that is "auto", -1 for none.
+        pausing: whoever makes way is paused, as long as there is memory, and not preempted.
     """
 
     policy: Policy
@@ -65,6 +67,7 @@ class Discipline:
     memory_growth: float = 0.0
     service_time: bool = False
     adapts: int = -1
+    pausing: bool = False
 
     @cached_property
     def ranking(self) -> int:
@@ -85,6 +88,7 @@ class Discipline:
                     not self.is_fcfs,
                     self.preempts,
                     self.preemption == "greedy",
+                    self.pauses,
                     self.counts_steps,
                     self.reads_prefix_cache,
                     self.service_time,
@@ -114,6 +118,11 @@ class Discipline:
     def preempts(self) -> bool:
         """Whether running requests may be preempted for waiting ones."""
         return not self.is_fcfs and self.preemption != "never"
+
+    @property
+    def pauses(self) -> bool:
+        """Whether running requests may be paused."""
+        return self.preempts and self.pausing
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -153,6 +162,8 @@ def make_discipline(
     max_swaps: int = 4,
     memory_growth: float = 0.0,
     service_time: bool = False,
+    pausing: bool = False,
+    max_stall_s: float | None = None,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -171,7 +182,12 @@ def make_discipline(
         policy=chosen,
         parameters=chosen.parameter_record(parameters or {}),
         guards=guard_record(
-            max_overtakes, max_wait_s, starvation_threshold, starvation_quantum, overtake_share
+            max_overtakes,
+            max_wait_s,
+            starvation_threshold,
+            starvation_quantum,
+            overtake_share,
+            max_stall_s,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,
@@ -180,4 +196,5 @@ def make_discipline(
         memory_growth=memory_growth,
         service_time=service_time and chosen.predicts,
         adapts=list(chosen.parameters).index(automatic[0]) if automatic else -1,
+        pausing=pausing,
     )

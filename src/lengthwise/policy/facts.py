@@ -19,16 +19,22 @@ FACTS: Final = np.dtype(
         ("watermark_blocks", np.int64),  # that admission leaves free
         ("lookahead_tokens", np.int64),  # for which KV is allocated beyond those of the step
         ("caching", np.bool_),  # freed blocks stay reusable
+        ("max_adapters", np.int64),  # LoRA adapters that a step may hold; 0 for no limit
         # Its state.
         ("now_s", np.float64),
         ("step", np.int64),  # its number
         ("rows", np.int64),  # of the table, in use
         ("running", np.int64),  # requests
+        ("paused", np.int64),  # requests
         ("waiting", np.int64),  # requests
         ("free_slots", np.int64),
+        ("free_places", np.int64),  # in the worker, which paused requests take as well
         ("free_blocks", np.int64),
         ("may_swap", np.bool_),  # it can preempt and admit in this step
+        ("arrivals", np.int64),  # of requests so far
+        ("looked_at", np.int64),  # of them, when swaps were last looked for
         ("admissions", np.int64),  # made so far
+        ("promised", np.int64),  # admissions that there should be after the step before
         # What it has seen of preemptions; see `policy.cutoff`.
         ("lost_share", np.float64),  # of preempted tokens, computed again
         ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
@@ -37,19 +43,21 @@ FACTS: Final = np.dtype(
         ("prefill_s", np.float64),  # that a prefilled token adds to a step
         ("tokens_per_step", np.float64),  # whose KV is written, on average
         ("prefill_weight", np.float64),  # see `rank_requests`
+        ("token_work", np.float64),  # output tokens that cost as much as a prefilled one
     ],
     align=True,
 )
 
-#: One running request.
+#: One running or paused request.
 RUNNER: Final = np.dtype(
     [
         ("row", np.int64),  # in the table
         ("age", np.int64),  # output tokens, as far as the scheduler knows
         ("computed_tokens", np.int64),
         ("wanted_tokens", np.int64),  # to be computed in this step, speculative ones among them
+        ("paused", np.bool_),  # it was left out of the step before
         ("prefilling", np.bool_),  # in the middle of its prefill
-        ("may_make_way", np.bool_),  # it can be preempted for a newcomer
+        ("may_make_way", np.bool_),  # it can be preempted, or left out, for another
         ("freed_blocks", np.int64),  # by preempting it: those that no other request shares
     ],
     align=True,
@@ -63,10 +71,11 @@ def new_facts(
     watermark_blocks: int = 0,
     lookahead_tokens: int = 0,
     caching: bool = True,
+    max_adapters: int = 0,
 ) -> NDArray[np.void]:
     """Facts of engines with these limits, at which nothing has happened yet, shape [count]."""
     facts = np.zeros(count, FACTS)
     facts["token_budget"], facts["block_size"] = token_budget, block_size
     facts["watermark_blocks"], facts["lookahead_tokens"] = watermark_blocks, lookahead_tokens
-    facts["caching"] = caching
+    facts["caching"], facts["max_adapters"] = caching, max_adapters
     return facts

@@ -10,6 +10,8 @@ OVERDUE requests run first, in order of arrival:
     `overtake_share` for each request that waited when this one came: in a longer queue, where it
     would have waited longer anyway, more may pass.
   - maximum wait: it has waited `max_wait_s` seconds.
+  - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
+    from one look for swaps to the next (`prepass.SWAP_EVERY`).
 PROMOTED requests come next, in the policy's order: the starvation prevention of LTR (algorithm 1
 of arXiv 2408.15792). A request that has not run for N = `starvation_threshold` steps is promoted
 until it has run for M = `starvation_quantum` steps.
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
+from lengthwise.request import PAUSED
 
 OVERDUE: Final = 0
 PROMOTED: Final = 1
@@ -38,6 +41,7 @@ GUARDS: Final = np.dtype(
         ("max_wait_s", np.float64),  # s
         ("starvation_threshold", np.int64),  # steps without running
         ("starvation_quantum", np.int64),  # steps run while promoted
+        ("max_stall_s", np.float64),  # s that a pause may last
     ]
 )
 
@@ -48,6 +52,7 @@ def guard_record(
     starvation_threshold: int | None = None,
     starvation_quantum: int = 10,
     overtake_share: float = 0.0,
+    max_stall_s: float | None = None,
 ) -> NDArray[np.void]:
     """The guards as an array of one GUARDS record; None turns a guard off."""
     return np.array(
@@ -58,6 +63,7 @@ def guard_record(
                 np.inf if max_wait_s is None else max_wait_s,
                 NEVER if starvation_threshold is None else starvation_threshold,
                 starvation_quantum,
+                np.inf if max_stall_s is None else max_stall_s,
             )
         ],
         dtype=GUARDS,
@@ -69,6 +75,8 @@ def tier(request: Any, guards: Any) -> int:
     """The tier of a request whose derived fields are up to date."""
     allowed = guards.max_overtakes + guards.overtake_share * request.ahead
     if request.overtaken >= allowed or request.wait_s >= guards.max_wait_s:
+        return OVERDUE
+    if request.state == PAUSED and request.stalled_s >= guards.max_stall_s:
         return OVERDUE
     if request.promoted > 0 or request.idle_steps >= guards.starvation_threshold:
         return PROMOTED

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import RUNNING, WAITING, RequestTable
+from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -54,15 +54,18 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 output tokens alone.
             admitted: arrival_index of each request admitted since the last call, ascending. Every
                 waiting request that arrived earlier has been overtaken by it.
-            everyone: rank running requests too, and not those alone that wait.
+            everyone: rank running and paused requests too, and not those alone that wait.
             groups: output, priority and tier as one key, for each row.
             ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
         """
         record = values.view(parameters)[0]
         for i in range(count):
             request = table[i]
-            if request.state != WAITING and not (everyone and request.state == RUNNING):
+            holds = request.state == RUNNING or request.state == PAUSED
+            if request.state != WAITING and not (everyone and holds):
                 continue
+            if request.state == PAUSED:
+                request.stalled_s = now - request.paused_s
             request.wait_s = now - request.arrival_s
             request.idle_steps = step - request.last_step
             if request.age > 0:

@@ -20,6 +20,7 @@ from lengthwise.compiled import compiled
 from lengthwise.policy.cutoff import FADES, batch_cutoff
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
+from lengthwise.policy.pausing import choose_active
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import Rows, blocks_for, choose_swaps, outranked
 from lengthwise.policy.step_time import batch_s, prefill_weight
@@ -31,9 +32,18 @@ SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most st
 
 @compiled
 def swaps_are_due(rules: Any, facts: Any) -> bool:
-    """Whether running requests may make way for waiting ones in this step."""
-    busy = facts.running > 0 and facts.waiting > 0
-    return bool(rules.preempts and facts.may_swap and busy and facts.step % SWAP_EVERY == 0)
+    """Whether running requests may make way for others in this step."""
+    others = (facts.waiting > 0 and facts.may_swap) or (rules.pauses and facts.paused > 0)
+    due = facts.step % SWAP_EVERY == 0
+    # A pause costs nothing, so that a newcomer need not wait for the next look.
+    due = due or (rules.pauses and facts.arrivals > facts.looked_at)
+    return bool(rules.preempts and others and due and facts.running > 0)
+
+
+@compiled
+def takes_up(rules: Any, facts: Any) -> bool:
+    """Whether there are paused requests and slots for them."""
+    return bool(rules.pauses and facts.paused > 0 and facts.free_slots > 0)
 
 
 @compiled
@@ -51,10 +61,13 @@ def prepare(
     step: int,
     rows: int,
     running: int,
+    paused: int,
     waiting: int,
     free_slots: int,
+    free_places: int,
     free_blocks: int,
     may_swap: bool,
+    arrivals: int,
     admissions: int,
 ) -> bool:
     """Write the facts of the step that comes next.
@@ -67,25 +80,37 @@ def prepare(
         step: see FACTS.
         rows: see FACTS.
         running: see FACTS.
+        paused: see FACTS.
         waiting: see FACTS.
         free_slots: see FACTS.
+        free_places: see FACTS.
         free_blocks: see FACTS.
         may_swap: see FACTS.
+        arrivals: see FACTS.
         admissions: see FACTS.
 
     Returns:
         Whether there may be anything to decide: if not, the running requests need not be looked at.
     """
     facts.now_s, facts.step, facts.rows, facts.admissions = now_s, step, rows, admissions
-    facts.running, facts.waiting = running, waiting
-    facts.free_slots, facts.free_blocks = max(free_slots, 0), free_blocks
-    facts.may_swap = may_swap
+    facts.running, facts.paused, facts.waiting = running, paused, waiting
+    facts.free_slots, facts.free_places = max(free_slots, 0), max(free_places, 0)
+    facts.free_blocks = free_blocks
+    facts.may_swap, facts.arrivals = may_swap, arrivals
     facts.step_s, facts.prefill_s = batch_s(times, running), times.prefill_s
     facts.tokens_per_step = times.mean_tokens
-    facts.prefill_weight = prefill_weight(times, max(running, 1)) if rules.service_time else 0.0
+    facts.token_work = prefill_weight(times, max(running, 1))
+    facts.prefill_weight = facts.token_work if rules.service_time else 0.0
     if _adapts(rules, facts) or _memory_may_run_out(facts):
         return True
-    return swaps_are_due(rules, facts) or looks_ahead(rules, facts)
+    return _orders(rules, facts)
+
+
+@compiled
+def _orders(rules: Any, facts: Any) -> bool:
+    """Whether something is to be decided for which everyone is ranked."""
+    due = swaps_are_due(rules, facts) or takes_up(rules, facts)
+    return bool(due or looks_ahead(rules, facts))
 
 
 @compiled
@@ -123,7 +148,7 @@ def begin(
     if _adapts(rules, facts):
         facts.lost_share *= FADES
         values[rules.adapts] = batch_cutoff(table, runners, facts)
-    if not (swaps_are_due(rules, facts) or looks_ahead(rules, facts)) and (
+    if not _orders(rules, facts) and (
         not _memory_may_run_out(facts)
         or facts.free_blocks >= _wanted_blocks(facts, runners, np.arange(len(runners)))
     ):
@@ -150,7 +175,7 @@ def look(
         rules: a RULES record.
         facts: a FACTS record.
         runners: array of RUNNER. `may_make_way` is written: whether to ask if it may, and what it
-            would give back.
+            would give back; of a paused one, whether to ask if it may be freed.
         table: array of REQUEST.
         groups: of `rank_requests`.
         ranks: of `rank_requests`.
@@ -160,11 +185,16 @@ def look(
     """
     swaps, slots = swaps_are_due(rules, facts), facts.free_slots
     waiting = np.empty(0, np.int64)
-    if swaps or looks_ahead(rules, facts):
+    if _orders(rules, facts):
         want = LOOKAHEAD * (slots + facts.running) if swaps else slots
         waiting = first_in_order(
             table, facts.rows, groups, ranks, rules.blend, facts.admissions, want
         )
+    if rules.pauses:
+        short = _memory_may_run_out(facts)
+        for runner in runners:
+            runner.may_make_way = short if runner.paused else swaps
+        return waiting
     behind = outranked(groups, ranks, runners, waiting)
     for place in range(len(runners)):
         within_bound = table[runners[place].row].preemptions < rules.max_preemptions
@@ -182,8 +212,8 @@ def decide(
     ranks: NDArray[np.float64],
     waiting: Rows,
     ready: NDArray[np.bool_],
-) -> tuple[Rows, Rows, bool, Rows]:
-    """Who makes way, who may come in, and who keeps its memory longest.
+) -> tuple[Rows, Rows, bool, Rows, Rows]:
+    """Who makes way, who may come in, who is left out, and who keeps its memory longest.
 
     Args:
         rules: see `look`, as are the next five.
@@ -198,9 +228,11 @@ def decide(
     Returns:
         Places of the victims among the runners. The only waiting rows that may come in, and whether
         there is such a limit: there is where somebody made way, or the victim could come back in
-        the same step. Places of the other runners, in the order in which they run: memory is taken
-        from the last.
+        the same step. Places of those that run, in the order in which they do: memory is taken
+        from the last. Places of those that are paused.
     """
+    if rules.pauses:
+        return _decide_with_pauses(rules, facts, runners, table, groups, ranks, waiting, ready)
     victims, front, limited = np.empty(0, np.int64), np.empty(0, np.int64), False
     if swaps_are_due(rules, facts):
         newcomers = _those_ready(waiting, ready)
@@ -229,7 +261,47 @@ def decide(
         free_blocks < _wanted_blocks(facts, runners, kept)
     ):
         victims_last(table, groups, ranks, runners, kept)
-    return victims, front, limited, kept
+    return victims, front, limited, kept, np.empty(0, np.int64)
+
+
+@compiled
+def _decide_with_pauses(
+    rules: Any,
+    facts: Any,
+    runners: NDArray[np.void],
+    table: RequestTable,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
+    waiting: Rows,
+    ready: NDArray[np.bool_],
+) -> tuple[Rows, Rows, bool, Rows, Rows]:
+    """`decide` where those that make way are paused."""
+    limited = False
+    newcomers = _those_ready(waiting, ready)
+    if looks_ahead(rules, facts) and len(waiting) > 0 and (len(runners) > 0 or ready[0]):
+        size = facts.block_size
+        growth, blocks = rules.memory_growth, facts.free_blocks
+        first = waiting[: facts.free_slots]
+        count = fitting(table, runners, first, growth, blocks, size)
+        if count < len(first):
+            limited = True
+            newcomers = _those_ready(waiting[:count], ready)
+    if not facts.may_swap or facts.admissions < facts.promised:
+        newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
+    swaps = swaps_are_due(rules, facts)
+    freed, kept, paused, front = choose_active(
+        rules, facts, runners, table, groups, ranks, newcomers, swaps
+    )
+    if swaps:
+        facts.looked_at = facts.arrivals
+    # Where nobody is left out, the engine lets in whom it can.
+    limited = limited or len(freed) > 0 or len(paused) > 0
+    facts.promised = facts.admissions + len(front) if limited else 0
+    if facts.free_blocks < len(kept) + blocks_for(facts.token_budget, facts.block_size) and (
+        facts.free_blocks < _wanted_blocks(facts, runners, kept)
+    ):
+        victims_last(table, groups, ranks, runners, kept)
+    return freed, front, limited, kept, paused
 
 
 @compiled

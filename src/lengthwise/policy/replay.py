@@ -24,6 +24,7 @@ class Decision(NamedTuple):
     front: Rows
     limited: bool
     kept: Rows
+    paused: Rows
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,14 @@ def choose_swaps(
     blocks = facts.free_blocks - facts.watermark_blocks
     for runner in runners:  # what those that run take in this step is set aside
         budget -= runner.wanted_tokens
-        blocks -= _growth(facts, runner)
+        blocks -= growth(facts, runner)
     free_blocks = blocks
     while len(queue) > 0 and slots > 0 and budget > 0:
-        need = _need(facts, table[queue[0]])
+        need = prompt_blocks(facts, table[queue[0]])
         if need > blocks:
             break
         blocks -= need
-        budget -= _uncached(table[queue[0]])
+        budget -= uncached_tokens(table[queue[0]])
         slots -= 1
         admitted += 1
         queue = queue[1:]
@@ -105,12 +105,12 @@ def choose_swaps(
         victims[swaps] = place
         swaps += 1
         admitted += 1
-        blocks += runners[place].freed_blocks - _need(facts, table[newcomer])
-        budget += 1 - _uncached(table[newcomer])
+        blocks += runners[place].freed_blocks - prompt_blocks(facts, table[newcomer])
+        budget += 1 - uncached_tokens(table[newcomer])
         held[place] = newcomer
         free[place] = False
         # The victim takes its place in the queue. Where it is the next, nobody else gets in.
-        returns = _place(table, groups, ranks, queue[1:], victim)
+        returns = place_in_order(groups, ranks, queue[1:], victim)
         if returns == 0:
             break
         for k in range(returns):
@@ -120,7 +120,7 @@ def choose_swaps(
 
 
 @compiled
-def _growth(facts: Any, runner: Any) -> int:
+def growth(facts: Any, runner: Any) -> int:
     """Blocks that a running request takes in this step, at most."""
     after = runner.computed_tokens + runner.wanted_tokens + facts.lookahead_tokens
     return blocks_for(after, facts.block_size) - blocks_for(
@@ -129,14 +129,14 @@ def _growth(facts: Any, runner: Any) -> int:
 
 
 @compiled
-def _need(facts: Any, request: Any) -> int:
+def prompt_blocks(facts: Any, request: Any) -> int:
     """Blocks for the whole of a waiting request's known tokens and the first new one."""
     known = request.prompt_tokens + request.age
     return blocks_for(known + 1 + facts.lookahead_tokens, facts.block_size)
 
 
 @compiled
-def _uncached(request: Any) -> int:
+def uncached_tokens(request: Any) -> int:
     """Tokens that a waiting request has to compute when admitted."""
     return max(int(request.prompt_tokens + request.age - request.cached_tokens), 1)
 
@@ -157,7 +157,7 @@ def _choose_victim(
 ) -> int:
     """The place in `held` of the request that makes way for queue[0]; -1 where none should."""
     newcomer = queue[0]
-    need = _need(facts, table[newcomer])
+    need = prompt_blocks(facts, table[newcomer])
     requests = facts.running + facts.waiting
     remaining = np.empty(len(held))
     chosen, best = -1, -math.inf
@@ -187,9 +187,9 @@ def _choose_victim(
         remaining,
         waiting,
         chosen,
-        _place(table, groups, ranks, queue[1:], held[chosen]),
+        place_in_order(groups, ranks, queue[1:], held[chosen]),
         float(table[held[chosen]].computed_tokens),
-        float(_uncached(table[newcomer])),
+        float(uncached_tokens(table[newcomer])),
         requests,
         facts.step_s,
         facts.prefill_s,
@@ -212,8 +212,7 @@ def ranks_behind(
 
 
 @compiled
-def _place(
-    table: RequestTable,
+def place_in_order(
     groups: NDArray[np.int64],
     ranks: NDArray[np.float64],
     rows: Rows,

@@ -90,8 +90,8 @@ class StepOrder:
         table: RequestTable,
         waiting: Rows,
         ready: NDArray[np.bool_],
-    ) -> tuple[Rows, Rows, bool, Rows]:
-        """Who makes way, who may come in, who keeps its memory; see `prepass.decide`."""
+    ) -> tuple[Rows, Rows, bool, Rows, Rows]:
+        """Who makes way, comes in, keeps its memory, is left out; see `prepass.decide`."""
         return decide(
             discipline.rules[0], facts[0], runners, table, self.groups, self.ranks, waiting, ready
         )

@@ -27,7 +27,7 @@ def warm_up(discipline: Discipline) -> None:
     rules, prices = whole.rules[0], StepTime()
     prices.observe(1, 1, 1e-3)
     prices.decode_s(1)
-    prepare(rules, facts[0], prices.record, 0.0, 0, 2, 1, 1, 1, 0, True, 0)
+    prepare(rules, facts[0], prices.record, 0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0, 0)
     begin(rules, facts[0], runners, table, whole.values.copy())
     order = StepOrder()
     order.rank(discipline, table, 2, 0.0, 0)

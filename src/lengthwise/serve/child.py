@@ -14,6 +14,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SEVERAL = ("--api-server-count", "--api_server_count")
 
 
 def end_with_parent(parent: int) -> None:
@@ -27,9 +28,19 @@ def end_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
+def serve_by_several(arguments: list[str]) -> None:
+    """Be what `vllm serve` is with --api-server-count, which the module below does not know."""
+    from lengthwise.vllm.compat import serve
+
+    serve(arguments)
+
+
 def main() -> None:
     """Become the server."""
     end_with_parent(int(sys.argv.pop(1)))
+    if any(text.startswith(_SEVERAL) for text in sys.argv[1:]):
+        serve_by_several(sys.argv[1:])
+        return
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 
 

@@ -16,6 +16,7 @@ from lengthwise.emulate.settings import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.probe.artifact import Probe
 from lengthwise.simulate.presets import Preset
+from lengthwise.vllm.engine_file import ENGINES
 from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
 
 REFERENCE = "reference"  #: the name of the built-in model
@@ -44,6 +45,7 @@ _OWN_FLAGS: Mapping[str, str] = {
 _TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
 
 EXECUTOR = "lengthwise.emulate.Executor"
+METRICS = "lengthwise.vllm.Metrics"
 
 #: Names the settings file. In `additional_config`, which is part of the key under which vLLM keeps
 #: compiled graphs, its path would compile the same model anew in another folder.
@@ -105,6 +107,7 @@ def server_command(
     development_routes: bool = False,
     probe: ProbeWanted | None = None,
     emulate: Preset | None = None,
+    engines: Path | None = None,
 ) -> ServerCommand:
     """Put a server's command line together, and refuse what cannot work before it starts.
 
@@ -119,6 +122,8 @@ def server_command(
         probe: from `probe_of`, what predicts from hidden states; None for none.
         emulate: the GPU and the model whose pace the server keeps, instead of computing a model;
             `model` is then `reference`, whose tokenizer it takes.
+        engines: the folder where engines keep their numbers, which are then on `/metrics` with
+            vLLM's own; None for vLLM's alone.
 
     Raises:
         InputError: vLLM is absent or of an unsupported version, a flag is Lengthwise's own, the
@@ -168,6 +173,9 @@ def server_command(
     for flag, value in defaults.items():
         if not given & {flag, flag.replace("--", "--no-", 1)}:
             arguments += [flag] if value is None else [flag, value]
+    if engines is not None:
+        arguments += ["--middleware", METRICS]
+        environment[ENGINES] = str(engines)
     if development_routes:
         environment["VLLM_SERVER_DEV_MODE"] = "1"
     return ServerCommand(

@@ -160,6 +160,29 @@ def fit_tokens(steps: Mapping[str, Floats]) -> StepCost | None:
     return StepCost(float(step_s), float(prefill_s), float(decode_s), source=source)
 
 
+def fit_steps(work: Floats, seconds: Floats) -> StepCost:
+    """The costs that describe some steps best, every one of them timed.
+
+    Args:
+        work: shape [steps, 5] in the order of WORK.
+        seconds: what each took.
+
+    Raises:
+        InputError: there are too few steps.
+    """
+    if len(seconds) < FEWEST_STEPS:
+        raise InputError(f"{len(seconds)} timed steps were seen, {FEWEST_STEPS} are needed")
+    terms, _ = _terms(work)
+    bends = _bends([work], [seconds], terms)
+    costs, _ = _fit_without_outliers([_design(work, terms, bends)], [seconds])
+    values = dict(zip((TERMS[term] for term in terms), costs.tolist(), strict=False))
+    return StepCost(
+        **{"prefill_s": 0.0, "decode_s": 0.0, **values},
+        linear=knots_from(bends, costs[len(terms) :], 0.0) if len(bends) else (),
+        source=f"fitted to {len(seconds):,} steps",
+    )
+
+
 def fit_delay(rounds: Sequence[MeasuredRound]) -> float:
     """Seconds of a first token's latency that the engine's steps do not explain; at least 0.
 

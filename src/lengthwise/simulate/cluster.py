@@ -126,7 +126,7 @@ def advance(
             continue
         if engine.plans_s == math.inf:
             return DONE, arrived, taken
-        if engine.remembered + engine.running > memories.remembered.shape[1]:
+        if engine.remembered + engine.running + engine.paused > memories.remembered.shape[1]:
             return MORE_MEMORY, arrived, taken
         if viewed != r:
             viewed = r
@@ -153,7 +153,7 @@ def advance(
             close_turns(turns, requests)
         if ran:
             taken += 1
-        elif engine.running == 0 and engine.waiting > 0:
+        elif engine.running == 0 and engine.waiting + engine.paused > 0:
             return STUCK, arrived, taken
     return PAUSED, arrived, taken
 
@@ -172,7 +172,12 @@ def _of_engine(
             borrowed(queues.admitted[r]),
         ),
         Recent(borrowed(recents.predictions[r]), borrowed(recents.median[r])),
-        Batch(borrowed(batches.slots[r]), borrowed(batches.running[r]), borrowed(batches.free[r])),
+        Batch(
+            borrowed(batches.slots[r]),
+            borrowed(batches.running[r]),
+            borrowed(batches.paused[r]),
+            borrowed(batches.free[r]),
+        ),
         Memory(
             borrowed(memories.blocks[r]),
             borrowed(memories.shared[r]),

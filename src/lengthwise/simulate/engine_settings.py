@@ -18,13 +18,15 @@ class EngineSettings:
     Attributes:
         slots: requests that may run at once (vLLM: --max-num-seqs).
         token_budget: tokens computed in a step at most (vLLM: --max-num-batched-tokens).
-        kv_blocks: KV blocks that requests can use; None for as many as `slots` of the longest
+        kv_blocks: KV blocks that requests can use; None for as many as that many of the longest
             requests need, so that memory never binds. vLLM keeps one block for itself.
         block_size: tokens a KV block.
         prefix_caching: whether full blocks stay reusable after they are freed, until overwritten.
         watermark: share of the blocks that admission leaves free.
         long_prefill_tokens: prompt tokens of one request computed in a step at most; 0 for no
             limit (vLLM: --long-prefill-token-threshold).
+        max_seqs: requests that the worker holds, paused ones among them (vLLM: --max-num-seqs,
+            where `slots` is --max-num-active-seqs); None for as many as slots: nobody is paused.
         lag: 1 for asynchronous scheduling, where a step is planned before the results of the last
             are in: a slot is refilled one step late, and an ended answer costs one token more.
     """
@@ -37,6 +39,7 @@ class EngineSettings:
     watermark: float = 0.0
     long_prefill_tokens: int = 0
     lag: int = 0
+    max_seqs: int | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for an engine that could not run."""
@@ -50,12 +53,22 @@ class EngineSettings:
                 f"a token budget of {self.token_budget} is less than the {self.slots} slots, each "
                 "of which decodes a token a step: raise the budget or take fewer slots"
             )
+        if self.max_seqs is not None and self.max_seqs < self.slots:
+            raise InputError(
+                f"max_seqs, which paused requests take too, must be at least the {self.slots} "
+                f"slots, got {self.max_seqs}"
+            )
         if not 0.0 <= self.watermark < 1.0:
             raise InputError(f"the watermark must be from 0 to below 1, got {self.watermark}")
         if self.long_prefill_tokens < 0:
             raise InputError("the limit for long prefills must not be negative")
         if self.lag not in (0, 1):
             raise InputError(f"the lag must be 0 or 1 steps, got {self.lag}")
+
+    @property
+    def places(self) -> int:
+        """Requests that the worker holds, paused ones among them."""
+        return self.slots if self.max_seqs is None else self.max_seqs
 
     def blocks(self, longest: int) -> int:
         """KV blocks in all, for requests of at most `longest` tokens.
@@ -66,7 +79,7 @@ class EngineSettings:
         needed = -(-longest // self.block_size)
         if self.kv_blocks is None:
             # One more for each: an answer that ends in flight may still be given a block.
-            return self.slots * (needed + 1)
+            return self.places * (needed + 1)
         usable = self.kv_blocks - self.watermark_blocks(self.kv_blocks)
         if needed > usable:
             raise InputError(

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
 from lengthwise.policy import prepass
+from lengthwise.policy.cutoff import observed
 from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.order import first_in_order
 from lengthwise.policy.pointer import rank
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.prefix_cache import find_cached
-from lengthwise.simulate.slots import preempt
+from lengthwise.simulate.slots import preempt, put_back
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
 
 Ranking = Any  #: where the ranking begins, its parameter values, the guards and the rules
@@ -31,11 +32,11 @@ def plan_step(
     queue: Queue,
     batch: Batch,
     memory: Memory,
-) -> tuple[Integers, bool]:
-    """Preempt where that pays, and put memory victims last; see `run_step` for the arguments.
+) -> tuple[Integers, bool, int]:
+    """Preempt or pause where that pays, and put memory victims last; see `run_step`.
 
     Returns:
-        The only rows that may come in, and whether there is such a limit.
+        The only rows that may come in, whether there is such a limit, and how many were preempted.
     """
     values, rules, facts = ranking[1], ranking[3][0], engine.facts
     nobody, limited = np.empty(0, np.int64), False
@@ -47,33 +48,40 @@ def plan_step(
         engine.step,
         engine.live,
         engine.running,
+        engine.paused,
         engine.waiting,
         limits.slots - engine.running,
+        limits.places - engine.running - engine.paused,
         engine.free_blocks,
         True,
+        engine.arrivals,
         engine.admissions,
     )
     if rules.adapts >= 0:
         values[rules.adapts] = engine.cutoff  # of this engine
     if not due:
-        return nobody, limited
+        return nobody, limited, 0
     runners = _runners(engine, requests, batch)
     decides = prepass.begin(rules, facts, runners, queue.table, values)
     if rules.adapts >= 0:
         engine.cutoff = values[rules.adapts]
     if not decides:
-        return nobody, limited
+        return nobody, limited, 0
     rank_once(ranking, limits, engine, requests, shared, queue, memory, True)
     waiting = prepass.look(rules, facts, runners, queue.table, queue.groups, queue.ranks)
     for k in range(len(runners)):
         if runners[k].may_make_way:
-            slot = batch.slots[batch.running[k]]
+            s = _slot_of(engine, batch, k)
+            slot = batch.slots[s]
             runners[k].may_make_way = not slot.chunk and 0 < runners[k].age < slot.output
-            runners[k].freed_blocks = _blocks_freed(limits, slot, batch.running[k], memory)
+            runners[k].freed_blocks = _blocks_freed(limits, slot, s, memory)
     ready = np.ones(len(waiting), np.bool_)
-    victims, front, limited, kept = prepass.decide(
+    victims, front, limited, kept, paused = prepass.decide(
         rules, facts, runners, queue.table, queue.groups, queue.ranks, waiting, ready
     )
+    if rules.pauses:
+        _pause(rules, limits, engine, requests, queue, batch, memory, victims, kept, paused)
+        return front, limited, len(victims)
     # All stay in the batch until the order is known.
     order = batch.running[kept]
     for victim in batch.running[victims]:
@@ -85,18 +93,58 @@ def plan_step(
             place += 1
         preempt(rules, limits, engine, requests, queue, batch, memory, place)
     batch.running[: engine.running] = order
-    return front, limited
+    return front, limited, len(victims)
+
+
+@compiled_here
+def _slot_of(engine: Any, batch: Batch, place: int) -> int:
+    """The slot at a place among the runners, of which those that run come first."""
+    if place < engine.running:
+        return int(batch.running[place])
+    return int(batch.paused[place - engine.running])
+
+
+@compiled_here
+def _pause(
+    rules: Any,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+    freed: Integers,
+    kept: Integers,
+    paused: Integers,
+) -> None:
+    """Those at some places among the runners are freed, run, or are left out."""
+    slots = np.empty(engine.running + engine.paused, np.int64)
+    for place in range(len(slots)):
+        slots[place] = _slot_of(engine, batch, place)
+    for place in paused:
+        requests[batch.slots[slots[place]].request].pauses += place < engine.running
+    for place in freed:
+        requests[batch.slots[slots[place]].request].memory_preemptions += 1
+        engine.facts.thrown_out = observed(engine.facts.thrown_out, 1.0)
+        put_back(rules, limits, engine, requests, queue, batch, memory, slots[place])
+        engine.paused -= 1
+    for k in range(len(kept)):
+        batch.running[k] = slots[kept[k]]
+    for k in range(len(paused)):
+        batch.paused[k] = slots[paused[k]]
+    engine.running, engine.paused = len(kept), len(paused)
 
 
 @compiled_here
 def _runners(engine: Any, requests: Any, batch: Batch) -> NDArray[np.void]:
-    runners = np.zeros(engine.running, RUNNER)
-    for k in range(engine.running):
-        slot = batch.slots[batch.running[k]]
+    runners = np.zeros(engine.running + engine.paused, RUNNER)
+    for k in range(len(runners)):
+        slot = batch.slots[_slot_of(engine, batch, k)]
         runners[k].row = requests[slot.request].row
         runners[k].age = slot.age - slot.in_flight
         runners[k].computed_tokens = slot.computed
         runners[k].wanted_tokens = slot.known - slot.computed
+        runners[k].paused = k >= engine.running
         runners[k].prefilling = slot.chunk
     return runners
 

@@ -155,10 +155,10 @@ def simulate(
         engines["cutoff"] = discipline.values[discipline.adapts]
     queues = new_queues(replicas, engine.slots)
     recents = new_recent(replicas)
-    batches = new_batches(replicas, engine.slots)
+    batches = new_batches(replicas, engine.places)
     memories = new_memory(
         replicas,
-        engine.slots,
+        engine.places,
         blocks,
         contents,
         longest,
@@ -167,6 +167,7 @@ def simulate(
     )
     rules = discipline.rules.copy()
     rules["reorders"] |= requests["priority"].any()
+    rules["pauses"] &= engine.places > engine.slots
     ranking = (
         discipline.ranking,
         discipline.values.copy(),  # one may be set anew while it runs

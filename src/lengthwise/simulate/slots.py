@@ -41,7 +41,7 @@ def start(
 ) -> None:
     """Request i takes a slot, finds `hits` blocks of its KV and computes some tokens."""
     served = requests[i]
-    s = batch.free[limits.slots - engine.running - 1]
+    s = batch.free[limits.places - engine.running - engine.paused - 1]
     batch.running[engine.running] = s
     engine.running += 1
     engine.waiting -= 1
@@ -152,7 +152,23 @@ def compute(
         return
     for place in range(count, need):
         own[place] = take_block(blocks, requests, found, remembered)
-    for place in range(first, slot.named // size):
+    name_full_blocks(limits, requests, shared, slot, blocks, found, remembered, own, first)
+
+
+@compiled_here
+def name_full_blocks(
+    limits: Any,
+    requests: Any,
+    shared: Shared,
+    slot: Any,
+    blocks: Any,
+    found: NDArray[np.int32],
+    remembered: NDArray[np.int32],
+    own: NDArray[np.int32],
+    first: int,
+) -> None:
+    """From the block at place `first` on, those that are full can be found; see `compute`."""
+    for place in range(first, slot.named // limits.block_size):
         content = content_of(limits, requests, shared, slot.request, place)
         name_block(blocks, requests, found, remembered, own[place], slot.request, place, content)
 
@@ -162,25 +178,34 @@ def retire(
     rules: Any, limits: Any, engine: Any, requests: Any, queue: Queue, batch: Batch, memory: Memory
 ) -> None:
     """Requests whose answers have ended give everything back."""
-    slots, running = batch.slots, batch.running
     ended = engine.ended_waiting
     engine.ended_waiting = 0
-    kept = 0
-    for k in range(engine.running):
-        slot = slots[running[k]]
-        if slot.age < slot.output:
-            running[kept] = running[k]
-            kept += 1
-            continue
-        ended += 1
-        slot.scheduled = 0
-        _forget(limits, engine, requests, memory, slot.request)
-        _give_blocks_back(limits, engine, requests, slot, running[k], memory, NOBODY)
-        # The list is still being read, its free end is not: k is at least `kept`.
-        batch.free[limits.slots - engine.running] = running[k]
-        engine.running -= 1
-        if rules.reorders:
-            _release_row(engine, requests, queue, slot.request)
+    free = limits.places - engine.running - engine.paused
+    # With a lag the last token of a request may have been on its way when it was paused.
+    for group in range(2):
+        count = engine.running if group == 0 else engine.paused
+        places = batch.running if group == 0 else batch.paused
+        kept = 0
+        for k in range(count):
+            s = places[k]
+            slot = batch.slots[s]
+            if slot.age < slot.output:
+                places[kept] = s
+                kept += 1
+                continue
+            ended += 1
+            slot.scheduled = 0
+            _forget(limits, engine, requests, memory, slot.request)
+            _give_blocks_back(limits, engine, requests, slot, s, memory, NOBODY)
+            # The list is still being read, its free end is not.
+            batch.free[free] = s
+            free += 1
+            if rules.reorders:
+                _release_row(engine, requests, queue, slot.request)
+        if group == 0:
+            engine.running = kept
+        else:
+            engine.paused = kept
     for _ in range(ended):
         engine.facts.thrown_out = observed(engine.facts.thrown_out, 0.0)
 
@@ -198,18 +223,33 @@ def preempt(
 ) -> None:
     """The request at a place of `running` goes back to the head of the queue."""
     s = batch.running[place]
+    for k in range(place, engine.running - 1):
+        batch.running[k] = batch.running[k + 1]
+    put_back(rules, limits, engine, requests, queue, batch, memory, s)
+    engine.running -= 1
+
+
+@compiled_here
+def put_back(
+    rules: Any,
+    limits: Any,
+    engine: Any,
+    requests: Any,
+    queue: Queue,
+    batch: Batch,
+    memory: Memory,
+    s: int,
+) -> None:
+    """The request of a slot goes back to the head of the queue; it still counts in the batch."""
     slot = batch.slots[s]
     i = slot.request
     served = requests[i]
-    for k in range(place, engine.running - 1):
-        batch.running[k] = batch.running[k + 1]
     slot.scheduled = 0
     ended = slot.age >= slot.output
     if limits.shares and not ended and served.memory < 0:
         _remember(limits, engine, requests, memory, slot, s)
     _give_blocks_back(limits, engine, requests, slot, s, memory, NOBODY if ended else i)
-    batch.free[limits.slots - engine.running] = s
-    engine.running -= 1
+    batch.free[limits.places - engine.running - engine.paused] = s
     if ended:
         # With a lag its last token was on its way: it is done, and not put back.
         engine.ended_waiting += 1

@@ -21,6 +21,7 @@ Integers = NDArray[np.int64]
 LIMITS: Final = np.dtype(
     [
         ("slots", np.int64),
+        ("places", np.int64),  # of requests in the worker, paused ones among them
         ("token_budget", np.int64),
         ("block_size", np.int64),
         ("watermark_blocks", np.int64),
@@ -55,6 +56,7 @@ SERVED: Final = np.dtype(
         ("cached_tokens", np.int64),  # of its prompt, found in the prefix cache
         ("recomputed_tokens", np.int64),  # computed again after preemptions
         ("preemptions", np.int32),  # for another request
+        ("pauses", np.int32),  # for another request
         ("memory_preemptions", np.int32),  # because blocks ran out
         ("overtaken", np.int32),
         ("engine", np.int32),
@@ -82,6 +84,7 @@ ENGINE: Final = np.dtype(
         ("ended_work", np.float64, (2,)),
         ("ended_s", np.float64, (2,)),
         ("running", np.int64),
+        ("paused", np.int64),
         ("waiting", np.int64),
         ("free_blocks", np.int64),
         ("live", np.int64),  # rows of the table in use
@@ -135,6 +138,7 @@ STEP: Final = np.dtype(
     [
         ("engine", np.int32),
         ("running", np.int32),
+        ("paused", np.int32),
         ("waiting", np.int32),
         ("free_blocks", np.int32),
         ("preempted", np.int32),
@@ -153,9 +157,10 @@ STEP: Final = np.dtype(
 class Batch(NamedTuple):
     """Who runs on an engine."""
 
-    slots: NDArray[np.void]  # [slots], SLOT
-    running: Integers  # [slots], slots in use, in the engine's order
-    free: Integers  # [slots], a stack of free ones
+    slots: NDArray[np.void]  # [places], SLOT
+    running: Integers  # [places], those of requests that run, in the engine's order
+    paused: Integers  # [places], those of paused requests
+    free: Integers  # [places], a stack of free ones
 
 
 class Queue(NamedTuple):
@@ -182,6 +187,7 @@ def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np
         [
             (
                 settings.slots,
+                settings.places,
                 settings.token_budget,
                 settings.block_size,
                 settings.watermark_blocks(blocks),
@@ -207,12 +213,13 @@ def new_engines(count: int, blocks: int, limits: NDArray[np.void]) -> NDArray[np
     return engines
 
 
-def new_batches(engines: int, slots: int) -> Batch:
-    """Empty batches of several engines."""
+def new_batches(engines: int, places: int) -> Batch:
+    """Empty batches of several engines, with so many places in each worker."""
     return Batch(
-        slots=np.zeros((engines, slots), SLOT),
-        running=np.zeros((engines, slots), np.int64),
-        free=np.tile(np.arange(slots)[::-1], (engines, 1)),
+        slots=np.zeros((engines, places), SLOT),
+        running=np.zeros((engines, places), np.int64),
+        paused=np.zeros((engines, places), np.int64),
+        free=np.tile(np.arange(places)[::-1], (engines, 1)),
     )
 
 

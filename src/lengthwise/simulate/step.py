@@ -24,7 +24,7 @@ from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.kv_runs import take_from_runs
 from lengthwise.simulate.plan import Ranking, first_rows, plan_step, rank_once
 from lengthwise.simulate.prefix_cache import find_cached
-from lengthwise.simulate.slots import compute, preempt, retire, start
+from lengthwise.simulate.slots import compute, name_full_blocks, preempt, retire, start
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
 from lengthwise.simulate.step_cost import step_seconds
 
@@ -83,6 +83,8 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.cached_tokens = 0
     request.computed_tokens = 0
     request.preemptions = 0
+    request.adapter = 0
+    request.pauses = 0
     request.last_step = engine.step
 
 
@@ -125,19 +127,17 @@ def run_step(
         Whether anything ran.
     """
     engine.step += 1
-    before = engine.running
     rules = ranking[3][0]
     if rules.measures_steps:
         _measure(limits, times, engine)
     engine.planned_s = engine.plans_s
     if rules.predicts:
         foretell(engine, requests, queue, recent)
-    front, has_front = _NOBODY, False
+    front, has_front, preempted = _NOBODY, False, 0
     if rules.reorders:
-        front, has_front = plan_step(
+        front, has_front, preempted = plan_step(
             ranking, limits, times, engine, requests, shared, queue, batch, memory
         )
-    preempted = before - engine.running
     budget, for_memory = _serve_running(
         rules, limits, engine, requests, shared, queue, batch, memory
     )
@@ -160,6 +160,7 @@ def run_step(
     step.preempted = preempted + for_memory
     if limits.lag > 0:
         retire(rules, limits, engine, requests, queue, batch, memory)
+        _settle_paused(limits, engine, requests, shared, batch, memory)
     if rules.counts_steps:
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
@@ -173,7 +174,7 @@ def run_step(
     engine.plans_s = starts_s if limits.lag > 0 and sequences > 0 else end
     engine.starts_s = end
     # With a lag one more step is planned, an empty one, once the last end is known.
-    if engine.running == 0 and engine.waiting == 0 and (limits.lag == 0 or sequences == 0):
+    if engine.running + engine.waiting + engine.paused == 0 and (limits.lag == 0 or sequences == 0):
         engine.plans_s = math.inf
     return sequences > 0
 
@@ -182,7 +183,7 @@ def run_step(
 def _measure(limits: Any, times: Any, engine: Any) -> None:
     """Take up what the last step took: as the server does, which sees only when it plans."""
     # Without a running request the engine may have idled since.
-    if engine.running == 0 or engine.decode < 0:
+    if engine.running + engine.paused == 0 or engine.decode < 0:
         return
     seconds = engine.plans_s - engine.planned_s
     if limits.lag == 0:
@@ -207,7 +208,7 @@ def _serve_running(
     slots, running = batch.slots, batch.running
     size = limits.block_size
     budget = limits.token_budget
-    several = engine.running + engine.waiting > 1
+    several = engine.running + engine.paused + engine.waiting > 1
     preempted = 0
     k = 0
     while k < engine.running and budget > 0:
@@ -315,7 +316,10 @@ def _admit(
         if need > engine.free_blocks:
             return
         tokens = known - hits * limits.block_size
-        if engine.running + engine.waiting > 1 and 0 < limits.long_prefill_tokens < tokens:
+        if (
+            engine.running + engine.paused + engine.waiting > 1
+            and 0 < limits.long_prefill_tokens < tokens
+        ):
             tokens = limits.long_prefill_tokens
         tokens = min(tokens, budget)
         start(
@@ -378,6 +382,7 @@ def _work(
     engine.prefill_before, engine.decode_before = engine.prefill, engine.decode
     engine.prefill, engine.decode = prefill, decode if sequences > 0 else -1
     step.running = engine.running
+    step.paused = engine.paused
     step.waiting = engine.waiting
     step.free_blocks = engine.free_blocks
     step.prefill_tokens = prefill
@@ -435,6 +440,33 @@ def _emit(
             engine.ended[0] += 1
             engine.ended_work[0] += served.expected
     return bool(engine.ended[0] > 0)
+
+
+@compiled_here
+def _settle_paused(
+    limits: Any, engine: Any, requests: Any, shared: Shared, batch: Batch, memory: Memory
+) -> None:
+    """With a lag the scheduler hears of the last token of a request after it was paused."""
+    for k in range(engine.paused):
+        s = batch.paused[k]
+        slot = batch.slots[s]
+        if slot.in_flight == 0:
+            continue
+        slot.in_flight = 0
+        first = slot.named // limits.block_size
+        slot.named = min(slot.computed, slot.known)
+        if limits.shares:
+            name_full_blocks(
+                limits,
+                requests,
+                shared,
+                slot,
+                memory.blocks,
+                memory.shared,
+                memory.remembered,
+                memory.of_slot[s],
+                first,
+            )
 
 
 @compiled_here

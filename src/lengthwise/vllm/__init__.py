@@ -1,15 +1,16 @@
 """The adapter that runs Lengthwise policies inside vLLM.
 
 `Scheduler` is what `--scheduler-cls lengthwise.vllm.Scheduler` names, and `Worker` what
-`--worker-cls lengthwise.vllm.Worker` does, for predictions from hidden states. Both are imported on
-first use, so that settings can be read and written where vLLM is not installed.
+`--worker-cls lengthwise.vllm.Worker` does, for predictions from hidden states. `Metrics` is for
+`--middleware lengthwise.vllm.Metrics`. They are imported on first use, so that settings can be read
+and written where vLLM is not installed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Scheduler", "Worker"]
+__all__ = ["Metrics", "Scheduler", "Worker"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from lengthwise.vllm.probe_worker import worker_class
 
         return worker_class()
+    if name == "Metrics":
+        from lengthwise.vllm.metrics import Metrics
+
+        return Metrics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

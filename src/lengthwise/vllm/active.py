@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,11 +22,14 @@ from lengthwise.predict.prediction import Predictor
 from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.engine_file import EngineState
+from lengthwise.vllm.journal import Journal
 from lengthwise.vllm.length_log import LengthLog
 from lengthwise.vllm.metrics_server import MetricsServer
 from lengthwise.vllm.prediction_source import Source, open_source
 from lengthwise.vllm.record import Recorder
 from lengthwise.vllm.settings import LengthLogSettings, Settings
+from lengthwise.vllm.shadow import Shadow
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -53,21 +56,27 @@ class Active:
         settings: what was asked for.
         discipline: the policy with its guards.
         fcfs: the same, with nothing left to predictions.
+        predicts: whether requests are predicted.
         predictor: the specification of the predictor that is asked, None where none is.
         source: where predictions come from.
         recorder: where steps and requests are recorded.
         length_log: where the lengths of answers are logged.
         metrics: where the counters are exported.
+        journal: where it is noted who came and ran.
+        shadow: what is told what the policy would have to decide, where it decides nothing.
     """
 
     settings: Settings
     discipline: Discipline
     fcfs: Discipline
+    predicts: bool = False
     predictor: str | None = None
     source: Source | None = None
     recorder: Recorder | None = None
     length_log: LengthLog | None = None
     metrics: MetricsServer | None = None
+    journal: Journal | None = None
+    shadow: Shadow | None = None
 
     @property
     def writes(self) -> bool:
@@ -75,15 +84,51 @@ class Active:
         return self.recorder is not None or self.length_log is not None
 
     @property
+    def measures_work(self) -> bool:
+        """Whether anybody wants to know what each step does."""
+        return self.recorder is not None or self.shadow is not None
+
+    @property
     def parts(self) -> list[Part]:
         """What has to be closed."""
-        every = (self.source, self.recorder, self.length_log, self.metrics)
+        observers = (self.recorder, self.length_log, self.journal, self.shadow)
+        every = (self.source, self.metrics, *observers)
         return [part for part in every if part is not None]
+
+    def in_stock_order(self) -> Active:
+        """The same with vLLM's own order; nothing is predicted, and what watches goes on."""
+        fcfs = make_discipline("fcfs")
+        settings = self.settings.model_copy(
+            update={"policy": "fcfs", "client_priority": False, "shadow": False}
+        )
+        return replace(
+            self,
+            settings=settings,
+            discipline=fcfs,
+            fcfs=fcfs,
+            predicts=False,
+            predictor=None,
+            source=None,
+            shadow=None,
+        )
+
+    def closed(self) -> Active:
+        """The same without anything that is open."""
+        return replace(
+            self,
+            source=None,
+            recorder=None,
+            length_log=None,
+            metrics=None,
+            journal=None,
+            shadow=None,
+        )
 
     def says(self) -> dict[str, Any]:
         """What the status file says of it once it is in force."""
         return {
             "policy": self.settings.policy,
+            "shadow": self.settings.shadow,
             "predictor": self.predictor,
             "metrics_port": None if self.metrics is None else self.metrics.port,
         }
@@ -103,21 +148,29 @@ class Engine:
         limits: what bounds its steps, for the record.
         tokenizer: the served model's.
         model: the name that the model is served by.
-        gauges: present values, by name.
+        state: the numbers of now.
+        by_priority: vLLM's own order goes by priority class.
+        refusal_to_pause: why no request can be paused; None where they can.
     """
 
     index: int
     limits: Mapping[str, float]
     tokenizer: str
     model: str
-    gauges: Callable[[], dict[str, float]]
+    state: Callable[[], EngineState]
+    by_priority: bool = False
+    refusal_to_pause: str | None = None
 
 
 class Opener:
-    """Prepares and retires, for one engine. Used in one thread at a time."""
+    """Prepares and retires, for one engine. Used in one thread at a time.
+
+    Attributes:
+        engine: which one.
+    """
 
     def __init__(self, engine: Engine, counters: Counters) -> None:
-        self._engine = engine
+        self.engine = engine
         self._counters = counters
         self._open: list[Part] = []
         self._token_text: TokenText | None = None
@@ -146,29 +199,50 @@ class Opener:
         self._close([part for part in self._open if not _is_among(part, kept)])
 
     def _prepare(self, settings: Settings) -> Active:
-        arguments = settings.discipline_arguments(int(self._engine.limits["slots"]))
+        arguments = settings.discipline_arguments(int(self.engine.limits["slots"]))
+        arguments["pausing"] = self._can_pause(settings)
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
             warm_up(each)
         spec = discipline.policy.predictor or settings.predictor
-        if not discipline.needs_predictions or spec == NO_PREDICTOR:
+        predicts = discipline.needs_predictions
+        if not predicts or spec == NO_PREDICTOR:
             spec = None
+        if settings.shadow:
+            discipline = fcfs = make_discipline("fcfs")
         # Files come last, so that a refusal leaves no trace of them.
         return Active(
             settings=settings,
             discipline=discipline,
             fcfs=fcfs,
+            predicts=predicts,
             predictor=spec,
             source=None if spec is None else self._source(spec, settings.stand_in),
             metrics=self._metrics(settings),
             length_log=self._length_log(settings.length_log),
             recorder=self._recorder(settings.record),
+            journal=self._journal(settings.journal),
+            shadow=self._shadow(settings),
         )
+
+    def _can_pause(self, settings: Settings) -> bool:
+        """Whether requests may be paused.
+
+        Raises:
+            InputError: it is asked for and cannot be.
+        """
+        refusal = self.engine.refusal_to_pause
+        if not settings.pausing or refusal is None:
+            return bool(settings.pausing)
+        if settings.pausing is True:
+            raise InputError(f"setting 'pausing': {refusal}")
+        logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
+        return False
 
     def _source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:
-            return load_predictor(name, tokenizer=self._engine.tokenizer)
+            return load_predictor(name, tokenizer=self.engine.tokenizer)
 
         def count_restart() -> None:
             self._counters.worker_restarts += 1
@@ -177,13 +251,11 @@ class Opener:
         return self._opened(open_source(spec, stand_in, load, there, count_restart))
 
     def _metrics(self, settings: Settings) -> MetricsServer | None:
-        port, engine = settings.metrics_port, self._engine
+        port, engine = settings.metrics_port, self.engine
         if port is None:
             return None
         key = settings.metrics_host, port + engine.index
-        return self._found(MetricsServer, key) or self._opened(
-            MetricsServer(*key, engine.index, self._counters, engine.gauges)
-        )
+        return self._found(MetricsServer, key) or self._opened(MetricsServer(*key, engine.state))
 
     def _length_log(self, wanted: LengthLogSettings | None) -> LengthLog | None:
         if wanted is None:
@@ -192,8 +264,8 @@ class Opener:
         if found is not None:
             return found
         if self._token_text is None:
-            self._token_text = token_text_of(load_tokenizer(self._engine.tokenizer))
-        engine = self._engine
+            self._token_text = token_text_of(load_tokenizer(self.engine.tokenizer))
+        engine = self.engine
         log = LengthLog(wanted, self._token_text, engine.model, self._counters, engine=engine.index)
         return self._opened(log)
 
@@ -201,10 +273,25 @@ class Opener:
         if folder is None:
             return None
         path = Path(folder)
-        if self._engine.index > 0:
-            path /= f"engine-{self._engine.index}"
+        if self.engine.index > 0:
+            path /= f"engine-{self.engine.index}"
         return self._found(Recorder, path) or self._opened(
-            Recorder(path, self._engine.limits, self._counters)
+            Recorder(path, self.engine.limits, self._counters)
+        )
+
+    def _journal(self, folder: str | None) -> Journal | None:
+        if folder is None:
+            return None
+        index = self.engine.index
+        path = Path(folder) / f"engine-{index}" if index > 0 else Path(folder)
+        return self._found(Journal, path) or self._opened(Journal(path, index, self._counters))
+
+    def _shadow(self, settings: Settings) -> Shadow | None:
+        if not settings.shadow:
+            return None
+        engine = self.engine
+        return self._found(Shadow, settings) or self._opened(
+            Shadow(settings, engine.limits, engine.by_priority)
         )
 
     def _found(self, kind: type[AnyPart], key: object) -> AnyPart | None:

@@ -30,6 +30,8 @@ _METHODS: Final = (
     "_preempt_request",
     "_free_request",
     "_update_request_as_session",
+    "get_request_counts",
+    "make_stats",
     "_request_blocks_can_be_freed",
     "shutdown",
 )
@@ -51,6 +53,7 @@ _ATTRIBUTES: Final = (
     "kv_holding_waiting",
     "lora_config",
     "max_num_active_reqs",
+    "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "num_lookahead_tokens",
     "num_waiting_for_streaming_input",
@@ -176,6 +179,7 @@ def step_limits(scheduler: Any) -> dict[str, Any]:
         "watermark_blocks": int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)),
         "lookahead_tokens": int(scheduler.num_lookahead_tokens),
         "caching": bool(scheduler.cache_config.enable_prefix_caching),
+        "max_adapters": 0 if scheduler.lora_config is None else scheduler.lora_config.max_loras,
     }
 
 
@@ -236,6 +240,18 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
     return int(block_size * bisect_left(range(most), True, key=is_missing))
 
 
+def prompt_blocks(request: Any, block_size: int) -> list[int]:
+    """Names of the full blocks of a request's prompt: equal where content and all before it are.
+
+    None of them where vLLM does not hash blocks of that size.
+    """
+    hashes = request.block_hashes
+    if len(hashes) != request.num_tokens // block_size:
+        return []
+    full = hashes[: request.num_prompt_tokens // block_size]
+    return [int.from_bytes(each[:8], "little") for each in full]
+
+
 def _caches_whole_prefixes(coordinator: Any) -> bool:
     """Whether all layers keep all tokens, in blocks of which each has a hash of its own."""
     from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
@@ -246,6 +262,62 @@ def _caches_whole_prefixes(coordinator: Any) -> bool:
         and type(coordinator.single_type_managers[0]) is FullAttentionManager
         and not coordinator.eagle_group_ids
         and coordinator.dcp_world_size == coordinator.pcp_world_size == 1
+    )
+
+
+def refusal_to_pause(scheduler: Any, config: Any) -> str | None:
+    """Why no request can be paused in this engine, and what to do about it; None where they can.
+
+    Args:
+        scheduler: vLLM's.
+        config: vLLM's configuration.
+    """
+    if scheduler.max_num_running_reqs <= scheduler.max_num_active_reqs:
+        most = int(scheduler.max_num_running_reqs)
+        return (
+            f"a paused request keeps its place in the worker, and all {most} may run at once: "
+            f"start with, for example, --max-num-seqs {2 * most} --max-num-active-seqs {most}"
+        )
+    if config.speculative_config is not None:
+        return "not with speculative decoding: leave --speculative-config out"
+    if scheduler.connector is not None:
+        return "not with a KV connector: leave --kv-transfer-config out"
+    if scheduler.use_pp:
+        return "not with pipeline parallelism: take --tensor-parallel-size instead"
+    if len(scheduler.kv_cache_config.kv_cache_groups) != 1:
+        return "not with a model whose layers keep their KV in several groups"
+    if not scheduler.scheduler_config.enable_chunked_prefill:
+        return "not without chunked prefill: leave --no-enable-chunked-prefill out"
+    return None
+
+
+def free_places(scheduler: Any) -> int:
+    """How many more requests the worker can hold now; sessions between two turns keep theirs."""
+    held = max(len(scheduler.kv_holding_waiting), scheduler.num_waiting_for_streaming_input)
+    return int(scheduler.max_num_running_reqs - len(scheduler.running) - held)
+
+
+def ready_holders(scheduler: Any) -> int:
+    """Waiting requests that hold KV and could run now: the parent admits them before all others."""
+    return sum(
+        request.status.name in ("WAITING", "PREEMPTED") for request in scheduler.kv_holding_waiting
+    )
+
+
+def adapter(request: Any) -> int:
+    """The number of a request's LoRA adapter; 0 for none."""
+    return int(request.lora_request.lora_int_id) if request.lora_request else 0
+
+
+def may_pause(request: Any) -> bool:
+    """Whether a running request may be left out of steps now: not in the middle of its prefill,
+    not when its last token is on its way, not while older output of it is."""
+    return bool(
+        not request.is_prefill_chunk
+        and request.num_output_tokens > 0
+        and not request.has_encoder_inputs
+        and request.num_stale_output_tokens == 0
+        and not finishes_in_flight(request)
     )
 
 
@@ -272,16 +344,8 @@ def may_swap(scheduler: Any, throttled: bool) -> bool:
 
 
 def may_make_way(scheduler: Any, request: Any) -> bool:
-    """Whether a running request may be preempted now: not in the middle of its prefill, not when
-    its last token is on its way, not while older output of it is."""
-    return bool(
-        not request.is_prefill_chunk
-        and request.num_output_tokens > 0
-        and not request.has_encoder_inputs
-        and request.num_stale_output_tokens == 0
-        and not finishes_in_flight(request)
-        and scheduler._request_blocks_can_be_freed(request)
-    )
+    """Whether a running request may be preempted now."""
+    return may_pause(request) and bool(scheduler._request_blocks_can_be_freed(request))
 
 
 class Adapters:
@@ -351,6 +415,22 @@ def finishes_in_flight(request: Any) -> bool:
 
 
 # Emulation ------------------------------------------------------------------------------------
+
+
+def serve(arguments: list[str]) -> None:
+    """Be `vllm serve`, by vLLM's own command without its entry point: that of the CPU build looks
+    for the metadata of a package by another name."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    configure_logging_from_args(parsed)
+    validate_parsed_serve_args(parsed)
+    ServeSubcommand.cmd(parsed)
 
 
 def check_executor(base: Any) -> None:

@@ -22,6 +22,7 @@ class Counters:
     worker_restarts: int = 0
     preemptions: int = 0
     memory_preemptions: int = 0
+    pauses: int = 0
     recomputed_tokens: int = 0
     overtakes: int = 0
     promotions: int = 0
@@ -57,7 +58,8 @@ HELP: Final = {
     "unpredicted": "Requests that ended before their prediction was there",
     "worker_restarts": "Times that the slow predictor's worker was started again after it ended",
     "preemptions": "Running requests preempted for a waiting one",
-    "memory_preemptions": "Running requests preempted because KV memory ran out",
+    "memory_preemptions": "Requests preempted because KV memory ran out, paused ones among them",
+    "pauses": "Times that a running request was paused for another: it keeps its KV",
     "recomputed_tokens": "Tokens computed again because their request had been preempted",
     "overtakes": "Times that a later arrival got a slot before a waiting request",
     "promotions": "Requests promoted by the starvation guard",

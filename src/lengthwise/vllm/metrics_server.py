@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.vllm.counters import HELP, Counters
+from lengthwise.vllm.engine_file import EngineState
+from lengthwise.vllm.families import families
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -25,9 +26,7 @@ class MetricsServer:
     Args:
         host: the address to listen at; None for all of them.
         port: the port to listen at; where another program has it, the next free one.
-        engine: the engine's number, a label of every value.
-        counters: the counters.
-        gauges: present values, by name.
+        state: the numbers of now; the engine's own number is a label of every value.
 
     Attributes:
         port: the one that it listens at.
@@ -40,15 +39,13 @@ class MetricsServer:
         self,
         host: str | None,
         port: int,
-        engine: int,
-        counters: Counters,
-        gauges: Callable[[], dict[str, float]],
+        state: Callable[[], EngineState],
     ) -> None:
         from prometheus_client import CollectorRegistry
 
         self.key = (host, port)
         registry = CollectorRegistry()
-        registry.register(_Collector(str(engine), counters, gauges))
+        registry.register(_Collector(state))
         self.port, self._server, self._thread = _listen(host, port, registry)
         if self.port != port:
             logger.warning(
@@ -65,27 +62,12 @@ class MetricsServer:
 class _Collector:
     """Reads all values anew each time that it is asked."""
 
-    def __init__(
-        self, engine: str, counters: Counters, gauges: Callable[[], dict[str, float]]
-    ) -> None:
-        self._engine = engine
-        self._counters = counters
-        self._gauges = gauges
+    def __init__(self, state: Callable[[], EngineState]) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[Any]:
         """The values as Prometheus's families."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        for name, value in self._counters.snapshot().items():
-            counter = CounterMetricFamily(f"lengthwise_{name}", HELP[name], labels=["engine"])
-            counter.add_metric([self._engine], value)
-            yield counter
-        for name, gauge in self._gauges().items():
-            family = GaugeMetricFamily(
-                f"lengthwise_{name}", name.replace("_", " "), labels=["engine"]
-            )
-            family.add_metric([self._engine], gauge)
-            yield family
+        return families([self._state()], ["engine"])
 
 
 def _listen(host: str | None, port: int, registry: Any) -> tuple[int, Any, Any]:

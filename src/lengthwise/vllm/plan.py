@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.guards import TIERS
 from lengthwise.policy.prepass import SPARE, SWAP_EVERY, begin, prepare
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime
+from lengthwise.request import RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
 
@@ -37,6 +40,8 @@ class Planner:
         step_time: measured costs.
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
+        paused: requests left out of the step, or of the last one between two steps.
+        newly_paused: how many ran until this step.
         on_decision: called with every decision and what it was made from; None for nobody.
     """
 
@@ -51,6 +56,9 @@ class Planner:
         self.step_time = StepTime()
         self.classes_matter = classes_matter
         self.preempting = False
+        self.paused: list[Any] = []
+        self.newly_paused = 0
+        self._taken_out = False
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
         self._live = live
@@ -84,6 +92,10 @@ class Planner:
         """
         self._now, self._step, self._throttled = now, step, throttled
         self._prepared, self._ranked, self._handed_out = False, False, 0
+        self.newly_paused = 0
+        self._take_out()
+        if self.paused and not self.discipline.pauses:
+            self._go_on()
         if not self._reorders:
             return False, None
         if self._is_quiet() or not self._prepare():
@@ -93,6 +105,22 @@ class Planner:
         except Exception as error:  # a user's policy may do anything; requests are served
             self._abandon(error)
             return self._reorders, None
+
+    def put_back(self) -> None:
+        """Between two steps vLLM knows of the paused requests as of running ones."""
+        if self._taken_out:
+            self._taken_out = False
+            self._scheduler.running.extend(self.paused)
+
+    @property
+    def left_out(self) -> int:
+        """Requests that are in no queue of vLLM's while it plans a step."""
+        return len(self.paused) if self._taken_out else 0
+
+    @property
+    def paused_now(self) -> int:
+        """Paused requests that have not ended since."""
+        return sum(compat.is_running(request) for request in self.paused)
 
     def next_rows(self) -> list[int]:
         """The waiting rows that come next in this step's order."""
@@ -120,6 +148,13 @@ class Planner:
             columns["promoted"] = guards["starvation_quantum"]
             return True
         return False
+
+    def place_of(self, row: int) -> tuple[float | None, int | None]:
+        """A request's rank and tier in this step; None of either where nothing was ranked."""
+        if not self._ranked:
+            return None, None
+        rank, group = float(self._order.ranks[row]), int(self._order.groups[row])
+        return (rank if math.isfinite(rank) else None), group % TIERS
 
     def came_back(self, computed: int, lost: int) -> None:
         """Note that a preempted request runs again.
@@ -151,6 +186,10 @@ class Planner:
         if self._step % SWAP_EVERY == 0 or self.discipline.memory_growth > 0.0:
             return False
         scheduler = self._scheduler
+        if self.paused and compat.free_slots(scheduler) > 0:
+            return False
+        if self.discipline.pauses and self._live.arrivals > self._facts["looked_at"][0]:
+            return False
         free_blocks = compat.free_blocks_of_each_group(scheduler)
         return free_blocks >= len(scheduler.running) + self._most_blocks
 
@@ -166,34 +205,42 @@ class Planner:
             self._step,
             self._live.count,
             len(scheduler.running),
+            len(self.paused),
             len(scheduler.waiting),
-            compat.free_slots(scheduler),
+            compat.free_slots(scheduler) - (compat.ready_holders(scheduler) if self.paused else 0),
+            compat.free_places(scheduler) - len(self.paused),
             compat.free_blocks_of_each_group(scheduler),
             chosen.preempts and compat.may_swap(scheduler, self._throttled),
+            self._live.arrivals,
             self._admissions,
         )
 
     def _decide(self) -> list[int] | None:
         """Preempt and put memory victims last; the only rows that may come in, None for all."""
         scheduler, table, chosen = self._scheduler, self._live.table, self.discipline
-        running: list[Any] = list(scheduler.running)
+        running: list[Any] = [*scheduler.running, *self.paused]
         runners = self._runners(running)
         if not begin(chosen.rules[0], self._facts[0], runners, table, chosen.values):
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, self._facts, runners, table)
         for place in np.nonzero(runners["may_make_way"])[0]:
-            if compat.may_make_way(scheduler, running[place]):
-                runners["freed_blocks"][place] = compat.blocks_freed(scheduler, running[place])
+            request = running[place]
+            if chosen.pauses and not runners["paused"][place]:
+                runners["may_make_way"][place] = compat.may_pause(request)
+            elif compat.may_make_way(scheduler, request):
+                runners["freed_blocks"][place] = compat.blocks_freed(scheduler, request)
             else:
                 runners["may_make_way"][place] = False
         ready = self._ready(waiting)
         decision = self._order.decide(chosen, self._facts, runners, table, waiting, ready)
-        victims, front, limited, kept = decision
+        victims, front, limited, kept, paused = decision
         if self.on_decision is not None:
             self.on_decision(self._recorded(runners, ready), Decision(*decision))
-        self._preempt([running[place] for place in victims])
+        self._preempt([running[place] for place in victims], chosen.pauses)
         scheduler.running[:] = [running[place] for place in kept]
+        self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
+        self.paused = [running[place] for place in paused]
         return [int(row) for row in front] if limited else None
 
     def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
@@ -211,7 +258,8 @@ class Planner:
         )
 
     def _runners(self, running: list[Any]) -> NDArray[np.void]:
-        """The running requests, as the pre-pass is told of them."""
+        """The running and then the paused requests, as the pre-pass is told of them."""
+        running_now = len(running) - len(self.paused)
         return np.array(
             [
                 (
@@ -219,11 +267,12 @@ class Planner:
                     request.num_output_tokens,
                     request.num_computed_tokens,
                     compat.tokens_this_step(request),
+                    place >= running_now,
                     request.is_prefill_chunk,
                     False,
                     0,
                 )
-                for request in running
+                for place, request in enumerate(running)
             ],
             RUNNER,
         )
@@ -234,28 +283,51 @@ class Planner:
         Only as many as may come in are looked at; further behind it makes no difference.
         """
         scheduler = self._scheduler
-        adapters = compat.Adapters(scheduler)
+        # Which adapters there is room for depends on who is paused, which is decided later.
+        adapters = None if self.discipline.pauses else compat.Adapters(scheduler)
         ready = np.ones(len(waiting), np.bool_)
         missing = int(self._facts["free_slots"][0]) + self.discipline.max_swaps
         for place, row in enumerate(waiting.tolist()):
             if missing == 0:
                 break
             request = self._live.request(row)
-            ready[place] = compat.is_ready(request) and adapters.take(request)
+            ready[place] = compat.is_ready(request) and (adapters is None or adapters.take(request))
             missing -= int(ready[place])
         return ready
 
-    def _preempt(self, victims: list[Any]) -> None:
+    def _preempt(self, victims: list[Any], for_memory: bool) -> None:
         scheduler = self._scheduler
-        self.preempting = True
+        self.preempting = not for_memory
         try:
             for victim in victims:
-                scheduler.running.remove(victim)
+                if not for_memory:  # else it was paused
+                    scheduler.running.remove(victim)
                 scheduler._preempt_request(
                     victim, self._now, drop_stale_output=scheduler.requires_kv_delivery
                 )
         finally:
             self.preempting = False
+
+    # Pauses ---------------------------------------------------------------------------------
+
+    def _take_out(self) -> None:
+        """Who is paused and has not ended or been preempted since is kept out of the parent's
+        step; the last of `running` are these."""
+        self._taken_out = True
+        if not self.paused:
+            return
+        self.paused = [request for request in self.paused if compat.is_running(request)]
+        if self.paused:
+            running = self._scheduler.running
+            del running[len(running) - len(self.paused) :]
+
+    def _go_on(self) -> None:
+        """Nobody is paused any longer: those that are go on as slots get free, before newcomers."""
+        count = min(max(compat.free_slots(self._scheduler), 0), len(self.paused))
+        for request in self.paused[:count]:
+            self._live.table["state"][self._live.row(request.request_id)] = RUNNING
+        self._scheduler.running.extend(self.paused[:count])
+        del self.paused[:count]
 
     # Order ----------------------------------------------------------------------------------
 

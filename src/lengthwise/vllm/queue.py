@@ -139,6 +139,10 @@ class PolicyQueue(RequestQueue):
         queued = list(self._queued.values())
         return iter(queued if self._arrival_order is None else sorted(queued))
 
+    def queued(self) -> Iterator[Any]:
+        """Those that wait, in the order in which they were queued, without a copy of them all."""
+        return iter(self._queued.values())
+
     def __getitem__(self, place: int) -> Any:
         return list(self)[place]
 

@@ -11,9 +11,9 @@ parent's `schedule()`; the parent still does everything that correctness hangs o
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,14 +23,18 @@ from lengthwise.request import PARKED, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.engine_file import EngineFile, EngineState, engines_folder
+from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
+from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
+from lengthwise.vllm.queue_times import QueueTimes
 from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.rolling_tau import RollingTau
-from lengthwise.vllm.settings import Settings, settings_of
+from lengthwise.vllm.settings import Settings, off_path, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
 from lengthwise.vllm.watch import SettingsWatcher
@@ -54,6 +58,7 @@ class LengthwiseMixin:
         policy: Any
         kv_holding_waiting: Any
         max_num_active_reqs: int
+        max_num_running_reqs: int
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         compat.require_supported_version()
@@ -72,7 +77,12 @@ class LengthwiseMixin:
         self._tau = RollingTau(self.counters)
         self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
         self._contained = Containment(self.counters)
-        self._active = self._offered = stock_order()
+        self._notes = JournalNotes(
+            self._live, self.waiting, self._contained, lambda row: self._planner.place_of(row)
+        )
+        self._active = self._offered = self._prepared = stock_order()
+        self._off = False  # the kill switch
+        self._offering = threading.Lock()
         self._planning = False  # a step is being planned
         self._refinement = open_refinement(self._live, self.counters, vllm_config)
         self._opener = Opener(
@@ -81,7 +91,9 @@ class LengthwiseMixin:
                 limits=compat.engine_limits(self),
                 tokenizer=vllm_config.model_config.tokenizer,
                 model=vllm_config.model_config.served_model_name,
-                gauges=self._gauges,
+                state=self._numbers,
+                by_priority=self._by_priority,
+                refusal_to_pause=compat.refusal_to_pause(self, vllm_config),
             ),
             self.counters,
         )
@@ -96,7 +108,9 @@ class LengthwiseMixin:
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._believes_priority = self._by_priority
         self._parked: set[str] = set()
-        self._watcher = self._start_settings(vllm_config)
+        self._queue_times = QueueTimes()
+        self._watcher, self._off_switch = self._start_settings(vllm_config)
+        self._engine_file = self._open_engine_file()
 
     def begin_anew(self, clock: Callable[[], float]) -> None:
         """Forget all that was measured of steps and requests; for an engine that is idle.
@@ -110,12 +124,14 @@ class LengthwiseMixin:
         self._last_work = self._work_before = None
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self._choose_order()
+        if self._active.shadow is not None:
+            self._active.shadow.clear()
 
     # Settings -------------------------------------------------------------------------------
 
-    def _start_settings(self, vllm_config: Any) -> SettingsWatcher | None:
+    def _start_settings(self, vllm_config: Any) -> tuple[SettingsWatcher | None, OffSwitch | None]:
         settings = settings_of(vllm_config.additional_config)
-        watcher = None
+        watcher = off_switch = None
         if isinstance(settings, Path):
             watcher = SettingsWatcher(
                 settings,
@@ -125,24 +141,37 @@ class LengthwiseMixin:
                 self._settle,
                 compat.engine_index(vllm_config),
             )
+            off_switch = OffSwitch(off_path(settings), self.switch_off)
         else:
             self._apply(settings)
         self._take_up()
-        return watcher
+        return watcher, off_switch
 
     def _apply(self, settings: Settings) -> dict[str, Any]:
         """Make settings ready and offer them; called at start-up, then in the watcher's thread."""
-        self._offered = self._opener.prepare(settings)
-        return self._offered.says()
+        prepared = self._opener.prepare(settings)
+        with self._offering:
+            self._prepared = prepared
+            self._offer()
+        return prepared.says()
+
+    def switch_off(self, off: bool) -> None:
+        """Go back to vLLM's own order from the next step on, or on again; from any thread."""
+        with self._offering:
+            self._off = off
+            self._offer()
+
+    def _offer(self) -> None:
+        self._offered = self._prepared.in_stock_order() if self._off else self._prepared
 
     def _settle(self) -> bool:
         """Whether what was offered last is in force; closes what is no longer used."""
         # Between two steps it is: whatever comes next takes it up before anything else.
         between_steps = not self._planning
         if between_steps and len(self._live) == 0:
-            self._opener.retire(self._offered)
+            self._opener.retire(self._prepared)
         else:  # requests that are running still write to what is in force
-            self._opener.retire(self._offered, self._active)
+            self._opener.retire(self._prepared, self._active)
         return self._offered is self._active or between_steps
 
     def _take_up(self) -> None:
@@ -150,14 +179,16 @@ class LengthwiseMixin:
         active = self._offered
         if active is self._active:
             return
-        records_anew = active.recorder is not None and active.recorder is not self._active.recorder
+        before = self._active
+        measured = (active.recorder, active.shadow) == (before.recorder, before.shadow)
         self._active = active
+        self._notes.journal = active.journal
         self.counters.settings_changes += 1
         self._contained.restart()
         # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
         as_stock = self._by_priority and active.discipline.policy.name == "priority"
         self._disciplines = active.fcfs if as_stock else active.discipline, active.fcfs
-        self._predicts = active.discipline.needs_predictions
+        self._predicts = active.predicts
         self._predictor_name = Path(active.predictor or "").name
         if self._predictions.use(active.source):
             self._tau.restart(self._live.arrivals)
@@ -165,15 +196,16 @@ class LengthwiseMixin:
         self._tau.set_floor(active.settings.tau_floor if decides else None)
         self._choose_order()
         self._take_classes(active.settings)
-        if records_anew:
+        if not measured:
             self._last_work = None  # the step before was not measured for this record
 
     def _take_classes(self, settings: Settings) -> None:
         """Whether requests' own priorities count: where vLLM's would, or the operator says so."""
-        believed = self._by_priority or settings.client_priority or settings.policy == "priority"
+        believed = self._by_priority or settings.believes_priority
         if believed == self._believes_priority:
             return
         self._believes_priority = believed
+        self._planner.classes_matter = self._by_priority
         for request_id in self._live.request_ids():
             row = self._live.row(request_id)
             priority = self._class_of(self._live.request(row))
@@ -206,19 +238,43 @@ class LengthwiseMixin:
         same = self._offered.source is self._active.source
         tau = self._tau.tau if same else None
         return {
+            **(self._offered.says() if self._off else {}),
+            "off": self._off,
             "rolling_tau": None if tau is None else round(tau, 3),
             "below_tau_floor": self._tau.below_floor,
             "switched_off": dict(self._contained.off),
+            "shadow_estimate": shadow.estimate if (shadow := self._offered.shadow) else None,
         }
+
+    def _open_engine_file(self) -> EngineFile | None:
+        folder = engines_folder()
+        index = self._opener.engine.index
+        return None if folder is None else EngineFile(folder, self._numbers, index)
+
+    def _numbers(self) -> EngineState:
+        """The numbers of now, for metrics; asked in threads of their own."""
+        engine = self._opener.engine
+        return EngineState(
+            engine=engine.index,
+            model_name=engine.model,
+            policy=self._active.settings.policy,
+            counters=self.counters.snapshot(),
+            gauges=self._gauges(),
+            queue_times=self._queue_times.snapshot(),
+        )
 
     def _gauges(self) -> dict[str, float]:
         return {
+            "off": float(self._off),
+            "shadow": float(self._active.shadow is not None),
             "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
             "below_tau_floor": float(self._tau.below_floor),
-            "running_requests": float(len(self.running)),
+            "running_requests": float(len(self.running) - self._planner.paused_now),
+            "paused_requests": float(self._planner.paused_now),
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": self._planner.step_time.decode_s(max(len(self.running), 1)),
             "prefill_token_seconds": self._planner.step_time.prefill_s_per_token,
+            **(shadow.gauges() if (shadow := self._active.shadow) else {}),
         }
 
     # Requests -------------------------------------------------------------------------------
@@ -236,7 +292,9 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(request)
             columns["deadline_s"] = deadline_of(request)
+            columns["adapter"] = compat.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
+            self._notes.arrived(request)
             if self._predicts:
                 self._predictions.expect(request.request_id)
         super().add_request(request)  # type: ignore[misc]
@@ -276,12 +334,16 @@ class LengthwiseMixin:
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = 0
         columns["last_step"] = self._step
+        why = "reset"
         if self._planner.preempting:
+            why = "policy"
             columns["preemptions"] += 1
             self.counters.preemptions += 1
         elif self._planning:  # else the cache is reset, which says nothing of memory
+            why = "memory"
             self.counters.memory_preemptions += 1
             self._planner.left(thrown_out=True)
+        self._notes.preempted(request, self._now, why)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request ended, one way or another: its row is free."""
@@ -337,21 +399,27 @@ class LengthwiseMixin:
                 self._contained.call(
                     "length log", active.length_log.answer, prompt_of(request), arrival_s, values
                 )
+        if active.shadow is not None:
+            self._contained.call("shadow", active.shadow.request, request, columns, self._clock())
+        self._notes.ended(request, self._clock(), finished)
         self.waiting.forget(request.request_id)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """The engine ends: what is still to be written is, and all that was opened is closed."""
+        if self._off_switch is not None:
+            self._off_switch.close()
         if self._watcher is not None:
             self._watcher.close()
-        self._offered = replace(
-            self._offered, source=None, recorder=None, length_log=None, metrics=None
-        )
+        self._offered = self._offered.closed()
         self._active = self._offered
+        self._notes.journal = None
         self._opener.retire()
         if self._watcher is not None:
             self._watcher.write_status()
+        if self._engine_file is not None:
+            self._engine_file.close()
         super().shutdown()  # type: ignore[misc]
 
     # Steps ----------------------------------------------------------------------------------
@@ -362,16 +430,34 @@ class LengthwiseMixin:
         self._planning = True
         self._begin_step(self._clock())
         running = list(self.running) if self._parent_chooses_victims else None
-        in_order, front = self._planner.plan(self._now, self._step, throttled)
-        if running is not None and self._parent_chooses_victims:
-            self.running[:] = running  # as it was: the tail is not where victims are taken from
-        self.waiting.open_step(in_order, front)
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        try:
+            in_order, front = self._planner.plan(self._now, self._step, throttled)
+            if running is not None and self._parent_chooses_victims:
+                # As it was: the tail is not where victims are taken from.
+                runs = set(self.running)
+                self.running[:] = [request for request in running if request in runs]
+            self.waiting.open_step(in_order, front)
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._planner.put_back()
+        self.counters.pauses += self._planner.newly_paused
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
         self._planning = False
         return output
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Running and waiting requests; within a step, too, paused ones are there to be served."""
+        running, waiting = super().get_request_counts()  # type: ignore[misc]
+        return running + self._planner.left_out, waiting
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, without paused requests among the running ones: see the gauges."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None:
+            stats.num_running_reqs -= self._planner.paused_now
+        return stats
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take up what the probe says of the step, then let the parent take up its tokens."""
@@ -423,6 +509,10 @@ class LengthwiseMixin:
                 self._contained.call(
                     "record", step, t=self._now, duration_s=duration_s, **self._last_work
                 )
+            if self._active.shadow is not None:
+                self._contained.call(
+                    "shadow", self._active.shadow.step, duration_s, self._last_work
+                )
         self._now = now
         self._step += 1
         self.counters.steps += 1
@@ -436,11 +526,14 @@ class LengthwiseMixin:
                 promoted = self._planner.admitted(self._live.row(request.request_id))
                 self.counters.promotions += promoted
                 self._note_return(request, output)
-                if self._active.writes:
-                    self._first_admission.setdefault(request.request_id, self._now)
+                self._notes.ran(request, self._now)
+                if request.request_id not in self._first_admission:
+                    self._first_admission[request.request_id] = self._now
+                    self._contained.call("queue times", self._note_wait, request)
         if self._active.writes:
             for new in output.scheduled_new_reqs:
                 self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
+        self._notes.look_at_queue(self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work
@@ -449,7 +542,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
-        if self._active.recorder is not None:
+        if self._active.measures_work:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),
                 running=len(self.running),
@@ -457,6 +550,15 @@ class LengthwiseMixin:
                 free_blocks=compat.free_blocks(self),
                 preempted=len(output.preempted_req_ids or ()),
             )
+
+    def _note_wait(self, request: Any) -> None:
+        """Count how long a request waited for its first step."""
+        columns = self._live.table[self._live.row(request.request_id)]
+        self._queue_times.observe(
+            self._now - float(columns["arrival_s"]),
+            compat.priority_class(request),
+            float(columns["expected"]) if columns["predicted"] else None,
+        )
 
     def _note_return(self, request: Any, output: Any) -> None:
         """Count what a preempted request that runs again has to compute a second time."""

@@ -79,6 +79,18 @@ class Settings(BaseModel):
     max_swaps: int = Field(
         default=4, ge=1, le=_MOST_SWAPS, description="preemptions for newcomers in one step"
     )
+    pausing: bool | Literal["auto"] = Field(
+        default=False,
+        description="a request that makes way keeps its KV and its place in the worker, as long as "
+        "there is memory, and goes on later with nothing computed again; auto: where that can be",
+    )
+    max_stall_s: float | None = Field(
+        default=10.0,
+        gt=0,
+        le=MOST,
+        description="a request that has been paused for this many seconds goes on ahead of all "
+        "others; null: no bound",
+    )
     blend: float = Field(
         default=1.0,
         ge=0.0,
@@ -133,9 +145,20 @@ class Settings(BaseModel):
         description="rank by predicted time and not by tokens: prompt tokens that are not cached "
         "count too, at what they were measured to cost",
     )
+    shadow: bool = Field(
+        default=False,
+        description="decide nothing: the order is that of stock vLLM, and what the policy would "
+        "have changed is told",
+    )
     record: str | None = Field(
         default=None,
         description="folder for one line per step and per finished request (no prompts)",
+    )
+    journal: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder for a journal of at most 64 MiB of who came, ran and was put back, "
+        "which lengthwise explain reads (no prompts)",
     )
     length_log: LengthLogSettings | None = Field(
         default=None,
@@ -152,6 +175,11 @@ class Settings(BaseModel):
     metrics_host: str | None = Field(
         default=None, min_length=1, description="address of that port; null: every address"
     )
+
+    @property
+    def believes_priority(self) -> bool:
+        """Whether a request's own class counts although vLLM's order does not go by it."""
+        return not self.shadow and (self.client_priority or self.policy == "priority")
 
     def overtaking_for(self, slots: int) -> dict[str, float | None]:
         """The bound on overtaking in an engine with so many slots (`max_num_seqs`)."""
@@ -174,8 +202,10 @@ class Settings(BaseModel):
             "max_swaps",
             "memory_growth",
             "service_time",
+            "max_stall_s",
         )
         arguments = {name: getattr(self, name) for name in same}
+        arguments["pausing"] = bool(self.pausing)
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
@@ -215,6 +245,11 @@ def status_path(path: Path, engine: int = 0) -> Path:
     return path.with_name(path.stem + (f".status.{engine}.json" if engine else ".status.json"))
 
 
+def off_path(path: Path) -> Path:
+    """The file whose mere presence switches the policy of a settings file off."""
+    return path.with_name(f"{path.name}.off")
+
+
 def read_settings(path: Path) -> tuple[Settings, str]:
     """Read and check a settings file.
 
@@ -243,6 +278,9 @@ def read_settings(path: Path) -> tuple[Settings, str]:
         folder = str((path.parent / settings.length_log.folder).resolve())
         log = settings.length_log.model_copy(update={"folder": folder})
         settings = settings.model_copy(update={"length_log": log})
+    if settings.journal is not None:
+        folder = str((path.parent / settings.journal).resolve())
+        settings = settings.model_copy(update={"journal": folder})
     return settings, hashlib.sha256(data).hexdigest()
 
 

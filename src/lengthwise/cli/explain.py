@@ -1,0 +1,68 @@
+"""`lengthwise explain`: why a request waited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lengthwise.errors import InputError
+
+
+def explain(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="The folder that the setting `journal` names, or the URL of a server that "
+            "`lengthwise serve` started on this machine.",
+            metavar="URL|JOURNAL",
+            show_default=False,
+        ),
+    ],
+    request: Annotated[
+        str,
+        typer.Argument(
+            help="The id of its response, or its `lengthwise_id`.", metavar="ID", show_default=False
+        ),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Say why a request waited: its rank and tier, what was predicted, who overtook it, when it was
+    preempted and for whom.
+
+    The server must keep a journal (the setting `journal`). It may run on meanwhile: the journal is
+    a quarter of a second behind. A request that still waits is explained as far as it got.
+
+    Example: `lengthwise explain http://localhost:8000 cmpl-8f0a6c`
+    """
+    from lengthwise.serve.explain import explain as explained
+    from lengthwise.serve.explain import in_words
+
+    told = explained(_journal_of(target), request)
+    if json:
+        _print_json(vars(told))
+    else:
+        print("\n".join(in_words(told)))
+
+
+def _journal_of(target: str) -> Path:
+    if "://" not in target:
+        return Path(target)
+    from lengthwise.serve.whereabouts import settings_file
+    from lengthwise.vllm.settings import read_settings
+
+    path = settings_file(target)
+    settings, _ = read_settings(path)
+    if settings.journal is None:
+        raise InputError(
+            f"the server keeps no journal: set `journal` to a folder in {path}, and ask again "
+            "about requests that come from then on"
+        )
+    return Path(settings.journal)
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value))
