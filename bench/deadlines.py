@@ -4,8 +4,8 @@
     python bench/deadlines.py --json      a list of rows
 
 Simulated: 3,000 requests, Poisson, above the capacity of an 8B model on an A100 with 64 slots.
-Three in ten have a deadline, of 1, 3 or 10 s. Predictions order answers with a Kendall tau of 0.5. The
-bound on overtaking is the one that a server has by default.
+Three in ten have a deadline, of 1, 3 or 10 s. Predictions order answers with a Kendall tau of 0.5.
+The bound on overtaking is the one that a server has by default.
 """
 
 from __future__ import annotations
