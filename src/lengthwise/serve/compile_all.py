@@ -19,6 +19,7 @@ from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference import model_path
+from lengthwise.simulate import simulation
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.dataset import Dataset
@@ -50,6 +51,7 @@ def main() -> None:
                     engine.use({**settings, **more})
                     engine.run(_requests())
                 print(name, flush=True)
+        simulation.warm_up()  # which shadow mode replays by
 
 
 def _requests() -> list[Asked]:

@@ -35,7 +35,7 @@ _FEWEST_STEPS: Final = 256  # that costs can be fitted to
 _LOOK_S: Final = 1.0
 _REST_S: Final = 30.0  # at least, between two estimates
 _MOST_DOUBLINGS: Final = 5  # of that, while estimates fail
-_PATIENCE_S: Final = 300.0  # with a replay; the first one may have to compile the simulator
+_PATIENCE_S: Final = 1800.0  # with a replay; the first one may have to compile the simulator
 _NICENESS: Final = 10
 
 
