@@ -190,13 +190,16 @@ def priority_class(request: Any) -> int:
     return int(max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority)))
 
 
-def most_tokens(request: Any) -> int:
-    """The tokens after which a request's answer is cut; 0 where that says nothing new.
+def most_tokens(scheduler: Any, request: Any) -> int:
+    """The tokens after which a caller has a request's answer cut; 0 where it does not.
 
     With `ignore_eos` every answer is as long as that: a replay, whose lengths only an oracle knows.
+    vLLM gives a request without a limit all that the context has room for: that is nobody's word.
     """
     sampling = request.sampling_params
     if sampling is None or sampling.ignore_eos:
+        return 0
+    if request.num_prompt_tokens + request.max_tokens >= scheduler.max_model_len:
         return 0
     return int(min(max(request.max_tokens, 1), _MOST_TOKENS))
 

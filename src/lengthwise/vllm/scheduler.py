@@ -234,7 +234,7 @@ class LengthwiseMixin:
             columns["priority"] = self._class_of(request)
             self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
-            columns["most_tokens"] = compat.most_tokens(request)
+            columns["most_tokens"] = compat.most_tokens(self, request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             if self._predicts:
                 self._predictions.expect(request.request_id)
