@@ -128,7 +128,7 @@ class PlainChoice:
             if place < 0:
                 steps = float(self.table[row].remaining)
                 others = [min(left, steps) for k, (_, left) in enumerate(running) if k != at]
-                opened = self.comes_in(row, spare - self.held(sum(others, steps)))
+                opened = self.comes_in(row, spare - self.held(3.0 * sum(others, steps)))
                 if not opened:
                     continue
                 left = self.work(row)

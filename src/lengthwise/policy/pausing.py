@@ -41,6 +41,9 @@ from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 #: shortest of many is mostly longer than that.
 MARGIN: Final = 0.25
 
+#: How many times the expected growth has to be free: predictions err, and what is held stays held.
+GROWTH: Final = 3.0
+
 _RUNS: Final = 0
 _PAUSES: Final = 1
 _FREED: Final = 2
@@ -464,7 +467,7 @@ def _growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, s
     for k in range(len(remaining)):
         if k != leaves:
             tokens += min(remaining[k], steps)
-    return blocks_for(tokens, facts.block_size)
+    return blocks_for(GROWTH * tokens, facts.block_size)
 
 
 @compiled
