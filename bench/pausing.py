@@ -108,10 +108,15 @@ KEPT = {"mean": 0.99, "s_per_token": 0.99, "longest_wait": 0.99, "p99": 0.97}
 #: Label, discipline, and whether it pauses.
 POLICIES: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("sjf", {"policy": "sjf"}, False),
-    ("srpt", {"policy": "srpt"}, False),
-    ("srpt", {"policy": "srpt"}, True),
-    ("trail", {"policy": "trail"}, True),
-    ("gittins", {"policy": "gittins"}, True),
+    *(
+        each
+        for name in ("srpt", "trail", "gittins")
+        for each in (
+            (f"{name}:preemption=never", {"policy": name, "preemption": "never"}, False),
+            (name, {"policy": name}, False),
+            (name, {"policy": name}, True),
+        )
+    ),
 )
 
 
@@ -217,9 +222,9 @@ def rows(
 def missed(table: list[dict[str, Any]]) -> Iterator[str]:
     """Floors that a pausing policy does not reach, and figures that its twin does better."""
     twins = {
-        (row["workload"], row["load"], row["kv"], row["costs"]): row
+        (row["workload"], row["load"], row["kv"], row["policy"]): row
         for row in table
-        if row["policy"] == "sjf"
+        if row["policy"].endswith("never")
     }
     for row in table:
         if not row["pausing"]:
@@ -229,7 +234,7 @@ def missed(table: list[dict[str, Any]]) -> Iterator[str]:
         for figure, floor in floors.items():
             if row[figure] < floor:
                 yield f"{name}: {figure} {row[figure]:.3g}, the floor is {floor:g}"
-        twin = twins[row["workload"], row["load"], row["kv"], row["costs"]]
+        twin = twins[row["workload"], row["load"], row["kv"], f"{row['policy']}:preemption=never"]
         for figure, share in KEPT.items():
             if row[figure] < share * twin[figure]:
                 yield f"{name}: {figure} is {row[figure] / twin[figure]:.3f} of its twin's"
@@ -270,7 +275,7 @@ def _print(new: list[dict[str, Any]]) -> None:
         label = row["policy"] + (" pausing" if row["pausing"] else "")
         ratios = "  ".join(f"{name} {row[name]:.2f}" for name in RATIOS)
         print(
-            f"  {label:16} {ratios}  swaps {row['swaps']:.0f}, paused {row['paused_max']:.0f}, "
+            f"  {label:24} {ratios}  swaps {row['swaps']:.0f}, paused {row['paused_max']:.0f}, "
             f"recomputed {row['recomputed_tokens']:.0f}",
             flush=True,
         )

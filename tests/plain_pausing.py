@@ -126,7 +126,9 @@ class PlainChoice:
             victim = running[at][0]
             spare = self.growth(victim)
             if place < 0:
-                opened = self.comes_in(row, spare)
+                steps = float(self.table[row].remaining)
+                others = [min(left, steps) for k, (_, left) in enumerate(running) if k != at]
+                opened = self.comes_in(row, spare - self.held(3.0 * sum(others, steps)))
                 if not opened:
                     continue
                 left = self.work(row)
@@ -197,7 +199,7 @@ class PlainChoice:
             all(self.rank[o] < self.rank[row] for o in rows[: k + 1]) for k in range(len(rows))
         )
 
-    def held(self, tokens: int) -> int:
+    def held(self, tokens: float) -> int:
         return math.ceil(tokens / self.facts.block_size)
 
     def growth(self, place: int) -> int:

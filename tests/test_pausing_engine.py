@@ -72,7 +72,7 @@ def test_every_answer_is_that_of_stock(lag: int) -> None:
     engine = replace(ENGINE, lag=lag)
     stock, _ = answers(engine, {"policy": "fcfs"})
     paused, counters = answers(engine, PAUSING)
-    assert counters.pauses > 50
+    assert counters.pauses > 30
     assert counters.preemptions == counters.memory_preemptions == counters.recomputed_tokens == 0
     assert [len(each) for each in paused] == [len(each) for each in stock]
     assert paused == stock

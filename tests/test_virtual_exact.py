@@ -87,6 +87,16 @@ def test_every_request_is_equal(number: int) -> None:
             assert_same_counts(served, simulation)
 
 
+def said_too_short(workload: Workload) -> Workload:
+    """Predictions by which there is more memory than there is."""
+    short = workload.predictions * np.array([1.0, 0.1, 0.1, 0.1, 0.1])
+    asked = [
+        replace(each, hints={PREDICTION: said.tolist()} if PREDICTION in each.hints else {})
+        for each, said in zip(workload.asked, short, strict=True)
+    ]
+    return replace(workload, predictions=short, asked=asked)
+
+
 PAUSES = int(os.environ.get("LENGTHWISE_VIRTUAL_PAUSES", "6"))  #: workloads for each engine
 
 
@@ -99,7 +109,7 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
         slots=3,
         max_seqs=9,
         token_budget=40,
-        kv_blocks=24 if scarce else 9 * 17,
+        kv_blocks=30 if scarce else 9 * 17,
         block_size=16,
         prefix_caching=shares,
         lag=lag,
@@ -117,6 +127,8 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
                 "memory_growth": 0.0,
             }
             workload = replace(workload, settings=workload.settings | more | {"parameters": {}})
+            if scarce:
+                workload = said_too_short(workload)
             virtual.use(workload.settings)
             before = virtual.scheduler.counters.pauses
             served = virtual.run(workload.asked)

@@ -10,7 +10,8 @@ be expected to pay. It is not free of risk, since predictions err. In order:
    ones go on; somebody always runs.
 3. Paused requests whose stall has reached its bound take the place of the worst running ones.
 4. Others swap places where that pays (`rollout.swap_gain`, without a recompute): lengths are
-   expected remaining ones given the age, and a newcomer's prompt counts as work.
+   expected remaining ones given the age, and a newcomer's prompt counts as work. What is expected
+   to be needed until the newcomer ends has to be free.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lengthwise.policy.order import precedes
 from lengthwise.policy.rollout import LOOKAHEAD, swap_gain
 from lengthwise.policy.select import (
     Rows,
+    blocks_for,
     growth,
     place_in_order,
     prompt_blocks,
@@ -38,6 +40,9 @@ from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 #: How much longer than the newcomer's work the victim's must be: predictions err, and who looks
 #: shortest of many is mostly longer than that.
 MARGIN: Final = 0.25
+
+#: How many times the expected growth has to be free: predictions err, and what is held stays held.
+GROWTH: Final = 3.0
 
 _RUNS: Final = 0
 _PAUSES: Final = 1
@@ -414,7 +419,8 @@ def _swap(
             victim = held[k]
             spare = growth(facts, runners[victim])
             if waits:
-                fits = _comes_in(facts, table[row], left, spare)
+                needed = _growth_meanwhile(facts, remaining[:active], k, table[row].remaining)
+                fits = _comes_in(facts, table[row], left, spare - needed)
                 opened = fits
             else:
                 fits = growth(facts, runners[place]) <= left[_BLOCKS] + spare
@@ -448,6 +454,20 @@ def _swap(
         queue[returns], places[returns] = runners[victim].row, victim
         length += 1
     return gone, back, come, count
+
+
+@compiled
+def _growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, steps: float) -> int:
+    """Blocks that a newcomer and those that run beside it are expected to take until it ends.
+
+    A pause keeps its blocks from all others. Where these would run out meanwhile, somebody is
+    computed again after all.
+    """
+    tokens = steps
+    for k in range(len(remaining)):
+        if k != leaves:
+            tokens += min(remaining[k], steps)
+    return blocks_for(GROWTH * tokens, facts.block_size)
 
 
 @compiled

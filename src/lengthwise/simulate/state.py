@@ -54,9 +54,9 @@ SERVED: Final = np.dtype(
         ("longest_gap_s", np.float64),  # between two of its tokens
         ("last_token_s", np.float64),
         ("cached_tokens", np.int64),  # of its prompt, found in the prefix cache
+        ("pauses", np.int64),  # for another request
         ("recomputed_tokens", np.int64),  # computed again after preemptions
         ("preemptions", np.int32),  # for another request
-        ("pauses", np.int32),  # for another request
         ("memory_preemptions", np.int32),  # because blocks ran out
         ("overtaken", np.int32),
         ("engine", np.int32),
@@ -138,13 +138,13 @@ STEP: Final = np.dtype(
     [
         ("engine", np.int32),
         ("running", np.int32),
-        ("paused", np.int32),
         ("waiting", np.int32),
         ("free_blocks", np.int32),
         ("preempted", np.int32),
         ("prefill_tokens", np.int32),
         ("decode_tokens", np.int32),
         ("requests", np.int32),  # that ran in it
+        ("paused", np.int64),
         ("kv_tokens", np.int64),  # tokens whose KV the step read
         ("attention_tokens", np.int64),  # for each prefilled token, those that it attends to
         ("start_s", np.float64),
