@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.reading import PromptsOption, TurnsOption
 from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
@@ -48,13 +49,8 @@ def evaluate(
     answer_column: Annotated[
         str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
     ] = None,
-    turns: Annotated[
-        Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
-    ] = Turns.ALL,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="The file of the prompts, where the answers' file has none."),
-    ] = None,
+    turns: TurnsOption = Turns.ALL,
+    prompts: PromptsOption = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
     ] = False,

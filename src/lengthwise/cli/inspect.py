@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.reading import PromptsOption, QuotesOption, TurnsOption
 from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
@@ -20,17 +21,9 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="A data set, a log or a trace; or a folder that holds a trace.")
     ],
-    turns: Annotated[
-        Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
-    ] = Turns.ALL,
-    quotes: Annotated[
-        bool,
-        typer.Option("--quotes", help="Keep prompts that hold their own answers: they are quoted."),
-    ] = False,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="The file of the prompts, where the answers' file has none."),
-    ] = None,
+    turns: TurnsOption = Turns.ALL,
+    quotes: QuotesOption = False,
+    prompts: PromptsOption = None,
     block_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a block in a trace's hash_ids.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.reading import PromptsOption, QuotesOption, TurnsOption
 from lengthwise.predict.encoder import Head, Precision
 from lengthwise.workload.conversation import Turns
 
@@ -44,17 +45,9 @@ def train(
     answer_column: Annotated[
         str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
     ] = None,
-    turns: Annotated[
-        Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
-    ] = Turns.ALL,
-    quotes: Annotated[
-        bool,
-        typer.Option("--quotes", help="Keep prompts that hold their own answers: they are quoted."),
-    ] = False,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="The file of the prompts, where the answers' file has none."),
-    ] = None,
+    turns: TurnsOption = Turns.ALL,
+    quotes: QuotesOption = False,
+    prompts: PromptsOption = None,
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
     ] = False,

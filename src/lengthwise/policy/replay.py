@@ -89,7 +89,7 @@ def load_step(path: Path) -> RecordedStep:
         InputError: the file is none.
     """
     try:
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             named = {name: arrays[name] for name in arrays.files}
         return RecordedStep(policy=str(named.pop("policy")), **named)
     except Exception as error:  # a file may hold anything

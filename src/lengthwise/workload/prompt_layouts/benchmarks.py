@@ -145,10 +145,6 @@ def _nothing(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     return iter(())
 
 
-def _is_spend_log(names: Sequence[str], head: Sequence[Record]) -> bool:
-    return {"startTime", "completion_tokens"} <= set(names)
-
-
 LAYOUTS: Final = (
     PromptLayout(
         name="guidellm",
@@ -171,7 +167,7 @@ LAYOUTS: Final = (
         source="[LiteLLM](https://github.com/BerriAI/litellm), LiteLLM_SpendLogs",
         prompt="messages or proxy_server_request",
         answer="tokens in completion_tokens",
-        matches=_is_spend_log,
+        matches=_all("startTime", "completion_tokens"),
         read=read_spend_log,
     ),
     PromptLayout(
