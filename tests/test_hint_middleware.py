@@ -263,8 +263,13 @@ def test_a_chunked_body_gets_a_length() -> None:
 def log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.LogCaptureFixture:
-    """What is logged, also where vLLM has been imported, whose loggers tell the root nothing."""
+    """What is logged, also where vLLM has been imported, whose loggers tell the root nothing and
+    may be told to say nothing but errors."""
     logger = logging.getLogger("vllm.lengthwise")
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    # What is enabled is remembered by each logger.
+    monkeypatch.setattr(logger, "_cache", {})
     monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     return caplog

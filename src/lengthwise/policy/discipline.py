@@ -187,7 +187,7 @@ def make_discipline(
             starvation_threshold,
             starvation_quantum,
             overtake_share,
-            max_stall_s,
+            max_stall_s if pausing else None,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,
