@@ -66,7 +66,8 @@ class TraceRows:
         self.arrival_s = self._arrivals()
         self.output_tokens = read_numbers(columns.cells(layout.output))
         if answer_tokens is not None:
-            self.output_tokens[np.isnan(self.output_tokens)] = answer_tokens
+            unknown = np.isnan(self.output_tokens)
+            self.output_tokens = np.where(unknown, answer_tokens, self.output_tokens)
         self.failed = np.zeros(count, dtype=np.bool_)
         if layout.without_output is not None:
             # A request without an answer failed, whatever else its row says.
@@ -115,8 +116,9 @@ class TraceRows:
             return times
         # A later turn of a session has a delay instead of a time, or comes at once. Until it is
         # known when the turn before it ended, it arrives its delay after that one arrived.
-        delays = read_numbers(columns.cells(layout.delay)) * layout.unit_s
-        delays[columns.cells(layout.delay).is_null().to_numpy(zero_copy_only=False)] = 0.0
+        cells = columns.cells(layout.delay)
+        given = cells.is_valid().to_numpy(zero_copy_only=False)
+        delays = np.where(given, read_numbers(cells) * layout.unit_s, 0.0)
         ended = self._state.ended
         self.delay_s = np.full(len(times), np.nan)
         for row, session in enumerate(sessions):
