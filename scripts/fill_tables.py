@@ -3,6 +3,8 @@
     python scripts/fill_tables.py trail-loads build/b     a folder of `lengthwise bench` or `demo`
     python scripts/fill_tables.py predictors bars.json    of bench/predictors.py --json
     python scripts/fill_tables.py transfer models.json …  of bench/predictor_transfer.py --json
+    python scripts/fill_tables.py across matrix.json      of `lengthwise evaluate --across --json`
+    python scripts/fill_tables.py attempts rows.json      of bench/attempts.py --json
     python scripts/fill_tables.py ablation rows.json      of `lengthwise evaluate --ablation --json`
     python scripts/fill_tables.py overhead overhead.json  of bench/scheduler_overhead.py --json
     python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
@@ -55,6 +57,8 @@ FOLDER_ELSEWHERE = re.compile(r"(?<![^\s=])(?:\.\./|/)(?:[^\s/]+/)*(?=[^\s/]+)")
 COMMANDS = {
     "predictors": "python bench/predictors.py --json",
     "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
+    "across": "lengthwise evaluate DIR --across A,B --json",
+    "attempts": "python bench/attempts.py --encoder DIR --json",
     "ablation": "lengthwise evaluate DIR DATA --split test --ablation NAMES --json",
     "overhead": "python bench/scheduler_overhead.py --json",
     "memory": "python bench/queue_memory.py --json",
@@ -71,6 +75,7 @@ COMMANDS = {
 #: Tables that show other columns of what another table shows.
 SOURCES = {
     "above-capacity": "comparison",
+    "across-summary": "across",
     "bench": "comparison",
     "overhead-summary": "overhead",
     "predictors-summary": "predictors",

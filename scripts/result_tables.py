@@ -191,6 +191,36 @@ def transfer_table(kept: Row) -> list[str]:
     return table(["trained on ↓, tested on →", *sources], rows)
 
 
+def across_table(kept: Row) -> list[str]:
+    """A row for each predictor, a column for each data set that it was asked about."""
+    sets = list(kept["rows"][0]["taus"])
+    rows = [
+        [row["trained_on"], f"{row['rows']:,}", *(tau_of(row["taus"][name]) for name in sets)]
+        for row in kept["rows"]
+    ]
+    return table(["trained on", "rows", *(f"tau, asked about {name}" for name in sets)], rows)
+
+
+def across_summary(kept: Row) -> list[str]:
+    """The predictor at hand, and those that were trained anew on the last data set."""
+    last = list(kept["rows"][0]["taus"])[-1]
+    first, *others = kept["rows"]
+    return across_table({"rows": [first, *(row for row in others if row["trained_on"] == last)]})
+
+
+def attempts_table(kept: Row) -> list[str]:
+    """What was tried, what it gave on validation rows, and how sure that is."""
+    rows = [
+        [
+            row["attempt"],
+            f"{row['tau']:.3f}",
+            f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})",
+        ]
+        for row in kept["rows"]
+    ]
+    return table(["attempt", "tau, valid", "gain (95 % interval)"], rows)
+
+
 def ablation_table(kept: Row) -> list[str]:
     """One row for each variant, with tau on each split."""
     variants = kept["rows"]
@@ -544,6 +574,9 @@ TABLES: dict[str, Callable[[Row], list[str]]] = {
     "predictors": predictor_table,
     "predictors-summary": predictor_summary,
     "transfer": transfer_table,
+    "across": across_table,
+    "across-summary": across_summary,
+    "attempts": attempts_table,
     "ablation": ablation_table,
     "overhead": overhead_table,
     "overhead-summary": overhead_summary,

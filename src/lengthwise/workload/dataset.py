@@ -150,9 +150,9 @@ def load_dataset(
         prompt_column: text, or a list of chat messages, which is cut where the answer begins. None:
             as the layout says, or the first of PROMPT_COLUMNS that the table has.
         length_column: tokens of the answer; several, separated by commas, are those of several
-            answers to the prompt, the first of which is served. None: as the layout says, or the first of
-            LENGTH_COLUMNS that the table has, unless `answer_column` is given; a column "samples"
-            is then read as well.
+            answers to the prompt, the first of which is served. None: as the layout says, or the
+            first of LENGTH_COLUMNS that the table has, unless `answer_column` is given; a column
+            "samples" is then read as well.
         answer_column: the answer's text, to be counted by `count_tokens`. None: as the layout says,
             or the first of ANSWER_COLUMNS, where there is no length column.
         split: keep rows whose column "split" is this.

@@ -13,6 +13,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from lengthwise.workload.prompt_layouts.layout import Exchange
@@ -90,6 +91,7 @@ def _texts(exchange: Exchange) -> Iterator[str]:
             yield json.dumps(call["function"]["arguments"], ensure_ascii=False)
 
 
+@lru_cache(maxsize=256)  # every answer of a conversation is looked for in the turns before it
 def _plain(text: str) -> str:
     """The words of a text alone, however they are written: spaces, quotes, markup, escapes."""
     if "&" in text:
