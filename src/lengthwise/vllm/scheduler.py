@@ -28,7 +28,7 @@ from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of
+from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of, tenant_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.queue_times import QueueTimes
@@ -292,6 +292,7 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(self, request)
             columns["deadline_s"] = deadline_of(request)
+            columns["tenant"] = self._live.tenants.arrive(tenant_of(request))
             columns["adapter"] = compat.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._notes.arrived(request)
@@ -354,6 +355,9 @@ class LengthwiseMixin:
         self._held_tokens.pop(request.request_id, None)
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
+        self._live.tenants.leave(
+            int(columns["tenant"]), request.num_prompt_tokens, request.num_output_tokens
+        )
         ended = request.get_finished_reason()
         finished = None if ended is None else str(ended)
         if finished != _ABORTED:
