@@ -87,7 +87,7 @@ def test_a_flood_does_not_hold_up_others() -> None:
     assert (without["max_tenant_lead"], strict["max_tenant_lead"]) == (None, 0)
     assert capped["light_ttft_s"] < without["light_ttft_s"] / 2
     assert strict["light_ttft_s"] < without["light_ttft_s"] / 2
-    assert capped["mean_e2el_s"] < 1.1 * without["mean_e2el_s"]
+    assert strict["makespan_s"] < 1.05 * without["makespan_s"]  # nothing is held back
 
 
 def test_names_take_bounded_memory() -> None:
@@ -126,7 +126,7 @@ def test_a_hint_names_the_tenant_in_vllm() -> None:
     from lengthwise.predict.baselines import EXPECTED_TOKENS, TENANT
     from lengthwise.vllm import Scheduler
 
-    settings = {"policy": "srpt", "predictor": "declared", "max_tenant_lead": 20.0}
+    settings = {"policy": "sjf", "predictor": "declared", "max_tenant_lead": 20.0}
     scheduler = build_scheduler(Scheduler, max_num_seqs=1, lengthwise={"settings": settings})
     engine = SteppedEngine(scheduler)
     for place in range(4):

@@ -183,6 +183,8 @@ def make_discipline(
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
         max_overtakes = None
+    if chosen.name == "fcfs":
+        max_tenant_lead = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,

@@ -37,6 +37,7 @@ from lengthwise.vllm.rolling_tau import RollingTau
 from lengthwise.vllm.settings import Settings, off_path, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
+from lengthwise.vllm.tenants import Tenants
 from lengthwise.vllm.watch import SettingsWatcher
 from lengthwise.workload.length_log import FULL
 
@@ -122,6 +123,7 @@ class LengthwiseMixin:
         self._now = clock()
         self._step = 0
         self._last_work = self._work_before = None
+        self._live.tenants = Tenants()
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self._choose_order()
         if self._active.shadow is not None:
