@@ -94,12 +94,13 @@ def run(version: str, given: list[str]) -> dict[str, Any]:
 
 
 def imported_version(environment: dict[str, str]) -> str:
-    """What vLLM says of itself to whoever imports it."""
-    code = "import importlib.metadata, vllm; print(importlib.metadata.version('vllm'))"
+    """What vLLM says of itself to whoever imports it, and nothing where it is another's files."""
+    code = "import vllm; print(vllm.__version__, vllm.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    return (done.stdout.split() or ["nothing"])[-1]
+    version, _, file = (done.stdout.splitlines() or [""])[-1].partition(" ")
+    return version if Path(file).is_relative_to(BUILD) else "not from the folder"
 
 
 def main() -> None:

@@ -29,23 +29,23 @@ PATIENCE_S = 60.0
 @pytest.fixture
 def said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> list[logging.LogRecord]:
+) -> pytest.LogCaptureFixture:
     logger = logging.getLogger("vllm.lengthwise")
     monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    return caplog.records
+    return caplog
 
 
 def test_who_comes_second_takes_the_next_name_and_says_so(
-    tmp_path: Path, said: list[logging.LogRecord]
+    tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
     first, one = own_folder(tmp_path, 0), own_folder(tmp_path, 1)
     assert (first.path, one.path) == (tmp_path, tmp_path / "engine-1")
-    assert said == []
+    assert said.records == []
     second, third = own_folder(tmp_path, 0), own_folder(tmp_path, 0)
     assert [second.path.name, third.path.name] == ["engine-0-2", "engine-0-3"]
     assert own_folder(tmp_path, 1).path.name == "engine-1-2"
-    lines = [record.getMessage() for record in said]
+    lines = [record.getMessage() for record in said.records]
     assert len(lines) == 3
     assert all("another engine of the same number" in line and "\n" not in line for line in lines)
     first.close()

@@ -61,6 +61,7 @@ class SettingsWatcher:
         self._state = state
         self._settle = settle
         self._engine = engine
+        self._server = os.environ.get(SERVER)
         self._seen = self._signature()
         settings, self._latest = read_settings(path)  # its digest: in force, or about to be
         self._policy = settings.policy
@@ -92,7 +93,7 @@ class SettingsWatcher:
             "error": self._error,
             **self._state(),
             "counters": self._counters.snapshot(),
-            "server": os.environ.get(SERVER),
+            "server": self._server,
             "engine": self._engine,
             "pid": os.getpid(),
         }
