@@ -53,6 +53,9 @@ class PlainEngine:
         self.now, self.step, self.head = 0.0, 0, 0
         self.prices, self.ran = StepTime(), (0, 0, 0.0)  # and the step before: tokens, seconds
         self.ranked, self.prefill_weight = False, 0.0  # of `plan`
+        self.served: dict[int, int] = {}  # by tenant: what has ended, and what it was lifted by
+        self.waited: set[int] = set()  # tenants, when last looked at
+        self.least = 0  # what the one of them had that was served least
 
     def run(self, jobs: list[Job]) -> None:
         coming = list(jobs)
@@ -99,6 +102,8 @@ class PlainEngine:
                 job.tokens.append(self.now)
                 if len(job.tokens) == job.output:
                     self.leave(job, FREE)
+                    took = int(job.row.prompt_tokens) + 2 * job.output
+                    self.served[job.row.tenant] = self.served.get(job.row.tenant, 0) + took
 
     def admit(self, budget: int, order: list[Job] | None) -> None:
         guards = self.discipline.guards[0]

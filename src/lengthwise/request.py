@@ -53,6 +53,7 @@ REQUEST: Final = np.dtype(
         ("ahead", np.int64),  # requests that waited when it arrived
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none
+        ("tenant", np.int64),  # whose it is, see `policy.tenants`; 0: of those that are not named
         ("pauses", np.int64),  # times paused so far
         ("paused_s", np.float64),  # s, when it was paused last
         # Derived: written by the kernel before it ranks.
@@ -60,6 +61,7 @@ REQUEST: Final = np.dtype(
         ("wait_s", np.float64),  # s since arrival
         ("idle_steps", np.int64),  # steps since it last ran
         ("stalled_s", np.float64),  # s since it was paused, while it is
+        ("lead", np.int64),  # tokens that its tenant was served beyond the one served least
     ],
     align=True,
 )

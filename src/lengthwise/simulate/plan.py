@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lengthwise.policy.cutoff import observed
 from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.order import first_in_order
 from lengthwise.policy.pointer import rank
+from lengthwise.policy.tenants import take_leads
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.slots import preempt, put_back
@@ -165,6 +167,8 @@ def rank_once(
         return
     engine.ranked_step = engine.step
     rules, facts = ranking[3][0], engine.facts
+    if ranking[2][0].max_tenant_lead < math.inf:
+        take_leads(queue.shares, queue.table, engine.live)
     if rules.reads_prefix_cache and limits.caching:
         # A look-up is too dear for all: those who would be next.
         _rank(ranking, facts, queue, np.empty(0, np.int64), everyone)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
+from lengthwise.policy.tenants import service
 from lengthwise.request import RUNNING, WAITING
 from lengthwise.simulate.kv_blocks import (
     Memory,
@@ -321,6 +322,8 @@ def _release_row(engine: Any, requests: Any, queue: Queue, i: int) -> None:
     """Take the row of a request that is gone back: the last row moves into its place."""
     row = requests[i].row
     requests[i].overtaken = queue.table[row].overtaken
+    tenant = queue.shares.tenants[requests[i].tenant]
+    tenant.ended += service(requests[i].prompt_tokens, requests[i].output_tokens)
     requests[i].row = -1
     engine.live -= 1
     last = engine.live

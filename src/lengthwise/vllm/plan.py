@@ -18,6 +18,7 @@ from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime
+from lengthwise.policy.tenants import take_leads
 from lengthwise.request import RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
@@ -359,6 +360,8 @@ class Planner:
         self._ranked = True
         if not self._prepared:
             self._prepare()
+        if self.discipline.shares_service:
+            take_leads(self._live.tenants.shares, self._live.table, self._live.count)
         if self.discipline.reads_prefix_cache:
             self._rank_by(everyone, [])
             # A look-up is too dear for all: those who would be next.

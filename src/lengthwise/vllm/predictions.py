@@ -27,7 +27,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TTFT_DEADLINE_MS
+from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TENANT, TTFT_DEADLINE_MS
 from lengthwise.predict.features import LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
@@ -80,9 +80,19 @@ def deadline_of(request: Any) -> float:
 
 def name_of(request: Any) -> str:
     """What a record calls a request: as its client named it for a replay, or as vLLM does."""
-    given = prompt_of(request).hints.get(REQUEST_ID)
+    given = _name(prompt_of(request).hints.get(REQUEST_ID))
+    return str(request.request_id)[:_LONGEST_NAME] if given is None else given
+
+
+def tenant_of(request: Any) -> str:
+    """Whose a request is; "" where it does not say."""
+    return _name(prompt_of(request).hints.get(TENANT)) or ""
+
+
+def _name(given: object) -> str | None:
+    """A name that came with a request: text or a number; None for anything else."""
     named = isinstance(given, str) or (isinstance(given, int) and abs(given) < 2**63)
-    return str(given if named else request.request_id)[:_LONGEST_NAME]
+    return str(given)[:_LONGEST_NAME] if named else None
 
 
 def usable(prediction: Prediction) -> bool:

@@ -28,7 +28,7 @@ from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of
+from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of, tenant_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.queue_times import QueueTimes
@@ -37,6 +37,7 @@ from lengthwise.vllm.rolling_tau import RollingTau
 from lengthwise.vllm.settings import Settings, off_path, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
+from lengthwise.vllm.tenants import Tenants
 from lengthwise.vllm.watch import SettingsWatcher
 from lengthwise.workload.length_log import FULL
 
@@ -122,6 +123,7 @@ class LengthwiseMixin:
         self._now = clock()
         self._step = 0
         self._last_work = self._work_before = None
+        self._live.tenants = Tenants()
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self._choose_order()
         if self._active.shadow is not None:
@@ -292,6 +294,7 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(self, request)
             columns["deadline_s"] = deadline_of(request)
+            columns["tenant"] = self._live.tenants.arrive(tenant_of(request))
             columns["adapter"] = compat.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._notes.arrived(request)
@@ -354,6 +357,9 @@ class LengthwiseMixin:
         self._held_tokens.pop(request.request_id, None)
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
+        self._live.tenants.leave(
+            int(columns["tenant"]), request.num_prompt_tokens, request.num_output_tokens
+        )
         ended = request.get_finished_reason()
         finished = None if ended is None else str(ended)
         if finished != _ABORTED:
