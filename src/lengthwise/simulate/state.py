@@ -170,7 +170,7 @@ class Queue(NamedTuple):
     groups: Integers  # [rows], see `rank_requests`
     ranks: NDArray[np.float64]  # [rows]
     request: Integers  # [rows], whose row it is
-    admitted: Integers  # [slots], arrival_index of those admitted since the last ranking
+    admitted: Integers  # [slots, 2], see `rank_requests`
 
 
 class Shared(NamedTuple):
@@ -230,7 +230,7 @@ def new_queues(engines: int, slots: int, rows: int = 256) -> Queue:
         groups=np.zeros((engines, rows), np.int64),
         ranks=np.zeros((engines, rows)),
         request=np.zeros((engines, rows), np.int64),
-        admitted=np.zeros((engines, slots), np.int64),
+        admitted=np.zeros((engines, slots, 2), np.int64),
     )
 
 
