@@ -24,7 +24,7 @@ pytest.importorskip("psutil", reason="psutil, which vLLM brings, is not installe
 
 from lengthwise.vllm.settings import status_path
 from live_server import CUT, GOOD, REFUSED, WHOLE, Ask, Live, assert_all, live_server
-from test_end_to_end import assert_gone, children_of, last_line
+from test_end_to_end import assert_gone, children_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.live]
 
@@ -348,7 +348,8 @@ ENDS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (not at)) for at, name in enumerate(ENDS)]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (not at)) for at, name in enumerate(ENDS)],
 )
 def test_the_death_of_a_part_is_one_error_for_each_and_one_line(name: str, tmp_path: Path) -> None:
     part, words = ENDS[name]

@@ -23,7 +23,7 @@ from lengthwise.request import RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
 
-may_decide = prepass.may_decide.py_func  # type: ignore[attr-defined]
+may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
 
 
 class Planner:
