@@ -48,7 +48,7 @@ class PlainEngine:
         self.holds: dict[int, tuple[int, int]] = {}  # block: (request, place)
         self.running: list[Job] = []
         self.waiting: list[Job] = []
-        self.admitted: list[int] = []
+        self.admitted: list[Any] = []  # rows of those who came in since the last ranking
         self.groups, self.ranks = np.zeros(len(table), np.int64), np.zeros(len(table))
         self.now, self.step, self.head = 0.0, 0, 0
         self.prices, self.ran = StepTime(), (0, 0, 0.0)  # and the step before: tokens, seconds
@@ -120,7 +120,7 @@ class PlainEngine:
             job.computed, job.row.state = len(job.blocks) * self.size, RUNNING
             self.waiting.remove(job)
             self.running.append(job)
-            self.admitted.append(int(job.row.arrival_index))
+            self.admitted.append(job.row)
             if job.row.promoted == 0 and job.row.idle_steps >= guards["starvation_threshold"]:
                 job.row.promoted = guards["starvation_quantum"]
             job.started = self.now if math.isnan(job.started) else job.started

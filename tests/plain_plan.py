@@ -58,7 +58,13 @@ def rank(engine: PlainEngine) -> None:
             row.age, row.computed_tokens = len(job.tokens), job.computed
         else:
             row.cached_tokens = len(engine.cached(job)) * engine.size * chosen.reads_prefix_cache
-            row.overtaken += sum(index > row.arrival_index for index in engine.admitted)
+            row.overtaken += len(
+                [
+                    other
+                    for other in engine.admitted
+                    if other.arrival_index > row.arrival_index and not other.priority < row.priority
+                ]
+            )
         row.wait_s, row.idle_steps = engine.now - row.arrival_s, engine.step - row.last_step
         if row.age > 0:
             law = row.expected, row.low, row.median, row.high

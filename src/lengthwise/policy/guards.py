@@ -4,11 +4,12 @@ A guard moves a request into a better *tier*; the policy's rank decides within a
 own priority class stays outside of both: the full key is (priority, tier, rank, queue order).
 
 OVERDUE requests run first, in order of arrival:
-  - bounded overtaking: K later arrivals got a slot while this one waited. From then on only earlier
-    overdue requests go before it, so at most K later arrivals overtake it, or K + slots - 1 where a
-    whole batch is admitted in the one frozen step that crosses the bound. K is `max_overtakes`, and
-    `overtake_share` for each request that waited when this one came: in a longer queue, where it
-    would have waited longer anyway, more may pass.
+  - bounded overtaking: K later arrivals of its class or a lower one got a slot while it waited.
+    From then on only earlier overdue requests of its class go before it, so at most K such arrivals
+    overtake it, or K + slots - 1 where a whole batch is admitted in the one frozen step that
+    crosses the bound. Higher classes, which no guard holds back, do not count. K is
+    `max_overtakes`, and `overtake_share` for each request that waited when this one came: in a
+    longer queue, where it would have waited longer anyway, more may pass.
   - maximum wait: it has waited `max_wait_s` seconds.
   - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
     from one look for swaps to the next (`prepass.SWAP_EVERY`).

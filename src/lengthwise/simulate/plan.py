@@ -171,11 +171,11 @@ def rank_once(
         take_leads(queue.shares, queue.table, engine.live)
     if rules.reads_prefix_cache and limits.caching:
         # A look-up is too dear for all: those who would be next.
-        _rank(ranking, facts, queue, np.empty(0, np.int64), everyone)
+        _rank(ranking, facts, queue, np.empty((0, 2), np.int64), everyone)
         for row in first_rows(rules, engine, queue, facts.free_slots + prepass.SPARE):
             hits, _ = find_cached(limits, engine, requests, shared, memory, queue.request[row])
             queue.table[row].cached_tokens = hits * limits.block_size
-    admitted = np.sort(queue.admitted[: engine.admitted])
+    admitted = queue.admitted[: engine.admitted].copy()
     engine.admitted = 0
     _rank(ranking, facts, queue, admitted, everyone)
 

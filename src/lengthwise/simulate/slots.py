@@ -80,7 +80,8 @@ def start(
     if rules.reorders:
         request = queue.table[served.row]
         request.state = RUNNING
-        queue.admitted[engine.admitted] = request.arrival_index
+        queue.admitted[engine.admitted, 0] = request.arrival_index
+        queue.admitted[engine.admitted, 1] = request.priority
         engine.admitted += 1
         if (
             rules.counts_steps

@@ -172,8 +172,8 @@ class Queue(NamedTuple):
     groups: Integers  # [rows], see `rank_requests`
     ranks: NDArray[np.float64]  # [rows]
     request: Integers  # [rows], whose row it is
-    admitted: Integers  # [slots], arrival_index of those admitted since the last ranking
     shares: Shares  # what the tenants were served
+    admitted: Integers  # [slots, 2], see `rank_requests`
 
 
 class Shared(NamedTuple):
@@ -233,8 +233,8 @@ def new_queues(engines: int, slots: int, tenants: int = 1, rows: int = 256) -> Q
         groups=np.zeros((engines, rows), np.int64),
         ranks=np.zeros((engines, rows)),
         request=np.zeros((engines, rows), np.int64),
-        admitted=np.zeros((engines, slots), np.int64),
         shares=Shares(np.zeros((engines, tenants), TENANT), np.zeros((engines, 1), np.int64)),
+        admitted=np.zeros((engines, slots, 2), np.int64),
     )
 
 

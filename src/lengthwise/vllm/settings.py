@@ -100,7 +100,8 @@ class Settings(BaseModel):
     )
     max_overtakes: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] | None = Field(
         default="auto",
-        description="later arrivals that may get a slot before a request does; auto: "
+        description="later arrivals, of its class or a lower one, that may get a slot before a "
+        "request does; auto: "
         f"one for each slot, and an overtake_share of {OVERTAKE_SHARE}; null: no bound",
     )
     overtake_share: float = Field(
