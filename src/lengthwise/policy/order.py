@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
+from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING, RequestTable
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -52,8 +52,9 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             step: the step's number.
             prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
                 output tokens alone.
-            admitted: arrival_index of each request admitted since the last call, ascending. Every
-                waiting request that arrived earlier has been overtaken by it.
+            admitted: arrival_index of each request admitted since the last call, ascending, but
+                for those that were only looked at. Every waiting request that arrived earlier has
+                been overtaken by it.
             everyone: rank running and paused requests too, and not those alone that wait.
             groups: output, priority and tier as one key, for each row.
             ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
@@ -82,7 +83,8 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             held = request.cached_tokens if request.state == WAITING else request.computed_tokens
             known = request.prompt_tokens + request.age
             request.prefill_work = prefill_weight * max(known - held - 1, 0)
-            if request.state == WAITING and len(admitted) > 0:
+            waits = request.state == WAITING or request.look == LOOKED
+            if waits and len(admitted) > 0:
                 request.overtaken += len(admitted) - np.searchsorted(
                     admitted, request.arrival_index
                 )

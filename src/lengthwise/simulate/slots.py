@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
-from lengthwise.request import RUNNING, WAITING
+from lengthwise.request import LOOKING, RUNNING, WAITING
+from lengthwise.simulate.foretell import read_prompt
 from lengthwise.simulate.kv_blocks import (
     Memory,
     free_block,
@@ -79,8 +80,10 @@ def start(
     if rules.reorders:
         request = queue.table[served.row]
         request.state = RUNNING
-        queue.admitted[engine.admitted] = request.arrival_index
-        engine.admitted += 1
+        served.looks += request.look == LOOKING
+        if request.look != LOOKING:
+            queue.admitted[engine.admitted] = request.arrival_index
+            engine.admitted += 1
         if (
             rules.counts_steps
             and request.promoted == 0
@@ -269,7 +272,10 @@ def put_back(
         request.sequence = engine.head
         request.age = slot.age - slot.in_flight
         request.computed_tokens = 0
+        request.look = 0
         request.last_step = engine.step
+        if rules.refines and slot.in_flight > 0 and slot.age == 1:
+            read_prompt(requests, queue, i)
         return
     served.next = engine.first
     if engine.first < 0:

@@ -47,6 +47,11 @@ SERVED: Final = np.dtype(
         ("median", np.float64),
         ("high", np.float64),
         ("predicted", np.bool_),  # whether they are predictions, and no stand-in
+        # Of what is said once the prompt has been computed; NaN for nothing.
+        ("probe_expected", np.float64),
+        ("probe_low", np.float64),
+        ("probe_median", np.float64),
+        ("probe_high", np.float64),
         # What happened.
         ("scheduled_s", np.float64),  # its first step
         ("first_token_s", np.float64),
@@ -55,6 +60,7 @@ SERVED: Final = np.dtype(
         ("last_token_s", np.float64),
         ("cached_tokens", np.int64),  # of its prompt, found in the prefix cache
         ("pauses", np.int64),  # for another request
+        ("looks", np.int64),  # at it, before its turn
         ("recomputed_tokens", np.int64),  # computed again after preemptions
         ("preemptions", np.int32),  # for another request
         ("memory_preemptions", np.int32),  # because blocks ran out
