@@ -44,8 +44,8 @@ def digest_engine(lag: int, model_runner: int, num_blocks: int = 2000) -> Steppe
     return engine
 
 
-def asks(count: int, seed: int) -> list[Ask]:
-    """Some begin alike, so that they share blocks."""
+def asks(count: int, seed: int, said: float = 1.0) -> list[Ask]:
+    """Some begin alike, so that they share blocks; `said`: what is predicted of the length."""
     generator = random.Random(seed)
     found = []
     for number in range(count):
@@ -56,7 +56,7 @@ def asks(count: int, seed: int) -> list[Ask]:
                 f"r{number}",
                 [7] * generator.choice([0, 20, 40]) + own,
                 answer=length,
-                hints={"lengthwise_true_tokens": length},
+                hints={"lengthwise_true_tokens": max(1, round(said * length))},
             )
         )
     return found
@@ -75,17 +75,18 @@ def right(engine: SteppedEngine, ask: Ask) -> bool:
     return engine.answers[ask.request_id] == digest_answer(ask.prompt, ask.answer)
 
 
-@pytest.mark.parametrize("num_blocks", [40, 2000])
+@pytest.mark.parametrize("num_blocks", [28, 2000])
 @pytest.mark.parametrize("model_runner", [1, 2])
 @pytest.mark.parametrize("lag", [0, 1])
 def test_every_answer_is_that_of_its_own_kv(lag: int, model_runner: int, num_blocks: int) -> None:
     engine = digest_engine(lag, model_runner, num_blocks)
-    asked = asks(80, seed=num_blocks + lag)
+    scarce = num_blocks == 28
+    asked = asks(80, seed=num_blocks + lag, said=0.6 if scarce else 1.0)
     serve(engine, asked)
     assert [ask.request_id for ask in asked if not right(engine, ask)] == []
     counters = engine.scheduler.counters
-    assert counters.pauses > 20
-    assert (counters.memory_preemptions > 0) == (num_blocks == 40)
+    assert counters.pauses > 10
+    assert (counters.memory_preemptions > 0) == scarce
 
 
 def with_one_paused(lag: int, model_runner: int) -> tuple[SteppedEngine, list[Ask]]:
