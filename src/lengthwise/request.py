@@ -22,6 +22,10 @@ BY_PROBE: Final = 2  #: value of `predicted`
 PARKED: Final = 3  #: neither queued nor running: waits for remote KV or for streaming input
 PAUSED: Final = 4  #: left out of the steps; its KV and its place in the worker stay its own
 
+LOOKING: Final = 1  #: value of `look`: it was let in to be prefilled, for the probe to read it
+LOOKED: Final = 2  #: it has been read and put aside, and waits for its turn
+LENT: Final = 3  #: it was paused for the steps of another's look, and goes on behind them
+
 REQUEST: Final = np.dtype(
     [
         # What nearly every rank reads comes first, so that one cache line per row is enough.
@@ -56,6 +60,7 @@ REQUEST: Final = np.dtype(
         ("tenant", np.int64),  # whose it is, see `policy.tenants`; 0: of those that are not named
         ("pauses", np.int64),  # times paused so far
         ("paused_s", np.float64),  # s, when it was paused last
+        ("look", np.int64),  # 0, LOOKING, LOOKED or LENT; see `policy.peek`
         # Derived: written by the kernel before it ranks.
         ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival

@@ -24,11 +24,13 @@ RULES: Final = np.dtype(
         ("preempts", np.bool_),
         ("greedy", np.bool_),
         ("pauses", np.bool_),
+        ("peeks", np.bool_),
         ("counts_steps", np.bool_),
         ("reads_prefix_cache", np.bool_),
         ("service_time", np.bool_),
         ("measures_steps", np.bool_),
         ("predicts", np.bool_),
+        ("refines", np.bool_),
         ("max_swaps", np.int64),
         ("max_preemptions", np.int64),
         ("blend", np.float64),
@@ -55,6 +57,7 @@ class Discipline:
         service_time: whether ranks that are lengths count the prompt's work too.
         adapts: place among the parameters of the one that is "auto", -1 for none.
         pausing: whoever makes way is paused, as long as there is memory, and not preempted.
+        peek: waiting requests are prefilled early, for the probe to read them.
     """
 
     policy: Policy
@@ -68,6 +71,7 @@ class Discipline:
     service_time: bool = False
     adapts: int = -1
     pausing: bool = False
+    peek: bool = False
 
     @cached_property
     def ranking(self) -> int:
@@ -89,11 +93,13 @@ class Discipline:
                     self.preempts,
                     self.preemption == "greedy",
                     self.pauses,
+                    self.peeks,
                     self.counts_steps,
                     self.reads_prefix_cache,
                     self.service_time,
                     self.measures_steps,
                     self.needs_predictions,
+                    self.refines,
                     self.max_swaps,
                     self.max_preemptions,
                     self.blend,
@@ -128,6 +134,11 @@ class Discipline:
     def pauses(self) -> bool:
         """Whether running requests may be paused."""
         return self.preempts and self.pausing
+
+    @property
+    def peeks(self) -> bool:
+        """Whether waiting requests may be looked at before their turn."""
+        return self.pauses and self.peek and self.refines
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -168,6 +179,7 @@ def make_discipline(
     memory_growth: float = 0.0,
     service_time: bool = False,
     pausing: bool = False,
+    peek: bool = False,
     max_stall_s: float | None = None,
     max_tenant_lead: float | None = None,
 ) -> Discipline:
@@ -206,4 +218,5 @@ def make_discipline(
         service_time=service_time and chosen.predicts,
         adapts=list(chosen.parameters).index(automatic[0]) if automatic else -1,
         pausing=pausing,
+        peek=peek,
     )

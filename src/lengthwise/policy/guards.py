@@ -12,7 +12,8 @@ OVERDUE requests run first, in order of arrival:
     longer queue, where it would have waited longer anyway, more may pass.
   - maximum wait: it has waited `max_wait_s` seconds.
   - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
-    from one look for swaps to the next (`prepass.SWAP_EVERY`).
+    from one look for swaps to the next (`prepass.SWAP_EVERY`). Who was only looked at (see
+    `policy.peek`) still waits for its turn, and what bounds waits bounds that.
 PROMOTED requests come next, in the policy's order: the starvation prevention of LTR (algorithm 1
 of arXiv 2408.15792). A request that has not run for N = `starvation_threshold` steps is promoted
 until it has run for M = `starvation_quantum` steps.
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.request import PAUSED, WAITING
+from lengthwise.request import LOOKED, PAUSED, WAITING
 
 OVERDUE: Final = 0
 PROMOTED: Final = 1
@@ -88,7 +89,8 @@ def tier(request: Any, guards: Any) -> int:
         return BEHIND
     if request.overtaken >= guards.max_overtakes + guards.overtake_share * request.ahead:
         return OVERDUE
-    if request.state == PAUSED and request.stalled_s >= guards.max_stall_s:
+    stalls = request.state == PAUSED and request.look != LOOKED
+    if stalls and request.stalled_s >= guards.max_stall_s:
         return OVERDUE
     if request.promoted > 0 or request.idle_steps >= guards.starvation_threshold:
         return PROMOTED

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
+from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING, RequestTable
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -53,7 +53,7 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
                 output tokens alone.
             admitted: of each request admitted since the last call its arrival_index and its
-                priority, shape [n, 2]: see `overtakers`.
+                priority, shape [n, 2]: see `overtakers`. Who was only looked at is not among them.
             everyone: rank running and paused requests too, and not those alone that wait.
             groups: output, priority and tier as one key, for each row.
             ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
@@ -82,7 +82,7 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             held = request.cached_tokens if request.state == WAITING else request.computed_tokens
             known = request.prompt_tokens + request.age
             request.prefill_work = prefill_weight * max(known - held - 1, 0)
-            if request.state == WAITING:
+            if request.state == WAITING or request.look == LOOKED:
                 request.overtaken += overtakers(request, admitted)
             place = tier(request, guards[0])
             groups[i] = request.priority * TIERS + place

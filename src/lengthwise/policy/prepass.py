@@ -21,6 +21,7 @@ from lengthwise.policy.cutoff import FADES, batch_cutoff
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.pausing import choose_active
+from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import Rows, blocks_for, choose_swaps, outranked
 from lengthwise.policy.step_time import batch_s, prefill_weight
@@ -35,6 +36,7 @@ def may_decide(
     step: int,
     newcomers: bool,
     looks_ahead: bool,
+    looks_end: bool,
     free_for_paused: bool,
     free_blocks: int,
     most_blocks: int,
@@ -49,6 +51,7 @@ def may_decide(
         newcomers: requests have come since swaps were last looked for, and nobody need wait for
             the next look: see RULES.pauses.
         looks_ahead: see RULES.memory_growth.
+        looks_end: requests are being looked at, see `policy.peek`.
         free_for_paused: there are paused requests, and free slots.
         free_blocks: now.
         most_blocks: that all running requests may want in a step, together.
@@ -57,6 +60,7 @@ def may_decide(
         step % SWAP_EVERY == 0
         or newcomers
         or looks_ahead
+        or looks_end
         or free_for_paused
         or free_blocks < most_blocks
     )
@@ -69,6 +73,7 @@ def swaps_are_due(rules: Any, facts: Any) -> bool:
     due = facts.step % SWAP_EVERY == 0
     # A pause costs nothing, so that a newcomer need not wait for the next look.
     due = due or (rules.pauses and facts.arrivals > facts.looked_at)
+    due = due or (rules.peeks and facts.looking > 0)
     return bool(rules.preempts and others and due and facts.running > 0)
 
 
@@ -137,6 +142,7 @@ def prepare(
         step,
         rules.pauses and arrivals > facts.looked_at,
         rules.memory_growth > 0.0,
+        rules.peeks and facts.looking > 0,
         paused > 0 and free_slots > 0,
         free_blocks,
         _most_blocks(facts),
@@ -333,11 +339,17 @@ def _decide_with_pauses(
     if not facts.may_swap or facts.admissions < facts.promised:
         newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
     swaps = swaps_are_due(rules, facts)
+    active = end_looks(facts, runners, table) if rules.peeks else runners
     freed, kept, paused, front = choose_active(
-        rules, facts, runners, table, groups, ranks, newcomers, swaps
+        rules, facts, active, table, groups, ranks, newcomers, swaps
     )
+    settle_looks(facts, runners, active, table, kept, paused)
     if swaps:
         facts.looked_at = facts.arrivals
+        if rules.peeks and len(freed) == 0:
+            kept, paused, front = choose_peeks(
+                rules, facts, runners, table, groups, ranks, newcomers, kept, paused, front
+            )
     # Where nobody is left out, the engine lets in whom it can.
     limited = limited or len(freed) > 0 or len(paused) > 0
     facts.promised = facts.admissions + len(front) if limited else 0

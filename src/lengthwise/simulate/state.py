@@ -49,6 +49,11 @@ SERVED: Final = np.dtype(
         ("median", np.float64),
         ("high", np.float64),
         ("predicted", np.bool_),  # whether they are predictions, and no stand-in
+        # Of what is said once the prompt has been computed; NaN for nothing.
+        ("probe_expected", np.float64),
+        ("probe_low", np.float64),
+        ("probe_median", np.float64),
+        ("probe_high", np.float64),
         # What happened.
         ("scheduled_s", np.float64),  # its first step
         ("first_token_s", np.float64),
@@ -57,6 +62,7 @@ SERVED: Final = np.dtype(
         ("last_token_s", np.float64),
         ("cached_tokens", np.int64),  # of its prompt, found in the prefix cache
         ("pauses", np.int64),  # for another request
+        ("looks", np.int64),  # at it, before its turn
         ("recomputed_tokens", np.int64),  # computed again after preemptions
         ("preemptions", np.int32),  # for another request
         ("memory_preemptions", np.int32),  # because blocks ran out
@@ -172,8 +178,8 @@ class Queue(NamedTuple):
     groups: Integers  # [rows], see `rank_requests`
     ranks: NDArray[np.float64]  # [rows]
     request: Integers  # [rows], whose row it is
-    shares: Shares  # what the tenants were served
     admitted: Integers  # [slots, 2], see `rank_requests`
+    shares: Shares  # what the tenants were served
 
 
 class Shared(NamedTuple):
@@ -233,15 +239,19 @@ def new_queues(engines: int, slots: int, tenants: int = 1, rows: int = 256) -> Q
         groups=np.zeros((engines, rows), np.int64),
         ranks=np.zeros((engines, rows)),
         request=np.zeros((engines, rows), np.int64),
-        shares=Shares(np.zeros((engines, tenants), TENANT), np.zeros((engines, 1), np.int64)),
         admitted=np.zeros((engines, slots, 2), np.int64),
+        shares=Shares(np.zeros((engines, tenants), TENANT), np.zeros((engines, 1), np.int64)),
     )
 
 
 def with_more_rows(queue: Queue) -> Queue:
     """The queues with twice the room."""
-    rows = ("table", "groups", "ranks", "request")
-    return queue._replace(**{name: _doubled(getattr(queue, name)) for name in rows})
+    return queue._replace(
+        table=_doubled(queue.table),
+        groups=_doubled(queue.groups),
+        ranks=_doubled(queue.ranks),
+        request=_doubled(queue.request),
+    )
 
 
 def with_more_memory(memory: Memory) -> Memory:

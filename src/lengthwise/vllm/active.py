@@ -151,6 +151,7 @@ class Engine:
         state: the numbers of now.
         by_priority: vLLM's own order goes by priority class.
         refusal_to_pause: why no request can be paused; None where they can.
+        has_probe: the worker runs a probe.
     """
 
     index: int
@@ -160,6 +161,7 @@ class Engine:
     state: Callable[[], EngineState]
     by_priority: bool = False
     refusal_to_pause: str | None = None
+    has_probe: bool = False
 
 
 class Opener:
@@ -201,6 +203,7 @@ class Opener:
     def _prepare(self, settings: Settings) -> Active:
         arguments = settings.discipline_arguments(int(self.engine.limits["slots"]))
         arguments["pausing"] = self._can_pause(settings)
+        arguments["peek"] = self._can_peek(settings)
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
@@ -239,6 +242,16 @@ class Opener:
             raise InputError(f"setting 'pausing': {refusal}")
         logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
         return False
+
+    def _can_peek(self, settings: Settings) -> bool:
+        """Whether waiting requests may be looked at.
+
+        Raises:
+            InputError: it is asked for, and there is no probe.
+        """
+        if settings.peek is True and not self.engine.has_probe:
+            raise InputError("setting 'peek': it is a probe that looks: start with --probe DIR")
+        return bool(settings.peek) and self.engine.has_probe
 
     def _source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:

@@ -20,7 +20,7 @@ from lengthwise.policy.select import Rows, blocks_for
 from lengthwise.policy.step_order import NOBODY, StepOrder
 from lengthwise.policy.step_time import StepTime
 from lengthwise.policy.tenants import take_leads
-from lengthwise.request import RUNNING
+from lengthwise.request import LOOKED, LOOKING, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
 
@@ -46,6 +46,7 @@ class Planner:
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
         newly_paused: how many ran until this step.
+        newly_looking: how many come in to be looked at only.
         on_decision: called with every decision and what it was made from; None for nobody.
     """
 
@@ -61,7 +62,7 @@ class Planner:
         self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
-        self.newly_paused = 0
+        self.newly_paused = self.newly_looking = 0
         self._taken_out = False
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
@@ -96,7 +97,7 @@ class Planner:
         """
         self._now, self._step, self._throttled = now, step, throttled
         self._prepared, self._ranked, self._handed_out = False, False, 0
-        self.newly_paused = 0
+        self.newly_paused = self.newly_looking = 0
         self._take_out()
         if self.paused and not self.discipline.pauses:
             self._go_on()
@@ -144,7 +145,10 @@ class Planner:
         if not self._reorders:
             return False
         columns = self._live.table[row]
-        self._admitted.append((int(columns["arrival_index"]), int(columns["priority"])))
+        if columns["look"] == LOOKING:
+            self.newly_looking += 1
+        else:
+            self._admitted.append((int(columns["arrival_index"]), int(columns["priority"])))
         if not self.discipline.counts_steps:
             return False
         guards = self.discipline.guards[0]
@@ -192,6 +196,7 @@ class Planner:
             self._step,
             chosen.pauses and self._live.arrivals > self._facts["looked_at"][0],
             chosen.memory_growth > 0.0,
+            self._facts["looking"][0] > 0,
             bool(self.paused) and compat.free_slots(scheduler) > 0,
             compat.free_blocks_of_each_group(scheduler),
             len(scheduler.running) + self._most_blocks,
@@ -237,14 +242,26 @@ class Planner:
             else:
                 runners["may_make_way"][place] = False
         ready = self._ready(waiting)
+        seen = table["look"][runners["row"]]
+        recorded = None if self.on_decision is None else self._recorded(runners, ready)
         decision = self._order.decide(chosen, self._facts, runners, table, waiting, ready)
         victims, front, limited, kept, paused = decision
-        if self.on_decision is not None:
-            self.on_decision(self._recorded(runners, ready), Decision(*decision))
+        if self.on_decision is not None and recorded is not None:
+            self.on_decision(recorded, Decision(*decision))
         self._preempt([running[place] for place in victims], chosen.pauses)
         scheduler.running[:] = [running[place] for place in kept]
         self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
+        if chosen.peeks:
+            looked = (seen == LOOKING) | (seen == LOOKED)
+            here = runners["row"][kept[looked[kept]]]
+            # Those whose turn has come count as admitted from now on.
+            admitted = here[table["look"][here] == 0]
+            self._admitted += zip(
+                table["arrival_index"][admitted].tolist(),
+                table["priority"][admitted].tolist(),
+                strict=True,
+            )
         return [int(row) for row in front] if limited else None
 
     def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
@@ -257,7 +274,7 @@ class Planner:
             self._facts.copy(),
             self._unranked,
             self._overtaking,
-            runners,
+            runners.copy(),
             ready,
         )
 
@@ -291,6 +308,8 @@ class Planner:
         adapters = None if self.discipline.pauses else compat.Adapters(scheduler)
         ready = np.ones(len(waiting), np.bool_)
         missing = int(self._facts["free_slots"][0]) + self.discipline.max_swaps
+        if self.discipline.peeks:
+            missing += int(self._facts["looking"][0]) + self.discipline.max_swaps
         for place, row in enumerate(waiting.tolist()):
             if missing == 0:
                 break

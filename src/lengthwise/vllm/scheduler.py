@@ -96,6 +96,7 @@ class LengthwiseMixin:
                 state=self._numbers,
                 by_priority=self._by_priority,
                 refusal_to_pause=compat.refusal_to_pause(self, vllm_config),
+                has_probe=self._refinement is not None,
             ),
             self.counters,
         )
@@ -336,7 +337,7 @@ class LengthwiseMixin:
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
-        columns["computed_tokens"] = 0
+        columns["computed_tokens"] = columns["look"] = 0
         columns["last_step"] = self._step
         why = "reset"
         if self._planner.preempting:
@@ -450,6 +451,7 @@ class LengthwiseMixin:
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
+        self.counters.peeks += self._planner.newly_looking
         self._planning = False
         return output
 

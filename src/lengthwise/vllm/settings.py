@@ -84,6 +84,11 @@ class Settings(BaseModel):
         description="a request that makes way keeps its KV and its place in the worker, as long as "
         "there is memory, and goes on later with nothing computed again; auto: where that can be",
     )
+    peek: bool | Literal["auto"] = Field(
+        default=False,
+        description="with pausing and a probe: waiting requests are prefilled early where that is "
+        "cheap, and are then ordered by what the probe read; auto: where that can be",
+    )
     max_stall_s: float | None = Field(
         default=10.0,
         gt=0,
@@ -214,7 +219,7 @@ class Settings(BaseModel):
             "max_tenant_lead",
         )
         arguments = {name: getattr(self, name) for name in same}
-        arguments["pausing"] = bool(self.pausing)
+        arguments["pausing"], arguments["peek"] = bool(self.pausing), bool(self.peek)
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
@@ -365,6 +370,10 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
                 f"predictor {name!r} asks a server about each prompt, and no step can wait for "
                 "that: it is for lengthwise evaluate"
             )
+    if settings.peek is True and not settings.pausing:
+        raise InputError(
+            "setting 'peek': who was looked at is paused until its turn comes: set pausing, too"
+        )
     policy = get_policy(settings.policy)
     policy.parameter_record(settings.parameters)
     if policy.predicts and not (settings.predictor or policy.predictor):
