@@ -108,7 +108,6 @@ FLOORS: dict[tuple[str, float], dict[str, float]] = {
 KEPT = {"mean": 0.99, "s_per_token": 0.99, "longest_wait": 0.99, "p99": 0.97}
 
 
-
 @dataclass(frozen=True)
 class Twin:
     """A policy as it is compared: `pauses`, with a `probe`, and with that, `peeks`."""

@@ -83,9 +83,7 @@ class DigestRunner:
         block_size: tokens a block holds.
     """
 
-    def __init__(
-        self, answer_lengths: Mapping[str, int], num_blocks: int, block_size: int
-    ) -> None:
+    def __init__(self, answer_lengths: Mapping[str, int], num_blocks: int, block_size: int) -> None:
         from vllm.v1.outputs import ModelRunnerOutput
 
         self._output_class: Any = ModelRunnerOutput

@@ -113,9 +113,7 @@ def compare(seed: int) -> Counter[str]:
     written(facts, runners, active, table, kept, rest)
     for place in range(len(runners)):
         ran = not runners["paused"][place]
-        after = settled(
-            before[place], ran, place in kept, ran and place in over, place in back
-        )
+        after = settled(before[place], ran, place in kept, ran and place in over, place in back)
         assert table["look"][place] == after
     plain.table = table.copy().view(np.recarray)
     run, lent, come = looked_at(

@@ -166,9 +166,7 @@ def run_step(
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
     end = starts_s + seconds
-    ended = _emit(
-        rules, limits, engine, requests, queue, batch, token_times, token_offsets, end
-    )
+    ended = _emit(rules, limits, engine, requests, queue, batch, token_times, token_offsets, end)
     if limits.lag == 0 and ended:
         retire(rules, limits, engine, requests, queue, batch, memory)
     # With a lag the next step is planned while this one runs.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.policy.discipline import Discipline
-from lengthwise.request import PARKED, RUNNING
+from lengthwise.request import BY_PROBE, PARKED, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
@@ -392,6 +392,9 @@ class LengthwiseMixin:
                     arrival_s=arrival_s,
                     preemptions=request.num_preemptions,
                     overtaken=int(columns["overtaken"]),
+                    probe_tokens=float(columns["initial"])
+                    if columns["predicted"] == BY_PROBE
+                    else None,
                     **values,
                 )
             # A prompt that came as embeddings has no words to learn from.
