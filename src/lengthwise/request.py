@@ -37,7 +37,7 @@ REQUEST: Final = np.dtype(
         ("score", np.float64),  # predicted score, lower means shorter; no unit
         ("remaining", np.float64),  # predicted output tokens still to come
         ("arrival_s", np.float64),  # s, scheduler's monotonic clock, when first seen
-        ("overtaken", np.int32),  # later arrivals that got a slot while this one waited
+        ("overtaken", np.int32),  # see `policy.order.overtakers`
         ("promoted", np.int32),  # iterations of promotion left to run (LTR's quantum M)
         # The prediction, in output tokens.
         ("expected", np.float64),  # mean of the total
@@ -57,6 +57,7 @@ REQUEST: Final = np.dtype(
         ("ahead", np.int64),  # requests that waited when it arrived
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none
+        ("tenant", np.int64),  # whose it is, see `policy.tenants`; 0: of those that are not named
         ("pauses", np.int64),  # times paused so far
         ("paused_s", np.float64),  # s, when it was paused last
         ("look", np.int64),  # 0, LOOKING, LOOKED or LENT; see `policy.peek`
@@ -65,6 +66,7 @@ REQUEST: Final = np.dtype(
         ("wait_s", np.float64),  # s since arrival
         ("idle_steps", np.int64),  # steps since it last ran
         ("stalled_s", np.float64),  # s since it was paused, while it is
+        ("lead", np.int64),  # tokens that its tenant was served beyond the one served least
     ],
     align=True,
 )

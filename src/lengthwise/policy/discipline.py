@@ -115,6 +115,11 @@ class Discipline:
         """Whether the guard against starvation is on, which counts steps."""
         return bool(self.guards["starvation_threshold"][0] < NEVER)
 
+    @cached_property
+    def shares_service(self) -> bool:
+        """Whether tenants are told apart."""
+        return bool(np.isfinite(self.guards["max_tenant_lead"][0]))
+
     @property
     def is_fcfs(self) -> bool:
         """Whether the order is exactly that of the queue, so that nothing need be ranked."""
@@ -154,7 +159,7 @@ class Discipline:
     def needs_predictions(self) -> bool:
         """Whether a prediction can change anything."""
         return not self.is_fcfs and (
-            self.policy.predicts or self.preempts or self.memory_growth > 0.0
+            self.policy.predicts or self.preempts or self.memory_growth > 0.0 or self.shares_service
         )
 
 
@@ -176,6 +181,7 @@ def make_discipline(
     pausing: bool = False,
     peek: bool = False,
     max_stall_s: float | None = None,
+    max_tenant_lead: float | None = None,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -189,6 +195,8 @@ def make_discipline(
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
         max_overtakes = None
+    if chosen.name == "fcfs":
+        max_tenant_lead = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
@@ -199,7 +207,8 @@ def make_discipline(
             starvation_threshold,
             starvation_quantum,
             overtake_share,
-            max_stall_s,
+            max_stall_s if pausing else None,
+            max_tenant_lead,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
+from lengthwise.policy.tenants import service
 from lengthwise.request import LOOKING, RUNNING, WAITING
 from lengthwise.simulate.foretell import read_prompt
 from lengthwise.simulate.kv_blocks import (
@@ -82,8 +83,7 @@ def start(
         request.state = RUNNING
         served.looks += request.look == LOOKING
         if request.look != LOOKING:
-            queue.admitted[engine.admitted] = request.arrival_index
-            engine.admitted += 1
+            note_admission(engine, queue, request)
         if (
             rules.counts_steps
             and request.promoted == 0
@@ -214,6 +214,14 @@ def retire(
 
 
 @compiled_here
+def note_admission(engine: Any, queue: Queue, request: Any) -> None:
+    """A request has got a slot: at the next ranking it counts for those that it has overtaken."""
+    queue.admitted[engine.admitted, 0] = request.arrival_index
+    queue.admitted[engine.admitted, 1] = request.priority
+    engine.admitted += 1
+
+
+@compiled_here
 def preempt(
     rules: Any,
     limits: Any,
@@ -327,6 +335,8 @@ def _release_row(engine: Any, requests: Any, queue: Queue, i: int) -> None:
     """Take the row of a request that is gone back: the last row moves into its place."""
     row = requests[i].row
     requests[i].overtaken = queue.table[row].overtaken
+    tenant = queue.shares.tenants[requests[i].tenant]
+    tenant.ended += service(requests[i].prompt_tokens, requests[i].output_tokens)
     requests[i].row = -1
     engine.live -= 1
     last = engine.live

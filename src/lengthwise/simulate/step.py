@@ -65,6 +65,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.sequence = engine.tail
     request.priority = served.priority
     request.deadline_s = served.deadline_s
+    request.tenant = served.tenant
     request.arrival_index = engine.arrivals - 1
     request.score = served.score
     request.expected = served.expected

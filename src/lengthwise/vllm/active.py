@@ -285,18 +285,15 @@ class Opener:
     def _recorder(self, folder: str | None) -> Recorder | None:
         if folder is None:
             return None
-        path = Path(folder)
-        if self.engine.index > 0:
-            path /= f"engine-{self.engine.index}"
+        path, engine = Path(folder), self.engine
         return self._found(Recorder, path) or self._opened(
-            Recorder(path, self.engine.limits, self._counters)
+            Recorder(path, engine.limits, self._counters, engine.index)
         )
 
     def _journal(self, folder: str | None) -> Journal | None:
         if folder is None:
             return None
-        index = self.engine.index
-        path = Path(folder) / f"engine-{index}" if index > 0 else Path(folder)
+        path, index = Path(folder), self.engine.index
         return self._found(Journal, path) or self._opened(Journal(path, index, self._counters))
 
     def _shadow(self, settings: Settings) -> Shadow | None:
