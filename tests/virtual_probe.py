@@ -37,17 +37,22 @@ def said(distributions: Distributions) -> NDArray[np.float64]:
     return np.concatenate([np.zeros((count, 1)), left], axis=1)
 
 
+def listen(scheduler: Any) -> None:
+    """Let a scheduler of ours take up what comes from the made-up probe."""
+    scheduler._refinement = Refinement(
+        scheduler._live, scheduler.counters, made_up_probe(), interval=1
+    )
+    scheduler._opener.engine = replace(scheduler._opener.engine, has_probe=True)
+
+
 class VirtualProbe:
     """Sends what is given along with the step that computes the rest of a prompt."""
 
     def __init__(self, engine: VirtualEngine) -> None:
         self._engine = engine
         self._distributions: dict[str, NDArray[np.float32]] = {}
-        scheduler, executor = engine.scheduler, engine._core.model_executor
-        scheduler._refinement = Refinement(
-            scheduler._live, scheduler.counters, made_up_probe(), interval=1
-        )
-        scheduler._opener.engine = replace(scheduler._opener.engine, has_probe=True)
+        executor = engine._core.model_executor
+        listen(engine.scheduler)
         result = executor._result
 
         def with_predictions(output: Any, *others: Any) -> Any:
