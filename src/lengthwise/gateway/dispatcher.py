@@ -30,6 +30,7 @@ class Dispatcher:
         self._clock = clock
         self._turns: dict[Entry, asyncio.Future[Upstream]] = {}
         self._taken: dict[Entry, tuple[Upstream, int]] = {}
+        self._closed: str | None = None  # why nobody goes any more
 
     def add(self, entry: Entry) -> int:
         """Queue a request. `release` must follow, whatever happens.
@@ -37,6 +38,7 @@ class Dispatcher:
         Returns:
             Its arrival index.
         """
+        self._turns[entry] = self._turn()
         return self.queue.add(entry, self._clock())
 
     async def turn(self, entry: Entry, until_s: float) -> Upstream:
@@ -49,8 +51,9 @@ class Dispatcher:
         Raises:
             RefusedError: it waited too long, or the gateway ends.
         """
-        turn: asyncio.Future[Upstream] = asyncio.get_running_loop().create_future()
-        self._turns[entry] = turn
+        turn = self._turns[entry]
+        if self._closed is not None:
+            raise _closed(self._closed)
         try:
             self.wake()
             if not turn.done():
@@ -58,7 +61,7 @@ class Dispatcher:
             if turn.done():
                 return turn.result()
         finally:
-            del self._turns[entry]
+            self._turns.pop(entry, None)
         raise RefusedError(
             503,
             f"waited {self.room.limits.wait_s:g} s without a turn",
@@ -68,7 +71,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Let those go for whom there is room."""
-        while self._turns and (entry := self.queue.next(self._clock())) is not None:
+        while self._closed is None and (entry := self.queue.next(self._clock())) is not None:
             upstream = self.pool.choose(entry.answers)
             if upstream is None:
                 return
@@ -82,27 +85,32 @@ class Dispatcher:
     def put_back(self, entry: Entry) -> None:
         """A request that went has not begun: it waits again."""
         self._give_back(entry)
+        self._turns[entry] = self._turn()
         self.queue.put_back(entry)
 
     def release(self, entry: Entry) -> None:
         """A request has ended, or waits no longer."""
         self._give_back(entry)
+        self._turns.pop(entry, None)
         self.queue.remove(entry)
         self.wake()
 
-    def refuse_all(self, reason: str) -> int:
-        """Nobody who waits now will be served.
+    def close(self, reason: str) -> None:
+        """Refuse all who wait, and whoever comes: from now on nobody goes."""
+        self._closed = reason
+        for turn in self._turns.values():
+            if not turn.done():
+                turn.set_exception(_closed(reason))
 
-        Returns:
-            How many these are.
-        """
-        turns = [turn for turn in self._turns.values() if not turn.done()]
-        for turn in turns:
-            turn.set_exception(RefusedError(503, reason, "shut_down", 1))
-        return len(turns)
+    def _turn(self) -> asyncio.Future[Upstream]:
+        return asyncio.get_running_loop().create_future()
 
     def _give_back(self, entry: Entry) -> None:
         taken = self._taken.pop(entry, None)
         if taken is not None:
             upstream, slots = taken
             upstream.in_flight -= slots
+
+
+def _closed(reason: str) -> RefusedError:
+    return RefusedError(503, reason, "shut_down", 1)

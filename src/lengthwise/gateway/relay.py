@@ -46,6 +46,10 @@ class NotTakenError(LengthwiseError):
 class Passing(Protocol):
     """Looks at an answer as it passes, and says what is passed on."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether that may be less than what came."""
+
     def feed(self, data: bytes) -> bytes:
         """What is passed on of these bytes."""
 
@@ -156,8 +160,8 @@ class Relay:
         self, request: web.Request, answer: aiohttp.ClientResponse, passing: Passing | None
     ) -> tuple[web.StreamResponse, str]:
         headers = _end_to_end(answer.headers)
-        if passing is not None:
-            headers.pop("Content-Length", None)  # something may be taken out
+        if passing is not None and passing.changes:
+            headers.pop("Content-Length", None)
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
         taken = True  # by the client
         try:

@@ -32,6 +32,17 @@ class Ended:
     was_cut: int
 
 
+def runner_of(gateway: Gateway) -> web.AppRunner:
+    """What serves a gateway: a client that goes away ends its request, and bodies stay as sent."""
+    return web.AppRunner(
+        gateway.app(),
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,
+        shutdown_timeout=1.0,
+    )
+
+
 class Life:
     """What a gateway needs from before it listens until after it has ended.
 
@@ -76,13 +87,7 @@ class Life:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, told.release)
         gateway = Gateway(self._options, self._offered, self._counters)
-        runner = web.AppRunner(
-            gateway.app(),
-            access_log=None,
-            handler_cancellation=True,
-            auto_decompress=False,
-            shutdown_timeout=1.0,
-        )
+        runner = runner_of(gateway)
         try:
             await runner.setup()
             absent = await gateway.reachability.look()

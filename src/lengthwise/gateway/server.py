@@ -145,7 +145,7 @@ class Gateway:
     async def cut(self) -> None:
         """Refuse what waits, and end what is under way by an error."""
         self._relay.cutting = True
-        self.dispatcher.refuse_all(_SHUTTING_DOWN)
+        self.dispatcher.close(_SHUTTING_DOWN)
         for task in self._begun:
             task.cancel()
         if self._open:

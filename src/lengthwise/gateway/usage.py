@@ -66,7 +66,7 @@ class StreamUsage(_Reader):
 
     def __init__(self, hide: bool) -> None:
         super().__init__()
-        self._hide = hide
+        self.changes = hide  #: whether what is passed on may be less than what came
         self._rest = b""
         self._too_long = False
 
@@ -97,9 +97,9 @@ class StreamUsage(_Reader):
                 only_usage = self._read(json.loads(text))
             except (ValueError, RecursionError):
                 only_usage = False
-            if only_usage and self._hide:
+            if only_usage and self.changes:
                 return b""
-        return _NO_USAGE.sub(b"", event) if self._hide else event
+        return _NO_USAGE.sub(b"", event) if self.changes else event
 
 
 class WholeUsage(_Reader):
@@ -107,6 +107,7 @@ class WholeUsage(_Reader):
 
     def __init__(self) -> None:
         super().__init__()
+        self.changes = False
         self._parts: list[bytes] = []
         self._size = 0
 
