@@ -44,14 +44,14 @@ class SmallUpstream:
         self.bodies: list[bytes] = []
         self.headers: dict[str, str] = {}
         self.waiting = 0.0
-        self.port = 0
+        self.scheme, self.port = "http", 0
         self.hold = asyncio.Event()
         self.hold.set()
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     async def start(self, ssl: Any = None) -> None:
         """Listen: at the port of last time, if there was one."""

@@ -205,20 +205,26 @@ class Lengths:
     ) -> None:
         measured.prompt, measured.looked_at = prompt, True
         self._forget_prompt(measured)
+        if source.predictor is not None:
+            if isinstance(prediction, Prediction) and usable(prediction):
+                measured.prediction, measured.by = prediction, source.name
+            else:
+                self._counters.fallbacks += 1
+                self._complain(prediction)
         if measured.entry not in self._live:
             self._log(measured)
-            return
-        if source.predictor is None or source.predictor is not self._source.predictor:
-            return
-        if prompt is None or not isinstance(prediction, Prediction) or not usable(prediction):
-            self._counters.fallbacks += 1
-            self._complain(prediction)
+        elif source.predictor is self._source.predictor:
+            self._rank(source.predictor, measured)
+
+    def _rank(self, predictor: PromptPredictor | None, measured: Measured) -> None:
+        """Rank a request by its prediction, if there is one."""
+        said, prompt = measured.prediction, measured.prompt
+        if predictor is None or said is None or prompt is None:
             return
         self._counters.predictions += 1
-        self._recent.append(prediction)
+        self._recent.append(said)
         self._since_median += 1
-        measured.prediction, measured.by = prediction, source.name
-        measured.cut_to = source.predictor.cut(prediction, measured.asked.most_tokens)
+        measured.cut_to = predictor.cut(said, measured.asked.most_tokens)
         self._queue.predict(measured.entry, measured.cut_to, len(prompt.token_ids))
 
     def _complain(self, prediction: object) -> None:

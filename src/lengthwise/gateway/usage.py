@@ -141,6 +141,7 @@ class AnswerUsage:
 
     def __call__(self, headers: Mapping[str, str]) -> StreamUsage | WholeUsage | None:
         """What reads an answer with these headers; None where nothing can."""
+        self._reading = None
         kind = headers.get("Content-Type", "")
         if headers.get("Content-Encoding", "identity") != "identity":
             return None

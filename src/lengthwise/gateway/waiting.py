@@ -70,6 +70,8 @@ class Watch:
         wake: Callable[[], None],
     ) -> None:
         self._session, self._wake = session, wake
+        for each in upstreams:
+            each.known = False
         self._tasks = [asyncio.create_task(self._watch(each)) for each in upstreams]
 
     def close(self) -> None:
@@ -79,7 +81,7 @@ class Watch:
 
     async def _watch(self, upstream: Upstream) -> None:
         heard_s = -STALE_S
-        upstream.known, complained = False, False
+        complained = False
         while True:
             try:
                 async with asyncio.timeout(STALE_S):
