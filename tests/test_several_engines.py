@@ -28,7 +28,7 @@ from lengthwise.workload.length_log import read_answers
 from test_emulated_server import Client
 from test_end_to_end import COMMAND, DIRECT, last_line, started, wait_for
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PRESET = "a100:llama-3-8b"
 REQUESTS = 40
@@ -70,7 +70,8 @@ def test_every_counter_is_there_once_for_each_engine(tmp_path: Path, api_servers
     arguments = ["serve", "--emulate", PRESET, "--port", str(port), "--settings", str(settings)]
     arguments += ["--policy", "srpt", "--shadow", "--", "--data-parallel-size", "2"]
     with started(tmp_path, *arguments, "--api-server-count", str(api_servers)) as process:
-        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
+        # Up to eight processes import vLLM at once.
+        wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path, 1500.0)
         ask(port)
         wait_for(
             lambda: total(scraped(port), "lengthwise_finished_total") == REQUESTS,
