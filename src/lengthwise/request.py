@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 FREE: Final = 0  #: the row is not in use
 WAITING: Final = 1  #: queued and may be admitted
 RUNNING: Final = 2  #: holds a slot
+PREDICTED: Final = 1  #: value of `predicted`: from the prompt's words
 BY_PROBE: Final = 2  #: value of `predicted`
 PARKED: Final = 3  #: neither queued nor running: waits for remote KV or for streaming input
 PAUSED: Final = 4  #: left out of the steps; its KV and its place in the worker stay its own
