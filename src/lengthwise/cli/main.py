@@ -27,6 +27,7 @@ from lengthwise.cli.predict_server import predict_server
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
+from lengthwise.cli.status import status
 from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
 from lengthwise.cli.train_probe import train_probe
@@ -45,6 +46,7 @@ app.command()(demo)
 # vLLM's own flags are passed on, so options that are not ours are no error here.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(check)
+app.command()(status)
 app.command()(off)
 app.command()(on)
 app.command()(explain)

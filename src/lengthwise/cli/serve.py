@@ -147,6 +147,8 @@ def serve(
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
     path = (settings or own_settings_file(port)).absolute()
+    if settings is None:  # beside a file of ours, there is a place for it
+        chosen = chosen.model_copy(update={"journal": str(path.parent / "journal")})
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
     engines = _engines_folder()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled
 from lengthwise.policy.guards import OVERDUE, TIERS, tier
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
+from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING, RequestTable
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -52,8 +52,8 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             step: the step's number.
             prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
                 output tokens alone.
-            admitted: arrival_index of each request admitted since the last call, ascending. Every
-                waiting request that arrived earlier has been overtaken by it.
+            admitted: of each request admitted since the last call its arrival_index and its
+                priority, shape [n, 2]: see `overtakers`. Who was only looked at is not among them.
             everyone: rank running and paused requests too, and not those alone that wait.
             groups: output, priority and tier as one key, for each row.
             ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
@@ -82,10 +82,8 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             held = request.cached_tokens if request.state == WAITING else request.computed_tokens
             known = request.prompt_tokens + request.age
             request.prefill_work = prefill_weight * max(known - held - 1, 0)
-            if request.state == WAITING and len(admitted) > 0:
-                request.overtaken += len(admitted) - np.searchsorted(
-                    admitted, request.arrival_index
-                )
+            if request.state == WAITING or request.look == LOOKED:
+                request.overtaken += overtakers(request, admitted)
             place = tier(request, guards[0])
             groups[i] = request.priority * TIERS + place
             if place == OVERDUE:
@@ -95,6 +93,17 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 ranks[i] = math.inf if math.isnan(value) else value
 
     return rank_requests
+
+
+@compiled
+def overtakers(request: Any, admitted: NDArray[np.int64]) -> int:
+    """How many of those admitted overtook a waiting request: later arrivals of its own class or of
+    a lower one. Higher classes go first whatever the policy says, and count against nobody."""
+    arrived, priority = request.arrival_index, request.priority
+    count = 0
+    for k in range(len(admitted)):
+        count += int(admitted[k, 0] > arrived and admitted[k, 1] >= priority)
+    return count
 
 
 @compiled
