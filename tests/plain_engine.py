@@ -38,6 +38,13 @@ class Job:
     def left(self) -> int:
         return self.known - self.computed
 
+    @property
+    def to_prefill(self) -> int:
+        """As policies see it: of what was known when the request was last looked at."""
+        row = self.row
+        held = row.computed_tokens if row.state == RUNNING else row.cached_tokens
+        return max(int(row.prompt_tokens + row.age - held - 1), 0)
+
 
 class PlainEngine:
     def __init__(
@@ -52,7 +59,8 @@ class PlainEngine:
         self.groups, self.ranks = np.zeros(len(table), np.int64), np.zeros(len(table))
         self.now, self.step, self.head = 0.0, 0, 0
         self.prices, self.ran = StepTime(), (0, 0, 0.0)  # and the step before: tokens, seconds
-        self.ranked, self.prefill_weight = False, 0.0  # of `plan`
+        self.ranked, self.prefill_weight, self.token_work = False, 0.0, 0.0  # of `plan`
+        self.decoded, self.prefilled, self.admissions = 0, 0, 0  # tokens so far
 
     def run(self, jobs: list[Job]) -> None:
         coming = list(jobs)
@@ -65,6 +73,7 @@ class PlainEngine:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
                 job.row.ahead, job.row.arrival_s = len(self.waiting), self.now  # as it is seen
+                job.row.decoded_before, job.row.prefilled_before = self.decoded, self.prefilled
                 self.waiting.append(job)
             self.take_step()
 
@@ -92,6 +101,7 @@ class PlainEngine:
         began = self.now
         self.now += step_seconds.py_func(self.terms, new, decode, kv, len(ran), pairs)
         self.ran = new, decode, self.now - began
+        self.decoded, self.prefilled = self.decoded + decode, self.prefilled + new
         for job in ran:
             job.row.last_step, job.scheduled = self.step, 0
             job.row.promoted, job.chunk = max(job.row.promoted - 1, 0), job.left > 0
@@ -116,6 +126,7 @@ class PlainEngine:
             self.waiting.remove(job)
             self.running.append(job)
             self.admitted.append(int(job.row.arrival_index))
+            self.admissions += 1
             if job.row.promoted == 0 and job.row.idle_steps >= guards["starvation_threshold"]:
                 job.row.promoted = guards["starvation_quantum"]
             job.started = self.now if math.isnan(job.started) else job.started

@@ -42,6 +42,8 @@ def random_discipline(policy: str, generator: np.random.Generator) -> Discipline
         max_overtakes=generator.choice([None, 2, 5]),
         overtake_share=generator.choice([0.0, 0.5]),
         max_wait_s=generator.choice([None, 0.1]),
+        wait_ratio=generator.choice([None, 0.5, 1.0]),
+        patience=float(generator.choice([0.0, 0.0, 2.5])),
         starvation_threshold=generator.choice([None, 6]),
         starvation_quantum=3,
         max_preemptions=int(generator.integers(1, 4)),

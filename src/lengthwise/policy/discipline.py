@@ -132,7 +132,12 @@ class Discipline:
     @property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
-        return self.preempts or self.service_time or self.adapts >= 0
+        return self.preempts or self.service_time or self.adapts >= 0 or self.bounds_work
+
+    @property
+    def bounds_work(self) -> bool:
+        """Whether the guard that weighs the work done against the queue is on."""
+        return bool(np.isfinite(self.guards["wait_ratio"][0]))
 
     @property
     def refines(self) -> bool:
@@ -164,6 +169,8 @@ def make_discipline(
     service_time: bool = False,
     pausing: bool = False,
     max_stall_s: float | None = None,
+    wait_ratio: float | None = None,
+    patience: float = 0.0,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -176,7 +183,7 @@ def make_discipline(
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
-        max_overtakes = None
+        max_overtakes = wait_ratio = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
@@ -188,6 +195,8 @@ def make_discipline(
             starvation_quantum,
             overtake_share,
             max_stall_s,
+            wait_ratio,
+            patience,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,

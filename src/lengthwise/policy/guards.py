@@ -39,6 +39,8 @@ GUARDS: Final = np.dtype(
         ("max_overtakes", np.int64),  # later arrivals admitted before this request
         ("overtake_share", np.float64),  # as many more for each request that it found waiting
         ("max_wait_s", np.float64),  # s
+        ("wait_ratio", np.float64),  # of work done to the most that waited at once
+        ("patience", np.float64),  # mean requests that the queue counts as at least
         ("starvation_threshold", np.int64),  # steps without running
         ("starvation_quantum", np.int64),  # steps run while promoted
         ("max_stall_s", np.float64),  # s that a pause may last
@@ -53,6 +55,8 @@ def guard_record(
     starvation_quantum: int = 10,
     overtake_share: float = 0.0,
     max_stall_s: float | None = None,
+    wait_ratio: float | None = None,
+    patience: float = 0.0,
 ) -> NDArray[np.void]:
     """The guards as an array of one GUARDS record; None turns a guard off."""
     return np.array(
@@ -61,6 +65,8 @@ def guard_record(
                 NEVER if max_overtakes is None else max_overtakes,
                 overtake_share,
                 np.inf if max_wait_s is None else max_wait_s,
+                np.inf if wait_ratio is None else wait_ratio,
+                patience,
                 NEVER if starvation_threshold is None else starvation_threshold,
                 starvation_quantum,
                 np.inf if max_stall_s is None else max_stall_s,
@@ -76,8 +82,45 @@ def tier(request: Any, guards: Any) -> int:
     allowed = guards.max_overtakes + guards.overtake_share * request.ahead
     if request.overtaken >= allowed or request.wait_s >= guards.max_wait_s:
         return OVERDUE
+    if request.lateness >= 1.0:
+        return OVERDUE
     if request.state == PAUSED and request.stalled_s >= guards.max_stall_s:
         return OVERDUE
     if request.promoted > 0 or request.idle_steps >= guards.starvation_threshold:
         return PROMOTED
     return ORDINARY
+
+
+@compiled
+def lateness(request: Any, guards: Any, served: float, mean_work: float) -> float:
+    """How much of the work that may be done before a waiting request starts has been done.
+
+    Args:
+        request: its `queued_work` is up to date.
+        guards: a GUARDS record.
+        served: what the engine has done since the request came, in output tokens of work.
+        mean_work: what a request has taken so far, on average.
+
+    Returns:
+        A share, 0 where this guard is off; from 1 on the request is overdue.
+    """
+    if guards.wait_ratio == np.inf:
+        return 0.0
+    queue = max(float(request.queued_work), guards.patience * mean_work, 1.0)
+    return float(served / (guards.wait_ratio * queue))
+
+
+@compiled
+def hastened(rank: float, late: float) -> float:
+    """A rank as it moves towards the front while its request gets late: to 0 or to -inf at 1.
+
+    So that not all of a queue that has grown old at once are overdue at once, in the order of
+    arrival.
+
+    Args:
+        rank: the policy's.
+        late: of `lateness`, below 1.
+    """
+    square = late * late
+    left = 1.0 - square * square * square * square
+    return rank * left if rank > 0.0 else rank / left

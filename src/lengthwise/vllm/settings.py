@@ -116,6 +116,19 @@ class Settings(BaseModel):
         le=MOST,
         description="a request that waited this many seconds goes ahead of all others",
     )
+    wait_ratio: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=MOST,
+        description="a request goes ahead of all others once the engine has done more than this "
+        "many times the work that waited at most since it came; null: no bound",
+    )
+    patience: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=MOST,
+        description="requests of mean work that the queue counts as at least, for wait_ratio",
+    )
     starvation_threshold: int | None = Field(
         default=None,
         ge=1,
@@ -203,6 +216,8 @@ class Settings(BaseModel):
             "memory_growth",
             "service_time",
             "max_stall_s",
+            "wait_ratio",
+            "patience",
         )
         arguments = {name: getattr(self, name) for name in same}
         arguments["pausing"] = bool(self.pausing)
