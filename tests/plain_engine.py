@@ -38,13 +38,6 @@ class Job:
     def left(self) -> int:
         return self.known - self.computed
 
-    @property
-    def to_prefill(self) -> int:
-        """As policies see it: of what was known when the request was last looked at."""
-        row = self.row
-        held = row.computed_tokens if row.state == RUNNING else row.cached_tokens
-        return max(int(row.prompt_tokens + row.age - held - 1), 0)
-
 
 class PlainEngine:
     def __init__(

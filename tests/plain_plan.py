@@ -62,17 +62,21 @@ def rank(engine: PlainEngine) -> None:
         if row.age > 0:
             law = row.expected, row.low, row.median, row.high
             row.remaining = expected_remaining(*law, row.age)
-        row.prefill_work = engine.prefill_weight * job.to_prefill
+        held = row.computed_tokens if row.state == RUNNING else row.cached_tokens
+        row.prefill_work = engine.prefill_weight * max(row.prompt_tokens + row.age - held - 1, 0)
     price, guards = engine.token_work, chosen.guards.view(np.recarray)[0]
-    queued = sum(int(job.row.remaining + price * job.to_prefill + 0.5) for job in engine.waiting)
+    queued = sum(int(job.row.remaining + price * job.known + 0.5) for job in engine.waiting)
     mean = (engine.decoded + price * engine.prefilled) / max(engine.admissions, 1)
-    for job in engine.waiting:
+    for job in engine.running + engine.waiting:
         row = job.row
-        row.queued_work = max(row.queued_work, queued)
+        if row.state != RUNNING:
+            row.queued_work = max(row.queued_work, queued)
         served = engine.decoded - row.decoded_before
         served += price * (engine.prefilled - row.prefilled_before)
-        allowed = guards.wait_ratio * max(row.queued_work, guards.patience * mean, 1.0)
-        row.lateness = served / allowed if math.isfinite(allowed) else 0.0
+        row.lateness = 0.0
+        if math.isfinite(guards.max_lead):
+            longer = max(row.remaining / max(mean, 1.0), 1.0)
+            row.lateness = served * longer**0.125 / max(row.queued_work + guards.max_lead * mean, 1)
     for job in engine.running + engine.waiting:
         row = job.row
         place = tier.py_func(row, guards)

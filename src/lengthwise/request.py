@@ -54,7 +54,7 @@ REQUEST: Final = np.dtype(
         # Tokens that the engine had computed when it arrived, of answers and of prompts.
         ("decoded_before", np.int64),
         ("prefilled_before", np.int64),
-        ("queued_work", np.int64),  # the most that waited at once since then, in output tokens
+        ("queued_work", np.int64),  # the most that waited at once while it did, in output tokens
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none
         ("pauses", np.int64),  # times paused so far

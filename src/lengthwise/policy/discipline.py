@@ -136,8 +136,8 @@ class Discipline:
 
     @property
     def bounds_work(self) -> bool:
-        """Whether the guard that weighs the work done against the queue is on."""
-        return bool(np.isfinite(self.guards["wait_ratio"][0]))
+        """Whether the guard that bounds the work done before a request is on."""
+        return bool(np.isfinite(self.guards["max_lead"][0]))
 
     @property
     def refines(self) -> bool:
@@ -169,8 +169,7 @@ def make_discipline(
     service_time: bool = False,
     pausing: bool = False,
     max_stall_s: float | None = None,
-    wait_ratio: float | None = None,
-    patience: float = 0.0,
+    max_lead: float | None = None,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -183,7 +182,7 @@ def make_discipline(
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
-        max_overtakes = wait_ratio = None
+        max_overtakes = max_lead = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
@@ -195,8 +194,7 @@ def make_discipline(
             starvation_quantum,
             overtake_share,
             max_stall_s,
-            wait_ratio,
-            patience,
+            max_lead,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,

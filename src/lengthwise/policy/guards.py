@@ -19,6 +19,7 @@ until it has run for M = `starvation_quantum` steps.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -39,8 +40,7 @@ GUARDS: Final = np.dtype(
         ("max_overtakes", np.int64),  # later arrivals admitted before this request
         ("overtake_share", np.float64),  # as many more for each request that it found waiting
         ("max_wait_s", np.float64),  # s
-        ("wait_ratio", np.float64),  # of work done to the most that waited at once
-        ("patience", np.float64),  # mean requests that the queue counts as at least
+        ("max_lead", np.float64),  # mean requests that may be served before one beyond the queue
         ("starvation_threshold", np.int64),  # steps without running
         ("starvation_quantum", np.int64),  # steps run while promoted
         ("max_stall_s", np.float64),  # s that a pause may last
@@ -55,8 +55,7 @@ def guard_record(
     starvation_quantum: int = 10,
     overtake_share: float = 0.0,
     max_stall_s: float | None = None,
-    wait_ratio: float | None = None,
-    patience: float = 0.0,
+    max_lead: float | None = None,
 ) -> NDArray[np.void]:
     """The guards as an array of one GUARDS record; None turns a guard off."""
     return np.array(
@@ -65,8 +64,7 @@ def guard_record(
                 NEVER if max_overtakes is None else max_overtakes,
                 overtake_share,
                 np.inf if max_wait_s is None else max_wait_s,
-                np.inf if wait_ratio is None else wait_ratio,
-                patience,
+                np.inf if max_lead is None else max_lead,
                 NEVER if starvation_threshold is None else starvation_threshold,
                 starvation_quantum,
                 np.inf if max_stall_s is None else max_stall_s,
@@ -93,10 +91,13 @@ def tier(request: Any, guards: Any) -> int:
 
 @compiled
 def lateness(request: Any, guards: Any, served: float, mean_work: float) -> float:
-    """How much of the work that may be done before a waiting request starts has been done.
+    """How much has been done of the work that may be done before a request starts.
+
+    That is what waited at most since it came, and `max_lead` mean requests. One that is longer than
+    the mean is given less, by the eighth root of that, as it takes longer itself.
 
     Args:
-        request: its `queued_work` is up to date.
+        request: its `queued_work` and what is predicted of it are up to date.
         guards: a GUARDS record.
         served: what the engine has done since the request came, in output tokens of work.
         mean_work: what a request has taken so far, on average.
@@ -104,18 +105,19 @@ def lateness(request: Any, guards: Any, served: float, mean_work: float) -> floa
     Returns:
         A share, 0 where this guard is off; from 1 on the request is overdue.
     """
-    if guards.wait_ratio == np.inf:
+    if guards.max_lead == np.inf:
         return 0.0
-    queue = max(float(request.queued_work), guards.patience * mean_work, 1.0)
-    return float(served / (guards.wait_ratio * queue))
+    allowed = max(request.queued_work + guards.max_lead * mean_work, 1.0)
+    longer = max(request.remaining / max(mean_work, 1.0), 1.0)
+    return float(served * math.sqrt(math.sqrt(math.sqrt(longer))) / allowed)
 
 
 @compiled
 def hastened(rank: float, late: float) -> float:
-    """A rank as it moves towards the front while its request gets late: to 0 or to -inf at 1.
+    """A rank on its way to the front as its request gets late: to 0, or to -inf, at lateness 1.
 
-    So that not all of a queue that has grown old at once are overdue at once, in the order of
-    arrival.
+    So that a queue that has grown old comes back little by little, and not all at once in the
+    order of arrival.
 
     Args:
         rank: the policy's.

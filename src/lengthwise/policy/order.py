@@ -90,12 +90,13 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 )
             # The last known token is computed in the step that gives the next one.
             held = request.cached_tokens if request.state == WAITING else request.computed_tokens
-            prefill = max(request.prompt_tokens + request.age - held - 1, 0)
-            request.prefill_work = prefill_weight * prefill
+            known = request.prompt_tokens + request.age
+            request.prefill_work = prefill_weight * max(known - held - 1, 0)
             if request.state != WAITING:
                 continue
-            # In whole tokens, so that the sum does not depend on the order of the rows.
-            queued_work += int(request.remaining + token_work * prefill + 0.5)
+            # The whole prompt, since what is cached is looked up for a few only; and in whole
+            # tokens, so that the sum does not depend on the order of the rows.
+            queued_work += int(request.remaining + token_work * known + 0.5)
             if len(admitted) > 0:
                 request.overtaken += len(admitted) - np.searchsorted(
                     admitted, request.arrival_index
@@ -106,9 +107,9 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 continue
             if request.state == WAITING:
                 request.queued_work = max(request.queued_work, queued_work)
-                served = decoded - request.decoded_before
-                served += token_work * (prefilled - request.prefilled_before)
-                request.lateness = lateness(request, guards[0], served, mean_work)
+            served = decoded - request.decoded_before
+            served += token_work * (prefilled - request.prefilled_before)
+            request.lateness = lateness(request, guards[0], served, mean_work)
             place = tier(request, guards[0])
             groups[i] = request.priority * TIERS + place
             if place == OVERDUE:

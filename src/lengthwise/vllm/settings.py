@@ -27,6 +27,9 @@ from lengthwise.policy import Preemption, get_policy
 #: `max_overtakes` is "auto". See docs/background/guards.md for what it costs, and p99 with it.
 OVERTAKE_SHARE: Final = 0.5
 
+#: `max_lead` where it is "auto", in requests; see the same page and bench/guards.py.
+MAX_LEAD: Final = 100.0
+
 
 MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
 _MOST_SWAPS: Final = 4096
@@ -116,18 +119,11 @@ class Settings(BaseModel):
         le=MOST,
         description="a request that waited this many seconds goes ahead of all others",
     )
-    wait_ratio: float | None = Field(
+    max_lead: Annotated[float, Field(ge=0.0, le=MOST)] | Literal["auto"] | None = Field(
         default=None,
-        ge=0.0,
-        le=MOST,
-        description="a request goes ahead of all others once the engine has done more than this "
-        "many times the work that waited at most since it came; null: no bound",
-    )
-    patience: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=MOST,
-        description="requests of mean work that the queue counts as at least, for wait_ratio",
+        description="a request goes ahead of all others once as much work has been done since it "
+        "came as waited at most since then, and that of this many mean requests more; auto: "
+        f"{MAX_LEAD:g}; null: no bound",
     )
     starvation_threshold: int | None = Field(
         default=None,
@@ -216,11 +212,10 @@ class Settings(BaseModel):
             "memory_growth",
             "service_time",
             "max_stall_s",
-            "wait_ratio",
-            "patience",
         )
         arguments = {name: getattr(self, name) for name in same}
         arguments["pausing"] = bool(self.pausing)
+        arguments["max_lead"] = MAX_LEAD if self.max_lead == "auto" else self.max_lead
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
