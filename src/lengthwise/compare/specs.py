@@ -37,7 +37,9 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
                 f"policy {label!r} needs a predictor: add --predictor DIR (`lengthwise train` "
                 "makes one), or --predictor noisy-oracle:0.5 to try it without"
             )
-        bare = Settings(predictor=predictor, max_overtakes=None, tau_floor=None)
+        bare = Settings(
+            predictor=predictor, max_overtakes=None, max_lead=None, tau_floor=None
+        )
         settings[label] = parse_spec(label, bare)
     return settings
 

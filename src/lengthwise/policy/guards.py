@@ -9,6 +9,11 @@ OVERDUE requests run first, in order of arrival:
     whole batch is admitted in the one frozen step that crosses the bound. K is `max_overtakes`, and
     `overtake_share` for each request that waited when this one came: in a longer queue, where it
     would have waited longer anyway, more may pass.
+  - bounded lead: since it came the engine has done as much work as waited at most at once while it
+    waited, and that of `max_lead` mean requests more. Served in order of arrival it would have
+    started by then, or those who came last would, so that this is the wait that fcfs would have
+    brought lately, and a little more. Work is counted in output tokens, what waits as predicted, what
+    is done as it is. From half of the way on its rank shrinks, so that it comes back gradually.
   - maximum wait: it has waited `max_wait_s` seconds.
   - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
     from one look for swaps to the next (`prepass.SWAP_EVERY`).

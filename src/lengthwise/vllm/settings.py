@@ -27,8 +27,10 @@ from lengthwise.policy import Preemption, get_policy
 #: `max_overtakes` is "auto". See docs/background/guards.md for what it costs, and p99 with it.
 OVERTAKE_SHARE: Final = 0.5
 
-#: `max_lead` where it is "auto", in requests; see the same page and bench/guards.py.
-MAX_LEAD: Final = 100.0
+#: `max_lead` where it is "auto", in requests: without pauses and with them, which take of the same
+#: tail. See the same page and bench/guards.py.
+MAX_LEAD: Final = 110.0
+MAX_LEAD_PAUSING: Final = 75.0
 
 
 MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
@@ -122,8 +124,8 @@ class Settings(BaseModel):
     max_lead: Annotated[float, Field(ge=0.0, le=MOST)] | Literal["auto"] | None = Field(
         default=None,
         description="a request goes ahead of all others once as much work has been done since it "
-        "came as waited at most since then, and that of this many mean requests more; auto: "
-        f"{MAX_LEAD:g}; null: no bound",
+        "came as waited at most meanwhile, and that of this many mean requests more; auto: "
+        f"{MAX_LEAD:g}, or {MAX_LEAD_PAUSING:g} with pausing; null: no bound",
     )
     starvation_threshold: int | None = Field(
         default=None,
@@ -215,7 +217,9 @@ class Settings(BaseModel):
         )
         arguments = {name: getattr(self, name) for name in same}
         arguments["pausing"] = bool(self.pausing)
-        arguments["max_lead"] = MAX_LEAD if self.max_lead == "auto" else self.max_lead
+        arguments["max_lead"] = self.max_lead
+        if self.max_lead == "auto":
+            arguments["max_lead"] = MAX_LEAD_PAUSING if self.pausing else MAX_LEAD
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
