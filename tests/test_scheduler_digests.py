@@ -12,6 +12,8 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from digest_runner import FirstRunner, SecondRunner, digest_answer
 from engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.vllm import Scheduler
+from lengthwise.vllm.probe_output import ProbeOutput, attach
+from virtual_probe import listen, random_distributions
 
 PLACES = 12
 
@@ -42,6 +44,30 @@ def digest_engine(lag: int, model_runner: int, num_blocks: int = 2000) -> Steppe
         FirstRunner(bool(lag), *given) if model_runner == 1 else SecondRunner(PLACES, *given)
     )
     return engine
+
+
+def look(engine: SteppedEngine) -> None:
+    """From now on a probe reads prompts, and waiting requests are looked at."""
+    scheduler, execute = engine.scheduler, engine.runner.execute
+    listen(scheduler)
+    scheduler.apply_now(scheduler._active.settings.model_copy(update={"peek": True}))
+    read: set[str] = set()
+
+    def execute_and_read(step: Any) -> Any:
+        output = execute(step)
+        ids = [
+            name
+            for name, tokens in zip(output.req_ids, output.sampled_token_ids, strict=True)
+            if tokens and name not in read
+        ]
+        read.update(ids)
+        if ids:
+            lengths = [engine.asked[name].answer for name in ids]
+            likely = random_distributions(lengths, seed=len(read))
+            attach(output, [ProbeOutput(prompt_ids=ids, prompt=likely)])
+        return output
+
+    engine.runner.execute = execute_and_read
 
 
 def asks(count: int, seed: int, said: float = 1.0) -> list[Ask]:
@@ -87,6 +113,18 @@ def test_every_answer_is_that_of_its_own_kv(lag: int, model_runner: int, num_blo
     counters = engine.scheduler.counters
     assert counters.pauses > 10
     assert (counters.memory_preemptions > 0) == scarce
+
+
+@pytest.mark.parametrize("model_runner", [1, 2])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_answers_that_were_looked_at_are_right(lag: int, model_runner: int) -> None:
+    engine = digest_engine(lag, model_runner)
+    look(engine)
+    asked = asks(80, seed=7 + lag, said=3.0)
+    serve(engine, asked)
+    assert [ask.request_id for ask in asked if not right(engine, ask)] == []
+    assert engine.scheduler.counters.peeks > 10
+    assert engine.scheduler.counters.recomputed_tokens == 0
 
 
 def with_one_paused(lag: int, model_runner: int) -> tuple[SteppedEngine, list[Ask]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.step_time import batch_s
-from lengthwise.request import PARKED, RUNNING
+from lengthwise.request import BY_PROBE, PARKED, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
@@ -310,6 +310,8 @@ class LengthwiseMixin:
         columns["last_step"] = self._step
         columns["ahead"] = len(self.waiting)
         columns["overtaken"] = columns["promoted"] = 0
+        columns["decoded_before"], columns["prefilled_before"] = self._planner.work
+        columns["queued_work"] = 0.0
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         """A session goes on: the same row, a longer prompt, a new prediction."""
@@ -398,6 +400,9 @@ class LengthwiseMixin:
                     arrival_s=arrival_s,
                     preemptions=request.num_preemptions,
                     overtaken=int(columns["overtaken"]),
+                    probe_tokens=float(columns["initial"])
+                    if columns["predicted"] == BY_PROBE
+                    else None,
                     **values,
                 )
             # A prompt that came as embeddings has no words to learn from.
@@ -543,6 +548,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
+        self._planner.worked(self._last_work["decode_tokens"], self._last_work["prefill_tokens"])
         if self._active.measures_work:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),
