@@ -109,37 +109,37 @@ class Discipline:
         """Whether the guard against starvation is on, which counts steps."""
         return bool(self.guards["starvation_threshold"][0] < NEVER)
 
-    @property
+    @cached_property
     def is_fcfs(self) -> bool:
         """Whether the order is exactly that of the queue, so that nothing need be ranked."""
         return self.policy.name == "fcfs"
 
-    @property
+    @cached_property
     def preempts(self) -> bool:
         """Whether running requests may be preempted for waiting ones."""
         return not self.is_fcfs and self.preemption != "never"
 
-    @property
+    @cached_property
     def pauses(self) -> bool:
         """Whether running requests may be paused."""
         return self.preempts and self.pausing
 
-    @property
+    @cached_property
     def reads_prefix_cache(self) -> bool:
         """Whether ranks depend on `cached_tokens`, which costs a look-up a request."""
         return self.policy.reads_prefix_cache or self.service_time
 
-    @property
+    @cached_property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
         return self.preempts or self.service_time or self.adapts >= 0
 
-    @property
+    @cached_property
     def refines(self) -> bool:
         """Whether predictions made while a request decodes can change anything."""
         return self.needs_predictions and self.policy.refines
 
-    @property
+    @cached_property
     def needs_predictions(self) -> bool:
         """Whether a prediction can change anything."""
         return not self.is_fcfs and (
