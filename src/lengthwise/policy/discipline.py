@@ -120,47 +120,47 @@ class Discipline:
         """Whether tenants are told apart."""
         return bool(np.isfinite(self.guards["max_tenant_lead"][0]))
 
-    @property
+    @cached_property
     def is_fcfs(self) -> bool:
         """Whether the order is exactly that of the queue, so that nothing need be ranked."""
         return self.policy.name == "fcfs"
 
-    @property
+    @cached_property
     def preempts(self) -> bool:
         """Whether running requests may be preempted for waiting ones."""
         return not self.is_fcfs and self.preemption != "never"
 
-    @property
+    @cached_property
     def pauses(self) -> bool:
         """Whether running requests may be paused."""
         return self.preempts and self.pausing
 
-    @property
+    @cached_property
     def peeks(self) -> bool:
         """Whether waiting requests may be looked at before their turn."""
         return self.pauses and self.peek and self.refines
 
-    @property
+    @cached_property
     def reads_prefix_cache(self) -> bool:
         """Whether ranks depend on `cached_tokens`, which costs a look-up a request."""
         return self.policy.reads_prefix_cache or self.service_time
 
-    @property
+    @cached_property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
         return self.preempts or self.service_time or self.adapts >= 0 or self.bounds_work
 
-    @property
+    @cached_property
     def bounds_work(self) -> bool:
         """Whether the guard that bounds the work done before a request is on."""
         return bool(np.isfinite(self.guards["max_lead"][0]))
 
-    @property
+    @cached_property
     def refines(self) -> bool:
         """Whether predictions made while a request decodes can change anything."""
         return self.needs_predictions and self.policy.refines
 
-    @property
+    @cached_property
     def needs_predictions(self) -> bool:
         """Whether a prediction can change anything."""
         return not self.is_fcfs and (

@@ -226,7 +226,10 @@ class LengthwiseMixin:
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
         as_queued = self._tau.below_floor or _POLICY in self._contained.off
-        discipline = self._planner.discipline = self._disciplines[as_queued]
+        discipline = self._disciplines[as_queued]
+        if discipline is self._planner.discipline:
+            return
+        self._planner.discipline = discipline
         self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
         compat.let_parent_choose_victims(self, self._parent_chooses_victims)
 
@@ -485,9 +488,9 @@ class LengthwiseMixin:
     def _note_parked(self) -> None:
         """Those that hold KV and wait, for a session's next turn or for KV that is sent, do not
         run; the parent keeps them in a queue of its own."""
-        parked = {request.request_id for request in self.kv_holding_waiting}
-        if parked == self._parked:
+        if not self.kv_holding_waiting and not self._parked:
             return
+        parked = {request.request_id for request in self.kv_holding_waiting}
         for request_id in parked ^ self._parked:
             if request_id in self._live:
                 running = compat.is_running(self.requests[request_id])
