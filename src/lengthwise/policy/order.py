@@ -139,7 +139,7 @@ def _waits(request: Any) -> bool:
 @compiled
 def _is_ranked(request: Any, everyone: bool) -> bool:
     holds = request.state == RUNNING or request.state == PAUSED
-    return bool(request.state == WAITING or (everyone and holds))
+    return bool(_waits(request) or (everyone and holds))
 
 
 @compiled
