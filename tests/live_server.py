@@ -23,7 +23,7 @@ from test_end_to_end import assert_gone, children_of, started, wait_for
 PRESET: Final = "a100:llama-3-8b"
 MODEL: Final = "llama-3-8b"
 GOOD: Final[dict[str, Any]] = {"policy": "srpt", "predictor": "declared"}
-PATIENCE_S: Final = 240.0  #: after so long a request counts as hung; this machine may be busy
+PATIENCE_S: Final = 300.0  #: after so long a request counts as hung; this machine may be busy
 
 WHOLE, REFUSED, CUT, HUNG = "whole", "refused", "cut", "hung"
 
@@ -46,7 +46,13 @@ class Ask:
 
     def body(self) -> bytes:
         hints = {TRUE_TOKENS: self.tokens, EXPECTED_TOKENS: self.tokens, **self.hints}
-        body = {"model": MODEL, "prompt": "Tell me more.", "max_tokens": 4000, "stream": True}
+        body = {
+            "model": MODEL,
+            "prompt": "Tell me more.",
+            "max_tokens": 4000,
+            "stream": True,
+            "stream_options": {"include_usage": True},  # several tokens may come in one event
+        }
         return json.dumps({**body, "vllm_xargs": hints, **self.more}).encode()
 
 
@@ -111,12 +117,15 @@ class Crowd:
                 if not line.startswith(b"data: {"):
                     continue
                 event = json.loads(line[6:])
-                if "error" in event:
-                    return Got(REFUSED, tokens, json.dumps(event["error"]))
+                if "error" in event:  # vLLM looks at some things once the stream has begun
+                    error = event["error"]
+                    return Got(REFUSED, tokens, f"{error['code']} {error['message']}")
                 for choice in event["choices"]:
                     tokens += 1
                     self.tokens += 1
                     ends += choice["finish_reason"] is not None
+                if (usage := event.get("usage")) is not None:
+                    tokens = usage["completion_tokens"]
                 if ask.leaves_after is not None and tokens >= ask.leaves_after:
                     return Got(CUT, tokens, "the client left")
         except (OSError, asyncio.IncompleteReadError, IndexError, ValueError) as error:
@@ -140,7 +149,11 @@ class Live:
 
     def wait_for(self, what: Callable[[], object]) -> None:
         """Wait until something is so; the server has to live meanwhile."""
-        wait_for(what, self.process, self.folder)
+        deadline = time.monotonic() + PATIENCE_S
+        while not what():
+            assert self.process.poll() is None, self.said()[-3000:]
+            assert time.monotonic() < deadline, self.status()
+            time.sleep(0.05)
 
     def send(self, asks: Sequence[Ask]) -> Crowd:
         """A crowd whose requests are on their way."""
@@ -233,7 +246,7 @@ def live_server(
     arguments = ["serve", "--emulate", PRESET, "--settings", str(file), "--port", str(port)]
     with started(folder, *arguments, "--max-num-seqs", str(slots), *flags) as process:
         live = Live(process, port, folder)
-        live.wait_for(lambda: "ready at" in live.said())
+        wait_for(lambda: "ready at" in live.said(), process, folder)
         children = children_of(process)
         yield live
     assert_gone(children)

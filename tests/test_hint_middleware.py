@@ -208,10 +208,15 @@ def test_a_length_that_the_client_names_is_kept_and_passed_on() -> None:
         assert passed(agreed)[1] == agreed
 
 
-def test_hints_that_contradict_each_other_are_kept_and_counted() -> None:
+def test_hints_that_contradict_each_other_are_kept_counted_and_said(
+    log: pytest.LogCaptureFixture,
+) -> None:
     given = CHAT | {"vllm_xargs": {OURS: 50}, "nvext": {"agent_hints": {"osl": 500}}}
     with counts(contradictory=1):
         assert passed(given)[1] == given
+    (line,) = (record.getMessage() for record in log.records)
+    assert "one names 50 and 500 tokens" in line
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(

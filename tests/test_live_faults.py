@@ -99,6 +99,21 @@ def policy_file(code: str) -> Callable[[Live], object]:
     return strike
 
 
+RAISES = """
+from lengthwise.policy import register
+@register("own", predicts=False)
+def rank(request, now, parameters):
+    "Divides by zero for every fiftieth request."
+    return 1.0 / (request.arrival_index % 50 - 49.0)
+"""
+
+
+def raise_while_ranking(live: Live) -> None:
+    policy_file(RAISES)(live)
+    live.wait_for(lambda: live.status()["policy"].endswith("#own"))  # it is compiled first
+    assert_all(live.send([Ask(50)] * 200).outcomes(), WHOLE, tokens=50)
+
+
 def refused(live: Live) -> bool:
     return bool(live.status()["state"] == "refused")
 
@@ -205,14 +220,6 @@ def fifty_changes(live: Live) -> None:
     assert live.counter("settings_changes") > before
 
 
-RAISES = """
-from lengthwise.policy import register
-@register("own", predicts=False)
-def rank(request, now, parameters):
-    "Divides by zero, sooner or later."
-    return 1.0 / (request.prompt_tokens - request.prompt_tokens)
-"""
-
 FAULTS = {
     "settings that are no JSON": broken(write("{")),
     "an unknown policy": broken(choose(policy="srtp")),
@@ -228,7 +235,7 @@ FAULTS = {
     "settings nested deeply": broken(write("[" * 100_000)),
     "fifty changes of settings": Fault("settings", fifty_changes),
     "a policy that raises": Fault(
-        "settings", policy_file(RAISES), lambda live: live.status()["switched_off"]
+        "settings", raise_while_ranking, lambda live: live.status()["switched_off"]
     ),
     "a full disk": Fault("disk", fill_the_disk),
     "folders that are taken away": Fault("disk", take_folders_away),

@@ -132,7 +132,10 @@ def bench(
     ] = 2.0,
     trace: Annotated[
         Path | None,
-        typer.Option(help="For `trace`: parquet file with a column arrival_s; default WORKLOAD."),
+        typer.Option(
+            help="For `trace`: one in any layout that `inspect` knows; default WORKLOAD. Later "
+            "turns of sessions come after the answers to those before them."
+        ),
     ] = None,
     speed: Annotated[float, typer.Option(help="For `trace`: how much faster to play it.")] = 1.0,
     requests: Annotated[int, typer.Option(min=1, help="Requests in each round.")] = 400,

@@ -20,6 +20,7 @@ from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.explain import explain
+from lengthwise.cli.gateway import gateway
 from lengthwise.cli.inspect import inspect
 from lengthwise.cli.off import off, on
 from lengthwise.cli.predict_server import predict_server
@@ -63,6 +64,7 @@ app.command()(tune)
 app.command()(doctor)
 app.command()(compile)
 app.command()(predict_server)
+app.command()(gateway)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

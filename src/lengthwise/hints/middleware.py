@@ -88,7 +88,7 @@ class Middleware:
         self._targets: tuple[str, ...] = ()
         self._most_bytes, self._patience_s = most_bytes, patience_s
         self._opening: asyncio.Task[Estimator] | None = None
-        self._complained = False
+        self._complained: set[str] = set()  # of what
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -173,12 +173,13 @@ class Middleware:
             async with asyncio.timeout(self._patience_s):
                 return await self._hinted(request)
         except TimeoutError:
-            self._complain(LengthwiseError(f"no prediction within {self._patience_s:g} s"))
+            late = LengthwiseError(f"no prediction within {self._patience_s:g} s")
+            self._complain("failed", late)
             return "late", None
         except (InputError, ValueError, RecursionError):
             raise
         except Exception as error:
-            self._complain(error)
+            self._complain("failed", error)
             return "failed", None
 
     async def _hinted(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
@@ -188,6 +189,9 @@ class Middleware:
             raise LengthwiseError(str(error)) from None
         declared = declared_tokens(request)
         if len(declared) > 1:
+            lengths = " and ".join(f"{length:g}" for length in sorted(declared))
+            says = f"one names {lengths} tokens: whoever sends it should name one length"
+            self._complain("contradictory", InputError(says))
             return "contradictory", None
         if not missing_targets(request, self._targets):
             return "kept", None
@@ -196,10 +200,10 @@ class Middleware:
         expected = await estimator.expected(request)
         return "written", write_hints(request, expected, self._targets)
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, what: str, error: Exception) -> None:
         """Say the first time why there are no hints; the counter says how often."""
-        if not self._complained:
-            self._complained = True
+        if what not in self._complained:
+            self._complained.add(what)
             # Messages of ours never quote a prompt; those of others might.
             ours = isinstance(error, LengthwiseError)
             reason = one_line(error) if ours else type(error).__name__

@@ -120,42 +120,47 @@ class Discipline:
         """Whether tenants are told apart."""
         return bool(np.isfinite(self.guards["max_tenant_lead"][0]))
 
-    @property
+    @cached_property
     def is_fcfs(self) -> bool:
         """Whether the order is exactly that of the queue, so that nothing need be ranked."""
         return self.policy.name == "fcfs"
 
-    @property
+    @cached_property
     def preempts(self) -> bool:
         """Whether running requests may be preempted for waiting ones."""
         return not self.is_fcfs and self.preemption != "never"
 
-    @property
+    @cached_property
     def pauses(self) -> bool:
         """Whether running requests may be paused."""
         return self.preempts and self.pausing
 
-    @property
+    @cached_property
     def peeks(self) -> bool:
         """Whether waiting requests may be looked at before their turn."""
         return self.pauses and self.peek and self.refines
 
-    @property
+    @cached_property
     def reads_prefix_cache(self) -> bool:
         """Whether ranks depend on `cached_tokens`, which costs a look-up a request."""
         return self.policy.reads_prefix_cache or self.service_time
 
-    @property
+    @cached_property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
-        return self.preempts or self.service_time or self.adapts >= 0
+        return self.preempts or self.service_time or self.adapts >= 0 or self.bounds_work
 
-    @property
+    @cached_property
+    def bounds_work(self) -> bool:
+        """Whether the guard that bounds the work done before a request is on."""
+        return bool(np.isfinite(self.guards["max_lead"][0]))
+
+    @cached_property
     def refines(self) -> bool:
         """Whether predictions made while a request decodes can change anything."""
         return self.needs_predictions and self.policy.refines
 
-    @property
+    @cached_property
     def needs_predictions(self) -> bool:
         """Whether a prediction can change anything."""
         return not self.is_fcfs and (
@@ -182,6 +187,7 @@ def make_discipline(
     peek: bool = False,
     max_stall_s: float | None = None,
     max_tenant_lead: float | None = None,
+    max_lead: float | None = None,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -194,7 +200,7 @@ def make_discipline(
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
-        max_overtakes = None
+        max_overtakes = max_lead = None
     if chosen.name == "fcfs":
         max_tenant_lead = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
@@ -209,6 +215,7 @@ def make_discipline(
             overtake_share,
             max_stall_s if pausing else None,
             max_tenant_lead,
+            max_lead,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,

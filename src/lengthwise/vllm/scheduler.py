@@ -226,7 +226,10 @@ class LengthwiseMixin:
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
         as_queued = self._tau.below_floor or _POLICY in self._contained.off
-        discipline = self._planner.discipline = self._disciplines[as_queued]
+        discipline = self._disciplines[as_queued]
+        if discipline is self._planner.discipline:
+            return
+        self._planner.discipline = discipline
         self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
         compat.let_parent_choose_victims(self, self._parent_chooses_victims)
 
@@ -310,6 +313,8 @@ class LengthwiseMixin:
         columns["last_step"] = self._step
         columns["ahead"] = len(self.waiting)
         columns["overtaken"] = columns["promoted"] = 0
+        columns["decoded_before"], columns["prefilled_before"] = self._planner.work
+        columns["queued_work"] = 0.0
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         """A session goes on: the same row, a longer prompt, a new prediction."""
@@ -483,9 +488,9 @@ class LengthwiseMixin:
     def _note_parked(self) -> None:
         """Those that hold KV and wait, for a session's next turn or for KV that is sent, do not
         run; the parent keeps them in a queue of its own."""
-        parked = {request.request_id for request in self.kv_holding_waiting}
-        if parked == self._parked:
+        if not self.kv_holding_waiting and not self._parked:
             return
+        parked = {request.request_id for request in self.kv_holding_waiting}
         for request_id in parked ^ self._parked:
             if request_id in self._live:
                 running = compat.is_running(self.requests[request_id])
@@ -546,6 +551,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
+        self._planner.worked(self._last_work["decode_tokens"], self._last_work["prefill_tokens"])
         if self._active.measures_work:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),
