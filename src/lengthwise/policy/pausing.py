@@ -41,6 +41,9 @@ from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 #: shortest of many is mostly longer than that.
 MARGIN: Final = 0.25
 
+#: Steps that a swap has to gain: where both ways are equal, the last digit of a sum must not decide.
+LEAST_GAIN: Final = 1e-6
+
 #: How many times the expected growth has to be free: predictions err, and what is held stays held.
 GROWTH: Final = 3.0
 
@@ -554,4 +557,4 @@ def _pays(
         facts.block_size,
         False,
     )
-    return chosen if gain > 0.0 else -1
+    return chosen if gain > LEAST_GAIN else -1
