@@ -51,13 +51,20 @@ def rank(engine: PlainEngine) -> None:
         return
     engine.ranked = True
     chosen = engine.discipline
+    leads(engine)
     for job in engine.running + engine.waiting:
         row = job.row
         if row.state == RUNNING:
             row.age, row.computed_tokens = len(job.tokens), job.computed
         else:
             row.cached_tokens = len(engine.cached(job)) * engine.size * chosen.reads_prefix_cache
-            row.overtaken += sum(index > row.arrival_index for index in engine.admitted)
+            row.overtaken += len(
+                [
+                    other
+                    for other in engine.admitted
+                    if other.arrival_index > row.arrival_index and not other.priority < row.priority
+                ]
+            )
         row.wait_s, row.idle_steps = engine.now - row.arrival_s, engine.step - row.last_step
         if row.age > 0:
             law = row.expected, row.low, row.median, row.high
@@ -87,6 +94,25 @@ def rank(engine: PlainEngine) -> None:
         value = value * left if value > 0 else value / left if left > 0 else value
         engine.ranks[job.index] = row.arrival_index if place == OVERDUE else value
     engine.admitted = []
+
+
+def leads(engine: PlainEngine) -> None:
+    """How far each tenant is ahead of the one of those that wait that was served least."""
+    begun = [job for job in engine.running + engine.waiting if job in engine.running or job.tokens]
+    served = dict(engine.served)
+    for job in begun:
+        length = round(float(job.row.expected))
+        served[job.row.tenant] = served.get(job.row.tenant, 0) + job.row.prompt_tokens + 2 * length
+    wait = {job.row.tenant for job in engine.waiting}
+    engine.least = min([served.get(t, 0) for t in wait & engine.waited] or [engine.least])
+    for tenant in wait - engine.waited:
+        lift = max(engine.least - served.get(tenant, 0), 0)
+        served[tenant] = served.get(tenant, 0) + lift
+        engine.served[tenant] = engine.served.get(tenant, 0) + lift
+    engine.waited = wait
+    engine.least = min([served[t] for t in wait] or [engine.least])
+    for job in engine.waiting:
+        job.row.lead = served[job.row.tenant] - engine.least
 
 
 def swap(engine: PlainEngine) -> list[Job] | None:

@@ -169,6 +169,57 @@ CASES = [
         ("hi",),
     ),
     Case(
+        "openai log",
+        [
+            {
+                "request": json.dumps(
+                    {
+                        "body": {
+                            "model": "m",
+                            "instructions": "Be brief",
+                            "input": [
+                                {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+                            ],
+                        }
+                    }
+                ),
+                "response": {
+                    "output": [
+                        {"type": "reasoning", "summary": []},
+                        {
+                            "type": "message",
+                            "role": "assistant",
+                            "content": [{"type": "output_text", "text": "x y"}],
+                        },
+                    ],
+                    "usage": {"input_tokens": 3, "output_tokens": 9},
+                },
+            },
+            {
+                "request": {"model": "m", "prompt": "Say"},
+                "response": {"choices": [{"text": "a b"}], "usage": {"completion_tokens": "2"}},
+            },
+        ],
+        ["hi", "Say"],
+        [9, 2],
+        ("Be brief", "hi"),
+    ),
+    Case(
+        "openai log",
+        [
+            {
+                "request_body": {"messages": [{"role": "user", "content": "hi"}]},
+                "response_body": {
+                    "choices": [{"message": {"role": "assistant", "content": None}}],
+                    "usage": {"completion_tokens": 4},
+                },
+            }
+        ],
+        ["hi"],
+        [4],
+        ("hi",),
+    ),
+    Case(
         "alpaca",
         [{"instruction": "Classify", "input": "apple", "output": "a fruit"}],
         ["Classify\n\napple"],
@@ -220,6 +271,26 @@ CASES = [
         ["Why?"],
         [9],
         ("Why?",),
+    ),
+    Case(
+        "guidellm",
+        [
+            {
+                "type_": "generative_text",
+                "request_id": "a",
+                "prompt": "hi there",
+                "output": "x y z",
+                "prompt_tokens": 3,
+                "output_tokens": 4,
+                "start_time": 1.0,
+                "end_time": 2.0,
+                "status": status,
+            }
+            for status in ("successful", "incomplete")
+        ],
+        ["hi there"],
+        [4],
+        left_out=1,
     ),
     Case(
         "lm-eval samples",

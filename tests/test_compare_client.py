@@ -23,6 +23,7 @@ from lengthwise.compare.client import (
     request_body,
 )
 from lengthwise.compare.client_process import ClientProcess
+from lengthwise.compare.load import Turns
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -106,6 +107,19 @@ def test_a_closed_loop_keeps_its_number_of_clients() -> None:
     result = run(handler, 9, scheduled_s=None, clients=3)
     assert most == 3
     assert [answer.error for answer in result.answers] == [None] * 9
+
+
+def test_later_turns_come_after_the_answers_before_them() -> None:
+    """Two sessions, and one request of none."""
+    turns = Turns(after=[-1, -1, 0, 1, 2, -1], delay_s=[0.0, 0.0, 0.05, 0.0, 0.1, 0.0])
+    answers = run(answer_all, 6, scheduled_s=[0.0, 0.02, 9.0, 9.0, 9.0, 0.04], turns=turns).answers
+    assert all(answer.error is None for answer in answers)
+    for place, before in enumerate(turns.after):
+        if before >= 0:
+            least_s = answers[before].finish_s + turns.delay_s[place]
+            assert answers[place].sent_s >= least_s
+            assert answers[place].scheduled_s >= least_s
+    assert answers[4].finish_s < 9.0
 
 
 def test_failures_are_recorded_and_others_go_on() -> None:

@@ -9,7 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from lengthwise.compare.load import Burst, Capacity, Clients, Load, Rate, Trace, arrival_times
+from lengthwise.compare.load import (
+    Burst,
+    Capacity,
+    Clients,
+    Load,
+    Rate,
+    Trace,
+    Turns,
+    arrival_times,
+    turns_of,
+)
 from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
 from lengthwise.errors import InputError
 
@@ -63,10 +73,27 @@ def test_a_trace_is_read_from_its_column(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"arrival_s": np.array([0.0, 1.5])}), path)
     assert read_trace(path, 2.0) == Trace((0.0, 1.5), 2.0)
     parquet.write_table(pa.table({"start": [1]}), path)
-    with pytest.raises(InputError, match=r"no column arrival_s .*start"):
+    with pytest.raises(InputError, match=r"the columns start are those of no known trace"):
         read_trace(path, 1.0)
-    with pytest.raises(InputError, match="cannot read arrivals"):
+    parquet.write_table(pa.table({"arrival_s": [0.0, None]}), path)
+    with pytest.raises(InputError, match="row 2: arrival_s is missing"):
+        read_trace(path, 1.0)
+    with pytest.raises(InputError, match="no such file"):
         read_trace(tmp_path / "absent.parquet", 1.0)
+
+
+def test_a_trace_of_any_layout_brings_its_sessions(tmp_path: Path) -> None:
+    path = tmp_path / "mooncake.jsonl"
+    turn = '"input_length": 5, "output_length": 2'
+    path.write_text(
+        f'{{"session_id": "a", "timestamp": 0, {turn}}}\n'
+        f'{{"session_id": "b", "timestamp": 500, {turn}}}\n'
+        f'{{"session_id": "a", "delay": 3000, {turn}}}\n'
+    )
+    found = read_trace(path, 2.0)
+    assert found.turns == Turns((-1, -1, 0), (0.0, 0.0, 3.0))
+    assert turns_of(found, 3) == Turns((-1, -1, 0), [0.0, 0.0, 1.5])
+    assert turns_of(Burst(), 3) is None
 
 
 def test_policies_keep_their_specs_as_labels() -> None:

@@ -162,3 +162,67 @@ def test_another_link_is_refused(connector: str, bandwidth: object, message: str
     )
     with pytest.raises(InputError, match=message):
         transfers_of(SimpleNamespace(kv_transfer_config=link), 1)
+
+
+def test_who_waits_for_its_kv_has_overtaken_those_that_still_wait(make_core: MakeCore) -> None:
+    """It has left the queue when its KV is asked for, long before it runs."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    link = {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {BANDWIDTH: 2.0},
+    }
+    settings = {"policy": "sjf", "predictor": "declared", "max_overtakes": 3, "tau_floor": None}
+    decode = make_core(
+        kv_transfer_config=link,
+        max_num_seqs=1,
+        scheduler_cls="lengthwise.vllm.Scheduler",
+        additional_config={
+            "lengthwise": {"emulate": {"preset": PRESET.name}, "settings": settings}
+        },
+    )
+    scheduler = decode.scheduler
+
+    def send(name: str, tokens: int) -> None:
+        blocks = 4
+        transfer = {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [list(range(1, 1 + blocks))],
+            "remote_engine_id": "prefill",
+            "remote_request_id": name,
+            "remote_host": "nowhere",
+            "remote_port": 1,
+            "tp_size": 1,
+            "remote_num_tokens": 16 * blocks,
+        }
+        hints = {"lengthwise_expected_tokens": tokens, "kv_transfer_params": transfer}
+        request, wave = decode.preprocess_add_request(
+            EngineCoreRequest(
+                request_id=name,
+                prompt_token_ids=list(range(4, 4 + 16 * blocks)),
+                mm_features=None,
+                sampling_params=SamplingParams(max_tokens=3, ignore_eos=True, extra_args=hints),
+                pooling_params=None,
+                arrival_time=time.time(),
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            )
+        )
+        decode.add_request(request, wave)
+
+    for name, tokens in (("runs", 1), ("long", 900), *((f"short{n}", 5) for n in range(6))):
+        send(name, tokens)
+    order: list[str] = []
+    admitted = 0
+    while scheduler.has_requests() or decode.batch_queue:
+        for output in (decode.step_fn()[0] or {}).values():
+            order += [each.request_id for each in output.outputs if each.finish_reason is not None]
+        admitted = max(admitted, scheduler.counters.admissions)
+    assert len(order) == 8
+    assert admitted == 8
+    assert scheduler.counters.overtakes > 0
+    assert order.index("long") <= 2 + 3

@@ -155,11 +155,99 @@ ATTEMPTS: dict[str, Made] = {
         "prompt": f"A chat with an assistant. USER: {q} ASSISTANT: {a}</s>",
         "output_tokens": 30,
     },
+    "most of it": lambda q, a: {
+        "prompt": f"{q} {' '.join(a.split()[:-1])}, is it not?",
+        "response": a,
+    },
+    "in other characters": lambda q, a: {
+        "prompt": f"{q} " + a.replace(" ", " \u200b").replace("fi", "\ufb01") + " And?",
+        "response": a,
+    },
+    "with its markup gone": lambda q, a: {
+        "prompt": f"{q} {a} And?",
+        "response": a.replace("cellar", "**cellar**").replace("of", "&quot;of&quot;"),
+    },
+    "as JSON in a text": lambda q, a: {
+        "prompt": json.dumps({"question": q, "context": f"{a}\n{a} And?"}),
+        "response": f"{a}\n{a}",
+    },
+    "in a script without spaces": lambda q, a: {
+        "prompt": f"{q} zebra 斑马的管理员发现所有的文件都被人搬到了地下室里。你看？",
+        "response": "斑马的管理员发现所有的文件都被人搬到了地下室里",
+    },
+    "as what a tool was asked": lambda q, a: {
+        "messages": [
+            user(q),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "function": {"name": "say", "arguments": {"text": a}}}],
+            },
+            {"role": "tool", "content": "said", "tool_call_id": "1"},
+        ],
+        "response": a,
+    },
+    "in a text, of which only the answer's length is known": lambda q, a: {
+        "text": f"{q}\n{a}",
+        "output_tokens": 30 if len(a) > 80 else 5,
+    },
+    "a conversation as text": lambda q, a: {
+        "prompt": json.dumps({"conversation": [user(q), assistant(a)]}),
+        "output_tokens": 30,
+    },
+    "a row of LiteLLM": lambda q, a: {
+        "startTime": "2026-11-01T10:00:00Z",
+        "endTime": "2026-11-01T10:00:01Z",
+        "prompt_tokens": 5,
+        "completion_tokens": 30,
+        "messages": [user(f"{q} {a}")],
+        "response": {"choices": [{"message": {"content": a}}]},
+    },
     "a stored completion": lambda q, a: {
         "request": {"messages": [user(q), assistant(a)]},
         "response": {"choices": [{"message": {"content": a}}], "usage": {"completion_tokens": 30}},
     },
 }
+
+
+#: chats as templates render them, `{}` for the question and for the answer
+TEMPLATES = [
+    "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>",
+    "<|im_start|>user<|im_sep|>{}<|im_end|><|im_start|>assistant<|im_sep|>{}<|im_end|>",
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n{}<|im_end|>",
+    "<|user|>\n{}<|end|>\n<|assistant|>\n{}<|end|>",
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+    "<|header_start|>user<|header_end|>\n\n{}<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\n{}<|eot|>",
+    "<|start|>user<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+    "<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>{}<|end_of_text|>",
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{}<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{}<|END_OF_TURN_TOKEN|>",
+    "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜>{}<｜end▁of▁sentence｜>",
+    "<|im_user|>user<|im_middle|>{}<|im_end|><|im_assistant|>assistant<|im_middle|>{}<|im_end|>",
+    "<extra_id_1>User\n{}\n<extra_id_1>Assistant\n{}\n",
+    "]~b]user\n{}[e~[\n]~b]ai\n{}[e~[",
+    "<seed:bos>user\n{}<seed:eos><seed:bos>assistant\n{}<seed:eos>",
+    "[|user|]{}\n[|assistant|]{}[|endofturn|]",
+    "<s>[INST] {} [/INST] {} </s>",
+    "A chat with an assistant. USER: {} ASSISTANT: {}</s>",
+    "<user>{}</user><assistant>{}</assistant>",
+]
+#: chats under headings, which may be a person's own words: they are refused where most rows are so
+HEADINGS = [
+    "\n\nHuman: {}\n\nAssistant: {}",
+    "Human: {} Assistant: {}",
+    "### Human: {}### Assistant: {}",
+    "GPT4 Correct User: {}<|end_of_turn|>GPT4 Correct Assistant: {}<|end_of_turn|>",
+    "[Round 1]\n\n问：{}\n\n答：{}",
+    "Q: {}\nA: {}",
+    "Input: {}\nOutput: {}",
+    "## Prompt\n{}\n## Completion\n{}",
+    "**User:** {}\n\n**Assistant:** {}",
+    "Question: {} Answer: {}",
+]
 
 
 def words(texts: list[str]) -> list[int]:
@@ -210,10 +298,19 @@ CUT = [
     "a request of guidellm",
     "messages as Python writes them",
     "a request as text",
+    "a conversation as text",
     "a stored completion",
 ]
 #: a few words may be said twice, and quoted
-LONG_ONLY = ["a later turn repeats it", "in the system's prompt"]
+LONG_ONLY = [
+    "a later turn repeats it",
+    "in the system's prompt",
+    "most of it",
+    "in other characters",
+    "with its markup gone",
+    "as JSON in a text",
+    "as what a tool was asked",
+]
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
@@ -226,6 +323,47 @@ def test_an_answer_cannot_be_slipped_in(tmp_path: Path, name: str) -> None:
 def test_an_answer_of_a_few_words_cannot_either(tmp_path: Path, name: str) -> None:
     rows = [ATTEMPTS[name](*pair) for pair in zip(QUESTIONS, SHORT, strict=True)]
     assert_no_leak(write(tmp_path, rows))
+
+
+@pytest.mark.parametrize("template", TEMPLATES + HEADINGS)
+def test_a_rendered_chat_ends_where_its_answer_begins(tmp_path: Path, template: str) -> None:
+    """With an answer behind it is refused; without, also where earlier turns have theirs, it is
+    what a server was asked."""
+
+    def read(rendered: list[str]) -> Dataset:
+        rows = [{"prompt": text, "output_tokens": 30} for text in rendered]
+        return load_dataset(write(tmp_path, rows))
+
+    pairs = list(zip(QUESTIONS, SECRETS, strict=True))
+    with pytest.raises(InputError):
+        read([template.format(question, secret) for question, secret in pairs])
+    asked, _, _ = template.rpartition("{}")
+    assert len(read([asked.format(question) for question in QUESTIONS]).prompts) == 12
+    turns = [template.format("Who is there?", "Nobody.") + asked.format(each) for each in QUESTIONS]
+    assert len(read(turns).prompts) == 12
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_single_rendered_chats_are_left_out(tmp_path: Path, template: str) -> None:
+    rows = [{"prompt": question, "output_tokens": 30} for question in QUESTIONS]
+    rows[4]["prompt"] = template.format(QUESTIONS[4], SECRETS[4])
+    dataset = load_dataset(write(tmp_path, rows))
+    assert len(dataset.prompts) == 11
+    assert sum(dataset.left_out.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Question: which of these is a fruit?\nA: a stone\nB: an apple\nAnswer:",
+        "Write a tag such as <user> or <model> for me, and say what [/INST] is not.",
+        "Be an assistant: reply in JSON.",
+        "Translate to French: Answer me at once!",
+    ],
+)
+def test_words_that_only_look_like_it_are_prompts(tmp_path: Path, prompt: str) -> None:
+    rows = [{"prompt": f"{prompt} {number}"[: len(prompt)], "tokens": 3} for number in range(5)]
+    assert len(load_dataset(write(tmp_path, rows), length_column="tokens").prompts) == 5
 
 
 @pytest.mark.parametrize("name", CUT)

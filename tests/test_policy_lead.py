@@ -43,7 +43,11 @@ def games(draw: st.DrawFn) -> Game:
     said = draw(st.lists(st.sampled_from([1.0, 5.0, 40.0]), min_size=n, max_size=n))
     answers = draw(st.lists(st.sampled_from([1, 5, 40]), min_size=n, max_size=n))
     return Game(
-        sorted(times), answers, said, draw(st.integers(1, 3)), draw(st.sampled_from([0.0, 1.0, 4.0]))
+        sorted(times),
+        answers,
+        said,
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([0.0, 1.0, 4.0])),
     )
 
 

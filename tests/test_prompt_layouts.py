@@ -115,7 +115,7 @@ def test_packed_files_are_read(tmp_path: Path, suffix: str, packing: str) -> Non
 
 
 def test_a_json_file_may_be_lines_or_one_object(tmp_path: Path) -> None:
-    rows = CASES[6].rows * 2
+    rows = next(case for case in CASES if case.layout == "alpaca").rows * 2
     write_jsonl(tmp_path / "lines.json", rows)
     assert len(read(tmp_path / "lines.json").prompts) == 2
     for document in (
@@ -130,6 +130,33 @@ def test_a_json_file_may_be_lines_or_one_object(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text(json.dumps(rows)[:-5])
     with pytest.raises(InputError, match="not a readable json file"):
         read(tmp_path / "cut.json")
+
+
+def test_a_list_may_have_numbers_that_are_none(tmp_path: Path) -> None:
+    """Python and pandas write NaN, which is no JSON."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{**row, "score": float("nan")} for row in CASES[0].rows]))
+    assert read(path).prompts == CASES[0].prompts
+
+
+def test_conversations_are_read_as_numpy_writes_them(tmp_path: Path) -> None:
+    """What pandas' to_csv makes of a parquet file of conversations."""
+    path = tmp_path / "rows.csv"
+    said = (
+        "[{'content': 'how can\\ni', 'role': 'user'}\n {'content': 'You can', 'role': 'assistant'}]"
+    )
+    with path.open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerows([["conversation_id", "model", "conversation"], ["x", "m", said]])
+    dataset = read(path)
+    assert (dataset.layout, dataset.prompts) == ("lmsys", ["how can\ni"])
+
+
+def test_empty_answers_are_left_out(tmp_path: Path) -> None:
+    """A text without words has no length to learn from; a length of 0 is what was counted."""
+    rows = [{"instruction": "a", "output": text} for text in ("", "x y", "  ")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read(tmp_path / "rows.jsonl").left_out == {"the answer is empty": 2}
 
 
 def test_guidellm_is_read_from_its_report(tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def test_conversations_of_weka(tmp_path: Path) -> None:
         load_trace(folder)
 
 
+def test_blocks_are_as_large_as_weka_says(tmp_path: Path) -> None:
+    request = {"t": 0.0, "in": 1300, "out": 20, "hash_ids": list(range(10))}
+    path = lines(tmp_path / "weka.jsonl", [{"id": "c", "block_size": 128, "requests": [request]}])
+    assert load_trace(path).hash_tokens == 128
+
+
 def test_runs_of_guidellm(tmp_path: Path) -> None:
     def request(start: float | None, tokens: int) -> Row:
         return {
@@ -163,6 +169,38 @@ def test_detailed_results_of_vllms_benchmark(tmp_path: Path) -> None:
     assert trace.layout == "vllm bench"
     assert trace.prompt_tokens.tolist() == [20, 10]
     assert trace.left_out == {"the request failed": 1}
+
+
+def test_results_that_vllms_benchmark_appended(tmp_path: Path) -> None:
+    """One run a line; older versions write no times, and their requests come at once."""
+    run = {"input_lens": [10, 20], "output_lens": [5, 6], "ttfts": [0.1, 0.1], "errors": ["", ""]}
+    path = tmp_path / "result.json"
+    path.write_text("".join(json.dumps({**run, "start_times": [t, t + 1]}) + "\n" for t in (5, 1)))
+    assert load_trace(path).arrival_s.tolist() == [0.0, 1.0, 4.0, 5.0]
+    path.write_text(json.dumps(run))
+    trace = load_trace(path)
+    assert trace.arrival_s.tolist() == [0.0, 0.0]
+    assert "all requests arrive at once" in trace.notes[-1]
+
+
+def test_prompts_of_a_trace_are_counted(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "Hi"}]
+    rows = [
+        {"session_id": "a", "timestamp": 500, "messages": said, "output_length": 4},
+        {"session_id": "b", "timestamp": 0, "text_input": "a b c", "output_length": 7},
+        {"session_id": "a", "payload": {"messages": said * 3}, "output_length": 5, "delay": 250},
+        {"session_id": "b", "messages": said, "output_length": 6},
+    ]
+    path = lines(tmp_path / "mooncake.jsonl", rows)
+    assert is_trace(path)
+    trace = load_trace(
+        path, count_prompt=lambda chat, text: len(chat.messages()) if chat else len(text.split())
+    )
+    assert trace.arrival_s.tolist() == [0.0, 0.0, 0.5, 0.75]
+    assert trace.prompt_tokens.tolist() == [3, 1, 1, 3]
+    assert trace.output_tokens.tolist() == [7, 6, 4, 5]
+    assert trace.after is not None
+    assert trace.after.tolist() == [-1, 0, -1, 2]
 
 
 # Logs in another order than that of arrival ---------------------------------------------------

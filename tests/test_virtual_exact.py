@@ -26,6 +26,7 @@ from lengthwise.simulate.cluster import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.vllm.settings import parse_settings
+from virtual_probe import VirtualProbe, random_distributions, said
 from virtual_replicas import router, serve
 from virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
@@ -87,6 +88,46 @@ def test_every_request_is_equal(number: int) -> None:
             assert_same_counts(served, simulation)
 
 
+def in_sessions(workload: Workload, seed: int) -> Workload:
+    """Some requests as later turns of others: at once, or after a while."""
+    generator = np.random.default_rng([seed, 4])
+    n = len(workload.trace)
+    after, delays = np.full(n, -1), np.zeros(n)
+    open_turns: list[int] = []
+    for place in range(n):
+        if open_turns and generator.random() < 0.7:
+            after[place] = open_turns.pop(int(generator.integers(len(open_turns))))
+            delays[place] = generator.choice([0.0, 0.0, 0.02, 0.5])
+        open_turns.append(place)
+    asked = [
+        each if before < 0 else replace(each, after=int(before), arrival_s=float(delay))
+        for each, before, delay in zip(workload.asked, after, delays, strict=True)
+    ]
+    return replace(
+        workload, trace=replace(workload.trace, after=after, delay_s=delays), asked=asked
+    )
+
+
+SESSIONS = int(os.environ.get("LENGTHWISE_VIRTUAL_SESSIONS", "6"))  #: workloads for each engine
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_turns_of_sessions_come_at_the_same_times(number: int) -> None:
+    """Each its delay after the last one has ended, whoever is served sooner for it."""
+    engine = random_engine(700 + number)
+    with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
+        for each in range(SESSIONS):
+            workload = in_sessions(random_workload(7000 + 10 * number + each, engine), each)
+            virtual.use(workload.settings)
+            served = virtual.run(workload.asked)
+            simulation = simulated(workload, engine)
+            sent = np.array([one.sent_s for one in served])
+            assert np.abs(sent - simulation.requests["arrival_s"]).max() < 1e-9
+            gap = differences(served, simulation)
+            assert gap < 1e-9, f"engine {engine}, workload {each}: {workload.settings}"
+            assert_same_counts(served, simulation)
+
+
 def said_too_short(workload: Workload) -> Workload:
     """Predictions by which there is more memory than there is."""
     short = workload.predictions * np.array([1.0, 0.1, 0.1, 0.1, 0.1])
@@ -142,6 +183,49 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
             freed += requests["memory_preemptions"].sum()
     assert pauses > 3
     assert freed > 0 or not scarce
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_looks_are_equal(lag: int, scarce: bool) -> None:
+    """The same requests are let in early, put aside and ordered by what a probe read."""
+    engine = EngineSettings(
+        slots=4,
+        max_seqs=24,
+        token_budget=60,
+        kv_blocks=60 if scarce else 24 * 17,
+        block_size=16,
+        prefix_caching=bool(lag),
+        lag=lag,
+    )
+    peeks = 0
+    with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
+        probe = VirtualProbe(virtual)
+        for each in range(PAUSES):
+            workload = random_workload(7000 + 10 * each, engine)
+            more = {
+                "policy": ["srpt", "trail", "gittins"][each % 3],
+                "predictor": Foretold.name,
+                "preemption": ["pays", "greedy"][each // 3 % 2],
+                "pausing": True,
+                "peek": True,
+                "max_stall_s": [None, 0.2][each % 2],
+                "max_overtakes": [None, 5][each // 2 % 2],
+                "memory_growth": 0.0,
+            }
+            workload = replace(workload, settings=workload.settings | more | {"parameters": {}})
+            likely = random_distributions(workload.trace.output_tokens, each)
+            probe.expect(likely)
+            virtual.use(workload.settings)
+            before = virtual.scheduler.counters.peeks
+            served = virtual.run(workload.asked)
+            simulation = simulated(workload, engine, probe=said(likely, workload.predictions))
+            assert differences(served, simulation) < 1e-9, f"workload {each}: {workload.settings}"
+            assert_same_counts(served, simulation)
+            looked = virtual.scheduler.counters.peeks - before
+            assert looked == simulation.requests["looks"].sum()
+            peeks += looked
+    assert peeks > 10
 
 
 @pytest.mark.parametrize("name", ROUTERS)

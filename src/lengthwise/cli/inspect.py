@@ -46,6 +46,8 @@ def inspect(
 
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.errors import InputError
+    from lengthwise.predict.extract import prompt_counter
+    from lengthwise.predict.tokenizer import REFERENCE
     from lengthwise.workload.inspection import inspect_prompts, inspect_trace
     from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
 
@@ -54,7 +56,12 @@ def inspect(
     refused: list[str] = []
     readers: dict[str, Callable[..., dict[str, Any]]] = {
         "prompts": partial(inspect_prompts, turns=turns, quotes=quotes, prompts=prompts),
-        "trace": partial(inspect_trace, block_tokens=block_tokens, answer_tokens=answer_tokens),
+        "trace": partial(
+            inspect_trace,
+            block_tokens=block_tokens,
+            answer_tokens=answer_tokens,
+            count_prompt=prompt_counter(REFERENCE),
+        ),
     }
     with ConsoleProgress() as progress:
         for part, read in readers.items():

@@ -121,6 +121,8 @@ def read_workload(
         The workload, and the predictor as cells name it: "given" where it has read the prompts.
     """
     from lengthwise.cli.train import parse_where
+    from lengthwise.predict.extract import prompt_counter
+    from lengthwise.predict.tokenizer import REFERENCE
     from lengthwise.simulate.cell import Workload
     from lengthwise.workload.load_trace import is_trace, load_trace
 
@@ -130,7 +132,13 @@ def read_workload(
     if split:
         raise InputError(f"{path} is a trace without prompts: --split does not apply")
     conditions = parse_where(list(where) if where else None)
-    trace = load_trace(path, limit=requests, where=conditions, **(reading or {}))
+    trace = load_trace(
+        path,
+        limit=requests,
+        where=conditions,
+        count_prompt=prompt_counter(REFERENCE),
+        **(reading or {}),
+    )
     if not skip_malformed:
         trace.refuse_rejected()
     progress.note(f"{trace.name}, read as {trace.layout}: {len(trace):,} requests")

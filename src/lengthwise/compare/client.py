@@ -2,7 +2,8 @@
 
 Prompts are sent as token ids to `/v1/completions`, so the server sees exactly the ids that
 predictors were trained on. Open loop: each request leaves at its own time, however slow the answers
-are. Closed loop: N clients, each sending its next request when the last one is answered.
+are. Closed loop: N clients, each sending its next request when the last one is answered. Sessions:
+later turns leave their delay after the ones before them were answered.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import asyncio
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
 from lengthwise.compare.clock import EngineClock, Pace, WallClock
+from lengthwise.compare.load import Turns
 
 _TOKEN_IDS = b'"token_ids":['
 _FINISH_REASON = b'"finish_reason":"'
@@ -73,6 +75,7 @@ class ReplayJob:
         scheduled_s: when to send each, in seconds from the start of the round; None for the
             closed loop.
         pace: send by the engine's clock; None: by the wall's.
+        turns: sessions, whose later turns are sent after the ones before them were answered.
         clients: for the closed loop, how many requests are under way at any time.
         tell_truth: send the true length along, for oracles. Other rounds never carry it.
         max_tokens: the limit where a request's own length is open.
@@ -83,6 +86,7 @@ class ReplayJob:
     requests: Sequence[ReplayRequest]
     scheduled_s: Sequence[float] | None
     pace: Pace | None = None
+    turns: Turns | None = None
     clients: int | None = None
     tell_truth: bool = False
     max_tokens: int = 1024
@@ -169,11 +173,24 @@ async def replay(job: ReplayJob, progress: Callable[[int, int], None]) -> Replay
         clock = EngineClock(job.pace) if job.pace is not None else WallClock()
         started = clock.started_s
 
-        async def send_in_time(pairs: Iterable[tuple[ReplayRequest, Answer]]) -> None:
+        following = job.turns.followers() if job.turns is not None else {}
+
+        async def send_in_time() -> None:
+            later = set(following.values())
+            first = [place for place in range(len(answers)) if place not in later]
             async with asyncio.TaskGroup() as under_way:
-                for request, answer in sorted(pairs, key=lambda pair: pair[1].scheduled_s):
-                    answer.scheduled_s = await clock.until(answer.scheduled_s)
-                    under_way.create_task(_exchange(session, job, request, answer, started))
+                for place in sorted(first, key=lambda place: answers[place].scheduled_s):
+                    answers[place].scheduled_s = await clock.until(answers[place].scheduled_s)
+                    under_way.create_task(take_turns(place))
+
+        async def take_turns(place: int) -> None:
+            await _exchange(session, job, job.requests[place], answers[place], started)
+            while place in following and job.turns is not None:
+                place = following[place]
+                delay_s = job.turns.delay_s[place]
+                answers[place].scheduled_s = loop.time() - started + delay_s
+                await asyncio.sleep(delay_s)
+                await _exchange(session, job, job.requests[place], answers[place], started)
 
         async def client(queue: Iterator[tuple[ReplayRequest, Answer]]) -> None:
             for request, answer in queue:
@@ -184,7 +201,7 @@ async def replay(job: ReplayJob, progress: Callable[[int, int], None]) -> Replay
         if job.scheduled_s is None:
             work = [client(pairs) for _ in range(job.clients or 1)]
         else:
-            work = [send_in_time(pairs)]
+            work = [send_in_time()]
         tasks = asyncio.gather(*work)
         while not tasks.done():
             await asyncio.wait([tasks], timeout=0.25)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lengthwise.errors import InputError
 from lengthwise.workload import arrivals
@@ -73,12 +74,28 @@ class Clients:
         return f"concurrency={self.count}"
 
 
+class Turns(NamedTuple):
+    """Sessions: whose end each request waits for, by place; −1 for none."""
+
+    after: Sequence[int]
+    delay_s: Sequence[float]  #: from that end to when the request is sent
+
+    def followers(self) -> dict[int, int]:
+        """The place of the request that waits for each one, where one does."""
+        return {before: place for place, before in enumerate(self.after) if before >= 0}
+
+
 @dataclass(frozen=True)
 class Trace:
-    """Recorded arrival times (s), played `speed` times faster."""
+    """Recorded arrival times (s), played `speed` times faster.
+
+    Later turns of sessions come their delay after the turn before them was answered, however long
+    that takes; only the delays get shorter.
+    """
 
     times_s: Sequence[float]
     speed: float = 1.0
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a speed that makes no sense."""
@@ -124,6 +141,14 @@ def arrival_times(
         case Trace(times_s, speed):
             times = arrivals.replay(times_s, count, speed)
     return [float(time) for time in times]
+
+
+def turns_of(load: Load, count: int) -> Turns | None:
+    """The sessions among the first `count` requests; None where there are none."""
+    if not isinstance(load, Trace) or load.turns is None:
+        return None
+    after, delays = load.turns.after[:count], load.turns.delay_s[:count]
+    return Turns(after, [delay / load.speed for delay in delays])
 
 
 def _require_positive(what: str, value: float) -> None:

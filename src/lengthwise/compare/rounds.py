@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.compare.client import Answer, ReplayRequest
-from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times
+from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times, turns_of
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
 from lengthwise.errors import InputError, LengthwiseError
@@ -95,6 +95,7 @@ def run_plan(
                     scheduled_s=times,
                     # Machines drift, and the clock of the arrivals with them.
                     cost=cost if isinstance(load, Capacity) else None,
+                    turns=turns_of(load, len(requests)),
                     clients=load.count if isinstance(load, Clients) else None,
                     progress=_advance(progress),
                 )

@@ -20,6 +20,7 @@ from lengthwise.compare.engine_log import (
     EngineLog,
     read_engine_log,
 )
+from lengthwise.compare.load import Turns
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
@@ -96,6 +97,7 @@ class Session:
         *,
         scheduled_s: Sequence[float] | None,
         cost: StepCost | None = None,
+        turns: Turns | None = None,
         clients: int | None = None,
         max_tokens: int = 1024,
         progress: Callable[[int, int], None] = lambda answered, failed: None,
@@ -111,6 +113,7 @@ class Session:
             scheduled_s: when to send each, in s from the start; None for a closed loop.
             cost: what steps take by the clock of `scheduled_s`, which then runs at the
                 engine's speed; None: it is the wall's.
+            turns: sessions among the requests, by place.
             clients: the number of clients of a closed loop.
             max_tokens: the limit for requests whose answer's length is open.
             progress: called with the numbers of answered and failed requests.
@@ -129,6 +132,7 @@ class Session:
             requests=requests,
             scheduled_s=scheduled_s,
             pace=None if cost is None else Pace(records / STEPS_FILE, cost),
+            turns=turns,
             clients=clients,
             max_tokens=max_tokens,
             tell_truth=self._emulated

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lengthwise.compare.load import Burst, Capacity, Clients, Load, Rate, Trace
+from lengthwise.compare.load import Burst, Capacity, Clients, Load, Rate, Trace, Turns
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
 from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.workload.columns import open_columns
+from lengthwise.workload.load_trace import load_trace
 
 
-def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Settings]:
+def parse_policies(
+    specs: Iterable[str], predictor: str | None, *, pausing: bool = False
+) -> dict[str, Settings]:
     """Settings by label, from policy specs separated by commas.
 
     A comparison is of bare policies: overtaking is bounded, and poor predictions are not followed,
@@ -20,6 +24,7 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
     Args:
         specs: such as `fcfs,srpt:max_overtakes=50;blend=0.9`; the spec is the label.
         predictor: what policies predict with that do not name a predictor of their own.
+        pausing: whoever makes way keeps its KV, where a spec does not say otherwise.
 
     Raises:
         InputError: a spec is wrong, given twice, or needs a predictor and has none.
@@ -38,7 +43,11 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
                 "makes one), or --predictor noisy-oracle:0.5 to try it without"
             )
         bare = Settings(
-            predictor=predictor, max_overtakes=None, max_lead=None, tau_floor=None
+            predictor=predictor,
+            max_overtakes=None,
+            max_lead=None,
+            tau_floor=None,
+            pausing=pausing and "auto",
         )
         settings[label] = parse_spec(label, bare)
     return settings
@@ -85,22 +94,22 @@ def parse_loads(
 
 
 def read_trace(path: Path, speed: float) -> Trace:
-    """Recorded arrivals from a parquet file with a column `arrival_s`.
+    """Recorded arrivals: of a trace in any layout, or a column `arrival_s` of a parquet file.
 
     Raises:
-        InputError: no such file or column.
+        InputError: no such file, or nothing in it says when requests arrived.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    try:
-        columns = parquet.read_schema(path).names
-        if "arrival_s" not in columns:
-            raise InputError(
-                f"{path} has no column arrival_s (it has {', '.join(columns)}): "
-                "give the recorded arrivals with --trace FILE"
-            )
-        times = parquet.read_table(path, columns=["arrival_s"]).column("arrival_s")
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"cannot read arrivals from {path}: {error}") from error
-    return Trace(tuple(float(time) for time in times.to_numpy()), speed)
+    if path.suffix == ".parquet":
+        columns = open_columns(path)
+        if "arrival_s" in columns.names:
+            times = columns.read("arrival_s").to_pylist()
+            if None in times:
+                raise InputError(f"{path}, row {times.index(None) + 1}: arrival_s is missing")
+            return Trace(tuple(map(float, times)), speed)
+    # Whatever lengths it has: requests have their own.
+    trace = load_trace(path, answer_tokens=1)
+    trace.refuse_rejected()
+    turns = None
+    if trace.after is not None and trace.delay_s is not None:
+        turns = Turns(tuple(trace.after.tolist()), tuple(trace.delay_s.tolist()))
+    return Trace(tuple(trace.arrival_s.tolist()), speed, turns)

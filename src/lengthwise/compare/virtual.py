@@ -11,7 +11,7 @@ import gc
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from lengthwise.compare.engine_log import (
     STEPS_FILE,
     read_engine_log,
 )
-from lengthwise.compare.load import Clients, arrival_times
+from lengthwise.compare.load import Clients, Turns, arrival_times, turns_of
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
 from lengthwise.compare.session import Observed
@@ -91,6 +91,7 @@ class VirtualSession:
         requests: Sequence[ReplayRequest],
         *,
         scheduled_s: Sequence[float] | None,
+        turns: Turns | None = None,
         clients: int | None = None,
     ) -> Observed:
         """Serve the requests to the last, from an empty engine.
@@ -100,6 +101,7 @@ class VirtualSession:
             settings: the policy and all that belongs to it.
             requests: what is sent.
             scheduled_s: when each is sent, in s from the start; None for a closed loop.
+            turns: sessions among the requests, by place.
             clients: the number of clients of a closed loop.
 
         Raises:
@@ -122,13 +124,16 @@ class VirtualSession:
             )
             for place in order
         ]
+        if turns is not None:
+            asked = self._in_sessions(asked, turns, order)
         # Starting an engine, vLLM collects garbage; what is there by now need not be looked at.
         gc.freeze()
         with self._open(requests, active.model_dump()) as engine:
             served = engine.run(asked, clients)
             counters = engine.scheduler.counters.snapshot()
+        own_times = clients is None and turns is None
         answers = [
-            _answer(requests[place], times[place] if clients is None else one.sent_s, one)
+            _answer(requests[place], times[place] if own_times else one.sent_s, one)
             for place, one in zip(order, served, strict=True)
         ]
         answers.sort(key=lambda answer: answer.request)
@@ -143,6 +148,22 @@ class VirtualSession:
             counters,
             known_capacity=known,
         )
+
+    def _in_sessions(
+        self, asked: Sequence[Asked], turns: Turns, order: Sequence[int]
+    ) -> list[Asked]:
+        """Requests in this order, the later turns after the ones before them."""
+        places = {place: at for at, place in enumerate(order)}
+        return [
+            each
+            if turns.after[place] < 0
+            else replace(
+                each,
+                after=places[turns.after[place]],
+                arrival_s=turns.delay_s[place] + self.cost.delay_s,
+            )
+            for each, place in zip(asked, order, strict=True)
+        ]
 
     def _open(
         self, requests: Sequence[ReplayRequest], settings: Mapping[str, object]
@@ -217,6 +238,7 @@ def run_virtual_plan(
                         settings,
                         requests,
                         scheduled_s=times,
+                        turns=turns_of(load, len(requests)),
                         clients=load.count if isinstance(load, Clients) else None,
                     )
                     info = describe_round(

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from lengthwise.emulate.virtual_config import END_OF_ANSWER, OURS, virtual_config
@@ -30,6 +31,8 @@ class Asked:
         prompt_ids: the prompt's tokens.
         output_tokens: the answer's length; None where a model that computes ends it itself.
         arrival_s: when it is sent, s from the start; in a closed loop as soon as a client is free.
+            Of a later turn of a session: s from the end of the turn before it.
+        after: of a later turn of a session, the place of the turn before it.
         priority: vLLM's, lower runs sooner.
         hints: what the client tells of it (`vllm_xargs`).
         abort_s: when its client goes away, s from the start; the engine hears of it between two
@@ -41,6 +44,7 @@ class Asked:
     prompt_ids: Sequence[int]
     output_tokens: int | None
     arrival_s: float = 0.0
+    after: int | None = None
     priority: int = 0
     hints: Mapping[str, object] = field(default_factory=dict)
     abort_s: float = math.inf
@@ -76,6 +80,61 @@ class Served:
     def finish_s(self) -> float:
         """When its last token came; NaN without one."""
         return self.token_s[-1] if self.token_s else math.nan
+
+
+class Coming:
+    """Requests that were not sent yet: they arrive at their times, or after a turn has ended."""
+
+    def __init__(self, asked: Sequence[Asked], served: Sequence[Served]) -> None:
+        self._asked, self._served = asked, served
+        self._left = len(asked)
+        self._next: dict[int, int] = {
+            each.after: place for place, each in enumerate(asked) if each.after is not None
+        }
+        self._open: list[int] = []  # places of those that were sent and that others wait for
+        self._known = [
+            (each.arrival_s, place) for place, each in enumerate(asked) if each.after is None
+        ]
+        heapify(self._known)
+
+    def __bool__(self) -> bool:
+        """Whether any is left."""
+        return self._left > 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known when the next one arrives."""
+        return bool(self._known)
+
+    @property
+    def next_s(self) -> float:
+        """When that is."""
+        return self._known[0][0]
+
+    def pop(self) -> tuple[float, int]:
+        """Take the next one: when it arrives, and its place."""
+        self._left -= 1
+        return heappop(self._known)
+
+    def sent(self, place: int) -> None:
+        """Note that it is on its way, if another waits for its end."""
+        if place in self._next:
+            self._open.append(place)
+
+    def end(self, place: int, ended_s: float) -> None:
+        """Let the turn after it come, its delay after the end."""
+        if place in self._next:
+            after = self._next[place]
+            heappush(self._known, (ended_s + self._asked[after].arrival_s, after))
+
+    def look(self, now_s: float) -> None:
+        """Let those come whose last turns have ended by now."""
+        ended = [place for place in self._open if self._served[place].finished is not None]
+        if ended:
+            self._open = [place for place in self._open if self._served[place].finished is None]
+        for place in ended:
+            finish_s = self._served[place].finish_s
+            self.end(place, now_s if math.isnan(finish_s) else finish_s)
 
 
 class VirtualEngine:
@@ -119,7 +178,7 @@ class VirtualEngine:
         """Serve requests to the last.
 
         Args:
-            asked: in order of arrival.
+            asked: in order of arrival; those of the same time in this order.
             clients: of a closed loop, each of which sends the next request when its last has been
                 answered; None for arrivals at their times.
             durations: what each step takes, in s; None for what the engine's pace says.
@@ -132,29 +191,30 @@ class VirtualEngine:
                 durations.
         """
         served = [Served() for _ in asked]
-        coming = deque(range(len(asked)))
+        coming = Coming(asked, served)
         leaving = deque(sorted((each.abort_s, place) for place, each in enumerate(asked)))
         self.begin(durations)
         while coming or self.busy:
-            if coming and clients is None and not self.busy:
-                self.sleep_until(asked[coming[0]].arrival_s)
+            if coming.is_known and clients is None and not self.busy:
+                self.sleep_until(coming.next_s)
             gone = []
             while leaving and leaving[0][0] <= self.now_s:
                 gone.append(served[leaving.popleft()[1]])
             if gone:
                 self.abort(gone)
-            while coming and (
-                asked[coming[0]].arrival_s <= self.now_s
-                if clients is None
-                else len(self._live) < clients
+            while coming.is_known and (
+                coming.next_s <= self.now_s if clients is None else len(self._live) < clients
             ):
-                place = coming.popleft()
+                arrival_s, place = coming.pop()
                 if asked[place].abort_s <= self.now_s:
                     served[place].finished = "abort"  # gone before the engine saw it
+                    coming.end(place, self.now_s)
                     continue
-                sent_s = asked[place].arrival_s if clients is None else self.now_s
+                sent_s = arrival_s if clients is None else self.now_s
                 self.send(asked[place], served[place], sent_s)
+                coming.sent(place)
             self.step()
+            coming.look(self.now_s)
         return served
 
     def begin(self, durations: Sequence[float] | None = None) -> None:

@@ -35,6 +35,7 @@ FACTS: Final = np.dtype(
         ("looked_at", np.int64),  # of them, when swaps were last looked for
         ("admissions", np.int64),  # made so far
         ("promised", np.int64),  # admissions that there should be after the step before
+        ("looking", np.int64),  # of those that run, how many are only looked at
         ("decoded", np.int64),  # tokens computed so far, of answers
         ("prefilled", np.int64),  # and of prompts
         # What it has seen of preemptions; see `policy.cutoff`.

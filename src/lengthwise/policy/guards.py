@@ -4,22 +4,29 @@ A guard moves a request into a better *tier*; the policy's rank decides within a
 own priority class stays outside of both: the full key is (priority, tier, rank, queue order).
 
 OVERDUE requests run first, in order of arrival:
-  - bounded overtaking: K later arrivals got a slot while this one waited. From then on only earlier
-    overdue requests go before it, so at most K later arrivals overtake it, or K + slots - 1 where a
-    whole batch is admitted in the one frozen step that crosses the bound. K is `max_overtakes`, and
-    `overtake_share` for each request that waited when this one came: in a longer queue, where it
-    would have waited longer anyway, more may pass.
+  - bounded overtaking: K later arrivals of its class or a lower one got a slot while it waited.
+    From then on only earlier overdue requests of its class go before it, so at most K such arrivals
+    overtake it, or K + slots - 1 where a whole batch is admitted in the one frozen step that
+    crosses the bound. Higher classes, which no guard holds back, do not count. K is
+    `max_overtakes`, and `overtake_share` for each request that waited when this one came: in a
+    longer queue, where it would have waited longer anyway, more may pass.
   - bounded lead: since it came the engine has done as much work as waited at most at once while it
     waited, and that of `max_lead` mean requests more. Served in order of arrival it would have
     started by then, or those who came last would, so that this is the wait that fcfs would have
-    brought lately, and a little more. Work is counted in output tokens, what waits as predicted, what
-    is done as it is. From half of the way on its rank shrinks, so that it comes back gradually.
+    brought lately, and a little more. Work is counted in output tokens, what waits as predicted,
+    what is done as it is. From half of the way on its rank shrinks, so that it comes back
+    gradually.
   - maximum wait: it has waited `max_wait_s` seconds.
   - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
-    from one look for swaps to the next (`prepass.SWAP_EVERY`).
+    from one look for swaps to the next (`prepass.SWAP_EVERY`). Who was only looked at (see
+    `policy.peek`) still waits for its turn, and what bounds waits bounds that.
 PROMOTED requests come next, in the policy's order: the starvation prevention of LTR (algorithm 1
 of arXiv 2408.15792). A request that has not run for N = `starvation_threshold` steps is promoted
 until it has run for M = `starvation_quantum` steps.
+
+BEHIND are requests of a tenant that is more than `max_tenant_lead` tokens of service ahead of
+another one that waits (see `policy.tenants`): they come last, in the policy's order, and may be
+overtaken by any number of others; `max_wait_s` is for them, too.
 """
 
 from __future__ import annotations
@@ -31,12 +38,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.request import PAUSED
+from lengthwise.request import LOOKED, PAUSED, WAITING
 
 OVERDUE: Final = 0
 PROMOTED: Final = 1
 ORDINARY: Final = 2
-TIERS: Final = 3
+BEHIND: Final = 3
+TIERS: Final = 4
 
 NEVER: Final = 2**62  #: a threshold in steps or requests that nothing reaches
 
@@ -49,6 +57,7 @@ GUARDS: Final = np.dtype(
         ("starvation_threshold", np.int64),  # steps without running
         ("starvation_quantum", np.int64),  # steps run while promoted
         ("max_stall_s", np.float64),  # s that a pause may last
+        ("max_tenant_lead", np.float64),  # tokens of service
     ]
 )
 
@@ -60,6 +69,7 @@ def guard_record(
     starvation_quantum: int = 10,
     overtake_share: float = 0.0,
     max_stall_s: float | None = None,
+    max_tenant_lead: float | None = None,
     max_lead: float | None = None,
 ) -> NDArray[np.void]:
     """The guards as an array of one GUARDS record; None turns a guard off."""
@@ -73,6 +83,7 @@ def guard_record(
                 NEVER if starvation_threshold is None else starvation_threshold,
                 starvation_quantum,
                 np.inf if max_stall_s is None else max_stall_s,
+                np.inf if max_tenant_lead is None else max_tenant_lead,
             )
         ],
         dtype=GUARDS,
@@ -82,12 +93,16 @@ def guard_record(
 @compiled
 def tier(request: Any, guards: Any) -> int:
     """The tier of a request whose derived fields are up to date."""
-    allowed = guards.max_overtakes + guards.overtake_share * request.ahead
-    if request.overtaken >= allowed or request.wait_s >= guards.max_wait_s:
+    if request.wait_s >= guards.max_wait_s:
+        return OVERDUE
+    if request.state == WAITING and request.lead > guards.max_tenant_lead:
+        return BEHIND
+    if request.overtaken >= guards.max_overtakes + guards.overtake_share * request.ahead:
         return OVERDUE
     if request.lateness >= 1.0:
         return OVERDUE
-    if request.state == PAUSED and request.stalled_s >= guards.max_stall_s:
+    stalls = request.state == PAUSED and request.look != LOOKED
+    if stalls and request.stalled_s >= guards.max_stall_s:
         return OVERDUE
     if request.promoted > 0 or request.idle_steps >= guards.starvation_threshold:
         return PROMOTED

@@ -26,6 +26,7 @@ from lengthwise.request import RequestTable, new_table
 
 _FLOATS: Final = types.Array(types.float64, 1, "C")
 _INTEGERS: Final = types.Array(types.int64, 1, "C")
+_PAIRS: Final = types.Array(types.int64, 2, "C")
 
 #: Of `rank_requests`, in `policy.order`.
 SIGNATURE: Final = types.void(
@@ -40,7 +41,7 @@ SIGNATURE: Final = types.void(
     types.int64,
     types.int64,
     types.int64,
-    _INTEGERS,
+    _PAIRS,
     types.boolean,
     _INTEGERS,
     _FLOATS,

@@ -49,7 +49,7 @@ class RecordedStep:
     guards: NDArray[np.void]
     facts: NDArray[np.void]
     table: RequestTable
-    admitted: Rows
+    admitted: NDArray[np.int64]
     runners: NDArray[np.void]
     ready: NDArray[np.bool_]
 

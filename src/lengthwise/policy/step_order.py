@@ -14,7 +14,7 @@ from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.select import Rows
 from lengthwise.request import RequestTable
 
-_NOBODY: Final = np.empty(0, dtype=np.int64)
+NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
 
 
 class StepOrder:
@@ -36,7 +36,7 @@ class StepOrder:
         count: int,
         now: float,
         step: int,
-        admitted: Rows = _NOBODY,
+        admitted: NDArray[np.int64] = NOBODY,
         everyone: bool = True,
         prefill_weight: float = 0.0,
         token_work: float = 0.0,

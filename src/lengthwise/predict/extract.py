@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, Protocol
 
 import numpy as np
 
 from lengthwise.predict.features import LORA, TENANT, FeatureRows, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
-from lengthwise.predict.tokenizer import PromptTokenizer
+from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.predict.words import SPECIAL, Template, Vocabulary
-from lengthwise.workload.conversation import SYSTEM, USER
+from lengthwise.workload.conversation import SYSTEM, USER, Chat
 from lengthwise.workload.dataset import Dataset
+from lengthwise.workload.trace_records import CountPrompt
 
 _CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
 _ANCHOR_BYTES: Final = 8  #: of the template before the user's words: enough for "user:"
@@ -82,6 +84,25 @@ def _messages_of(dataset: Dataset, row: int) -> list[dict[str, Any]]:
     if system and messages[0]["role"] != SYSTEM:
         return [{"role": SYSTEM, "content": system}, *messages]
     return messages
+
+
+def prompt_counter(name: str) -> CountPrompt:
+    """How many tokens a prompt has for a model, whose tokenizer is loaded when it is asked first.
+
+    Args:
+        name: of the tokenizer, see `tokenizer.load_tokenizer`.
+    """
+
+    load = cache(load_tokenizer)
+
+    def count(chat: Chat | None, text: str) -> int:
+        messages = [{"role": USER, "content": text}]
+        if chat is not None:
+            messages = [message.for_template() for message in chat.messages()]
+        (ids,) = load(name).encode_conversations([messages])
+        return len(ids)
+
+    return count
 
 
 def requests_of(dataset: Dataset, tokenizer: PromptTokenizer, rows: slice) -> list[Prompt]:

@@ -151,7 +151,8 @@ def _dangers(path: Path, settings: Settings, discipline: Discipline) -> Iterator
     greedy = discipline.preempts and discipline.preemption == "greedy"
     if not discipline.is_fcfs and discipline.policy.name != "priority" and not bounded:
         yield (
-            "max_overtakes, max_lead and max_wait_s are off: nothing bounds how long a request can wait"
+            "max_overtakes, max_lead and max_wait_s are off: nothing bounds how long a request "
+            "can wait"
             + (", and greedy preemption throws out running ones for it" if greedy else "")
             + "; set one of them"
         )

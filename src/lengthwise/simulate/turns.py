@@ -81,10 +81,19 @@ def close_turns(turns: Turns, requests: Any) -> None:
         turns.open[place] = turns.open[turns.opened[0]]
         j = turns.next[i]
         requests[j].arrival_s = ended_s + turns.delay_s[i]
-        # Behind those that arrive sooner, or at the same time.
+        # Of those that arrive at the same time, the first in the trace is first. None of them has
+        # been taken up: they cannot arrive before the end that they wait for.
         at = turns.known[0]
-        while at > 0 and requests[turns.order[at - 1]].arrival_s > requests[j].arrival_s:
+        while at > 0 and _is_later(requests, turns.order[at - 1], j):
             turns.order[at] = turns.order[at - 1]
             at -= 1
         turns.order[at] = j
         turns.known[0] += 1
+
+
+@compiled_here
+def _is_later(requests: Any, i: int, j: int) -> bool:
+    """Whether a request arrives later than another, or at the same time and is behind it."""
+    if requests[i].arrival_s == requests[j].arrival_s:
+        return i > j
+    return bool(requests[i].arrival_s > requests[j].arrival_s)

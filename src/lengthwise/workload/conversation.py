@@ -194,15 +194,20 @@ def _answer(conversation: Sequence[Message], place: int) -> tuple[Chat, int] | s
 
 
 def _unpacked(text: str) -> Any:
-    """The list of messages that a text is: as JSON, or as Python writes it in a cell of CSV."""
+    """The list of messages that a text is: as JSON, or as Python or NumPy write it."""
     if not looks_like_messages(text):
         return text
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, ast.literal_eval, _numpy_list):
         try:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
+
+
+def _numpy_list(text: str) -> Any:
+    """A list as NumPy writes an array of objects: without commas, each on a line of its own."""
+    return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text))
 
 
 def _message(cell: Any) -> Message:

@@ -32,10 +32,8 @@ STATUS: Final = "status"  #: of a request of guidellm: successful, incomplete or
 
 def rows_of(document: Record) -> Iterator[Any]:
     """The rows of a file that is one object, as if the file were a list of them."""
-    if isinstance(document.get("input_lens"), list) and isinstance(
-        document.get("output_lens"), list
-    ):
-        yield from _of_arrays(document)
+    if is_vllm_bench(document):
+        yield from of_arrays(document)
     elif isinstance(document.get("benchmarks"), list):
         yield from _of_guidellm(document["benchmarks"])
     elif _is_records(document.get("rows")) and all("row" in each for each in document["rows"]):
@@ -53,7 +51,15 @@ def rows_of(document: Record) -> Iterator[Any]:
             yield document
 
 
-def _of_arrays(document: Record) -> Iterator[Record]:
+def is_vllm_bench(document: Record) -> bool:
+    """Whether it is what `vllm bench serve --save-detailed` writes of one run."""
+    return isinstance(document.get("input_lens"), list) and isinstance(
+        document.get("output_lens"), list
+    )
+
+
+def of_arrays(document: Record) -> Iterator[Record]:
+    """The requests of a run of `vllm bench serve`; those of older versions have no times."""
     arrays = {
         name: document[plural]
         for plural, name in VLLM_BENCH.items()
@@ -62,6 +68,7 @@ def _of_arrays(document: Record) -> Iterator[Record]:
     model = document.get("model_id")
     for place in range(len(document["input_lens"])):
         row = {name: array[place] if place < len(array) else None for name, array in arrays.items()}
+        row.setdefault(VLLM_BENCH["start_times"], 0.0)
         yield row if model is None else {**row, "model": model}
 
 

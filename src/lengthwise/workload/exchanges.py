@@ -16,12 +16,7 @@ from typing import Any, Final, NamedTuple
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Chat, MalformedError, Turns
 from lengthwise.workload.documents import Record
-from lengthwise.workload.leaks import (
-    ends_with_its_answer,
-    has_a_heading_of_an_answer,
-    holds_its_answer,
-    is_rendered_with_an_answer,
-)
+from lengthwise.workload.leaks import find_leak
 from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.columns import (
     name_columns,
@@ -31,6 +26,7 @@ from lengthwise.workload.prompt_layouts.joined import with_prompts
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
 from lengthwise.workload.records import Records, open_records
 from lengthwise.workload.rejections import Rejection, require_column
+from lengthwise.workload.rendered import has_a_heading_of_an_answer, is_rendered_with_an_answer
 
 SYSTEM_COLUMNS: Final = ("system", "system_prompt")  #: ahead of the user's prompt
 TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
@@ -43,6 +39,7 @@ SEEN_COLUMNS: Final = (
 HOLDS_ANSWER: Final = "the prompt holds its own answer"
 _RENDERED: Final = "the prompt goes on after its template begins an answer"
 _HEADED: Final = "the prompt goes on after a line such as 'Response:'"
+_CHARACTERS: Final = 3  #: of a token, at least, in a text of some length
 _ANY_TEXT: Final = ("text", "content")  #: columns that hold prompts and answers in one, mostly
 
 
@@ -74,6 +71,7 @@ class Tally:
     answered: int = 0  #: exchanges whose answers are there as text
     ending: int = 0  #: those among them whose prompts end with them
     headings: int = 0  #: exchanges whose prompts have a heading of an answer
+    too_short: int = 0  #: exchanges whose prompts could not hold an answer of the length given
     exchanges: int = 0  #: all exchanges, those that hold their answers included
 
 
@@ -200,17 +198,20 @@ class Exchanges:
     def _leak(self, exchange: Exchange) -> str | None:
         """Where a prompt seems to have its own answer in it."""
         tally = self.tally
-        if is_rendered_with_an_answer(exchange):
-            return _RENDERED
-        if has_a_heading_of_an_answer(exchange):
-            tally.headings += 1
-            if self._any_text:
-                return _HEADED
+        if exchange.chat is None:
+            if is_rendered_with_an_answer(exchange.prompt):
+                return _RENDERED
+            if has_a_heading_of_an_answer(exchange.prompt):
+                tally.headings += 1
+                if self._any_text:
+                    return _HEADED
+            if exchange.tokens is None or len(exchange.prompt) < _CHARACTERS * exchange.tokens:
+                tally.too_short += 1
         if exchange.answer:
             tally.answered += 1
-            holds = holds_its_answer(exchange)
-            tally.ending += holds or ends_with_its_answer(exchange)
-            return HOLDS_ANSWER if holds else None
+            leak = find_leak(exchange)
+            tally.ending += leak.ends
+            return HOLDS_ANSWER if leak.holds else None
         return None
 
     def _refuse_mixed(self) -> None:
@@ -222,6 +223,12 @@ class Exchanges:
                 f"({self.layout.prompt}) hold their own answers, so that nothing could be learnt "
                 "but to read them: name the column of the prompts alone with --prompt-column, or, "
                 "if answers here are quoted from their prompts, keep them with --quotes"
+            )
+        if self._any_text and tally.exchanges and not tally.too_short:
+            raise InputError(
+                f"{self.path}: whether the column {self.layout.prompt} holds prompts alone, or "
+                "answers as well, cannot be told: every text in it is long enough to hold its own "
+                f"answer; if these are prompts, say so with --prompt-column {self.layout.prompt}"
             )
         if 2 * tally.headings > tally.exchanges:
             raise InputError(

@@ -12,6 +12,7 @@ from lengthwise.workload.conversation import Turns
 from lengthwise.workload.exchanges import Exchanges
 from lengthwise.workload.load_trace import load_trace, open_trace
 from lengthwise.workload.rejections import Rejection
+from lengthwise.workload.trace_records import CountPrompt
 from lengthwise.workload.trace_rows import TraceState
 
 _SHOWN: Final = 5  #: malformed rows that are listed
@@ -132,6 +133,7 @@ def inspect_trace(
     *,
     block_tokens: int | None = None,
     answer_tokens: int | None = None,
+    count_prompt: CountPrompt | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What `load_trace` would keep of a file or a folder, and what not, by reason.
@@ -140,12 +142,13 @@ def inspect_trace(
         path: the file or folder.
         block_tokens: tokens of a block in its hash_ids; None: told from the requests.
         answer_tokens: how long answers are, where it does not say.
+        count_prompt: how many tokens a prompt has, where the file has prompts, not their lengths.
         progress: called with the number of rows read.
 
     Raises:
         InputError: as from `load_trace`.
     """
-    file = open_trace(path, answer_tokens=answer_tokens)
+    file = open_trace(path, answer_tokens=answer_tokens, count_prompt=count_prompt)
     state = TraceState(block_tokens)
     prompts, answers = Quantiles(), Quantiles()
     rows = failed = later = malformed = 0
@@ -168,7 +171,12 @@ def inspect_trace(
             progress(rows)
     if not answers.count:
         # Said as `load_trace` says it.
-        load_trace(path, block_tokens=block_tokens, answer_tokens=answer_tokens)
+        load_trace(
+            path,
+            block_tokens=block_tokens,
+            answer_tokens=answer_tokens,
+            count_prompt=count_prompt,
+        )
     seconds = last_s - first_s
     size = state.block_tokens or file.layout.block_tokens
     return {

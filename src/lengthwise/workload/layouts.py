@@ -23,6 +23,7 @@ class Layout:
     marks: tuple[str, ...] = ()  # further columns that tell the layout from others
     blocks: str | None = None  # ids of the prompt's blocks, where the table has the column
     block_tokens: int = 0  # tokens of one such block
+    block_size: str | None = None  # column that says so of a file, where it has it
     timeless: bool = False  # whether the column of arrivals may be missing: all come at once
     blocks_vary: bool = False  # whether others write the layout with blocks of another size
     without_output: str | None = None  # what it means that there is no answer, where it is known

@@ -8,81 +8,94 @@ message. Tasks of quoting have such rows, too, so that a reader of the report ma
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import unicodedata
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from lengthwise.workload.prompt_layouts.layout import Exchange
 
 LEAK_TOKENS: Final = 20  #: an answer of so many tokens is not in its prompt by chance
 
-# Of text, without a tokenizer: 20 tokens are hardly ever fewer words or characters than this.
+# Of text, without a tokenizer: 20 tokens are hardly ever fewer words or characters than this. A
+# character of a script without spaces counts as two, being a token or so.
 _WORDS: Final = 10
 _CHARACTERS: Final = 40
 _WORDS_AT_END: Final = 3  # of an answer that ends a prompt: fewer are no sign
+_CHARACTERS_AT_END: Final = 12  # likewise, in such a script
+_PART: Final = 0.9  # of an answer, from its beginning or its end, that is as good as all of it
 
-# Where a chat template begins an answer, and what follows up to the next turn.
-_TEMPLATES: Final = re.compile(
-    r"(?:<\|im_start\|>assistant\s|<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\]|"
-    r"<\|assistant\|>|<start_of_turn>model\s|<｜Assistant｜>|\bUSER: .*?\bASSISTANT:)"
-    r"\s*(?!<|\bUSER:|\Z)\S",
-    re.DOTALL,
-)
-_HEADINGS: Final = re.compile(
-    r"(?:^|\n)[ \t#*]*(?:assistant|response|answer|gpt|bot|ai)[*]*[ \t]*:[*]*\s*\S", re.IGNORECASE
-)
-_QUESTIONS: Final = re.compile(
-    r"(?:^|\n)[ \t#*]*(?:user|human|instruction|question)[*]*[ \t]*:", re.IGNORECASE
-)
+_WIDE: Final = re.compile("[\u2e80-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]")
+_NOT_WORDS: Final = re.compile(r"[\W_]+")
+_UNSEEN: Final = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_ESCAPES: Final = re.compile(r"\\+[nrt]")  # of JSON, in a text
 
 
-def holds_its_answer(exchange: Exchange) -> bool:
-    """Whether a prompt has its own answer in it, long enough to be no chance."""
-    answers = [text for text in (exchange.answer, *exchange.other_answers) if text]
-    wanted = [_plain(text) for text in answers]
-    if not any(wanted):
-        return False
-    for text in _texts(exchange):
+class Leak(NamedTuple):
+    """What a prompt says of its own answer."""
+
+    holds: bool  #: it has the answer in it, or most of it, long enough to be no chance
+    ends: bool  #: it, or a message of it, ends with the answer, however short
+
+
+def find_leak(exchange: Exchange) -> Leak:
+    """Look for a prompt's own answer, and for other answers to it, in all that is asked."""
+    own = _plain(exchange.answer or "")
+    wanted = [own, *map(_plain, exchange.other_answers)]
+    wanted = [answer for answer in wanted if answer]
+    holds = ends = False
+    for text in _texts(exchange) if wanted else ():
         said = _plain(text)
-        for answer in wanted:
-            long = len(answer) >= _CHARACTERS or answer.count(" ") + 1 >= _WORDS
-            if long and answer in said:
-                return True
-            if answer.count(" ") + 1 >= _WORDS_AT_END and _ends_with(said, answer):
-                return True
-    return False
+        holds = holds or any(_is_in(answer, said) for answer in wanted)
+        ends = ends or (bool(own) and said.endswith(own))
+    return Leak(holds, holds or ends)
 
 
-def ends_with_its_answer(exchange: Exchange) -> bool:
-    """Whether a prompt, or a message of it, ends with its own answer, however short."""
-    answer = _plain(exchange.answer or "")
-    return bool(answer) and any(_ends_with(_plain(text), answer) for text in _texts(exchange))
-
-
-def is_rendered_with_an_answer(exchange: Exchange) -> bool:
-    """Whether a prompt is a rendered chat that goes on after the answer's beginning."""
-    return exchange.chat is None and bool(_TEMPLATES.search(exchange.prompt))
-
-
-def has_a_heading_of_an_answer(exchange: Exchange) -> bool:
-    """Whether a prompt has something behind a line such as "### Response:", which may be it."""
-    if exchange.chat is not None:
+def _is_in(answer: str, said: str) -> bool:
+    if len(said) < _PART * len(answer):
         return False
-    headings = list(_HEADINGS.finditer(exchange.prompt))
-    return bool(headings) and not _QUESTIONS.search(exchange.prompt, headings[-1].end())
+    if any(part in said for part in _telling_parts(answer)):
+        return True
+    wide = len(_WIDE.findall(answer))
+    no_chance = answer.count(" ") + 1 >= _WORDS_AT_END or 2 * wide >= _CHARACTERS_AT_END
+    return no_chance and said.endswith(answer)
+
+
+def _telling_parts(answer: str) -> list[str]:
+    """What of an answer is not in its prompt by chance; nothing where the answer is short."""
+    if not _is_long(answer):
+        return []
+    size = round(_PART * len(answer))
+    parts = [part for part in (answer[:size], answer[-size:]) if _is_long(part)]
+    return parts or [answer]
+
+
+def _is_long(text: str) -> bool:
+    return (
+        len(text) + len(_WIDE.findall(text[:_CHARACTERS])) >= _CHARACTERS
+        or text.count(" ") + 1 >= _WORDS
+    )
 
 
 def _texts(exchange: Exchange) -> Iterator[str]:
     yield from exchange.beside
     if exchange.chat is None:
         yield exchange.prompt
-    else:
-        yield from (message.content for message in exchange.chat.messages())
+        return
+    for message in exchange.chat.messages():
+        yield message.content
+        for call in message.calls:
+            yield json.dumps(call["function"]["arguments"], ensure_ascii=False)
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _ends_with(said: str, answer: str) -> bool:
-    return said.rstrip(" .!?\"'`)*").endswith(answer.rstrip(" .!?\"'`)*"))
+    """The words of a text alone, however they are written: spaces, quotes, markup, escapes."""
+    if "&" in text:
+        text = html.unescape(text)
+    if "\\" in text:
+        text = _ESCAPES.sub(" ", text)
+    if not text.isascii():
+        text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    return _NOT_WORDS.sub(" ", text.casefold()).strip()

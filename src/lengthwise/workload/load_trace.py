@@ -21,7 +21,12 @@ from lengthwise.workload.recorded import is_recorded, recorded_requests
 from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection, require_column
 from lengthwise.workload.trace import Trace
-from lengthwise.workload.trace_records import flattened, nested_layout
+from lengthwise.workload.trace_records import (
+    MOONCAKE_TEXT,
+    CountPrompt,
+    flattened,
+    nested_layout,
+)
 from lengthwise.workload.trace_rows import TraceRows, TraceState, offsets_of
 
 _TEXT_KINDS: Final = (".jsonl", ".json", ".gz", ".zst", ".ndjson")
@@ -72,6 +77,7 @@ def open_trace(
     *,
     where: Mapping[str, str] | None = None,
     answer_tokens: int | None = None,
+    count_prompt: CountPrompt | None = None,
     seed: int = 0,
 ) -> TraceFile:
     """Open a trace and tell its layout; see `load_trace`.
@@ -88,13 +94,13 @@ def open_trace(
         )
     is_others = path.is_dir() and any(path.glob("*.json")) and not is_recorded(path)
     file = recorded_requests(path) if path.is_dir() and not is_others else path
-    source, layout, names = _open_columns(file, answer_tokens is not None)
+    source, layout, names = _open_columns(file, answer_tokens is not None, count_prompt)
     conditions = dict(where or {})
     return TraceFile(
         path,
         layout,
         lambda state: _parts(source(), layout, state, conditions, answer_tokens),
-        in_order=layout.by_arrival and layout.delay not in names,
+        in_order=layout.by_arrival and layout.session not in names,
     )
 
 
@@ -126,6 +132,7 @@ def load_trace(
     where: Mapping[str, str] | None = None,
     block_tokens: int | None = None,
     answer_tokens: int | None = None,
+    count_prompt: CountPrompt | None = None,
     seed: int = 0,
 ) -> Trace:
     """Read a trace from a table, or from a folder that Lengthwise recorded.
@@ -141,6 +148,7 @@ def load_trace(
         where: only rows whose columns have these values, compared as text.
         block_tokens: tokens of a block in `hash_ids`; None: told from the requests.
         answer_tokens: how long answers are, where a trace does not say.
+        count_prompt: how many tokens a prompt has, for traces that have prompts, not their lengths.
         seed: of requests that are drawn, as ServeGen's clients' are.
 
     Returns:
@@ -154,7 +162,9 @@ def load_trace(
     """
     if limit is not None and limit < 1:
         raise InputError(f"the limit of rows must be at least 1, not {limit}")
-    file = open_trace(path, where=where, answer_tokens=answer_tokens, seed=seed)
+    file = open_trace(
+        path, where=where, answer_tokens=answer_tokens, count_prompt=count_prompt, seed=seed
+    )
     state = TraceState(block_tokens)
     parts: list[TracePart] = []
     kept = 0
@@ -214,12 +224,15 @@ def _trace(
         )
     if file.layout.name == "weka":
         notes.append("times count from the beginning of each conversation: all begin at 0 s")
+    if file.layout.name == MOONCAKE_TEXT:
+        notes.append("prompts are text: their tokens are those of the built-in model")
     if not arrival_s.any() and len(part.numbers) > 1:
         notes.append("all requests arrive at once: say how fast they come with --load")
     hashes, offsets = _block_numbers(part.blocks)
     size = state.block_tokens or file.layout.block_tokens
     if hashes is not None and size != file.layout.block_tokens:
-        notes.append(f"blocks have {size} tokens, as the lengths of the prompts tell")
+        how = ", as the lengths of the prompts tell" if state.told_by_lengths else ""
+        notes.append(f"blocks have {size} tokens{how}")
     return Trace(
         name=file.path.absolute().name,
         arrival_s=arrival_s,
@@ -271,14 +284,14 @@ def spread_ties(arrival_s: NDArray[np.float64]) -> tuple[NDArray[np.float64], in
 
 
 def _open_columns(
-    file: Path, has_answers: bool
+    file: Path, has_answers: bool, count_prompt: CountPrompt | None
 ) -> tuple[Callable[[], Iterator[Columns]], Layout, list[str]]:
     """The columns of a table, their layout and their names; nested rows are made into columns."""
     if file.is_dir() and not is_recorded(file):
         return _open_conversations(sorted(file.glob("*.json")))
     if file.is_file() and file.suffix.lower() in _TEXT_KINDS:
         records = open_records(file)
-        nested = nested_layout(records.head)
+        nested = nested_layout(records.head, count_prompt)
         if nested is not None:
             return (
                 lambda: columns_of_records(file, flattened(nested, iter(records))),

@@ -153,9 +153,27 @@ def _json(path: Path) -> Iterator[Numbered | Rejection]:
 def _array(path: Path, stream: Any) -> Iterator[Numbered | Rejection]:
     import ijson
 
+    done = 0
     try:
-        yield from itertools.starmap(
-            _checked, enumerate(ijson.items(stream, "item", use_float=True), start=1)
-        )
+        for done, row in enumerate(ijson.items(stream, "item", use_float=True), start=1):
+            yield _checked(done, row)
     except ijson.JSONError as error:
+        # Python and pandas write NaN and Infinity, which are no JSON: read slowly then.
+        yield from itertools.islice(_lenient_array(path, error), done, None)
+
+
+def _lenient_array(path: Path, error: Exception) -> Iterator[Numbered | Rejection]:
+    """The rows of a list of objects that has NaN in it, read at once.
+
+    Raises:
+        InputError: something else is wrong with it, as `error` says.
+    """
+    with open_bytes(path) as stream:
+        text = stream.read(_LARGEST_DOCUMENT + 1)
+    try:
+        document = json.loads(text.decode("utf-8-sig")) if len(text) <= _LARGEST_DOCUMENT else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, list):
         raise unreadable(path, error) from None
+    yield from itertools.starmap(_checked, enumerate(document, start=1))

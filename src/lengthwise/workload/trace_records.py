@@ -7,21 +7,34 @@ guidellm    info.timings.request_start, input_metrics and output_metrics (schema
             schemas/request_stats.py)
 aiperf      metadata.request_start_ns, metrics.input_sequence_length and
             output_sequence_length (docs/tutorials/working-with-profile-exports.md)
+vllm bench  runs of `vllm bench serve --append-result`, one a line
+mooncake    prompts as text instead of lengths: `text_input`, `messages` or a `payload` (aiperf)
 servegen    what ServeGen generates: lengths under `data` (servegen/construct.py)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from lengthwise.workload.documents import STATUS, Record
-from lengthwise.workload.layouts import Layout
+from lengthwise.workload.conversation import Chat, MalformedError
+from lengthwise.workload.documents import STATUS, Record, is_vllm_bench, of_arrays
+from lengthwise.workload.layouts import LAYOUTS, Layout
+from lengthwise.workload.prompt_layouts.layout import exchange_of, mooncake_body
 from lengthwise.workload.rejections import Rejection
 
 WEKA_BLOCK: Final = 64  #: tokens, as recommended where the traces are from
 
+BLOCK_SIZE: Final = "block_size"  #: tokens of a block, where a conversation says
+
+MOONCAKE_TEXT: Final = "mooncake with prompts"
+
 Numbered = tuple[int, Record]
+
+
+#: How many tokens a prompt has: a conversation, or else a text.
+CountPrompt = Callable[[Chat | None, str], int]
 
 
 class Nested(NamedTuple):
@@ -32,9 +45,18 @@ class Nested(NamedTuple):
     rows: Callable[[Record], Iterator[Record]]  #: the requests in a row, in the layout's columns
 
 
-def nested_layout(head: Sequence[Record]) -> Nested | None:
-    """The layout of a file with these first rows; None where it is none of these."""
-    return next((each for each in NESTED if head and each.matches(head[0])), None)
+def nested_layout(head: Sequence[Record], count_prompt: CountPrompt | None = None) -> Nested | None:
+    """The layout of a file with these first rows; None where it is none of these.
+
+    Args:
+        head: the first rows.
+        count_prompt: how many tokens a prompt has, for layouts that have the prompt itself; without
+            it all have one.
+    """
+    found = next((each for each in NESTED if head and each.matches(head[0])), None)
+    if found is None and head and _is_text(head[0]):
+        return _texts(count_prompt or (lambda chat, text: 1))
+    return found
 
 
 def flattened(
@@ -64,16 +86,18 @@ def _is_weka(record: Record) -> bool:
 def _weka(record: Record) -> Iterator[Record]:
     session = str(record.get("id", ""))
     scope = "" if record.get("hash_id_scope") == "global" else f"{session}/"
-    yield from _weka_requests(record["requests"], session, scope)
+    size = record.get("block_size")
+    yield from _weka_requests(record["requests"], session, scope, size)
 
 
-def _weka_requests(requests: list[Any], session: str, scope: str) -> Iterator[Record]:
+def _weka_requests(requests: list[Any], session: str, scope: str, size: Any) -> Iterator[Record]:
     for number, request in enumerate(requests):
         if isinstance(request.get("requests"), list):
-            yield from _weka_requests(request["requests"], f"{session}/{number}", scope)
+            yield from _weka_requests(request["requests"], f"{session}/{number}", scope, size)
         elif "in" in request:
             yield {
                 "session": session,
+                BLOCK_SIZE: size,
                 "t": request.get("t"),
                 "in": request.get("in"),
                 "out": request.get("out"),
@@ -82,10 +106,19 @@ def _weka_requests(requests: list[Any], session: str, scope: str) -> Iterator[Re
 
 
 def _is_guidellm(record: Record) -> bool:
-    return isinstance(record.get("info"), dict) and "output_metrics" in record
+    before = {"start_time", "prompt_tokens", "output_tokens", STATUS} <= record.keys()  # 0.4
+    return before or (isinstance(record.get("info"), dict) and "output_metrics" in record)
 
 
 def _guidellm(record: Record) -> Iterator[Record]:
+    if "info" not in record:
+        failed = record[STATUS] != "successful"
+        yield {
+            "request_start": record["start_time"],
+            "prompt_tokens": record["prompt_tokens"],
+            "output_tokens": 0 if failed else record["output_tokens"],
+        }
+        return
     timings = record["info"].get("timings") or {}
     start = timings.get("request_start")
     failed = record.get(STATUS, "successful") != "successful"
@@ -135,7 +168,38 @@ def _servegen(record: Record) -> Iterator[Record]:
     }
 
 
+def _is_text(record: Record) -> bool:
+    asked = any(record.get(name) for name in ("text_input", "messages", "payload"))
+    return asked and {"output_length"} <= record.keys() and "input_length" not in record
+
+
+def _texts(count_prompt: CountPrompt) -> Nested:
+    """Mooncake's layout with prompts instead of their lengths."""
+
+    def rows(record: Record) -> Iterator[Record]:
+        length = record.get("input_length")
+        if length is None:
+            try:
+                asked = exchange_of(mooncake_body(record), None, None, None)
+            except MalformedError as error:
+                raise ValueError(str(error)) from None
+            length = max(1, count_prompt(asked.chat, asked.prompt))
+        yield {**record, "input_length": length}
+
+    layout = next(layout for layout in LAYOUTS if layout.name == "mooncake")
+    return Nested(replace(layout, name=MOONCAKE_TEXT), _is_text, rows)
+
+
+def _vllm_bench(record: Record) -> Iterator[Record]:
+    return of_arrays(record)
+
+
 NESTED: Final = (
+    Nested(
+        next(layout for layout in LAYOUTS if layout.name == "vllm bench"),
+        is_vllm_bench,
+        _vllm_bench,
+    ),
     Nested(
         Layout(
             name="weka",
@@ -144,6 +208,7 @@ NESTED: Final = (
             output="out",
             blocks="hash_ids",
             block_tokens=WEKA_BLOCK,
+            block_size=BLOCK_SIZE,
             without_output="the request has no answer",
             by_arrival=False,
             session="session",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class TraceState:
         self.origin = Origin()
         self.latest_s = -np.inf  #: the latest arrival
         self.block_tokens = block_tokens  #: of a block, None until it is told
+        self.told_by_lengths = False  #: whether it was told from the requests
         self.ended: dict[str, float] = {}  #: the last arrival of each session, s
 
 
@@ -64,7 +66,8 @@ class TraceRows:
         self.arrival_s = self._arrivals()
         self.output_tokens = read_numbers(columns.cells(layout.output))
         if answer_tokens is not None:
-            self.output_tokens[np.isnan(self.output_tokens)] = answer_tokens
+            unknown = np.isnan(self.output_tokens)
+            self.output_tokens = np.where(unknown, answer_tokens, self.output_tokens)
         self.failed = np.zeros(count, dtype=np.bool_)
         if layout.without_output is not None:
             # A request without an answer failed, whatever else its row says.
@@ -84,7 +87,15 @@ class TraceRows:
 
     @property
     def _has_sessions(self) -> bool:
-        return self._layout.delay is not None and self._layout.delay in self._columns.names
+        """Whether later turns wait for earlier ones: they have a delay, or no time."""
+        layout, names = self._layout, self._columns.names
+        if layout.delay is None or layout.session not in names:
+            return False
+        return layout.delay in names or layout.arrival not in names or self._some_timeless
+
+    @cached_property
+    def _some_timeless(self) -> bool:
+        return bool(self._columns.cells(self._layout.arrival).null_count)
 
     def sessions(self) -> list[str | None] | None:
         """Whose request each row is; None where the layout does not say."""
@@ -103,9 +114,11 @@ class TraceRows:
         sessions = self.sessions()
         if not self._has_sessions or sessions is None or layout.delay is None:
             return times
-        # A later turn of a session has a delay instead of a time. Until it is known when the turn
-        # before it ended, it arrives its delay after that one arrived.
-        delays = read_numbers(columns.cells(layout.delay)) * layout.unit_s
+        # A later turn of a session has a delay instead of a time, or comes at once. Until it is
+        # known when the turn before it ended, it arrives its delay after that one arrived.
+        cells = columns.cells(layout.delay)
+        given = cells.is_valid().to_numpy(zero_copy_only=False)
+        delays = np.where(given, read_numbers(cells) * layout.unit_s, 0.0)
         ended = self._state.ended
         self.delay_s = np.full(len(times), np.nan)
         for row, session in enumerate(sessions):
@@ -155,12 +168,17 @@ class TraceRows:
         self._refuse(unreadable, name, lambda name, _: f"{name} is not a list of block ids")
         counts = pc.list_value_length(lists).fill_null(0).to_numpy()
         state = self._state
+        if state.block_tokens is None and self._layout.block_size is not None:
+            said = read_numbers(self._columns.cells(self._layout.block_size))
+            sizes = said[(said >= 1) & (said <= LONGEST)]
+            state.block_tokens = int(sizes[0]) if sizes.size else None
         if state.block_tokens is None and counts.any():
             usual = self._layout.block_tokens
             too_many = (counts > np.ceil(self.prompt_tokens / usual)).mean() > 0.5
             state.block_tokens = usual
             if self._layout.blocks_vary or too_many:
                 state.block_tokens = told_block_size(self.prompt_tokens, counts, usual)
+                state.told_by_lengths = True
         size = state.block_tokens or self._layout.block_tokens
         self._refuse(
             counts > np.ceil(self.prompt_tokens / size),

@@ -36,6 +36,8 @@ def read_answer(cell: Any, column: str) -> Answer:
         cell = cell["body"]
     if _is_response(cell):
         return _response(cell, column)
+    if isinstance(cell, list) and any(map(_is_item, cell)):
+        return Answer(_output(cell), None)
     if is_messages(cell):
         said = [each.content for each in read_messages(cell) if each.role == ASSISTANT]
         if not said:
@@ -120,6 +122,15 @@ def _choice(choice: Any) -> str:
     if isinstance(text, list):
         return "\n".join(part["text"] for part in text if isinstance(part, dict) and "text" in part)
     return text if isinstance(text, str) else ""
+
+
+def _is_item(cell: Any) -> bool:
+    """Whether it is a message among the items that a response of the Responses API has."""
+    return (
+        isinstance(cell, dict)
+        and cell.get("type") == "message"
+        and isinstance(cell.get("content"), list)
+    )
 
 
 def _output(items: list[Any]) -> str:

@@ -12,8 +12,14 @@ from lengthwise.workload.conversation import (
     is_messages,
 )
 from lengthwise.workload.documents import STATUS, Record
-from lengthwise.workload.prompt_layouts.answers import read_length
-from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, exchange_of
+from lengthwise.workload.prompt_layouts.answers import read_answer, read_length
+from lengthwise.workload.prompt_layouts.layout import (
+    EMPTY,
+    Exchange,
+    PromptLayout,
+    exchange_of,
+    mooncake_body,
+)
 
 
 def read_guidellm(record: Record, turns: Turns) -> Iterator[Exchange | str]:
@@ -24,6 +30,14 @@ def read_guidellm(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     """
     if record.get(STATUS, "successful") != "successful":
         yield f"the request is {record[STATUS]}"
+        return
+    if "request_args" not in record:  # before guidellm 0.4
+        yield exchange_of(
+            record,
+            record.get("output") if isinstance(record.get("output"), str) else None,
+            read_length(record.get("output_tokens"), "output_tokens"),
+            read_length(record.get("prompt_tokens"), "prompt_tokens"),
+        )
         return
     arguments = record.get("request_args")
     if isinstance(arguments, str):
@@ -75,6 +89,9 @@ def read_evaluation(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
         raise MalformedError("resps holds no answer")
+    if not answers[0].strip():
+        yield EMPTY
+        return
     others = tuple(answer for answer in answers[1:] if isinstance(answer, str))
     if isinstance(prompt, list) and len(prompt) == 1:  # rendered for a server that chats
         prompt = prompt[0]
@@ -99,10 +116,23 @@ def read_spend_log(record: Record, turns: Turns) -> Iterator[Exchange | str]:
         body = {"messages": opened} if is_messages(opened) else opened
         if isinstance(body, dict) and ("messages" in body or "prompt" in body):
             yield exchange_of(
-                body, None, tokens, read_length(record.get("prompt_tokens"), "prompt_tokens")
+                body,
+                _answer_text(record.get("response")),
+                tokens,
+                read_length(record.get("prompt_tokens"), "prompt_tokens"),
             )
             return
     yield "its prompt was not stored"
+
+
+def _answer_text(cell: Any) -> str | None:
+    """The text of a stored response, where there is one: its length is known anyway."""
+    if cell in (None, "", "{}", {}):
+        return None
+    try:
+        return read_answer(cell, "response").text
+    except MalformedError:
+        return None
 
 
 def read_mooncake(record: Record, turns: Turns) -> Iterator[Exchange | str]:
@@ -114,10 +144,14 @@ def read_mooncake(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     if record.get("output_length") is None:
         yield "the length of its answer is not given"
         return
-    body = record.get("payload")
-    if not isinstance(body, dict):
-        body = {"messages": record.get("messages"), "prompt": record.get("text_input")}
-    yield exchange_of(body, None, read_length(record["output_length"], "output_length"), None)
+    tokens = read_length(record["output_length"], "output_length")
+    yield exchange_of(mooncake_body(record), None, tokens, None)
+
+
+def _is_guidellm(names: Sequence[str], head: Sequence[Record]) -> bool:
+    there = set(names)
+    before = {"prompt", "output", "output_tokens", "start_time", STATUS}  # 0.4
+    return {"request_args", "output_metrics"} <= there or before <= there
 
 
 def _is_mooncake(names: Sequence[str], head: Sequence[Record]) -> bool:
@@ -151,7 +185,7 @@ LAYOUTS: Final = (
         source="[guidellm](https://github.com/vllm-project/guidellm)",
         prompt="messages or prompt in request_args",
         answer="output, counted in output_metrics",
-        matches=_all("request_args", "output_metrics"),
+        matches=_is_guidellm,
         read=read_guidellm,
     ),
     PromptLayout(

@@ -24,6 +24,7 @@ from lengthwise.workload.conversation import (
 from lengthwise.workload.documents import Record
 from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
+    EMPTY,
     Exchange,
     PromptLayout,
     exchange_of,
@@ -98,6 +99,9 @@ class ColumnNames:
         answer = Answer(None, None)
         if self.answer is not None:
             answer = read_answer(record.get(self.answer), self.answer)
+        if self.length is None and answer.tokens is None and not (answer.text or "").strip():
+            yield EMPTY
+            return
         tokens = answer.tokens
         if self.length is not None:
             tokens = read_length(record.get(self.length), self.length)

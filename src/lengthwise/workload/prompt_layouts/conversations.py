@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -9,7 +10,6 @@ from lengthwise.workload.conversation import (
     MalformedError,
     Turns,
     answers_of,
-    before_the_answer,
     is_messages,
     read_messages,
 )
@@ -20,7 +20,13 @@ from lengthwise.workload.prompt_layouts.columns import (
     LENGTH_COLUMNS,
     refuse_other_answer,
 )
-from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout, first_cell, one_of
+from lengthwise.workload.prompt_layouts.layout import (
+    Exchange,
+    PromptLayout,
+    exchange_of,
+    first_cell,
+    one_of,
+)
 
 
 def dialogue(column: str) -> Any:
@@ -43,9 +49,9 @@ def dialogue(column: str) -> Any:
 
 
 def read_logged(record: Record, turns: Turns) -> Iterator[Exchange | str]:
-    """A logged chat: messages, and beside them the answer, its usage or its length.
+    """A logged request: messages or a prompt, and beside it the answer, its usage or its length.
 
-    Where nothing of an answer is beside it, the conversation's own answers are rows.
+    Where nothing of an answer is beside a conversation, its own answers are rows.
 
     Raises:
         MalformedError: something in it cannot be what it should be.
@@ -54,42 +60,61 @@ def read_logged(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     if record.get("error"):
         yield "the request failed"
         return
-    messages = record.get("messages")
-    conversation = read_messages(record.get("input") if messages is None else messages)
     length_column = one_of(list(record), *LENGTH_COLUMNS)
     answer_column = next(
-        (name for name in ANSWER_COLUMNS if record.get(name) not in (None, "", [], {})), None
+        (name for name in _ANSWERS if record.get(name) not in (None, "", [], {})), None
     )
     tokens, prompt_tokens = read_usage(record.get("usage"))
     answer = Answer(None, None)
     if answer_column is not None:
         answer = read_answer(record[answer_column], answer_column)
+    elif isinstance(record.get("choices"), list):  # a response with its request in it
+        answer = read_answer(record, "choices")
     if length_column is not None:
         tokens = read_length(record[length_column], length_column)
     tokens = answer.tokens if tokens is None else tokens
+    messages = record.get("messages")
     if answer.text is None and tokens is None:
-        yield from dialogue("messages")({"messages": messages}, turns)
+        if messages is None:
+            yield "it has no answer"
+        else:
+            yield from dialogue("messages")({"messages": messages}, turns)
         return
-    chat = before_the_answer(conversation)
-    refuse_other_answer(chat, answer.text)
-    yield Exchange(
-        chat,
-        chat.question,
+    found = exchange_of(
+        {"messages": messages} if messages is not None else record,
         answer.text,
         tokens,
-        None,
-        answer.others,
         answer.prompt_tokens if prompt_tokens is None else prompt_tokens,
     )
+    if found.chat is not None:
+        refuse_other_answer(found.chat, answer.text)
+    yield found._replace(other_answers=answer.others)
+
+
+_REQUESTS: Final = ("request", "body", "kwargs", "request_body")  #: what a log may call a request
+_ANSWERS: Final = (*ANSWER_COLUMNS, "response_body")
 
 
 def _opened(record: Record) -> Record:
-    """A log whose requests and responses are objects of their own, as one row."""
-    for name in ("request", "body", "kwargs"):
-        inner = record.get(name)
-        if isinstance(inner, dict) and ("messages" in inner or "input" in inner):
+    """A log whose requests are objects of their own, perhaps as JSON, as one row."""
+    for name in _REQUESTS:
+        inner = _request_in(record.get(name))
+        if inner is not None:
             return {**{key: value for key, value in record.items() if key != name}, **inner}
     return record
+
+
+def _request_in(cell: Any) -> Record | None:
+    """The body of a request to OpenAI's API that a cell holds; None where it holds none."""
+    if isinstance(cell, str) and cell.lstrip().startswith("{"):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
+    if isinstance(cell, dict) and isinstance(cell.get("body"), dict | str):
+        return _request_in(cell["body"])
+    known = isinstance(cell, dict) and any(name in cell for name in ("messages", "prompt", "input"))
+    return cell if known else None
 
 
 def _has(column: str, *marks: str) -> Any:
@@ -100,8 +125,7 @@ def _has(column: str, *marks: str) -> Any:
 
 
 def _is_logged(names: Sequence[str], head: Sequence[Record]) -> bool:
-    inner = first_cell(head, "request")
-    wrapped = isinstance(inner, dict) and isinstance(inner.get("messages"), list)
+    wrapped = any(_request_in(first_cell(head, name)) is not None for name in _REQUESTS)
     return "messages" in names or wrapped or is_messages(first_cell(head, "input"))
 
 

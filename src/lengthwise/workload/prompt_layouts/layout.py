@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.workload.conversation import (
+    SYSTEM,
     Chat,
     MalformedError,
+    Message,
     Turns,
     before_the_answer,
     is_messages,
@@ -33,6 +35,9 @@ class Exchange(NamedTuple):
     prompt_tokens: int | None = None  #: as the file counts them
     beside: tuple[str, ...] = ()  #: other texts that a predictor sees: the system's prompt, hints
 
+
+EMPTY: Final = "the answer is empty"  #: why a row is left out
+_CONVERSATIONS: Final = ("messages", "conversation", "conversations")
 
 #: From a row to its exchanges; a text says why the row, or one answer in it, is left out.
 Reader = Callable[[Record, Turns], Iterator[Exchange | str]]
@@ -70,7 +75,10 @@ def read_body(cell: Any) -> Record | None:
             return None
     if isinstance(cell, dict) and isinstance(cell.get("body"), dict):
         cell = cell["body"]
-    return cell if isinstance(cell, dict) and is_messages(cell.get("messages")) else None
+    if not isinstance(cell, dict):
+        return None
+    said = next((cell[name] for name in _CONVERSATIONS if is_messages(cell.get(name))), None)
+    return None if said is None else {**cell, "messages": said}
 
 
 def exchange_of(
@@ -85,8 +93,20 @@ def exchange_of(
         (body[name] for name in ("messages", "prompt", "input") if body.get(name) is not None), None
     )
     if is_messages(asked):
-        chat = before_the_answer(read_messages(asked))
+        messages = read_messages(asked)
+        instructions = body.get("instructions")  # of the Responses API, ahead of its input
+        if isinstance(instructions, str) and instructions.strip():
+            messages.insert(0, Message(SYSTEM, instructions))
+        chat = before_the_answer(messages)
         return Exchange(chat, chat.question, answer, tokens, prompt_tokens=prompt_tokens)
     if not isinstance(asked, str) or not asked.strip():
         raise MalformedError("the prompt is not text" if asked else "there is no prompt")
     return Exchange(None, asked, answer, tokens, prompt_tokens=prompt_tokens)
+
+
+def mooncake_body(record: Record) -> Record:
+    """The request in a row of a trace in Mooncake's layout that has the prompt itself."""
+    body = record.get("payload")
+    if isinstance(body, dict):
+        return body
+    return {"messages": record.get("messages"), "prompt": record.get("text_input")}
