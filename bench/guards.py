@@ -7,8 +7,9 @@
 Real lengths (Vicuna-7B, see --data), 16 slots, `srpt` with predictions of Kendall tau 0.5; a step
 takes 7 ms, 32 us a token and 0.04 us a token of context. Figures are fcfs / policy, medians over
 seeds: larger is better. `longest_wait` is the mean over requests of the larger of TTFT and the
-longest gap between two tokens, `worst_wait` the largest. `bound` is the unit that the guard's
-promise is made in. The default of `max_lead` was chosen on seeds 10 to 14.
+longest gap between two tokens, `worst_wait` the largest. `bound` is the unit that the
+guard's promise is made in. The default of `max_lead` was chosen with seeds 0 to 2 and 10 to 14 in
+view; others are for judging it.
 """
 
 from __future__ import annotations

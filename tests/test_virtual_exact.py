@@ -166,6 +166,7 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
                 "pausing": True,
                 "max_stall_s": [None, 0.2][each % 2],
                 "memory_growth": 0.0,
+                "max_lead": None if scarce else 1.0,
             }
             workload = replace(workload, settings=workload.settings | more | {"parameters": {}})
             if scarce:
