@@ -56,6 +56,8 @@ class PlainEngine:
         self.served: dict[int, int] = {}  # by tenant: what has ended, and what it was lifted by
         self.waited: set[int] = set()  # tenants, when last looked at
         self.least = 0  # what the one of them had that was served least
+        self.ranked, self.prefill_weight, self.token_work = False, 0.0, 0.0  # of `plan`
+        self.decoded, self.prefilled, self.admissions = 0, 0, 0  # tokens so far
 
     def run(self, jobs: list[Job]) -> None:
         coming = list(jobs)
@@ -68,6 +70,7 @@ class PlainEngine:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
                 job.row.ahead, job.row.arrival_s = len(self.waiting), self.now  # as it is seen
+                job.row.decoded_before, job.row.prefilled_before = self.decoded, self.prefilled
                 self.waiting.append(job)
             self.take_step()
 
@@ -95,6 +98,7 @@ class PlainEngine:
         began = self.now
         self.now += step_seconds.py_func(self.terms, new, decode, kv, len(ran), pairs)
         self.ran = new, decode, self.now - began
+        self.decoded, self.prefilled = self.decoded + decode, self.prefilled + new
         for job in ran:
             job.row.last_step, job.scheduled = self.step, 0
             job.row.promoted, job.chunk = max(job.row.promoted - 1, 0), job.left > 0
@@ -121,6 +125,7 @@ class PlainEngine:
             self.waiting.remove(job)
             self.running.append(job)
             self.admitted.append(job.row)
+            self.admissions += 1
             if job.row.promoted == 0 and job.row.idle_steps >= guards["starvation_threshold"]:
                 job.row.promoted = guards["starvation_quantum"]
             job.started = self.now if math.isnan(job.started) else job.started

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
-    service_time = engine.discipline.service_time
-    engine.prefill_weight = engine.prices.prefill_weight(slots) if service_time else 0.0
+    engine.token_work = engine.prices.prefill_weight(slots)
+    engine.prefill_weight = engine.token_work * engine.discipline.service_time
     front = swap(engine) or fits(engine)
     wanted = sum(math.ceil(job.left / engine.size) for job in engine.running)
     most = len(engine.running) + math.ceil(engine.limits.token_budget / engine.size)
@@ -71,10 +71,27 @@ def rank(engine: PlainEngine) -> None:
             row.remaining = expected_remaining(*law, row.age)
         held = row.computed_tokens if row.state == RUNNING else row.cached_tokens
         row.prefill_work = engine.prefill_weight * max(row.prompt_tokens + row.age - held - 1, 0)
-        place = tier.py_func(row, chosen.guards.view(np.recarray)[0])
+    price, guards = engine.token_work, chosen.guards.view(np.recarray)[0]
+    queued = sum(int(job.row.remaining + price * job.known + 0.5) for job in engine.waiting)
+    mean = (engine.decoded + price * engine.prefilled) / max(engine.admissions, 1)
+    for job in engine.running + engine.waiting:
+        row = job.row
+        if row.state != RUNNING:
+            row.queued_work = max(row.queued_work, queued)
+        served = engine.decoded - row.decoded_before
+        served += price * (engine.prefilled - row.prefilled_before)
+        row.lateness = 0.0
+        if math.isfinite(guards.max_lead):
+            longer = max(row.remaining / max(mean, 1.0), 1.0)
+            row.lateness = served * longer**0.125 / max(row.queued_work + guards.max_lead * mean, 1)
+    for job in engine.running + engine.waiting:
+        row = job.row
+        place = tier.py_func(row, guards)
         parameters = chosen.parameters.view(np.recarray)[0]
         value = chosen.policy.rank.py_func(row, engine.now, parameters)
         engine.groups[job.index] = row.priority * TIERS + place
+        left = 1.0 - row.lateness**8
+        value = value * left if value > 0 else value / left if left > 0 else value
         engine.ranks[job.index] = row.arrival_index if place == OVERDUE else value
     engine.admitted = []
 

@@ -118,13 +118,13 @@ def test_two_servers_with_one_settings_file_are_told_apart(
     from lengthwise.workload.length_log import read_answers
 
     found = statuses(path)
-    assert [each["server"][-4:] for each in found] == ["8002", "8001"]
+    assert [each["server"][-4:] for each in found] == ["8001", "8002"]
     assert [each["engine"] for each in found] == [0, 0]
     status(str(path))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert "http://127.0.0.1:8001, engine 0" in lines[1]
-    assert f"process {os.getpid()}: policy fcfs" in lines[1]
+    assert "http://127.0.0.1:8001, engine 0" in lines[0]
+    assert f"process {os.getpid()}: policy fcfs" in lines[0]
     monkeypatch.setenv("XDG_STATE_HOME", str(path.parent / "state"))
     for port in (8001, 8003):
         note_settings(port, path)

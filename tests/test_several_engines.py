@@ -93,7 +93,7 @@ def test_every_counter_is_there_once_for_each_engine(tmp_path: Path, api_servers
         each = [value for _, value in pages[-1]["lengthwise_finished_total"]]
         assert min(each) > 0  # both have served
         found = statuses(settings)
-        assert [(one["engine"], one["server"]) for one in found] == [(1, url), (0, url)]
+        assert [(one["engine"], one["server"]) for one in found] == [(0, url), (1, url)]
         assert sorted(one["counters"]["finished"] for one in found) == sorted(map(int, each))
         lines = said("status", url, folder=tmp_path).stdout.splitlines()
         assert len(lines) == 2

@@ -44,6 +44,7 @@ def random_discipline(
         max_overtakes=generator.choice([None, 2, 5]),
         overtake_share=generator.choice([0.0, 0.5]),
         max_wait_s=generator.choice([None, 0.1]),
+        max_lead=generator.choice([None, 0.0, 1.0, 3.0]),
         starvation_threshold=generator.choice([None, 6]),
         starvation_quantum=3,
         max_preemptions=int(generator.integers(1, 4)),

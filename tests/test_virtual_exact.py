@@ -218,7 +218,7 @@ def test_looks_are_equal(lag: int, scarce: bool) -> None:
             virtual.use(workload.settings)
             before = virtual.scheduler.counters.peeks
             served = virtual.run(workload.asked)
-            simulation = simulated(workload, engine, probe=said(likely))
+            simulation = simulated(workload, engine, probe=said(likely, workload.predictions))
             assert differences(served, simulation) < 1e-9, f"workload {each}: {workload.settings}"
             assert_same_counts(served, simulation)
             looked = virtual.scheduler.counters.peeks - before

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.emulate.driver import VirtualEngine
-from lengthwise.probe.refine import start, summarise
+from lengthwise.probe.refine import pool, start, summarise
 from lengthwise.vllm.probe_output import ProbeOutput, attach
 from lengthwise.vllm.refinement import Refinement
 from made_up_probe import BINS, LONGEST, made_up_probe
@@ -27,13 +28,16 @@ def random_distributions(lengths: Sequence[int], seed: int) -> Distributions:
     return (likely / likely.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def said(distributions: Distributions) -> NDArray[np.float64]:
-    """The same as the simulator takes it: score, expected, low, median and high."""
-    count = len(distributions)
+def said(distributions: Distributions, predictions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same, with what was predicted of each prompt, as the simulator takes it."""
+    count, constants = len(distributions), made_up_probe().filter(1)
     posteriors, left = np.zeros((count, BINS)), np.empty((count, 4))
     rows = np.arange(count)
     start(posteriors, rows, distributions)
-    summarise(posteriors, rows, np.full(count, float(LONGEST)), made_up_probe().filter(1), left)
+    sigmas = np.log(predictions[:, 4] / predictions[:, 2]) / (2 * NormalDist().inv_cdf(0.9))
+    doubts = np.flatnonzero(sigmas > 0.01)
+    pool(posteriors, doubts, predictions[doubts, 3], sigmas[doubts], constants)
+    summarise(posteriors, rows, np.full(count, float(LONGEST)), constants, left)
     return np.concatenate([np.zeros((count, 1)), left], axis=1)
 
 

@@ -43,7 +43,11 @@ def parse_policies(
                 "makes one), or --predictor noisy-oracle:0.5 to try it without"
             )
         bare = Settings(
-            predictor=predictor, max_overtakes=None, tau_floor=None, pausing=pausing and "auto"
+            predictor=predictor,
+            max_overtakes=None,
+            max_lead=None,
+            tau_floor=None,
+            pausing=pausing and "auto",
         )
         settings[label] = parse_spec(label, bare)
     return settings

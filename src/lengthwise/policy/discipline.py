@@ -148,7 +148,12 @@ class Discipline:
     @property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
-        return self.preempts or self.service_time or self.adapts >= 0
+        return self.preempts or self.service_time or self.adapts >= 0 or self.bounds_work
+
+    @property
+    def bounds_work(self) -> bool:
+        """Whether the guard that bounds the work done before a request is on."""
+        return bool(np.isfinite(self.guards["max_lead"][0]))
 
     @property
     def refines(self) -> bool:
@@ -182,6 +187,7 @@ def make_discipline(
     peek: bool = False,
     max_stall_s: float | None = None,
     max_tenant_lead: float | None = None,
+    max_lead: float | None = None,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -194,7 +200,7 @@ def make_discipline(
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
-        max_overtakes = None
+        max_overtakes = max_lead = None
     if chosen.name == "fcfs":
         max_tenant_lead = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
@@ -209,6 +215,7 @@ def make_discipline(
             overtake_share,
             max_stall_s if pausing else None,
             max_tenant_lead,
+            max_lead,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,

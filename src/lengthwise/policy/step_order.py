@@ -39,6 +39,10 @@ class StepOrder:
         admitted: NDArray[np.int64] = NOBODY,
         everyone: bool = True,
         prefill_weight: float = 0.0,
+        token_work: float = 0.0,
+        decoded: int = 0,
+        prefilled: int = 0,
+        admissions: int = 0,
     ) -> None:
         """Rank rows 0 … count-1; see `rank_requests` for the arguments."""
         if len(self.ranks) < len(table):
@@ -53,6 +57,10 @@ class StepOrder:
             now,
             step,
             prefill_weight,
+            token_work,
+            decoded,
+            prefilled,
+            admissions,
             admitted,
             everyone,
             self.groups,

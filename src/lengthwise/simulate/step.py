@@ -80,6 +80,9 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.overtaken = 0
     request.ahead = engine.waiting - 1
     request.promoted = 0
+    request.decoded_before = engine.facts.decoded
+    request.prefilled_before = engine.facts.prefilled
+    request.queued_work = 0.0
     request.prompt_tokens = served.prompt_tokens
     request.cached_tokens = 0
     request.computed_tokens = 0
@@ -381,6 +384,8 @@ def _work(
         seconds = step_seconds(terms, prefill, decode, kv, sequences, attention)
     engine.prefill_before, engine.decode_before = engine.prefill, engine.decode
     engine.prefill, engine.decode = prefill, decode if sequences > 0 else -1
+    engine.facts.decoded += decode
+    engine.facts.prefilled += prefill
     step.running = engine.running
     step.paused = engine.paused
     step.waiting = engine.waiting

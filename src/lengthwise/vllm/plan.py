@@ -179,6 +179,16 @@ class Planner:
         share = self._facts["thrown_out"]
         share[0] = observed(float(share[0]), float(thrown_out))
 
+    @property
+    def work(self) -> tuple[int, int]:
+        """Tokens that the engine has computed so far, of answers and of prompts."""
+        return int(self._facts["decoded"][0]), int(self._facts["prefilled"][0])
+
+    def worked(self, decoded: int, prefilled: int) -> None:
+        """Note the tokens of a planned step."""
+        self._facts["decoded"] += decoded
+        self._facts["prefilled"] += prefilled
+
     def ran(self, request_ids: Iterable[str]) -> None:
         """Note which requests run in this step, for the guard that counts steps."""
         if not self.discipline.counts_steps:
@@ -407,6 +417,10 @@ class Planner:
             admitted,
             everyone,
             float(self._facts["prefill_weight"][0]),
+            float(self._facts["token_work"][0]),
+            int(self._facts["decoded"][0]),
+            int(self._facts["prefilled"][0]),
+            int(self._facts["admissions"][0]),
         )
 
     def _abandon(self, error: Exception) -> None:

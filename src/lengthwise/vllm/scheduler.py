@@ -310,6 +310,8 @@ class LengthwiseMixin:
         columns["last_step"] = self._step
         columns["ahead"] = len(self.waiting)
         columns["overtaken"] = columns["promoted"] = 0
+        columns["decoded_before"], columns["prefilled_before"] = self._planner.work
+        columns["queued_work"] = 0.0
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         """A session goes on: the same row, a longer prompt, a new prediction."""
@@ -546,6 +548,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
+        self._planner.worked(self._last_work["decode_tokens"], self._last_work["prefill_tokens"])
         if self._active.measures_work:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),

@@ -27,6 +27,11 @@ from lengthwise.policy import Preemption, get_policy
 #: `max_overtakes` is "auto". See docs/background/guards.md for what it costs, and p99 with it.
 OVERTAKE_SHARE: Final = 0.5
 
+#: `max_lead` where it is "auto", in requests: without pauses and with them, which take of the same
+#: tail. See the same page and bench/guards.py.
+MAX_LEAD: Final = 110.0
+MAX_LEAD_PAUSING: Final = 75.0
+
 
 MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
 _MOST_SWAPS: Final = 4096
@@ -129,6 +134,12 @@ class Settings(BaseModel):
         description="tokens of service that a tenant may be ahead of another one that waits, "
         "before its requests go behind all others; null: tenants are not told apart",
     )
+    max_lead: Annotated[float, Field(ge=0.0, le=MOST)] | Literal["auto"] | None = Field(
+        default=None,
+        description="a request goes ahead of all others once as much work has been done since it "
+        "came as waited at most meanwhile, and that of this many mean requests more; auto: "
+        f"{MAX_LEAD:g}, or {MAX_LEAD_PAUSING:g} with pausing; null: no bound",
+    )
     starvation_threshold: int | None = Field(
         default=None,
         ge=1,
@@ -220,6 +231,9 @@ class Settings(BaseModel):
         )
         arguments = {name: getattr(self, name) for name in same}
         arguments["pausing"], arguments["peek"] = bool(self.pausing), bool(self.peek)
+        arguments["max_lead"] = self.max_lead
+        if self.max_lead == "auto":
+            arguments["max_lead"] = MAX_LEAD_PAUSING if self.pausing else MAX_LEAD
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
