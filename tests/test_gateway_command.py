@@ -180,7 +180,8 @@ def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Pa
             arguments = ["--upstream", upstream.url, "--max-inflight", "1"]
             arguments += ["--settings", str(settings), "--policy", "fcfs"]
             async with started(tmp_path, *arguments) as (url, process):
-                assert "cannot be reached yet" in (tmp_path / "err").read_text()
+                errors = tmp_path / "err"
+                assert "cannot be reached yet" in errors.read_text()
                 assert (await ask(session, url, "early", 1))[0] == 503
                 await upstream.start()
                 while (await ask(session, url, "now", 1))[0] != 200:
@@ -190,6 +191,10 @@ def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Pa
                 await until(lambda: json.loads(status.read_text())["policy"] == "sjf", 60)
                 async with session.get(url + "/health") as response:
                     assert (await response.json())["policy"] == "sjf"
+                off = tmp_path / "settings.json.off"
+                off.touch()
+                await until(lambda: "settings.json.off is there" in errors.read_text(), 60)
+                off.unlink()
                 settings.write_text('{"policy": "trail", "predictor": "declared"}')
                 await until(lambda: json.loads(status.read_text())["state"] == "refused", 60)
                 assert "hidden states" in json.loads(status.read_text())["error"]

@@ -143,7 +143,8 @@ class Place:
             RefusedError: there is none.
         """
         room.enter(key)
-        self._room, self._key = room, key
+        self.key = key
+        self._room = room
         self._waits, self._size = True, 0
 
     def keep(self, size: int) -> None:
@@ -160,9 +161,9 @@ class Place:
         """It does not wait any more."""
         if self._waits:
             self._waits = False
-            self._room.leave(self._key)
+            self._room.leave(self.key)
 
     def enter_again(self) -> None:
         """It waits again."""
         self._waits = True
-        self._room.enter_again(self._key)
+        self._room.enter_again(self.key)

@@ -58,6 +58,7 @@ class Options:
         limits: of what waits.
         patience: with upstreams and clients.
         priority_header: the header whose number is a request's class; None: no header is believed.
+        tenant_header: the header that says whose a request is; None: its API key does.
         upstream_ssl: what is trusted of https upstreams, as aiohttp takes it.
     """
 
@@ -66,6 +67,7 @@ class Options:
     limits: Limits = field(default_factory=Limits)
     patience: Patience = field(default_factory=Patience)
     priority_header: str | None = None
+    tenant_header: str | None = None
     upstream_ssl: Any = True
 
     @property
@@ -241,6 +243,7 @@ class Gateway:
             self._class_of(request, asked),
             asked.most_tokens,
             asked.deadline_s,
+            self._tenant_of(request, place),
         )
         measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
         self._lengths.arrived(measured)
@@ -264,8 +267,9 @@ class Gateway:
         finally:
             if measured.went_s is not None:
                 self.metrics.wait_s.observe(measured.went_s - now_s)
-            self._lengths.ended(measured, None if usage is None else usage.found)
-            dispatcher.release(entry)
+            found = None if usage is None else usage.found
+            self._lengths.ended(measured, found)
+            dispatcher.release(entry, None if found is None else found.output_tokens)
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -283,12 +287,16 @@ class Gateway:
     def _usage_of(self, request: web.Request, asked: Asked) -> AnswerUsage | None:
         """What reads how long an answer was, where somebody wants to know."""
         source = self.configuration.source
-        if not asked.single or not request.path.endswith(_LEARNT_FROM):
+        if not request.path.endswith(_LEARNT_FROM):
             return None
         silent = asked.streams and not asked.wants_usage
         if source.log is None and (source.predictor is None or silent):
             return None
         return AnswerUsage(hide=silent)
+
+    def switch_off(self, off: bool) -> None:
+        """Serve in the order of arrival, whatever the settings say, until it is switched on."""
+        self.dispatcher.queue.off = off
 
     async def _read(self, request: web.Request, place: Place) -> bytes:
         """A request's body, every part of it counted before the next is read."""
@@ -316,6 +324,10 @@ class Gateway:
         if header is not None:
             return clamped_priority(request.headers.get(header))
         return asked.priority if self.configuration.settings.believes_priority else 0
+
+    def _tenant_of(self, request: web.Request, place: Place) -> str:
+        header = self._options.tenant_header
+        return place.key.hex() if header is None else request.headers.get(header, "")
 
     def _wake(self) -> None:
         self.dispatcher.wake()
