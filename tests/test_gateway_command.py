@@ -19,6 +19,7 @@ import pytest
 
 from gateways import body, until
 from lengthwise.cli.main import main
+from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.workload.length_log import read_answers
 from small_upstream import small_upstream
 
@@ -199,6 +200,50 @@ def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Pa
                 await until(lambda: json.loads(status.read_text())["state"] == "refused", 60)
                 assert "hidden states" in json.loads(status.read_text())["error"]
                 process.send_signal(signal.SIGINT)
+                assert await asyncio.wait_for(process.wait(), 30) == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_a_black_box_is_learnt_from_its_own_answers(tmp_path: Path) -> None:
+    """Without a predictor, a hint or a tokenizer: usage alone, and short answers come first."""
+    topics = (("name one river", 3), ("explain the tides", 40), ("write a long story", 160))
+
+    async def run() -> None:
+        async with small_upstream() as upstream, aiohttp.ClientSession() as session:
+            arguments = ["--upstream", upstream.url, "--max-inflight", "4"]
+            arguments += ["--policy", "sjf:max_overtakes=off"]
+            arguments += ["--log", str(tmp_path / "log"), "--learn", "--learn-every", "200"]
+            async with started(tmp_path, *arguments, "--max-queue", "1000") as (url, process):
+
+                async def tell(number: int) -> None:
+                    words, tokens = topics[number % 3]
+                    asked = {
+                        "model": "black-box",
+                        "user": f"{words} {number}",
+                        "messages": [{"role": "user", "content": f"{words}, number {number}"}],
+                        "vllm_xargs": {TRUE_TOKENS: tokens + number % 7},
+                    }
+                    async with session.post(url + "/v1/chat/completions", json=asked) as response:
+                        assert response.status == 200
+                        await response.read()
+
+                await asyncio.gather(*(tell(number) for number in range(420)))
+                (status,) = tmp_path.rglob("*.status.json")
+                await until(lambda: "p-0" in str(json.loads(status.read_text())["predictor"]), 120)
+                upstream.order.clear()
+                upstream.hold.clear()
+                asked = [asyncio.create_task(tell(number)) for number in range(1000, 1060)]
+                while await waiting(session, url) < 56:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(1.0)  # for the predictions of the last
+                upstream.hold.set()
+                await asyncio.gather(*asked)
+                order = [topics.index(t) for u in upstream.order for t in topics if t[0] in u]
+                # The first four went before anything else had come.
+                assert sorted(order[4:]) == order[4:]
+                process.send_signal(signal.SIGTERM)
                 assert await asyncio.wait_for(process.wait(), 30) == 0
 
     asyncio.run(run())

@@ -149,16 +149,15 @@ def gateway(
     from lengthwise.cli.serve import learner_of
     from lengthwise.gateway.configuration import Opener
     from lengthwise.gateway.limits import Limits
+    from lengthwise.gateway.options import Options
     from lengthwise.gateway.relay import Patience
     from lengthwise.gateway.run import Life
-    from lengthwise.gateway.server import Options
     from lengthwise.gateway.upstream import parse_upstreams
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.vllm.counters import Counters
 
     logging.basicConfig(format="lengthwise: %(message)s", level=logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what breaks off is counted here
     addresses = parse_upstreams(upstream)
     options = Options(
         addresses,

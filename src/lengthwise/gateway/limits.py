@@ -134,7 +134,12 @@ class Room:
 
 
 class Place:
-    """What one request holds of the room; given back once, whatever happens."""
+    """What one request holds of the room; given back once, whatever happens.
+
+    Attributes:
+        key: the digest of its API key.
+        body: as long as it is kept.
+    """
 
     def __init__(self, room: Room, key: bytes) -> None:
         """Take a place.
@@ -143,7 +148,7 @@ class Place:
             RefusedError: there is none.
         """
         room.enter(key)
-        self.key = key
+        self.key, self.body = key, b""
         self._room = room
         self._waits, self._size = True, 0
 
@@ -154,6 +159,7 @@ class Place:
 
     def let_go(self) -> None:
         """Its body is not kept any more."""
+        self.body = b""
         self._room.let_go(self._size)
         self._size = 0
 
