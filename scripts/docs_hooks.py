@@ -167,6 +167,14 @@ def hint_outcomes(_: str) -> str:
     return table(("outcome", "what became of the request"), rows)
 
 
+def gateway_outcomes(_: str) -> str:
+    """What a gateway counts of requests."""
+    from lengthwise.gateway.counters import OUTCOMES
+
+    rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
+    return table(("outcome", "what became of the request"), rows)
+
+
 def reference_flags(_: str) -> str:
     """What the built-in model is served with."""
     from lengthwise.serve.command import REFERENCE_FLAGS
@@ -377,6 +385,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "guards-table": guards_table,
     "guessed-columns": guessed_columns,
     "hint-outcomes": hint_outcomes,
+    "gateway-outcomes": gateway_outcomes,
     "layouts": layouts,
     "policies": policies,
     "policy": policy,

@@ -96,7 +96,7 @@ class SmallUpstream:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             return await self._begin(request, body)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionResetError):
             self.gone.add(user)
             raise
         finally:

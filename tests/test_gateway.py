@@ -157,6 +157,34 @@ def test_a_class_counts_where_the_operator_says_so() -> None:
     assert orders == [["low", "high", "middle"], *[["high", "middle", "low"]] * 2]
 
 
+@pytest.mark.parametrize("header", [None, "X-Tenant"])
+def test_nobody_is_served_far_ahead_of_others(header: str | None) -> None:
+    """Tenants are API keys, or what the operator's header says; not what a body claims."""
+
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        upstream.hold.clear()
+        first = client.begin("first", 1)
+        await until(lambda: upstream.in_flight == 1)
+
+        async def ask(user: str, tokens: int) -> Any:
+            headers = {header or "Authorization": f"Bearer {user[0]}"}
+            asked = body(user, tokens, hints={"lengthwise_tenant": user})
+            return await client.send("POST", "/v1/completions", json=asked, headers=headers)
+
+        asked = []
+        for user, tokens in (("a1", 10), ("a2", 11), ("a3", 12), ("b1", 400), ("b2", 401)):
+            before = client.gateway.dispatcher.queue.arrivals
+            asked.append(asyncio.create_task(ask(user, tokens)))
+            await until(lambda before=before: client.gateway.dispatcher.queue.arrivals > before)
+        await predicted(client, 5)
+        upstream.hold.set()
+        await asyncio.gather(first, *asked)
+        assert upstream.order[1:] == ["a1", "b1", "a2", "a3", "b2"]
+
+    policy = "sjf:max_overtakes=off;max_tenant_lead=5"
+    play(scene, slots=1, policy=policy, tenant_header=header)
+
+
 def learning(folder: Path) -> Settings:
     return Settings(
         policy="sjf", predictor="declared", length_log=LengthLogSettings(folder=str(folder))

@@ -154,7 +154,9 @@ def test_clients_that_go_are_forgotten_and_the_others_answered() -> None:
         going = {running[0], *list(set(range(60)) - set(running))[::11]}
         for number in going:
             asked[number].cancel()
-        await until(lambda: client.gateway.dispatcher.queue.waiting < 56)
+        # Those who waited are gone, and one has gone in the place of the one that ran.
+        await until(lambda: client.gateway.dispatcher.queue.waiting == 56 - len(going))
+        await until(lambda: upstream.gone == {str(running[0])})
         upstream.hold.set()
         ended = await asyncio.gather(*asked, return_exceptions=True)
         for number, said in enumerate(ended):

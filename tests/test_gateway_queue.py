@@ -84,7 +84,8 @@ async def follow(events: list[Any]) -> None:
         assert now is min(waiting, key=lambda each: each.key)
         now.went = True
         for each in waiting:
-            each.overtaken += each.arrival < now.arrival
+            lower = now.entry.priority >= each.entry.priority
+            each.overtaken += each.arrival < now.arrival and lower
 
     async def settle() -> None:
         for _ in range(5):
@@ -230,6 +231,31 @@ def test_keys_are_told_apart_and_not_kept() -> None:
     assert Keys().digest(one) != keys.digest(one)
 
 
+@pytest.mark.parametrize(("max_lead", "goes"), [(None, False), (0.0, True)])
+def test_work_done_since_a_request_came_brings_it_forward(
+    max_lead: float | None, goes: bool
+) -> None:
+    """Short ones keep coming: what waits is 210 tokens at most, seven of them."""
+    queue = Queue(make_discipline("sjf", max_lead=max_lead), Counters())
+
+    def add(name: str, tokens: float) -> None:
+        queue.add(Entry(name), 0.0)
+        queue.predict(Entry(name), Prediction(*[tokens] * 5), 1)
+
+    add("long", 60.0)
+    went = []
+    for number in range(40):
+        while queue.waiting < 6:
+            add(f"{number}-{queue.waiting}", 30.0)
+        entry = queue.next(0.0)
+        assert entry is not None
+        queue.take(entry)
+        queue.remove(entry, output_tokens=30)
+        went.append(entry.id)
+    assert ("long" in went[4:9]) == goes
+    assert ("long" in went) == goes
+
+
 def test_a_policy_that_raises_gives_way_to_fcfs() -> None:
     @register("gateway-raises")
     def raises(request: Any, now: float, parameters: Any) -> float:
@@ -276,6 +302,7 @@ def test_every_policy_orders_or_is_refused_in_one_line(name: str) -> None:
         "srpt:service_time=true",
         "srpt:starvation_threshold=5",
         "srpt:pausing=true",
+        "srpt:peek=auto",
         "srpt:shadow=true",
         "srpt:journal=build/j",
     ],

@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,6 +116,13 @@ def gateway(
             show_default="none is believed",
         ),
     ] = None,
+    tenant_header: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose a request is, for the setting max_tenant_lead: what this header says.",
+            show_default="the API key",
+        ),
+    ] = None,
     ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate, to serve https.")] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     upstream_ca: Annotated[
@@ -142,15 +149,15 @@ def gateway(
     from lengthwise.cli.serve import learner_of
     from lengthwise.gateway.configuration import Opener
     from lengthwise.gateway.limits import Limits
+    from lengthwise.gateway.options import Options
     from lengthwise.gateway.relay import Patience
     from lengthwise.gateway.run import Life
-    from lengthwise.gateway.server import Options
     from lengthwise.gateway.upstream import parse_upstreams
     from lengthwise.policy import get_policy
+    from lengthwise.serve.whereabouts import note_settings
     from lengthwise.vllm.counters import Counters
 
     logging.basicConfig(format="lengthwise: %(message)s", level=logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what breaks off is counted here
     addresses = parse_upstreams(upstream)
     options = Options(
         addresses,
@@ -164,6 +171,7 @@ def gateway(
         ),
         Patience(upstream_s=upstream_timeout, client_s=client_timeout),
         priority_header,
+        tenant_header,
         _trusted(upstream_ca),
     )
     tls = _certificate(ssl_certfile, ssl_keyfile)
@@ -190,6 +198,8 @@ def gateway(
                 print(json_module.dumps({"url": address, "settings": str(path)}), flush=True)
             _say(f"ready at {address}/v1 for {len(addresses)} upstreams (Ctrl-C stops)")
 
+        with suppress(OSError):  # `lengthwise off` then wants the file's name
+            note_settings(listener.getsockname()[1], path)
         predicts = get_policy(chosen.policy).predicts
         _say(
             f"policy {chosen.policy}"

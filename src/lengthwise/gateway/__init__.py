@@ -13,7 +13,12 @@ dispatcher    a request's turn
 lengths       predictions, and what is learnt from answers
 usage         how long an answer was, as it passes
 question      what a body says that matters here
+intake        a body, taken in
 relay         one request to one upstream, and its answer back
-server        the routes, and a polite end
+reachable     whether upstreams take connections
+server        the routes, and what becomes of each request
+options       what is decided when it starts
+configuration what the settings say, made ready
+run           its life, and a polite end
 counters      what is counted
 """

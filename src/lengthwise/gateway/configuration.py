@@ -14,7 +14,7 @@ from typing import Final
 from lengthwise.gateway.discipline import discipline_of, refuse_unsuited
 from lengthwise.gateway.lengths import Source
 from lengthwise.hints.predictor import PromptEncoder, PromptPredictor
-from lengthwise.policy import get_policy
+from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.warm_up import warm_up
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.token_text import token_text_of
@@ -65,9 +65,10 @@ class Opener:
             InputError: something that they name cannot be used, or is for engines.
         """
         refuse_unsuited(settings)
-        warm_up(discipline_of(settings, self._slots))
+        discipline = discipline_of(settings, self._slots)
+        warm_up(discipline)
         before = self._source
-        spec = self._wanted_predictor(settings)
+        spec = self._wanted_predictor(settings, discipline)
         predictor = before.predictor
         if spec != self._spec:
             predictor = self._load(spec)
@@ -91,8 +92,8 @@ class Opener:
         if self._source.log is not None:
             self._source.log.close()
 
-    def _wanted_predictor(self, settings: Settings) -> str | None:
-        if not get_policy(settings.policy).predicts or settings.predictor == NO_PREDICTOR:
+    def _wanted_predictor(self, settings: Settings, discipline: Discipline) -> str | None:
+        if not discipline.needs_predictions or settings.predictor == NO_PREDICTOR:
             return None
         return settings.predictor
 

@@ -13,6 +13,7 @@ from lengthwise.vllm.settings import Settings
 _ENGINES_OWN: Final = {
     "preemption": "a gateway preempts nothing that has begun: leave it out",
     "pausing": "a gateway pauses nothing that has begun: leave it out",
+    "peek": "a gateway has no probe: leave it out",
     "memory_growth": "a gateway does not see the engine's memory: --max-inflight bounds it",
     "service_time": "a gateway does not know what a step costs: leave it out",
     "starvation_threshold": "it counts an engine's steps: use max_overtakes or max_wait_s",

@@ -88,11 +88,11 @@ class Dispatcher:
         self._turns[entry] = self._turn()
         self.queue.put_back(entry)
 
-    def release(self, entry: Entry) -> None:
-        """A request has ended, or waits no longer."""
+    def release(self, entry: Entry, output_tokens: int | None = None) -> None:
+        """A request has ended, or waits no longer; see `Queue.remove`."""
         self._give_back(entry)
         self._turns.pop(entry, None)
-        self.queue.remove(entry)
+        self.queue.remove(entry, output_tokens)
         self.wake()
 
     def close(self, reason: str) -> None:

@@ -134,7 +134,12 @@ class Room:
 
 
 class Place:
-    """What one request holds of the room; given back once, whatever happens."""
+    """What one request holds of the room; given back once, whatever happens.
+
+    Attributes:
+        key: the digest of its API key.
+        body: as long as it is kept.
+    """
 
     def __init__(self, room: Room, key: bytes) -> None:
         """Take a place.
@@ -143,7 +148,8 @@ class Place:
             RefusedError: there is none.
         """
         room.enter(key)
-        self._room, self._key = room, key
+        self.key, self.body = key, b""
+        self._room = room
         self._waits, self._size = True, 0
 
     def keep(self, size: int) -> None:
@@ -153,6 +159,7 @@ class Place:
 
     def let_go(self) -> None:
         """Its body is not kept any more."""
+        self.body = b""
         self._room.let_go(self._size)
         self._size = 0
 
@@ -160,9 +167,9 @@ class Place:
         """It does not wait any more."""
         if self._waits:
             self._waits = False
-            self._room.leave(self._key)
+            self._room.leave(self.key)
 
     def enter_again(self) -> None:
         """It waits again."""
         self._waits = True
-        self._room.enter_again(self._key)
+        self._room.enter_again(self.key)

@@ -4,6 +4,10 @@ Nothing here orders requests. Each time that somebody can go, all who wait are r
 compiled ranking of the policy and its guards (`policy.step_order`), and the first of them goes.
 Who goes next is never passed over for one that takes fewer slots: it would be overtaken without a
 bound.
+
+What the scheduler sees an engine do, a gateway learns when an answer has ended: how much work was
+done (the guard `max_lead`) and for whom (`max_tenant_lead`) is counted then, in output tokens, as
+the answer said or else as it was predicted.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from lengthwise.errors import one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.stand_in import UNKNOWN, stand_in
 from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.tenants import take_leads
 from lengthwise.predict.prediction import Prediction
 from lengthwise.request import RUNNING, WAITING
 from lengthwise.vllm.counters import Counters
@@ -38,6 +43,7 @@ class Entry:
         priority: its class, lower goes sooner.
         most_tokens: its answer is cut there; 0: not known, or it is not cut.
         deadline_s: from its arrival to when its first token is due; 0: none.
+        tenant: whose it is; "" is the name of all that are not told apart.
     """
 
     id: str
@@ -45,6 +51,7 @@ class Entry:
     priority: int = 0
     most_tokens: int = 0
     deadline_s: float = 0.0
+    tenant: str = ""
 
 
 class Queue:
@@ -57,12 +64,13 @@ class Queue:
     Attributes:
         discipline: see above.
         doubtful: predictions are not worth following: the order is fcfs.
+        off: somebody has switched the policy off: the order is fcfs.
         waiting: how many wait.
     """
 
     def __init__(self, discipline: Discipline, counters: Counters) -> None:
         self.discipline = discipline
-        self.doubtful = False
+        self.doubtful = self.off = False
         self.waiting = 0
         self._counters = counters
         self._live = LiveTable()
@@ -70,7 +78,9 @@ class Queue:
         self._median = Prediction(*UNKNOWN)
         self._last = 0  # place at the queue's end
         self._first = 0  # and before its front
-        self._admitted: list[int] = []  # arrival indices since the last ranking
+        self._admitted: list[tuple[int, int]] = []  # arrival and class, since the last ranking
+        self._tokens = 0  # of all answers that have ended
+        self._ended = 0  # answers
 
     @property
     def arrivals(self) -> int:
@@ -94,6 +104,8 @@ class Queue:
         columns["arrival_s"] = now_s
         columns["last_step"] = self._counters.admissions
         columns["ahead"] = self.waiting
+        columns["decoded_before"] = self._tokens
+        columns["tenant"] = self._live.tenants.arrive(entry.tenant)
         columns["most_tokens"], columns["deadline_s"] = entry.most_tokens, entry.deadline_s
         self._write(row, self._median, predicted=False)
         self.waiting += 1
@@ -103,7 +115,7 @@ class Queue:
         """Who goes next; None where nobody waits."""
         if not self.waiting:
             return None
-        discipline = _FCFS if self.doubtful else self.discipline
+        discipline = _FCFS if self.doubtful or self.off else self.discipline
         try:
             return self._next(discipline, now_s)
         except Exception as error:  # a user's policy may do anything; requests are served
@@ -118,10 +130,18 @@ class Queue:
 
     def _next(self, discipline: Discipline, now_s: float) -> Entry:
         live, admissions = self._live, self._counters.admissions
-        self._admitted.sort()
-        admitted = np.array(self._admitted, np.int64)
+        if discipline.shares_service:
+            take_leads(live.tenants.shares, live.table, live.count)
         self._order.rank(
-            discipline, live.table, live.count, now_s, admissions, admitted, everyone=False
+            discipline,
+            live.table,
+            live.count,
+            now_s,
+            admissions,
+            np.array(self._admitted, np.int64).reshape(-1, 2),
+            everyone=False,
+            decoded=self._tokens,
+            admissions=self._ended,
         )
         self._admitted.clear()
         (row,) = self._order.first(discipline, live.table, live.count, 1, admissions)
@@ -132,7 +152,7 @@ class Queue:
         """A request that waited goes."""
         columns = self._live.table[self._live.row(entry.id)]
         columns["state"] = RUNNING
-        self._admitted.append(int(columns["arrival_index"]))
+        self._admitted.append((int(columns["arrival_index"]), entry.priority))
         self.waiting -= 1
         self._counters.admissions += 1
 
@@ -143,10 +163,25 @@ class Queue:
         columns["state"], columns["sequence"] = WAITING, self._first
         self.waiting += 1
 
-    def remove(self, entry: Entry) -> None:
-        """A request has ended, or waits no longer."""
+    def remove(self, entry: Entry, output_tokens: int | None = None) -> None:
+        """A request has ended, or waits no longer.
+
+        Args:
+            entry: the request.
+            output_tokens: of all its answers, where they said so.
+        """
         columns = self._live.table[self._live.row(entry.id)]
-        self.waiting -= int(columns["state"] == WAITING)
+        if columns["state"] == WAITING:
+            self.waiting -= 1
+            output_tokens = 0
+        else:
+            if output_tokens is None:
+                output_tokens = round(float(columns["expected"])) * entry.answers
+            self._tokens += output_tokens
+            self._ended += 1
+        self._live.tenants.leave(
+            int(columns["tenant"]), int(columns["prompt_tokens"]), output_tokens
+        )
         self._counters.finished += 1
         self._counters.overtakes += int(columns["overtaken"])
         self._live.release(entry.id)

@@ -129,6 +129,7 @@ class Relay:
                 "not sent again, since it may have begun"
             )
             return error_response(502, reason), "failed"
+        del body  # large ones are not kept while an answer takes its time
         async with answer:
             begun()
             looking = None if passing is None else passing(answer.headers)

@@ -14,10 +14,12 @@ from typing import Any
 from aiohttp import web
 
 from lengthwise.gateway.configuration import Configuration, Opener
-from lengthwise.gateway.server import Gateway, Options
+from lengthwise.gateway.options import Options
+from lengthwise.gateway.server import Gateway
 from lengthwise.gateway.upstream import Upstream
 from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings
+from lengthwise.vllm.off_switch import OffSwitch
+from lengthwise.vllm.settings import Settings, off_path
 from lengthwise.vllm.watch import SettingsWatcher
 
 
@@ -63,7 +65,9 @@ class Life:
         self._gateway: Gateway | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._offered: Configuration
-        self.watcher = SettingsWatcher(settings, self._offer, counters, settle=self._is_settled)
+        self._off = False
+        self._watcher = SettingsWatcher(settings, self._offer, counters, settle=self._is_settled)
+        self._switch = OffSwitch(off_path(settings), self._switch_off)
 
     async def serve(
         self,
@@ -93,6 +97,7 @@ class Life:
             absent = await gateway.reachability.look()
             self._gateway, self._loop = gateway, loop
             gateway.take_up(self._offered)  # whatever the file has come to say
+            gateway.switch_off(self._off)
             await web.SockSite(runner, listener, ssl_context=tls, backlog=4096).start()
             ready(absent)
             await told.acquire()
@@ -113,7 +118,8 @@ class Life:
 
     def close(self) -> None:
         """Stop watching, and write what is left of the log."""
-        self.watcher.close()
+        self._switch.close()
+        self._watcher.close()
         self._opener.close()
 
     def _offer(self, settings: Settings) -> dict[str, Any]:
@@ -123,6 +129,12 @@ class Life:
             self._counters.settings_changes += 1
             self._loop.call_soon_threadsafe(self._gateway.take_up, self._offered)
         return {"predictor": settings.predictor}
+
+    def _switch_off(self, off: bool) -> None:
+        """In the switch's thread."""
+        self._off = off
+        if self._gateway is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._gateway.switch_off, off)
 
     def _is_settled(self) -> bool:
         return self._gateway is not None and self._gateway.configuration is self._offered

@@ -12,10 +12,8 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -23,19 +21,20 @@ from lengthwise.gateway.configuration import Configuration
 from lengthwise.gateway.counters import GatewayMetrics
 from lengthwise.gateway.discipline import discipline_of
 from lengthwise.gateway.dispatcher import Dispatcher
+from lengthwise.gateway.intake import take_in
 from lengthwise.gateway.lengths import Lengths, Measured
-from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
+from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
+from lengthwise.gateway.options import Options
 from lengthwise.gateway.question import (
     GENERATE,
     Asked,
-    Body,
     asking_for_usage,
     clamped_priority,
     read_body,
 )
 from lengthwise.gateway.queue import Entry, Queue
 from lengthwise.gateway.reachable import Reachability
-from lengthwise.gateway.relay import NotTakenError, Patience, Relay, new_session
+from lengthwise.gateway.relay import NotTakenError, Relay, new_session
 from lengthwise.gateway.upstream import Pool, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
@@ -46,32 +45,6 @@ logger = logging.getLogger("lengthwise.gateway")
 
 _LEARNT_FROM: Final = ("/chat/completions", "/completions")
 _SHUTTING_DOWN: Final = "the gateway is shutting down: ask another one, or come again"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is decided when a gateway starts.
-
-    Attributes:
-        upstreams: addresses of the servers behind.
-        max_inflight: answers that each may have under way; None: by what it says of its own queue.
-        limits: of what waits.
-        patience: with upstreams and clients.
-        priority_header: the header whose number is a request's class; None: no header is believed.
-        upstream_ssl: what is trusted of https upstreams, as aiohttp takes it.
-    """
-
-    upstreams: list[str]
-    max_inflight: int | None
-    limits: Limits = field(default_factory=Limits)
-    patience: Patience = field(default_factory=Patience)
-    priority_header: str | None = None
-    upstream_ssl: Any = True
-
-    @property
-    def slots(self) -> int:
-        """Answers that may be under way in all, to begin with."""
-        return len(self.upstreams) * (self.max_inflight or FIRST_LIMIT)
 
 
 class Gateway:
@@ -184,7 +157,7 @@ class Gateway:
         try:
             if self.draining:
                 raise RefusedError(503, _SHUTTING_DOWN, "shut_down", 1)
-            if not request.raw_path.startswith("/") or "Upgrade" in request.headers:
+            if not request.raw_path.startswith("/") or _is_websocket(request):
                 raise RefusedError(501, "a gateway passes on HTTP requests only", "failed")
             handled = self._generate(request) if generates else self._pass_on(request)
             response, outcome = await handled
@@ -222,18 +195,17 @@ class Gateway:
             raise _unreachable()
         place = Place(self.room, self._keys.digest(request.headers))
         try:
-            data = await self._read(request, place)
-            return await self._queued(request, place, data)
+            await take_in(request, place, self._options.patience.client_s)
+            return await self._queued(request, place)
         finally:
             place.leave()
             place.let_go()
 
-    async def _queued(
-        self, request: web.Request, place: Place, data: bytes
-    ) -> tuple[web.StreamResponse, str]:
+    async def _queued(self, request: web.Request, place: Place) -> tuple[web.StreamResponse, str]:
         """A request whose body is here: its turns, until an upstream takes it, and its answer."""
         dispatcher, now_s = self.dispatcher, time.monotonic()
-        body = self._readable(request, data)
+        # A compressed body is for whoever understands it.
+        body = read_body(b"" if "Content-Encoding" in request.headers else place.body)
         asked = body.asked
         entry = Entry(
             str(next(self._names)),
@@ -241,12 +213,13 @@ class Gateway:
             self._class_of(request, asked),
             asked.most_tokens,
             asked.deadline_s,
+            self._tenant_of(request, place),
         )
         measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
         self._lengths.arrived(measured)
         usage = self._usage_of(request, asked)
         if usage is not None and usage.hide and body.values is not None:
-            data = asking_for_usage(data, body.values)
+            place.body = asking_for_usage(place.body, body.values)
         del body
         try:
             while True:
@@ -255,7 +228,7 @@ class Gateway:
                 self._lengths.went(measured, time.monotonic())
                 try:
                     with self._begins():
-                        return await self._relay(request, upstream, data, usage, place.let_go)
+                        return await self._relay(request, upstream, place.body, usage, place.let_go)
                 except NotTakenError as error:
                     self.metrics.sent_again.inc()
                     self.reachability.lost(upstream, error)
@@ -264,8 +237,9 @@ class Gateway:
         finally:
             if measured.went_s is not None:
                 self.metrics.wait_s.observe(measured.went_s - now_s)
-            self._lengths.ended(measured, None if usage is None else usage.found)
-            dispatcher.release(entry)
+            found = None if usage is None else usage.found
+            self._lengths.ended(measured, found)
+            dispatcher.release(entry, None if found is None else found.output_tokens)
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -283,39 +257,26 @@ class Gateway:
     def _usage_of(self, request: web.Request, asked: Asked) -> AnswerUsage | None:
         """What reads how long an answer was, where somebody wants to know."""
         source = self.configuration.source
-        if not asked.single or not request.path.endswith(_LEARNT_FROM):
+        if not request.path.endswith(_LEARNT_FROM):
             return None
         silent = asked.streams and not asked.wants_usage
         if source.log is None and (source.predictor is None or silent):
             return None
         return AnswerUsage(hide=silent)
 
-    async def _read(self, request: web.Request, place: Place) -> bytes:
-        """A request's body, every part of it counted before the next is read."""
-        parts: list[bytes] = []
-        try:
-            while True:
-                async with asyncio.timeout(self._options.patience.client_s):
-                    part = await request.content.readany()
-                if not part:
-                    return b"".join(parts)
-                place.keep(len(part))
-                parts.append(part)
-        except TimeoutError:
-            reason = f"nothing of the body came for {self._options.patience.client_s:g} s"
-            raise RefusedError(408, reason, "incomplete") from None
-        except (aiohttp.ClientError, web.RequestPayloadError, OSError):
-            raise RefusedError(400, "the body broke off", "incomplete") from None
-
-    def _readable(self, request: web.Request, data: bytes) -> Body:
-        # A compressed body is for whoever understands it.
-        return read_body(b"" if "Content-Encoding" in request.headers else data)
+    def switch_off(self, off: bool) -> None:
+        """Serve in the order of arrival, whatever the settings say, until it is switched on."""
+        self.dispatcher.queue.off = off
 
     def _class_of(self, request: web.Request, asked: Asked) -> int:
         header = self._options.priority_header
         if header is not None:
             return clamped_priority(request.headers.get(header))
         return asked.priority if self.configuration.settings.believes_priority else 0
+
+    def _tenant_of(self, request: web.Request, place: Place) -> str:
+        header = self._options.tenant_header
+        return place.key.hex() if header is None else request.headers.get(header, "")
 
     def _wake(self) -> None:
         self.dispatcher.wake()
@@ -328,6 +289,10 @@ class Gateway:
         """The default bound on overtaking depends on how many slots there are."""
         settings = self.configuration.settings
         self.dispatcher.queue.discipline = discipline_of(settings, self.pool.slots)
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return request.headers.get("Upgrade", "").lower() == "websocket"
 
 
 def _unreachable() -> RefusedError:
