@@ -4,7 +4,8 @@
 
 Each row is trained on at most 10,000 train rows and evaluated on the test rows, one prompt at a
 time on one core. Below the default predictor on three models stand, on the same rows of the first,
-other losses and other kinds, and what its quantiles are worth on data of another source.
+other losses and other kinds, what more rows and more answers a prompt are worth, what its quantiles
+are worth on data of another source, and predictors as others published them (see published.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.published import BETAS, Clairvoyant, LogTPredictor
 
 if TYPE_CHECKING:
     from lengthwise.predict.kinds import Recipe
@@ -31,9 +37,16 @@ class Source(NamedTuple):
     where: dict[str, str]
     floor: float | None = None  # tau
     reach: float | None = None
+    rows: int | None = ROWS  # to learn from, at most
+    answers: str | None = None  # columns of lengths of several answers to each prompt
 
 
 VICUNA = Source("Vicuna-7B", "prompts_alpaca_vicuna7b.parquet", {}, 0.54, 0.58)
+# The same prompts were answered at other temperatures, too: what is evaluated is the first.
+ANSWERS = "response_tokens,tokens_t00,tokens_t03,tokens_t05"
+FOUR = VICUNA._replace(label="Vicuna-7B: four answers a prompt", answers=ANSWERS)
+ALL = VICUNA._replace(label="Vicuna-7B: all train rows", rows=None)
+ALL_FOUR = FOUR._replace(label="Vicuna-7B: all train rows, four answers a prompt", rows=None)
 CASTILLO = [
     Source(
         f"CASTILLO {name}",
@@ -41,7 +54,7 @@ CASTILLO = [
         {"model": f"meta-llama/{name}-Instruct"},
         *bars,
     )
-    for name, bars in (("Llama-3.1-8B", (0.48, 0.56)), ("Llama-3.3-70B", (0.55, 0.64)))
+    for name, bars in (("Llama-3.1-8B", (0.53, 0.56)), ("Llama-3.3-70B", (0.57, 0.64)))
 ]
 OTHERS = [Source("davinci-003", "responses_alpaca_davinci003_20k.parquet", {}), CASTILLO[0]]
 
@@ -59,6 +72,9 @@ def measurements(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     default = Recipe(seed=seed)
     for source in (VICUNA, *CASTILLO):
         yield tables.measure(source, source, default)
+    for source in (FOUR, ALL, ALL_FOUR):
+        row = tables.measure(source, VICUNA, default)
+        yield {**row, "label": source.label}
     longest = int(tables.rows(VICUNA, "train").lengths.max())
     for label, recipe in (
         ("listnet", Recipe(loss="listnet", seed=seed)),
@@ -74,6 +90,10 @@ def measurements(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     for other in OTHERS:
         row = tables.measure(VICUNA, other, default)
         yield {**row, "label": f"Vicuna-7B, asked about {other.label}"}
+
+    for source in (VICUNA, CASTILLO[0]):
+        yield from tables.clairvoyant(source)
+    yield tables.tie(FOUR)
 
 
 class Tables:
@@ -93,11 +113,13 @@ class Tables:
 
         key = source.label, split
         if key not in self._rows:
+            learnt = split == "train"
             self._rows[key] = load_dataset(
                 self._folder / source.file,
                 split=split,
                 where=source.where,
-                limit=ROWS if split == "train" else None,
+                limit=source.rows if learnt else None,
+                length_column=source.answers if learnt else None,
             )
         return self._rows[key]
 
@@ -111,7 +133,8 @@ class Tables:
             self._trained[key] = train(self.rows(learnt, "train"), self._tokenizer, recipe)
         metadata = self._trained[key].metadata
         print(f"{learnt.label} → {asked.label}, {metadata.kind}", file=sys.stderr)
-        result = evaluate(self._trained[key], self.rows(asked, "test"), self._tokenizer)
+        rows = self.rows(asked, "test")
+        result = evaluate(self._trained[key], rows, self._tokenizer)
         default = (recipe.kind, recipe.loss, recipe.bucket) == ("lexical", None, None)
         same = default and learnt == asked
         return {
@@ -122,8 +145,75 @@ class Tables:
             "trained_rows": metadata.training.rows,
             "floor": asked.floor if same else None,
             "reach": asked.reach if same else None,
+            "microseconds_per_100_tokens": microseconds_per_100_tokens(
+                self._trained[key], rows, self._tokenizer
+            ),
             **dataclasses.asdict(result),
         }
+
+    def clairvoyant(self, source: Source) -> Iterator[dict[str, Any]]:
+        """Clairvoyant's features and trees, as published and with the length to learn."""
+        from lengthwise.errors import InputError
+
+        asked = self.rows(source, "test")
+        for kind, classes in (("Clairvoyant", True), ("its features, length learnt", False)):
+            started = time.monotonic()
+            try:
+                trees = Clairvoyant(self.rows(source, "train"), self._tokenizer, classes=classes)
+            except InputError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                return
+            seconds = time.monotonic() - started
+            row = other_row(f"{source.label}: {kind}", kind, asked, trees.scores(asked.prompts))
+            yield {**row, "trained_rows": trees.rows, "training_seconds": seconds}
+
+    def tie(self, source: Source) -> dict[str, Any]:
+        """TIE's law of each prompt's answers, ordered by its rank with the tail at its middle."""
+        asked, learnt = self.rows(VICUNA, "test"), self.rows(source, "train")
+        started = time.monotonic()
+        predictor = LogTPredictor(learnt, self._tokenizer)
+        seconds = time.monotonic() - started
+        scores = predictor.laws(asked).scores(sum(BETAS) / 2)
+        row = other_row("Vicuna-7B: TIE's law, four answers a prompt", "TIE", asked, scores)
+        return {**row, "trained_rows": len(learnt.prompts), "training_seconds": seconds}
+
+
+def other_row(label: str, kind: str, asked: Any, scores: Any) -> dict[str, Any]:
+    """The row of what only orders: nothing but its tau is known."""
+    from lengthwise.predict.ranking import kendall_tau, tau_interval
+
+    low, high = tau_interval(asked.lengths, scores, 0) or (None, None)
+    nothing = dict.fromkeys(
+        ("loss", "bucket", "floor", "reach", "ceiling_tau", "coverage_80", "microseconds_p50")
+    )
+    return {
+        "label": label,
+        "kind": kind,
+        **nothing,
+        "microseconds_p99": None,
+        "microseconds_per_100_tokens": None,
+        "rows": len(asked.prompts),
+        "tau": kendall_tau(asked.lengths, scores),
+        "tau_low": low,
+        "tau_high": high,
+    }
+
+
+def microseconds_per_100_tokens(predictor: Any, table: Any, tokenizer: Any) -> float:
+    """Time of a prediction for each 100 tokens of the prompt, the median over test prompts."""
+    from statistics import median
+
+    from lengthwise.predict.extract import requests_of
+
+    found = []
+    for prompt in requests_of(table, tokenizer, slice(0, 500)):
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            predictor.predict(prompt)
+            times.append(time.perf_counter() - started)
+        found.append(1e8 * median(times) / len(prompt.token_ids))
+    return median(found)
 
 
 def main() -> int:
@@ -138,11 +228,15 @@ def main() -> int:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     for row in rows:
-        print(
-            f"{row['label']:44} tau {row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f}) "
-            f"{row['coverage_80']:.1%} covered, {row['microseconds_p50']:.0f} µs, "
-            f"p99 {row['microseconds_p99']:.0f} µs, trained in {row['training_seconds']:.1f} s"
+        line = (
+            f"{row['label']:52} tau {row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})"
         )
+        if row["coverage_80"] is not None:
+            line += (
+                f" {row['coverage_80']:.1%} covered, {row['microseconds_p50']:.0f} µs, "
+                f"{row['microseconds_per_100_tokens']:.0f} µs per 100 tokens"
+            )
+        print(f"{line}, trained in {row['training_seconds']:.1f} s")
     return 0
 
 

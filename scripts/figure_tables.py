@@ -235,6 +235,7 @@ FIGURE_TABLES: Mapping[str, Callable[[Row], list[str]]] = {
     "cutoff": cutoff_table,
     "memory-grid": memory_grid_table,
     "doubt": simulated_table,
+    "published": simulated_table,
     "tau": simulated_table,
     "service-time": simulated_table,
     "ltr-rates": ltr_rates_table,

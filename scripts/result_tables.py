@@ -134,13 +134,13 @@ def predictor_table(kept: Row) -> list[str]:
     """One row for each evaluated predictor, with the bar for its tau where it has one."""
     heads = (
         "answers of,kind,loss,tau (95 % interval),floor,reach for,ceiling,"
-        "80 % coverage,µs a prompt,p99,trained in"
+        "80 % coverage,µs a prompt,p99,µs per 100 tokens,trained in"
     )
     rows = [
         [
             row["label"],
             row["kind"],
-            row["loss"],
+            row["loss"] or "—",
             tau_of(row),
             number(row["floor"], ".2f"),
             number(row["reach"], ".2f"),
@@ -148,6 +148,7 @@ def predictor_table(kept: Row) -> list[str]:
             number(row["coverage_80"], ".1%"),
             number(row["microseconds_p50"], ".0f"),
             number(row["microseconds_p99"], ".0f"),
+            number(row.get("microseconds_per_100_tokens"), ".0f"),
             f"{row['training_seconds']:.1f} s",
         ]
         for row in kept["rows"]

@@ -228,3 +228,16 @@ def test_columns_and_rows_that_are_not_there_are_refused(tmp_path: Path) -> None
     assert "no column of prompts found; the columns are a, response_tokens" in _refused(other)
     third = write(tmp_path, ".csv", [{"prompt": "Hi", "b": 2}])
     assert "no column of answer lengths found; the columns are prompt, b" in _refused(third)
+
+
+def test_several_columns_of_lengths_are_several_answers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "served": 5, "cold": 7, "warm": 9}, {"prompt": "b", "served": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = load_dataset(path, length_column="served,cold,warm")
+    assert dataset.lengths.tolist() == [5]
+    assert dataset.samples is not None
+    assert dataset.samples[0].tolist() == [5, 7, 9]
+    assert [(each.row, each.reason) for each in dataset.rejected] == [(2, "cold is missing")]
+    with pytest.raises(InputError, match="no column 'hot'"):
+        load_dataset(path, length_column="served,hot")

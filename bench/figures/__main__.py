@@ -7,14 +7,23 @@ import sys
 import time
 from pathlib import Path
 
-from bench.figures import doubt, drift, memory, papers, policies, preemption, service_time
+from bench.figures import (
+    doubt,
+    drift,
+    memory,
+    papers,
+    policies,
+    preemption,
+    published,
+    service_time,
+)
 from bench.figures.sources import Sources
 from bench.figures.table import Table, make_tables, write
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.simulate.simulation import warm_up
 
-ROOMS = (policies, papers, preemption, memory, doubt, service_time, drift)
+ROOMS = (policies, papers, preemption, memory, doubt, service_time, drift, published)
 TABLES: dict[str, Table] = {each.name: each for room in ROOMS for each in room.TABLES}
 
 

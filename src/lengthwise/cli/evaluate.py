@@ -44,7 +44,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
     length_column: Annotated[
-        str | None, typer.Option(help="Column of the answers' lengths in tokens.")
+        str | None,
+        typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
     ] = None,
     answer_column: Annotated[
         str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")

@@ -40,7 +40,8 @@ def train(
     ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
     length_column: Annotated[
-        str | None, typer.Option(help="Column of the answers' lengths in tokens.")
+        str | None,
+        typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
     ] = None,
     answer_column: Annotated[
         str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")

@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 from lengthwise.errors import InputError
 from lengthwise.hints.question import Question
@@ -63,19 +63,22 @@ class PromptEncoder:
             UnpredictableError: the chat template refuses one of them.
         """
         ids: list[Sequence[int]] = [()] * len(questions)
-        chats: dict[int, list[dict[str, Any]]] = {}
+        chats: dict[int, Chat] = {}
         texts: dict[int, str] = {}
         for place, question in enumerate(questions):
             if isinstance(question.prompt, Chat):
                 refusal = self.tokenizer.refuses(question.prompt)
                 if refusal is not None:
                     raise UnpredictableError(place, f"the chat template refuses it: {refusal}")
-                chats[place] = [each.for_template() for each in question.prompt.messages()]
+                chats[place] = question.prompt
             elif isinstance(question.prompt, str):
                 texts[place] = question.prompt
             else:
                 ids[place] = question.prompt
-        encoded = self.tokenizer.encode_conversations(list(chats.values()))
+        encoded = self.tokenizer.encode_conversations(
+            [[each.for_template() for each in chat.messages()] for chat in chats.values()],
+            [chat.tools for chat in chats.values()],
+        )
         encoded += self.tokenizer.encode_plain_many(list(texts.values()))
         for place, found in zip((*chats, *texts), encoded, strict=True):
             ids[place] = found

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.workload.conversation import Chat, MalformedError, read_messages
+from lengthwise.predict.features import FACTS
+from lengthwise.workload.conversation import Chat, MalformedError, read_messages, read_tools
+from lengthwise.workload.facts import SETTINGS, STRUCTURED, Facts, facts_of
 
 MOST_PROMPTS: Final = 4096  #: of one body
 MOST_ANSWER_TOKENS: Final = 2**31 - 1
@@ -20,6 +22,9 @@ READ: Final = (
     "max_completion_tokens",
     "ignore_eos",
     "vllm_xargs",
+    "tools",
+    *SETTINGS,
+    *STRUCTURED,
 )
 
 
@@ -69,7 +74,17 @@ def read_request(request: Mapping[str, Any]) -> list[Question]:
     if not isinstance(hints, dict):
         raise InputError("vllm_xargs must be an object")
     most_tokens = _most_tokens(request)
-    return [Question(prompt, hints, most_tokens) for prompt in _prompts(request)]
+    facts = facts_of(request)
+    return [
+        Question(prompt, {**hints, FACTS: _with_attachments(facts, prompt)}, most_tokens)
+        for prompt in _prompts(request)
+    ]
+
+
+def _with_attachments(facts: Facts, prompt: Chat | str | Sequence[int]) -> Facts:
+    if not isinstance(prompt, Chat):
+        return facts
+    return facts._replace(attachments=sum(each.attachments for each in prompt.messages()))
 
 
 def _prompts(request: Mapping[str, Any]) -> list[Chat | str | Sequence[int]]:
@@ -85,7 +100,7 @@ def _prompts(request: Mapping[str, Any]) -> list[Chat | str | Sequence[int]]:
             raise InputError("messages: there are none")
         for message in conversation:
             _require_text("messages", message.content)
-        return [Chat(conversation, len(conversation))]
+        return [Chat(conversation, len(conversation), read_tools(request.get("tools")))]
     if isinstance(prompt, str):
         return [_require_text("prompt", prompt)]
     if not isinstance(prompt, list) or not prompt:

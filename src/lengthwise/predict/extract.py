@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from lengthwise.predict.features import LORA, TENANT, FeatureRows, find_features, new_scratch
+from lengthwise.predict.features import FACTS, LORA, TENANT, FeatureRows, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.predict.words import SPECIAL, Template, Vocabulary
@@ -58,9 +58,16 @@ class ChatTokenizer(Protocol):
     """What turns prompts into ids; a `PromptTokenizer` does."""
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[Mapping[str, Any]]]
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        tools: Sequence[Sequence[Mapping[str, Any]]] | None = None,
     ) -> list[list[int]]:
-        """The ids of whole conversations, ready for the model to answer."""
+        """The ids of whole conversations, ready for the model to answer.
+
+        Args:
+            conversations: messages.
+            tools: what each may call; None where none may.
+        """
 
 
 def encode_prompts(
@@ -71,7 +78,14 @@ def encode_prompts(
     A prompt that is a text is a chat of one user message, with the system's prompt ahead where the
     table has one.
     """
-    return tokenizer.encode_conversations([_messages_of(dataset, row) for row in rows])
+    rows = list(rows)
+    conversations = [_messages_of(dataset, row) for row in rows]
+    if dataset.chats is None:
+        return tokenizer.encode_conversations(conversations)
+    chats = [dataset.chats[row] for row in rows]
+    return tokenizer.encode_conversations(
+        conversations, [() if chat is None else chat.tools for chat in chats]
+    )
 
 
 def _messages_of(dataset: Dataset, row: int) -> list[dict[str, Any]]:
@@ -99,7 +113,8 @@ def prompt_counter(name: str) -> CountPrompt:
         messages = [{"role": USER, "content": text}]
         if chat is not None:
             messages = [message.for_template() for message in chat.messages()]
-        (ids,) = load(name).encode_conversations([messages])
+        tools = () if chat is None else chat.tools
+        (ids,) = load(name).encode_conversations([messages], [tools])
         return len(ids)
 
     return count
@@ -112,6 +127,8 @@ def requests_of(dataset: Dataset, tokenizer: PromptTokenizer, rows: slice) -> li
     for name, values in ((TENANT, dataset.tenants), (LORA, dataset.loras)):
         for hint, value in zip(hints, (values or [])[rows], strict=False):
             hint[name] = value
+    for hint, facts in zip(hints, (dataset.facts or [])[rows], strict=False):
+        hint[FACTS] = facts
     return [Prompt(token_ids, hint) for token_ids, hint in zip(encoded, hints, strict=True)]
 
 

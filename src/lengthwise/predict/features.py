@@ -10,7 +10,8 @@ Seven groups of features, each hashed into its own part of one table of buckets:
     openings   every two of the first ten words that are further apart
     shape      length and lines of the whole, of the first line and of the rest; the first word with
                the length; numbers by magnitude and what they count; the last character
-    origin     the prompt of the system; tenant and LoRA adapter where the request names them
+    origin     the prompt of the system; tenant and LoRA adapter where the request names them; how
+               it is sampled, where it is cut, and what is attached to it
 
 A feature is present or absent: how often it occurs was measured to add nothing. Training and
 serving call the same compiled function.
@@ -34,6 +35,7 @@ from lengthwise.predict.words import (
     new_words,
     read_words,
 )
+from lengthwise.workload.facts import Facts
 
 #: Of what the features mean. A group may be added without a new one; artifacts do not have it then.
 FEATURES_VERSION: Final = 1
@@ -43,6 +45,7 @@ GROUP_BITS: Final = 17  #: log2 of the buckets of a group
 BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
 TENANT: Final = "lengthwise_tenant"  #: hint: who sends the request
 LORA: Final = "lengthwise_lora"  #: hint: the name of the adapter that it is sent to
+FACTS: Final = "lengthwise_facts"  #: hint: `workload.facts.Facts`, what it says beside its prompt
 
 _MOST_FEATURES: Final = 6 * MOST_WORDS + 256
 _ENTRIES: Final = 1 << 15  #: of the table that finds repeated features; above _MOST_FEATURES
@@ -137,7 +140,7 @@ def find_features(
         vocabulary: each token's bytes.
         template: what to leave aside.
         scratch: where the result goes.
-        hints: what came with the request; `TENANT` and `LORA` are looked at.
+        hints: what came with the request; `TENANT`, `LORA` and `FACTS` are looked at.
 
     Returns:
         how many there are.
@@ -156,6 +159,11 @@ def find_features(
         if value is not None and value != "":
             scratch.buckets[found] = _origin_bucket(name, value)
             found += 1
+    facts = hints.get(FACTS)
+    if isinstance(facts, Facts):
+        for fact in facts.names():
+            scratch.buckets[found] = _origin_bucket(FACTS, fact)
+            found += 1
     return found
 
 
@@ -163,7 +171,7 @@ def _origin_bucket(name: str, value: object) -> int:
     """The feature of a name that came with a request; what has one name is one feature."""
     digest = zlib.crc32(str(value).encode())
     # Its last two bits say which name it is, so that features of one prompt are distinct.
-    own = {TENANT: 1, LORA: 2}[name]
+    own = {TENANT: 1, LORA: 2, FACTS: 3}[name]
     return _ORIGIN << GROUP_BITS | (digest & ((1 << GROUP_BITS) - 1) & ~3) | own
 
 

@@ -73,13 +73,16 @@ class PromptTokenizer:
         )
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[Mapping[str, Any]]]
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        tools: Sequence[Sequence[Mapping[str, Any]]] | None = None,
     ) -> list[list[int]]:
         """The ids of whole conversations, ready for the model to answer, in parallel where it can.
 
         Args:
             conversations: messages with a `role`, a `content` and perhaps `tool_calls`, none that
                 `refuses` refuses. A tokenizer without a chat template joins the contents.
+            tools: what each may call, as OpenAI's API has them; None where none may.
         """
         if not conversations:
             return []
@@ -89,7 +92,11 @@ class PromptTokenizer:
                 for messages in conversations
             ]
             return self._ids(texts)
-        texts = [self._render(messages) for messages in conversations]
+        offered = tools or [()] * len(conversations)
+        texts = [
+            self._render(messages, own)
+            for messages, own in zip(conversations, offered, strict=True)
+        ]
         # The template writes the special tokens itself.
         return self._ids(texts, add_special_tokens=False)
 
@@ -109,7 +116,8 @@ class PromptTokenizer:
         """
         if self._backend.chat_template is None:
             return None
-        if any(message.calls for message in chat.messages()):  # what templates write in many ways
+        calls = any(message.calls for message in chat.messages())
+        if calls or chat.tools:  # what templates write in many ways
             return self._why_refused(chat)
         if chat.roles not in self._refused:
             self._refused[chat.roles] = self._why_refused(chat)
@@ -117,14 +125,19 @@ class PromptTokenizer:
 
     def _why_refused(self, chat: Chat) -> str | None:
         try:
-            self._render([message.for_template() for message in chat.messages()])
+            self._render([message.for_template() for message in chat.messages()], chat.tools)
         except Exception as error:  # templates are programs: they raise what they like
             return str(error).strip().partition("\n")[0] or type(error).__name__
         return None
 
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
         rendered: str = self._backend.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False
+            list(messages),
+            tools=[dict(tool) for tool in tools] or None,
+            add_generation_prompt=True,
+            tokenize=False,
         )
         return rendered
 

@@ -28,7 +28,7 @@ from lengthwise.policy.stand_in import (
     stand_in,
 )
 from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TENANT, TTFT_DEADLINE_MS
-from lengthwise.predict.features import LORA
+from lengthwise.predict.features import FACTS, LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
     Prediction,
@@ -41,6 +41,7 @@ from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.prediction_source import Source
 from lengthwise.vllm.table import LiveTable
+from lengthwise.workload.facts import NOTHING, Facts
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -50,10 +51,24 @@ _RECORDED: Final = ("score", "expected_tokens", "low_tokens", "median_tokens", "
 _UNKNOWN: Final = Prediction(*UNKNOWN)
 
 
-def prompt_of(request: Any) -> Prompt:
-    """All that a predictor may see of a vLLM request."""
+def prompt_of(request: Any, most_tokens: int = 0) -> Prompt:
+    """All that a predictor may see of a vLLM request.
+
+    Args:
+        request: vLLM's.
+        most_tokens: where its answer is cut, see `compat.most_tokens`.
+    """
     sampling = request.sampling_params
     hints = (sampling.extra_args if sampling is not None else None) or {}
+    facts = Facts(most_tokens=most_tokens, attachments=len(request.mm_features))
+    if sampling is not None:
+        facts = facts._replace(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            structured=sampling.structured_outputs is not None,
+        )
+    if facts != NOTHING:
+        hints = {**hints, FACTS: facts}
     if request.lora_request is not None:
         hints = {**hints, LORA: request.lora_request.lora_name}
     token_ids = request.prompt_token_ids
@@ -241,7 +256,9 @@ class Predictions:
 
     def _predict(self, predictor: Predictor, request: Any) -> Prediction | None:
         try:
-            return self._checked(predictor.predict(prompt_of(request)))
+            row = self._live.row(request.request_id)
+            most_tokens = int(self._live.table[row]["most_tokens"])
+            return self._checked(predictor.predict(prompt_of(request, most_tokens)))
         except Exception as error:  # whatever a predictor does, the request is served
             self._complain(f"{type(error).__name__}: {error}")
         return None

@@ -411,8 +411,9 @@ class LengthwiseMixin:
             # A prompt that came as embeddings has no words to learn from.
             if active.length_log is not None and request.prompt_token_ids is not None:
                 values["predictor"] = self._predictor_name if columns["predicted"] else None
+                prompt = prompt_of(request, int(columns["most_tokens"]))
                 self._contained.call(
-                    "length log", active.length_log.answer, prompt_of(request), arrival_s, values
+                    "length log", active.length_log.answer, prompt, arrival_s, values
                 )
         if active.shadow is not None:
             self._contained.call("shadow", active.shadow.request, request, columns, self._clock())

@@ -70,6 +70,7 @@ class Chat(NamedTuple):
 
     conversation: Sequence[Message]
     length: int  #: how many messages of it come before the answer
+    tools: tuple[Mapping[str, Any], ...] = ()  #: what it may call, as OpenAI's API has them
 
     def messages(self) -> list[Message]:
         """The messages that the model is to answer, in order."""
@@ -84,6 +85,19 @@ class Chat(NamedTuple):
     def question(self) -> str:
         """The text of the last message: what is asked."""
         return self.conversation[self.length - 1].content
+
+
+def read_tools(cell: Any) -> tuple[Mapping[str, Any], ...]:
+    """The tools that a request offers, perhaps as JSON; none where it offers none."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return ()
+    known = isinstance(cell, list) and all(
+        isinstance(tool, dict) and isinstance(tool.get("function"), dict) for tool in cell
+    )
+    return tuple(cell) if known else ()
 
 
 def read_messages(cell: Any) -> list[Message]:

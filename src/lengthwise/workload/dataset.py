@@ -24,6 +24,7 @@ from lengthwise.workload.exchanges import (
     Exchanges,
     Row,
 )
+from lengthwise.workload.facts import NOTHING, Facts
 from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.columns import (
     ANSWER_COLUMNS,
@@ -73,6 +74,7 @@ class Dataset:
     loras: list[str] | None = None  #: "" where there is none
     prompt_tokens: NDArray[np.int64] | None = None  #: shape (n,), as the table counts them
     prompt_tokens_column: str | None = None  #: which column that was
+    facts: list[Facts] | None = None  #: what requests say beside their prompts, where rows say it
     chats: list[Chat | None] | None = None  #: whole prompts, where they are conversations
     layout: str = "columns"  #: how the file was read
     holding_answers: int = 0  #: prompts among these that seem to hold their own answers
@@ -101,6 +103,7 @@ class Dataset:
             tenants=self.tenants and _at(self.tenants, places),
             loras=self.loras and _at(self.loras, places),
             prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[places],
+            facts=self.facts and _at(self.facts, places),
             chats=self.chats and _at(self.chats, places),
         )
 
@@ -146,7 +149,8 @@ def load_dataset(
             layouts of `prompt_layouts`, or with a column of prompts and one of answers.
         prompt_column: text, or a list of chat messages, which is cut where the answer begins. None:
             as the layout says, or the first of PROMPT_COLUMNS that the table has.
-        length_column: tokens of the answer. None: as the layout says, or the first of
+        length_column: tokens of the answer; several, separated by commas, are those of several
+            answers to the prompt, the first of which is served. None: as the layout says, or the first of
             LENGTH_COLUMNS that the table has, unless `answer_column` is given; a column "samples"
             is then read as well.
         answer_column: the answer's text, to be counted by `count_tokens`. None: as the layout says,
@@ -215,11 +219,23 @@ def load_dataset(
         loras=kept.loras,
         prompt_tokens=np.array(kept.prompt_tokens, dtype=np.int64) if has_counts else None,
         prompt_tokens_column=(counted or exchanges.layout.name) if has_counts else None,
+        facts=_told(kept.facts, lengths),
         chats=kept.chats if any(kept.chats) else None,
         layout=exchanges.layout.name,
         holding_answers=exchanges.tally.holding if quotes else 0,
         left_out=dict(exchanges.tally.left_out.most_common()),
     )
+
+
+def _told(facts: list[Facts], lengths: NDArray[np.int64]) -> list[Facts] | None:
+    """The facts, if there are any.
+
+    Limits that most answers reach to the token are the lengths of a replay: they are left out.
+    """
+    limits = np.array([each.most_tokens for each in facts])
+    if 2 * (limits[limits > 0] == lengths[limits > 0]).sum() > (limits > 0).sum():
+        facts = [each._replace(most_tokens=0) for each in facts]
+    return facts if any(each != NOTHING for each in facts) else None
 
 
 class Prompts(NamedTuple):
@@ -251,6 +267,7 @@ class _Kept:
         self.rows: list[int] = []
         self.prompts: list[str] = []
         self.chats: list[Chat | None] = []
+        self.facts: list[Facts] = []
         self.prompt_tokens: list[int | None] = []
         self.models: set[str | None] = set()
         task = next((name for name in TASK_COLUMNS if name in names), None)
@@ -288,6 +305,7 @@ class _Kept:
         self.rows.append(row.number)
         self.prompts.append(exchange.prompt)
         self.chats.append(exchange.chat)
+        self.facts.append(exchange.facts)
         self.prompt_tokens.append(exchange.prompt_tokens)
         model = row.record.get(MODEL_COLUMN)
         self.models.add(model if isinstance(model, str) else None)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Chat, MalformedError, Turns
 from lengthwise.workload.documents import Record
+from lengthwise.workload.facts import NOTHING, Facts, facts_of
 from lengthwise.workload.leaks import find_leak
 from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.columns import (
@@ -175,7 +176,7 @@ class Exchanges:
                 if isinstance(found, str):
                     tally.left_out[found] += 1
                     continue
-                exchange = found._replace(beside=beside) if beside else found
+                exchange = found._replace(beside=beside, facts=_facts(found, record))
                 reason = self._why_not(exchange)
                 if reason is None:
                     yield exchange
@@ -237,6 +238,15 @@ class Exchanges:
                 "and answer cannot be told apart: name the column of the prompts alone with "
                 "--prompt-column, or, if these are prompts, keep them with --quotes"
             )
+
+
+def _facts(exchange: Exchange, record: Record) -> Facts:
+    """What a request says beside its prompt: in its body, or in columns of its row."""
+    said = facts_of(record) if exchange.facts == NOTHING else exchange.facts
+    if exchange.chat is None:
+        return said
+    attached = sum(message.attachments for message in exchange.chat.messages())
+    return said._replace(attachments=attached)
 
 
 def _layout(

@@ -84,6 +84,7 @@ class ColumnNames:
     beside: str | None = None  #: joined to the prompt, as Alpaca's input is to its instruction
     length: str | None = None
     answer: str | None = None
+    others: tuple[str, ...] = ()  # lengths of further answers to the same prompt
     samples: str | None = None
     prompt_tokens: str | None = None
 
@@ -118,9 +119,19 @@ class ColumnNames:
             text,
             answer.text,
             tokens,
-            None if self.samples is None else read_samples(record.get(self.samples)),
+            self._samples(record, tokens),
             answer.others,
             prompt_tokens,
+        )
+
+    def _samples(self, record: Record, tokens: int | None) -> NDArray[np.int64] | None:
+        """Lengths of all answers to the prompt, where there are several."""
+        if self.samples is not None:
+            return read_samples(record.get(self.samples))
+        if not self.others:
+            return None
+        return read_samples(
+            [tokens, *(read_length(record.get(name), name) for name in self.others)]
         )
 
     def prompt_of(self, record: Record) -> tuple[Chat | None, str]:
@@ -198,7 +209,9 @@ def name_columns(
     Raises:
         InputError: one is not there; lists those that are.
     """
-    for wanted in (length, answer):
+    lengths = [] if length is None else [length] if length in names else length.split(",")
+    length = next(iter(lengths), None)
+    for wanted in (*lengths, answer):
         if wanted is not None:
             require_column(path, names, wanted)
     chosen = choose_prompt_column(path, names, prompt)
@@ -219,6 +232,7 @@ def name_columns(
         beside if beside != answer else None,
         length,
         answer if length is None or _is_text(head, answer) else None,
+        tuple(lengths[1:]),
         SAMPLES_COLUMN if guessed and length and SAMPLES_COLUMN in names else None,
         one_of(names, *PROMPT_TOKENS_COLUMNS) if prompt_tokens else None,
     )

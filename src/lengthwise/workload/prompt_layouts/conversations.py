@@ -12,6 +12,7 @@ from lengthwise.workload.conversation import (
     answers_of,
     is_messages,
     read_messages,
+    read_tools,
 )
 from lengthwise.workload.documents import Record
 from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length, read_usage
@@ -38,11 +39,12 @@ def dialogue(column: str) -> Any:
         except MalformedError as error:
             yield str(error)  # broken dialogues are common in these sets, and no fault of a user's
             return
+        tools = read_tools(record.get("tools"))
         for found in answers_of(conversation, turns):
             if isinstance(found, str):
                 yield found
             else:
-                chat, place = found
+                chat, place = found[0]._replace(tools=tools), found[1]
                 yield Exchange(chat, chat.question, chat.conversation[place].content)
 
     return read
@@ -78,10 +80,10 @@ def read_logged(record: Record, turns: Turns) -> Iterator[Exchange | str]:
         if messages is None:
             yield "it has no answer"
         else:
-            yield from dialogue("messages")({"messages": messages}, turns)
+            yield from dialogue("messages")(record, turns)
         return
     found = exchange_of(
-        {"messages": messages} if messages is not None else record,
+        record,
         answer.text,
         tokens,
         answer.prompt_tokens if prompt_tokens is None else prompt_tokens,

@@ -19,8 +19,10 @@ from lengthwise.workload.conversation import (
     before_the_answer,
     is_messages,
     read_messages,
+    read_tools,
 )
 from lengthwise.workload.documents import Record
+from lengthwise.workload.facts import NOTHING, Facts, facts_of
 
 
 class Exchange(NamedTuple):
@@ -33,6 +35,7 @@ class Exchange(NamedTuple):
     samples: NDArray[np.int64] | None = None  #: tokens of several answers to the prompt
     other_answers: tuple[str, ...] = ()  #: texts of further answers to the prompt
     prompt_tokens: int | None = None  #: as the file counts them
+    facts: Facts = NOTHING  #: what its request says beside the prompt
     beside: tuple[str, ...] = ()  #: other texts that a predictor sees: the system's prompt, hints
 
 
@@ -97,11 +100,13 @@ def exchange_of(
         instructions = body.get("instructions")  # of the Responses API, ahead of its input
         if isinstance(instructions, str) and instructions.strip():
             messages.insert(0, Message(SYSTEM, instructions))
-        chat = before_the_answer(messages)
-        return Exchange(chat, chat.question, answer, tokens, prompt_tokens=prompt_tokens)
+        chat = before_the_answer(messages)._replace(tools=read_tools(body.get("tools")))
+        return Exchange(
+            chat, chat.question, answer, tokens, prompt_tokens=prompt_tokens, facts=facts_of(body)
+        )
     if not isinstance(asked, str) or not asked.strip():
         raise MalformedError("the prompt is not text" if asked else "there is no prompt")
-    return Exchange(None, asked, answer, tokens, prompt_tokens=prompt_tokens)
+    return Exchange(None, asked, answer, tokens, prompt_tokens=prompt_tokens, facts=facts_of(body))
 
 
 def mooncake_body(record: Record) -> Record:
