@@ -174,6 +174,12 @@ class Live:
         """A total of the scheduler's."""
         return int(self.status()["counters"][name])
 
+    def counter_now(self, name: str) -> int:
+        """The same from a status that is written from now on: at least one every few seconds."""
+        now = time.time()
+        self.wait_for(lambda: self.status()["time"] >= now)
+        return self.counter(name)
+
     def choose(self, **settings: object) -> None:
         """Give it other settings, and wait until they are in force."""
         digest = parse_settings(GOOD | settings).write(self.settings)

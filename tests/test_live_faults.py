@@ -294,7 +294,7 @@ HOSTILE = {
 def test_hostile_requests_are_served_or_refused_among_others(live: Live) -> None:
     """Each of them twenty times, between others, with everything written down."""
     live.choose(**writes_all(live), client_priority=True)
-    finished = live.counter("finished")
+    finished = live.counter_now("finished")
     asks = [ask for ask in HOSTILE.values() for _ in range(20)]
     others = live.busy([Ask(100)] * 40)
     outcomes = live.send(asks).outcomes()
@@ -311,7 +311,7 @@ def test_hostile_requests_are_served_or_refused_among_others(live: Live) -> None
 
 @pytest.mark.slow
 def test_900_of_1000_leave_and_come_again(live: Live) -> None:
-    finished = live.counter("finished")
+    finished = live.counter_now("finished")
     leaving = [Ask(300, leaves_after=1 + number % 7) for number in range(900)]
     first = live.send([*leaving, *[Ask(60)] * 100])
     again = live.send([Ask(30)] * 900)
@@ -325,7 +325,7 @@ def test_900_of_1000_leave_and_come_again(live: Live) -> None:
 
 
 def test_10_000_queued_are_all_answered(live: Live) -> None:
-    finished = live.counter("finished")
+    finished = live.counter_now("finished")
     crowd = live.send([Ask(1 + number % 9) for number in range(10_000)])
     live.wait_for(lambda: crowd.tokens > 1)
     live.choose(policy="trail")
