@@ -41,7 +41,7 @@ from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 #: shortest of many is mostly longer than that.
 MARGIN: Final = 0.25
 
-#: Steps that a swap has to gain: where both ways are equal, the last digit of a sum must not decide.
+#: Steps that a swap has to gain: where both ways are equal, a sum's last digit must not decide.
 LEAST_GAIN: Final = 1e-6
 
 #: How many times the expected growth has to be free: predictions err, and what is held stays held.
