@@ -4,6 +4,8 @@
 #   make test     every kind of test, a real engine end to end among them
 #   make test-all what make test leaves out: the tests that are marked slow
 #   make test-vllm   vLLM's own tests of its scheduler, with ours in its place (fetches vLLM's source)
+#   make test-versions   our tests of the scheduler with each vLLM that is supported (fetches theirs)
+#   make test-live   some forty faults on live servers, one after the other
 #   make figures  every published comparison that needs no wall clock, exactly, and into the docs
 #   make check    ruff and mypy
 #   make docs     the documentation, strict, into site/
@@ -21,7 +23,7 @@ PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loa
 # Tables of prompts, answer lengths and traffic. What is not there is left out and said.
 FIGURES_DATA ?= ../shared/data
 
-.PHONY: demo test test-all test-vllm figures check docs install constraints clean
+.PHONY: demo test test-all test-vllm test-versions test-live figures check docs install constraints clean
 
 # Real prompts, where they lie beside the project; else those of the built-in model.
 DEMO_DATA := $(wildcard ../shared/data/prompts_alpaca_vicuna7b.parquet)
@@ -30,7 +32,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/lengthwise demo --out demo $(if $(DEMO_DATA),--data $(DEMO_DATA))
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not live"
 
 test-all: $(INSTALLED)
 	$(PYTEST) -m slow
@@ -38,6 +40,14 @@ test-all: $(INSTALLED)
 # Needs a package index, and a quarter of an hour: not for every change.
 test-vllm: $(INSTALLED)
 	$(VENV)/bin/python scripts/vllm_tests.py
+
+# The same: three versions' source, and a quarter of an hour.
+test-versions: $(INSTALLED)
+	$(VENV)/bin/python scripts/vllm_versions.py
+# Half an hour on a small machine; `make test-all` has one fault of each kind.
+test-live: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m live
+
 figures: $(INSTALLED)
 	$(VENV)/bin/python -m bench.figures --data $(FIGURES_DATA)
 	$(VENV)/bin/python scripts/fill_tables.py

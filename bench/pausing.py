@@ -5,7 +5,8 @@
     python bench/pausing.py --predictions raw --costs a100:llama-3-8b
 
 Requests have real lengths (see --data) or log-normal ones; what is predicted of them is the true
-length with log-normal noise. `calibrated`: mean and quantiles of the length given the noisy one, as
+length with log-normal noise; with `probe`, what a probe says once the prompt has been computed has
+less of the same noise. `calibrated`: mean and quantiles of the length given the noisy one, as
 a predictor says them that was calibrated on held-out requests. `raw`: the noisy length itself.
 
 Figures are fcfs / policy, medians over seeds: larger is better. `longest_wait` is the mean over
@@ -40,6 +41,7 @@ from lengthwise.workload.trace import Trace
 
 REQUESTS = 3000
 SIGMA = 1.1  # of the predictions' noise
+PROBE_SIGMA = 0.44  # of a probe's
 PLACES = 512  # in the worker
 STALL_S = 10.0  # the default bound
 RATIOS = ("mean", "p99", "s_per_token", "ttft", "longest_wait", "worst_wait")
@@ -102,33 +104,60 @@ FLOORS: dict[tuple[str, float], dict[str, float]] = {
     ("log-normal", 0.9): {"mean": 1.02, "ttft": 8.0},
     ("vicuna", 0.9): {"mean": 1.02, "ttft": 4.0},
 }
+#: The same for one that looks at waiting requests; it keeps the mean of its twin that does not.
+PEEK_FLOORS: dict[tuple[str, float], dict[str, float]] = {("vicuna", 1.15): {"mean": 2.0}}
+PEEK_KEPT = 0.99
 #: What of its twin's figure it has to keep.
 KEPT = {"mean": 0.99, "s_per_token": 0.99, "longest_wait": 0.99, "p99": 0.97}
 
-#: Label, discipline, and whether it pauses.
-POLICIES: tuple[tuple[str, dict[str, Any], bool], ...] = (
-    ("sjf", {"policy": "sjf"}, False),
+
+@dataclass(frozen=True)
+class Twin:
+    """A policy as it is compared: `pauses`, with a `probe`, and with that, `peeks`."""
+
+    label: str
+    discipline: dict[str, Any]
+    pauses: bool = False
+    probe: bool = False
+    peeks: bool = False
+
+
+POLICIES: tuple[Twin, ...] = (
+    Twin("sjf", {"policy": "sjf"}),
     *(
-        each
+        twin
         for name in ("srpt", "trail", "gittins")
-        for each in (
-            (f"{name}:preemption=never", {"policy": name, "preemption": "never"}, False),
-            (name, {"policy": name}, False),
-            (name, {"policy": name}, True),
+        for twin in (
+            Twin(f"{name}:preemption=never", {"policy": name, "preemption": "never"}),
+            Twin(name, {"policy": name}),
+            Twin(name, {"policy": name}, pauses=True),
+            Twin(name, {"policy": name}, pauses=True, probe=True),
+            Twin(name, {"policy": name}, pauses=True, probe=True, peeks=True),
         )
     ),
 )
 
 
-def said(answers: NDArray[np.int64], held_out: NDArray[np.int64], seed: int, raw: bool) -> Noise:
-    """Score, expected, low, median and high of noisy predictions, shape [n, 5]."""
-    generator = np.random.default_rng([seed, 11])
-    score = np.log(answers) + SIGMA * generator.standard_normal(len(answers))
+def said(
+    answers: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    seed: int,
+    raw: bool,
+    sigma: float = SIGMA,
+) -> Noise:
+    """Score, expected, low, median and high of noisy predictions, shape [n, 5].
+
+    The noise of a smaller `sigma` is a part of that of SIGMA: a probe sees the prompt, too.
+    """
+    noise = np.random.default_rng([seed, 11]).standard_normal(len(answers))
+    own = np.random.default_rng([seed, 12]).standard_normal(len(answers))
+    part = sigma / SIGMA
+    score = np.log(answers) + sigma * (part * noise + np.sqrt(1.0 - part**2) * own)
     if raw:
-        noisy, spread = np.exp(score), np.exp(float(ndtri(0.9)) * SIGMA)
+        noisy, spread = np.exp(score), np.exp(float(ndtri(0.9)) * sigma)
         return np.stack([score, noisy, noisy / spread, noisy, noisy * spread], axis=1)
     lengths = np.sort(held_out).astype(np.float64)
-    distance = (score[:, None] - np.log(lengths)) / SIGMA
+    distance = (score[:, None] - np.log(lengths)) / sigma
     weight = np.exp(-0.5 * (distance**2 - (distance**2).min(axis=1, keepdims=True)))
     weight /= weight.sum(axis=1, keepdims=True)
     below = np.cumsum(weight, axis=1)
@@ -179,7 +208,7 @@ def rows(
     prompts, answers = np.maximum(prompts, 1), np.maximum(answers, 1)
     cost = parse_preset(costs).cost
     found: list[list[dict[str, float]]] = [[] for _ in POLICIES]
-    taus = []
+    taus: list[tuple[float, float]] = []
     for seed in range(seeds):
         generator = np.random.default_rng([seed, 7])
         drawn = generator.integers(len(answers), size=REQUESTS)
@@ -196,25 +225,38 @@ def rows(
         rate = load * capacity(trace, cost, engine)
         trace = trace.with_arrivals(gamma(REQUESTS, rate, 1.0, seed))
         predictions = said(trace.output_tokens, held_out, seed, raw)
-        taus.append(float(kendalltau(predictions[:, 0], trace.output_tokens)[0]))
+        probe = said(trace.output_tokens, held_out, seed, raw, PROBE_SIGMA)
+        before, after = (
+            float(kendalltau(each[:, 0], trace.output_tokens)[0]) for each in (predictions, probe)
+        )
+        taus.append((before, after))
         base = figures(simulate(trace, make_discipline("fcfs"), cost, engine, log_steps=True))
-        for place, (_, arguments, pauses) in enumerate(POLICIES):
-            discipline = make_discipline(**arguments, pausing=pauses, max_stall_s=STALL_S)
+        for place, twin in enumerate(POLICIES):
+            discipline = make_discipline(
+                **twin.discipline, pausing=twin.pauses, peek=twin.peeks, max_stall_s=STALL_S
+            )
             served = simulate(
-                trace, discipline, cost, engine, predictions=predictions, log_steps=True
+                trace,
+                discipline,
+                cost,
+                engine,
+                predictions=predictions,
+                probe=probe if twin.probe else None,
+                log_steps=True,
             )
             own = figures(served)
             found[place].append({**own, **{name: base[name] / own[name] for name in RATIOS}})
-    for (label, _, pauses), each in zip(POLICIES, found, strict=True):
+    for twin, each in zip(POLICIES, found, strict=True):
         yield {
             "workload": case.name,
             "load": load,
             "kv": memory,
             "costs": costs,
-            "policy": label,
-            "pausing": pauses,
-            "peek": False,
-            "tau": round(median(taus), 3),
+            "policy": twin.label,
+            "pausing": twin.pauses,
+            "peek": twin.peeks,
+            "tau": round(median(before for before, _ in taus), 3),
+            "tau_probe": round(median(after for _, after in taus), 3) if twin.probe else None,
             **{name: float(f"{median(one[name] for one in each):.4g}") for name in each[0]},
         }
 
@@ -226,11 +268,22 @@ def missed(table: list[dict[str, Any]]) -> Iterator[str]:
         for row in table
         if row["policy"].endswith("never")
     }
+    unseeing = {
+        (row["workload"], row["load"], row["kv"], row["policy"]): row
+        for row in table
+        if row["tau_probe"] and not row["peek"]
+    }
     for row in table:
         if not row["pausing"]:
             continue
         name = f"{row['workload']} at {row['load']}, KV {row['kv']}, {row['policy']}"
-        floors = FLOORS.get((row["workload"], row["load"]), {}) if row["kv"] == "ample" else {}
+        name += " peek" if row["peek"] else " probe" if row["tau_probe"] else ""
+        every = PEEK_FLOORS if row["peek"] else FLOORS
+        floors = every.get((row["workload"], row["load"]), {}) if row["kv"] == "ample" else {}
+        if row["peek"]:
+            without = unseeing[row["workload"], row["load"], row["kv"], row["policy"]]
+            if row["mean"] < PEEK_KEPT * without["mean"]:
+                yield f"{name}: mean is {row['mean'] / without['mean']:.3f} of that without looks"
         for figure, floor in floors.items():
             if row[figure] < floor:
                 yield f"{name}: {figure} {row[figure]:.3g}, the floor is {floor:g}"
@@ -273,6 +326,7 @@ def _print(new: list[dict[str, Any]]) -> None:
     print(f"\n{first['workload']}, load {first['load']}, KV {first['kv']}, tau {first['tau']:.2f}")
     for row in new:
         label = row["policy"] + (" pausing" if row["pausing"] else "")
+        label += " peek" if row["peek"] else " probe" if row["tau_probe"] else ""
         ratios = "  ".join(f"{name} {row[name]:.2f}" for name in RATIOS)
         print(
             f"  {label:24} {ratios}  swaps {row['swaps']:.0f}, paused {row['paused_max']:.0f}, "

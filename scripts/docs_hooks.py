@@ -167,6 +167,14 @@ def hint_outcomes(_: str) -> str:
     return table(("outcome", "what became of the request"), rows)
 
 
+def gateway_outcomes(_: str) -> str:
+    """What a gateway counts of requests."""
+    from lengthwise.gateway.counters import OUTCOMES
+
+    rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
+    return table(("outcome", "what became of the request"), rows)
+
+
 def reference_flags(_: str) -> str:
     """What the built-in model is served with."""
     from lengthwise.serve.command import REFERENCE_FLAGS
@@ -301,6 +309,36 @@ def tau_figure(_: str) -> str:
     return f'<figure class="plot">{" ".join(drawing.split())}</figure>'
 
 
+def guards_figure(_: str) -> str:
+    """Mean against tail for kinds of guards, drawn from docs/results/choose-guard.json."""
+    drawing: str = runpy.run_path(str(ROOT / "scripts" / "draw_guards.py"))["draw"](guard_rows())
+    return f'<figure class="plot">{" ".join(drawing.split())}</figure>'
+
+
+def guards_table(_: str) -> str:
+    """The rows of docs/results/choose-guard.json."""
+    figures = ("mean", "p99", "longest_wait", "worst_wait")
+    heads = ("load", "guard", "pausing", *figures, "bounds")
+    rows = [
+        (
+            row["load"],
+            code(row["guard"]),
+            "on" if row["pausing"] else "off",
+            *(f"{row[name]:.2f}×" for name in figures),
+            row["bound"],
+        )
+        for row in guard_rows()
+    ]
+    return table(heads, rows)
+
+
+def guard_rows() -> list[dict[str, Any]]:
+    """What `python bench/guards.py --json` gave."""
+    kept = (ROOT / "docs" / "results" / "choose-guard.json").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(kept)["rows"]
+    return rows
+
+
 def type_name(annotation: Any) -> str:
     """A short name for a setting's type, as JSON users know it."""
     origin = typing.get_origin(annotation)
@@ -343,8 +381,11 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "counters": counters,
     "fields": fields,
     "file": file,
+    "guards-figure": guards_figure,
+    "guards-table": guards_table,
     "guessed-columns": guessed_columns,
     "hint-outcomes": hint_outcomes,
+    "gateway-outcomes": gateway_outcomes,
     "layouts": layouts,
     "policies": policies,
     "policy": policy,

@@ -52,6 +52,16 @@ def quantiles(histogram: str) -> dict[str, str]:
     }
 
 
+def waits_by(label: str, legend: str) -> dict[str, str]:
+    """The median and the 99 % quantile of the time in the queue, for each value of a label."""
+    histogram = f"lengthwise_queue_time_seconds_bucket{OURS}"
+    rates = f"sum by (le, {label}) (rate({histogram}[$__rate_interval]))"
+    return {
+        f"{legend}, {round(100 * part)} %": f"histogram_quantile({part}, {rates})"
+        for part in (0.5, 0.99)
+    }
+
+
 ROWS: Final[dict[str, list[Panel]]] = {
     "Is there a queue?": [
         Panel(
@@ -134,6 +144,30 @@ ROWS: Final[dict[str, list[Panel]]] = {
             "The other price.",
             "s",
             {"engine {{engine}}": gauge("prefill_token_seconds")},
+        ),
+    ],
+    "Who waits": [
+        Panel(
+            "Time in the queue by predicted length",
+            "To the first step. Short answers should wait less; how much longer long ones do is "
+            "the price.",
+            "s",
+            waits_by("predicted_tokens", "{{predicted_tokens}} tokens"),
+        ),
+        Panel(
+            "Time in the queue by class",
+            "To the first step, by the request's own priority.",
+            "s",
+            waits_by("class", "class {{class}}"),
+        ),
+        Panel(
+            "Requests begun",
+            "By predicted length: how the traffic is made up.",
+            "ops",
+            {
+                "{{predicted_tokens}} tokens": "sum by (predicted_tokens) "
+                f"(rate(lengthwise_queue_time_seconds_count{OURS}[$__rate_interval]))"
+            },
         ),
     ],
     "Predictions": [

@@ -17,6 +17,11 @@
     python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
     python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
     python scripts/fill_tables.py recorded-steps r.json   of bench/recorded_steps.py --json
+    python scripts/fill_tables.py deadlines d.json        of bench/deadlines.py --json
+    python scripts/fill_tables.py tenants t.json          of bench/tenants.py --json
+    python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
+    python scripts/fill_tables.py scrape s.json           of bench/scrape.py --json
+    python scripts/fill_tables.py predict-server p.json   of bench/predict_server.py --json
     python -m bench.figures && python scripts/fill_tables.py    the exact ones (`make figures`)
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
@@ -41,6 +46,7 @@ from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
 from scripts.result_tables import TABLES, Row, comparison_table
+from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
 
 from lengthwise.measure.comparison import compare
@@ -71,6 +77,11 @@ COMMANDS = {
     "emulated-server": "python bench/emulated_server.py --json",
     "presets": "python bench/presets.py --json",
     "recorded-steps": "python bench/recorded_steps.py --clock processor --json",
+    "deadlines": "python bench/deadlines.py --json",
+    "tenants": "python bench/tenants.py --json",
+    "versions": "make test-versions",
+    "scrape": "python bench/scrape.py --json",
+    "predict-server": "python bench/predict_server.py DIR --data TABLE --json",
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {
@@ -167,7 +178,13 @@ def filled(text: str) -> str:
         if not path.is_file():
             return found[0]
         kept = read(path)
-        tables = {**TABLES, **PRESET_TABLES, **FIGURE_TABLES, "recorded-steps": recorded_table}
+        tables = {
+            **TABLES,
+            **PRESET_TABLES,
+            **FIGURE_TABLES,
+            **SERVICE_TABLES,
+            "recorded-steps": recorded_table,
+        }
         lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 

@@ -17,17 +17,19 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Final
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from scripts.vllm_source import unpack
+
+from lengthwise.errors import LengthwiseError
 from lengthwise.vllm.compat import installed_version
 
 ROOT: Final = Path(__file__).parent.parent
 BUILD: Final = ROOT / "build" / "vllm-tests"
-#: what vLLM's setup.py imports to say which version it is; kept out of the environment
-TOOLS: Final = ("setuptools-scm", "setuptools-rust")
 #: models that the tests name, of which only the shape is read: the default one of each kind
 SHAPES: Final = {
     "facebook/opt-125m": ("OPTConfig", "OPTForCausalLM"),
@@ -50,44 +52,9 @@ OPTIONS: Final = (
 
 def fetch(version: str) -> Path:
     """The folder with vLLM's tests, fetched where it is not there yet."""
-    folder = BUILD / f"vllm-{version}"
-    if (folder / "tests").is_dir():
-        return folder
-    tools = BUILD / "tools"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    own = {**os.environ, "PIP_NO_WARN_CONFLICTS": "1"}
-    subprocess.run([*pip, "install", "--target", tools, *TOOLS], env=own, stderr=subprocess.DEVNULL)
-    # pip asks setup.py for the version even of what it only downloads.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tools),
-        "VLLM_TARGET_DEVICE": "empty",
-        "VLLM_VERSION_OVERRIDE": version,
-    }
-    options: list[str | Path] = [
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-binary",
-        "vllm",
-        "--dest",
-        BUILD,
-    ]
-    done = subprocess.run(
-        [*pip, "download", *options, f"vllm=={version}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    archive = BUILD / f"vllm-{version}.tar.gz"
-    if not archive.is_file():
-        last = (done.stderr.strip().splitlines() or ["nothing was downloaded"])[-1]
-        sys.exit(f"the package index gave no source distribution of vLLM {version}: {last}")
-    with tarfile.open(archive) as packed:
-        members = [each for each in packed if each.name.startswith(f"vllm-{version}/tests/")]
-        packed.extractall(BUILD, members, filter="data")
-    archive.unlink()
+    folder = unpack(version, "tests", BUILD / f"vllm-{version}")
     # What all of vLLM's tests share needs packages that those of the scheduler do not.
-    (folder / "tests" / "conftest.py").unlink()
+    (folder / "tests" / "conftest.py").unlink(missing_ok=True)
     return folder
 
 
@@ -153,7 +120,10 @@ def main() -> None:
     if not version:
         sys.exit("vLLM is not installed: run make install")
     BUILD.mkdir(parents=True, exist_ok=True)
-    folder = fetch(version)
+    try:
+        folder = fetch(version)
+    except LengthwiseError as error:
+        sys.exit(str(error))
     stock = run(folder, "stock", given)
     ours = run(folder, "ours", given)
     passed = [name for name, outcome in stock.items() if outcome == "passed"]

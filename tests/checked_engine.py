@@ -159,7 +159,9 @@ class CheckedEngine(SteppedEngine):
         assert len(newcomers) >= len(victims), "a request made way for one that was not admitted"
 
     def _check_overtaking(self, step: Step) -> None:
-        priorities = {request_id: ask.priority for request_id, ask in self.asked.items()}
+        # Whether clients' priorities count is a setting.
+        believed = self.scheduler._believes_priority
+        priorities = {i: believed * ask.priority for i, ask in self.asked.items()}
         order = list(self.requests)
         place = {request_id: index for index, request_id in enumerate(order)}
         for request_id in step.admitted:
@@ -175,6 +177,10 @@ class CheckedEngine(SteppedEngine):
                 bound = self._max_overtakes + self._overtake_share * self._ahead[waiting]
                 bound += self.scheduler.max_num_active_reqs - 1
                 assert self._overtaken[waiting] <= bound, f"{waiting} was overtaken too often"
+            # Nor may it be moved ahead for those who did not overtake it.
+            live = self.scheduler._live
+            counted = live.table["overtaken"][live.row(waiting)] if waiting in live else 0
+            assert counted <= self._overtaken[waiting], f"{waiting}: {counted} counted"
 
 
 def _is_ready(request: Any) -> bool:

@@ -48,11 +48,16 @@ class PlainEngine:
         self.holds: dict[int, tuple[int, int]] = {}  # block: (request, place)
         self.running: list[Job] = []
         self.waiting: list[Job] = []
-        self.admitted: list[int] = []
+        self.admitted: list[Any] = []  # rows of those who came in since the last ranking
         self.groups, self.ranks = np.zeros(len(table), np.int64), np.zeros(len(table))
         self.now, self.step, self.head = 0.0, 0, 0
         self.prices, self.ran = StepTime(), (0, 0, 0.0)  # and the step before: tokens, seconds
         self.ranked, self.prefill_weight = False, 0.0  # of `plan`
+        self.served: dict[int, int] = {}  # by tenant: what has ended, and what it was lifted by
+        self.waited: set[int] = set()  # tenants, when last looked at
+        self.least = 0  # what the one of them had that was served least
+        self.ranked, self.prefill_weight, self.token_work = False, 0.0, 0.0  # of `plan`
+        self.decoded, self.prefilled, self.admissions = 0, 0, 0  # tokens so far
 
     def run(self, jobs: list[Job]) -> None:
         coming = list(jobs)
@@ -65,6 +70,7 @@ class PlainEngine:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
                 job.row.ahead, job.row.arrival_s = len(self.waiting), self.now  # as it is seen
+                job.row.decoded_before, job.row.prefilled_before = self.decoded, self.prefilled
                 self.waiting.append(job)
             self.take_step()
 
@@ -92,6 +98,7 @@ class PlainEngine:
         began = self.now
         self.now += step_seconds.py_func(self.terms, new, decode, kv, len(ran), pairs)
         self.ran = new, decode, self.now - began
+        self.decoded, self.prefilled = self.decoded + decode, self.prefilled + new
         for job in ran:
             job.row.last_step, job.scheduled = self.step, 0
             job.row.promoted, job.chunk = max(job.row.promoted - 1, 0), job.left > 0
@@ -99,6 +106,8 @@ class PlainEngine:
                 job.tokens.append(self.now)
                 if len(job.tokens) == job.output:
                     self.leave(job, FREE)
+                    took = int(job.row.prompt_tokens) + 2 * job.output
+                    self.served[job.row.tenant] = self.served.get(job.row.tenant, 0) + took
 
     def admit(self, budget: int, order: list[Job] | None) -> None:
         guards = self.discipline.guards[0]
@@ -115,7 +124,8 @@ class PlainEngine:
             job.computed, job.row.state = len(job.blocks) * self.size, RUNNING
             self.waiting.remove(job)
             self.running.append(job)
-            self.admitted.append(int(job.row.arrival_index))
+            self.admitted.append(job.row)
+            self.admissions += 1
             if job.row.promoted == 0 and job.row.idle_steps >= guards["starvation_threshold"]:
                 job.row.promoted = guards["starvation_quantum"]
             job.started = self.now if math.isnan(job.started) else job.started

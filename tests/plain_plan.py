@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
-    service_time = engine.discipline.service_time
-    engine.prefill_weight = engine.prices.prefill_weight(slots) if service_time else 0.0
+    engine.token_work = engine.prices.prefill_weight(slots)
+    engine.prefill_weight = engine.token_work * engine.discipline.service_time
     front = swap(engine) or fits(engine)
     wanted = sum(math.ceil(job.left / engine.size) for job in engine.running)
     most = len(engine.running) + math.ceil(engine.limits.token_budget / engine.size)
@@ -51,25 +51,68 @@ def rank(engine: PlainEngine) -> None:
         return
     engine.ranked = True
     chosen = engine.discipline
+    leads(engine)
     for job in engine.running + engine.waiting:
         row = job.row
         if row.state == RUNNING:
             row.age, row.computed_tokens = len(job.tokens), job.computed
         else:
             row.cached_tokens = len(engine.cached(job)) * engine.size * chosen.reads_prefix_cache
-            row.overtaken += sum(index > row.arrival_index for index in engine.admitted)
+            row.overtaken += len(
+                [
+                    other
+                    for other in engine.admitted
+                    if other.arrival_index > row.arrival_index and not other.priority < row.priority
+                ]
+            )
         row.wait_s, row.idle_steps = engine.now - row.arrival_s, engine.step - row.last_step
         if row.age > 0:
             law = row.expected, row.low, row.median, row.high
             row.remaining = expected_remaining(*law, row.age)
         held = row.computed_tokens if row.state == RUNNING else row.cached_tokens
         row.prefill_work = engine.prefill_weight * max(row.prompt_tokens + row.age - held - 1, 0)
-        place = tier.py_func(row, chosen.guards.view(np.recarray)[0])
+    price, guards = engine.token_work, chosen.guards.view(np.recarray)[0]
+    queued = sum(int(job.row.remaining + price * job.known + 0.5) for job in engine.waiting)
+    mean = (engine.decoded + price * engine.prefilled) / max(engine.admissions, 1)
+    for job in engine.running + engine.waiting:
+        row = job.row
+        if row.state != RUNNING:
+            row.queued_work = max(row.queued_work, queued)
+        served = engine.decoded - row.decoded_before
+        served += price * (engine.prefilled - row.prefilled_before)
+        row.lateness = 0.0
+        if math.isfinite(guards.max_lead):
+            longer = max(row.remaining / max(mean, 1.0), 1.0)
+            row.lateness = served * longer**0.125 / max(row.queued_work + guards.max_lead * mean, 1)
+    for job in engine.running + engine.waiting:
+        row = job.row
+        place = tier.py_func(row, guards)
         parameters = chosen.parameters.view(np.recarray)[0]
         value = chosen.policy.rank.py_func(row, engine.now, parameters)
         engine.groups[job.index] = row.priority * TIERS + place
+        left = 1.0 - row.lateness**8
+        value = value * left if value > 0 else value / left if left > 0 else value
         engine.ranks[job.index] = row.arrival_index if place == OVERDUE else value
     engine.admitted = []
+
+
+def leads(engine: PlainEngine) -> None:
+    """How far each tenant is ahead of the one of those that wait that was served least."""
+    begun = [job for job in engine.running + engine.waiting if job in engine.running or job.tokens]
+    served = dict(engine.served)
+    for job in begun:
+        length = round(float(job.row.expected))
+        served[job.row.tenant] = served.get(job.row.tenant, 0) + job.row.prompt_tokens + 2 * length
+    wait = {job.row.tenant for job in engine.waiting}
+    engine.least = min([served.get(t, 0) for t in wait & engine.waited] or [engine.least])
+    for tenant in wait - engine.waited:
+        lift = max(engine.least - served.get(tenant, 0), 0)
+        served[tenant] = served.get(tenant, 0) + lift
+        engine.served[tenant] = engine.served.get(tenant, 0) + lift
+    engine.waited = wait
+    engine.least = min([served[t] for t in wait] or [engine.least])
+    for job in engine.waiting:
+        job.row.lead = served[job.row.tenant] - engine.least
 
 
 def swap(engine: PlainEngine) -> list[Job] | None:

@@ -21,6 +21,7 @@ import pytest
 
 from lengthwise.hints.counters import ServerMetrics, hint_requests
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.families import families
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana-dashboard.json"
@@ -68,12 +69,12 @@ def known() -> set[str]:
     documented = (ROOT / "docs/reference/counters.md").read_text()
     names = {f"lengthwise_{name}_total" for name in Counters().snapshot()}
     names |= set(re.findall(r"`(lengthwise_\w+)`", documented))
-    for counted in (ServerMetrics().registry, hint_requests()):
-        for family in counted.collect():
-            if family.type == "histogram":
-                names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
-            else:
-                names.add(family.name + "_total" * (family.type == "counter"))
+    collected = [*ServerMetrics().registry.collect(), *hint_requests().collect()]
+    for family in (*collected, *families([], ["engine"])):
+        if family.type == "histogram":
+            names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
+        else:
+            names.add(family.name + "_total" * (family.type == "counter"))
     for name in re.findall(r'name="(vllm:\w+)"', theirs):
         names |= {name, f"{name}_total", *(f"{name}_{end}" for end in ("bucket", "sum", "count"))}
     return names

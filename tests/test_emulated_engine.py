@@ -33,13 +33,16 @@ def make_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeC
 
     with ExitStack() as cores:
 
-        def make(**more: Any) -> Any:
+        def make(settings: dict[str, Any] | None = None, **more: Any) -> Any:
+            ours: dict[str, Any] = {"emulate": {"preset": PRESET.name}}
+            if settings is not None:
+                ours["settings"] = settings
             config = EngineArgs(
                 model=str(model_folder(PRESET.model, tmp_path / "model")),
                 distributed_executor_backend=EXECUTOR,
                 block_size=16,
                 enforce_eager=True,
-                additional_config={"lengthwise": {"emulate": {"preset": PRESET.name}}},
+                additional_config={"lengthwise": ours},
                 **more,
             ).create_engine_config()
             core = EngineCore(config, Executor.get_class(config), log_stats=False)
@@ -162,3 +165,69 @@ def test_another_link_is_refused(connector: str, bandwidth: object, message: str
     )
     with pytest.raises(InputError, match=message):
         transfers_of(SimpleNamespace(kv_transfer_config=link), 1)
+
+
+def test_who_waits_for_its_kv_counts_once_it_has_left_the_queue(make_core: MakeCore) -> None:
+    """Which is when its KV is asked for, long before it runs."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    link = {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {BANDWIDTH: 2.0},
+    }
+    settings = {"policy": "sjf", "predictor": "declared", "max_overtakes": 3, "tau_floor": None}
+    decode = make_core(
+        kv_transfer_config=link,
+        max_num_seqs=1,
+        scheduler_cls="lengthwise.vllm.Scheduler",
+        settings=settings,
+    )
+    scheduler = decode.scheduler
+
+    def send(name: str, tokens: int) -> None:
+        blocks = 4
+        transfer = {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [list(range(1, 1 + blocks))],
+            "remote_engine_id": "prefill",
+            "remote_request_id": name,
+            "remote_host": "nowhere",
+            "remote_port": 1,
+            "tp_size": 1,
+            "remote_num_tokens": 16 * blocks,
+        }
+        hints = {"lengthwise_expected_tokens": tokens, "kv_transfer_params": transfer}
+        request, wave = decode.preprocess_add_request(
+            EngineCoreRequest(
+                request_id=name,
+                prompt_token_ids=list(range(4, 4 + 16 * blocks)),
+                mm_features=None,
+                sampling_params=SamplingParams(max_tokens=3, ignore_eos=True, extra_args=hints),
+                pooling_params=None,
+                arrival_time=time.time(),
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            )
+        )
+        decode.add_request(request, wave)
+
+    for name, tokens in (("runs", 1), ("long", 900), *((f"short{n}", 5) for n in range(6))):
+        send(name, tokens)
+    first = scheduler.schedule  # one plan asks for the KV of all, and runs none of them
+    left: list[int] = []
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        output = first(*arguments, **more)
+        left.append(scheduler._planner._admissions)
+        return output
+
+    scheduler.schedule = noted
+    while scheduler.has_requests() or decode.batch_queue:
+        decode.step_fn()
+    assert left[0] > 0  # guards and blend count whoever leaves the queue
+    assert left[-1] == 8
+    assert scheduler.counters.admissions == 8  # and these ran

@@ -46,8 +46,13 @@ def started(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str], tmp_path: Path) -> None:
-    deadline = time.monotonic() + START_S
+def wait_for(
+    what: Callable[[], object],
+    process: subprocess.Popen[str],
+    tmp_path: Path,
+    patience_s: float = START_S,
+) -> None:
+    deadline = time.monotonic() + patience_s
     while not what():
         assert process.poll() is None, (tmp_path / "err").read_text()[-3000:]
         assert time.monotonic() < deadline, (tmp_path / "err").read_text()[-3000:]

@@ -140,8 +140,7 @@ def test_a_full_disk_is_counted_and_the_journal_goes_on(tmp_path: Path) -> None:
 
 def test_each_engine_has_its_own(tmp_path: Path) -> None:
     for engine in (0, 1):
-        folder = tmp_path / f"engine-{engine}" if engine else tmp_path
-        journal = Journal(folder, engine, Counters())
+        journal = Journal(tmp_path, engine, Counters())
         facts = {"index": 0, "priority": 0, "prompt_tokens": 1, "waiting": 0}
         journal.put(t=0.0, event="arrived", request=f"of-{engine}", id="", **facts)
         journal.close()

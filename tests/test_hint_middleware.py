@@ -169,6 +169,25 @@ def test_llm_ds_deadline_is_written_too(header: bytes, written: float | None) ->
     assert asyncio.run(run(kept, write="priority")) == kept
 
 
+TENANT = "lengthwise_tenant"
+
+
+@pytest.mark.parametrize("by", ["llm-d", "gateway"])
+def test_whose_a_request_is_the_gateway_says(by: str) -> None:
+    async def run(body: object) -> Any:
+        middleware = Middleware(seen, "prompt-length", tokenizer="reference", patience_s=60)
+        await send(middleware, [json.dumps(body).encode()], headers=[(name, b"acme")])
+        return json.loads(seen.body)
+
+    name = f"x-{by}-inference-fairness-id".encode()
+    seen = Seen()
+    assert asyncio.run(run(CHAT))["vllm_xargs"][TENANT] == "acme"
+    claimed = CHAT | {"vllm_xargs": {TENANT: "other", OURS: 5}}
+    assert asyncio.run(run(claimed))["vllm_xargs"] == {TENANT: "acme", OURS: 5}
+    _, body = passed(claimed)  # where no gateway says so, the client does
+    assert body["vllm_xargs"][TENANT] == "other"
+
+
 def test_the_prompts_of_a_completion_share_a_mean() -> None:
     _, one = passed({"prompt": [1, 2, 3]})
     _, two = passed({"prompt": [[1, 2, 3], [1, 2, 3, 4, 5]]})
@@ -189,10 +208,15 @@ def test_a_length_that_the_client_names_is_kept_and_passed_on() -> None:
         assert passed(agreed)[1] == agreed
 
 
-def test_hints_that_contradict_each_other_are_kept_and_counted() -> None:
+def test_hints_that_contradict_each_other_are_kept_counted_and_said(
+    log: pytest.LogCaptureFixture,
+) -> None:
     given = CHAT | {"vllm_xargs": {OURS: 50}, "nvext": {"agent_hints": {"osl": 500}}}
     with counts(contradictory=1):
         assert passed(given)[1] == given
+    (line,) = (record.getMessage() for record in log.records)
+    assert "one names 50 and 500 tokens" in line
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lengthwise.policy.order import interleave
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import FREE, PARKED, RUNNING, WAITING, RequestTable, new_table
 
-NOBODY = np.empty(0, dtype=np.int64)
+Admitted = Sequence[tuple[int, int]]  # arrival_index and priority of each
 
 
 def table_of(*requests: dict[str, Any]) -> RequestTable:
@@ -30,12 +31,13 @@ def ordered(
     table: RequestTable,
     now: float = 0.0,
     step: int = 0,
-    admitted: Any = NOBODY,
+    admitted: Admitted = (),
     want: int = 100,
     admissions: int = 0,
 ) -> list[int]:
     order = StepOrder()
-    order.rank(discipline, table, len(table), now, step, np.asarray(admitted, dtype=np.int64))
+    pairs = np.array(admitted, np.int64).reshape(-1, 2)
+    order.rank(discipline, table, len(table), now, step, pairs)
     rows = order.first(discipline, table, len(table), want, admissions)
     return [int(row) for row in rows]
 
@@ -109,22 +111,37 @@ def test_priority_is_the_outermost_key_even_against_an_overdue_request() -> None
 
 def test_an_admission_overtakes_those_who_arrived_before_it() -> None:
     table = table_of({"score": 9.0}, {"score": 8.0}, {"score": 1.0, "state": RUNNING}, {"score": 2})
-    ordered(make_discipline("ltr"), table, admitted=[2])
+    ordered(make_discipline("ltr"), table, admitted=[(2, 0)])
     assert table["overtaken"].tolist() == [1, 1, 0, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(-1, 1), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(0, 25), st.integers(-1, 2)), max_size=20),
+)
+def test_only_later_arrivals_of_its_own_class_or_a_lower_one_overtake_a_request(
+    classes: list[int], admitted: list[tuple[int, int]]
+) -> None:
+    table = table_of(*({"priority": priority} for priority in classes))
+    ordered(make_discipline("ltr"), table, admitted=admitted)
+    for row, priority in enumerate(classes):
+        overtakers = [who for who in admitted if who[0] > row and who[1] >= priority]
+        assert table["overtaken"][row] == len(overtakers)
 
 
 def test_from_the_bound_on_nobody_later_goes_first() -> None:
     discipline = make_discipline("ltr", max_overtakes=3)
     table = table_of({"score": 9.0, "overtaken": 2}, {"score": 8.0}, {"score": 1.0})
     assert ordered(discipline, table) == [2, 1, 0]
-    assert ordered(discipline, table, admitted=[7]) == [0, 2, 1]
+    assert ordered(discipline, table, admitted=[(7, 0)]) == [0, 2, 1]
 
 
 def test_a_longer_queue_lets_more_go_first() -> None:
     discipline = make_discipline("ltr", max_overtakes=3, overtake_share=0.5)
     table = table_of({"score": 9.0, "overtaken": 4, "ahead": 4}, {"score": 8.0}, {"score": 1.0})
     assert ordered(discipline, table) == [2, 1, 0]
-    assert ordered(discipline, table, admitted=[7]) == [0, 2, 1]
+    assert ordered(discipline, table, admitted=[(7, 0)]) == [0, 2, 1]
 
 
 def test_overdue_requests_run_in_order_of_arrival() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -21,11 +22,13 @@ from lengthwise.probe.bins import (
 )
 from lengthwise.probe.refine import (
     HIGH,
+    LEAST_EPSILON,
     LOW,
     MEAN,
     MEDIAN,
     Filter,
     new_filter,
+    pool,
     refine,
     start,
     summarise,
@@ -186,6 +189,20 @@ def test_divided_by_base_rates_it_is_bayes_rule_and_as_published_it_is_not() -> 
         beliefs.append(belief[0])
     np.testing.assert_allclose(beliefs[0], exact, rtol=1e-4)
     assert abs(beliefs[1] - exact).max() > 0.1
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+def test_two_readers_of_one_prompt_are_pooled_as_their_geometric_mean(sigma: float) -> None:
+    edges = geometric_edges(400, 8)
+    likely = np.random.default_rng(0).dirichlet(np.ones(8), 1).astype(np.float32)
+    posteriors = np.zeros((3, 8))
+    start(posteriors, np.array([1]), likely)
+    pool(posteriors, np.array([1]), np.array([50.0]), np.array([sigma]), new_filter(edges, 1, 0))
+    law = NormalDist(math.log(50.0), sigma)
+    up_to = np.array([0.0, *(law.cdf(math.log(edge)) for edge in edges[1:-1]), 1.0])
+    mean = np.sqrt(likely[0] * np.maximum(np.diff(up_to), LEAST_EPSILON))
+    np.testing.assert_allclose(posteriors[1], mean / mean.sum(), rtol=1e-6)
+    assert not posteriors[[0, 2]].any()
 
 
 def test_starting_normalises_and_survives_nonsense() -> None:

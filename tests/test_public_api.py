@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "vllm",
         "emulate",
     },
+    "gateway": {"request", "policy", "workload", "predict", "hints", "vllm"},
     "compare": {
         "serve",
         "workload",
@@ -70,6 +71,7 @@ LIGHT = [
     "lengthwise.learn",
     "lengthwise.learn.learner",
     "lengthwise.hints",
+    "lengthwise.gateway.run",
 ]
 HEAVY = {"torch", "vllm", "transformers"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.

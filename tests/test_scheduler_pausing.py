@@ -278,9 +278,15 @@ def test_where_nobody_can_be_paused_it_is_said_in_one_line() -> None:
         scheduler(active=8, most=8)
     with pytest.raises(InputError, match="several groups"):
         scheduler(kv_groups=2)
+    with pytest.raises(InputError, match="start with --probe DIR"):
+        scheduler(settings={"peek": True})
+    with pytest.raises(InputError, match="set pausing, too"):
+        scheduler(settings={"peek": True, "pausing": False})
     with pytest.raises(InputError, match="max_stall_s"):
         scheduler(settings={"max_stall_s": 0})
-    engine = SteppedEngine(scheduler(active=8, most=8, settings={"pausing": "auto"}))
+    engine = SteppedEngine(
+        scheduler(active=8, most=8, settings={"pausing": "auto", "peek": "auto"})
+    )
     for place in range(30):
         engine.add(ask(f"r{place}", 10 + place))
         engine.step()

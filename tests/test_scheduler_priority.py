@@ -9,6 +9,7 @@ who is admitted, and who makes way.
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from checked_engine import CheckedEngine
 from engine_harness import Ask, SteppedEngine, build_scheduler
@@ -101,58 +105,36 @@ def test_the_queue_can_be_looked_at_between_steps(vllm_policy: str) -> None:
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("groups", [1, 2, 3])
-def test_the_worst_class_makes_way_on_hybrid_models_too(groups: int, policy: str) -> None:
-    """Which need a block in each group of layers: nobody knows beforehand that memory is short."""
-    for spare in range(0, 6 * groups, 2):
-        stock, ours = (
-            first_evicted(scheduler_class, groups, spare, policy)
-            for scheduler_class in (stock_scheduler(), Scheduler)
-        )
-        assert ours == stock
-        assert "class6" in ours
+def test_the_worst_class_makes_room_whatever_the_number_of_kv_groups(
+    groups: int, policy: str
+) -> None:
+    """Hybrid models need a block in each group of layers: nobody knows beforehand that memory is
+    short. Six of as many classes, the worst first in the batch, need a new block at once."""
 
-
-def stock_scheduler() -> Any:
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
-
-    return Stock
-
-
-def first_evicted(scheduler_class: Any, groups: int, spare: int, policy: str) -> list[str]:
-    import torch
-    from vllm.v1.kv_cache_interface import (
-        FullAttentionSpec,
-        KVCacheConfig,
-        KVCacheGroupSpec,
-        SlidingWindowSpec,
-    )
-
-    def hybrid(**arguments: Any) -> Any:
-        shape = {"block_size": 16, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
-        specs = [FullAttentionSpec(**shape)]
-        specs += [SlidingWindowSpec(**shape, sliding_window=1024)] * (groups - 1)
-        arguments["kv_cache_config"] = KVCacheConfig(
-            num_blocks=1 + 12 * groups + spare,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec([f"layer{i}"], s) for i, s in enumerate(specs)],
-        )
-        return scheduler_class(**arguments)
-
-    engine = SteppedEngine(
-        build_scheduler(
-            hybrid,
+    def first_evicted(scheduler_class: Any, spare: int) -> list[str]:
+        scheduler = build_scheduler(
+            scheduler_class,
             num_blocks=1 + 12 * groups + spare,
             policy="priority",
             prefix_caching=False,
+            kv_groups=groups,
             lengthwise={"settings": {"policy": policy}},
         )
-    )
-    for place in range(6):  # the worst class first; all of them need a new block in the same step
-        prompt = [7 + place] * (26 + place)
-        name = f"class{6 - place}"
-        engine.add(Ask(name, prompt, 40, priority=6 - place, arrival_time=float(place)))
-        engine.step()
-    return next((sorted(s.preempted) for s in (engine.step() for _ in range(3)) if s.preempted), [])
+        engine = SteppedEngine(scheduler)
+        for place in range(6):
+            prompt = [7 + place] * (26 + place)
+            engine.add(Ask(f"{place}", prompt, 40, priority=6 - place, arrival_time=float(place)))
+            engine.step()
+        evicted = [sorted(engine.step().preempted) for _ in range(3)]
+        return next((names for names in evicted if names), [])
+
+    seen = 0
+    for spare in range(0, 6 * groups, 2):
+        ours = first_evicted(Scheduler, spare)
+        assert ours == first_evicted(None, spare)
+        assert ours == [str(place) for place in range(len(ours))]
+        seen += bool(ours)
+    assert seen
 
 
 @pytest.mark.parametrize("vllm_policy", ["fcfs", "priority"])
@@ -268,31 +250,54 @@ class _Classless:
         return getattr(self._engine, name)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3])
-def test_the_worst_class_makes_room_whatever_the_number_of_kv_groups(groups: int) -> None:
-    """Six of as many classes, the worst first in the batch, need a block of every group at once."""
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_stream_of_a_better_class_leaves_the_others_their_order_and_their_bound(
+    data: st.DataObject,
+) -> None:
+    """An adversary sends requests of a better class whenever it likes: it can take slots from the
+    others, but neither makes them go in order of arrival nor lets them overtake more often."""
+    bound = data.draw(st.integers(2, 6), label="max_overtakes")
+    scheduler = build_scheduler(
+        Scheduler,
+        max_num_seqs=data.draw(st.integers(1, 3), label="slots"),
+        policy="priority",
+        lengthwise={"settings": {"policy": "sjf", "predictor": "oracle", "max_overtakes": bound}},
+    )
+    engine = CheckedEngine(scheduler, max_overtakes=bound)
+    names = itertools.count()
 
-    def first_evicted(scheduler_class: Any, spare: int) -> list[str]:
-        scheduler = build_scheduler(
-            scheduler_class,
-            num_blocks=1 + 12 * groups + spare,
-            policy="priority",
-            prefix_caching=False,
-            kv_groups=groups,
-            lengthwise={"settings": {"policy": "fcfs"}},
-        )
-        engine = SteppedEngine(scheduler)
-        for place in range(6):
-            prompt = [7 + place] * (26 + place)
-            engine.add(Ask(f"{place}", prompt, 40, priority=6 - place, arrival_time=float(place)))
+    def send(priority: int) -> None:
+        answer = data.draw(st.integers(1, 40), label="tokens")
+        name, hints = f"r{next(names)}", {"lengthwise_true_tokens": answer}
+        engine.add(Ask(name, [7] * 8, answer, priority=priority, hints=hints))
+
+    for _ in range(40):
+        if data.draw(st.booleans(), label="theirs"):
+            send(0)
+        if data.draw(st.booleans(), label="ours"):
+            send(1)
+        engine.step()
+    engine.drain()
+
+
+def test_who_is_overtaken_by_a_better_class_alone_is_served_in_order_of_length() -> None:
+    scheduler = build_scheduler(
+        Scheduler,
+        max_num_seqs=1,
+        policy="priority",
+        lengthwise={"settings": {"policy": "sjf", "predictor": "oracle", "max_overtakes": 6}},
+    )
+    engine = SteppedEngine(scheduler)
+    for name, answer, priority in [
+        ("runs", 5, 1),
+        *((f"low{tokens}", tokens, 1) for tokens in (50, 40, 30, 20, 10)),
+        *((f"high{number}", 4, 0) for number in range(12)),
+    ]:
+        hints = {"lengthwise_true_tokens": answer}
+        engine.add(Ask(name, [7] * 8, answer, priority=priority, hints=hints))
+        if name == "runs":
             engine.step()
-        evicted = [sorted(engine.step().preempted) for _ in range(3)]
-        return next((names for names in evicted if names), [])
-
-    seen = 0
-    for spare in range(0, 6 * groups, 2):
-        ours = first_evicted(Scheduler, spare)
-        assert ours == [str(place) for place in range(len(ours))]
-        assert bool(ours) == bool(first_evicted(None, spare))
-        seen += bool(ours)
-    assert seen
+    engine.run()
+    low = [name for name in engine.finished if name.startswith("low")]
+    assert low == ["low10", "low20", "low30", "low40", "low50"]

@@ -121,6 +121,7 @@ def test_a_window_begins_where_the_engine_was_empty() -> None:
         "prompt_tokens": [5] * n,
         "output_tokens": [5] * n,
         "priority": [0] * n,
+        "tenant": [0] * n,
         "predictions": [None] * n,
         "blocks": [[]] * n,
     }

@@ -33,7 +33,9 @@ POLICIES = (
 )
 
 
-def random_discipline(policy: str, generator: np.random.Generator) -> Discipline:
+def random_discipline(
+    policy: str, generator: np.random.Generator, max_tenant_lead: float | None
+) -> Discipline:
     if policy == "fcfs":
         return make_discipline(policy)
     return make_discipline(
@@ -42,17 +44,19 @@ def random_discipline(policy: str, generator: np.random.Generator) -> Discipline
         max_overtakes=generator.choice([None, 2, 5]),
         overtake_share=generator.choice([0.0, 0.5]),
         max_wait_s=generator.choice([None, 0.1]),
+        max_lead=generator.choice([None, 0.0, 1.0, 3.0]),
         starvation_threshold=generator.choice([None, 6]),
         starvation_quantum=3,
         max_preemptions=int(generator.integers(1, 4)),
         memory_growth=generator.choice([0.0, 0.0, 1.0]),
         service_time=bool(generator.integers(2)),
+        max_tenant_lead=max_tenant_lead,
     )
 
 
 def random_case(
     policy: str, seed: int
-) -> tuple[Trace, np.ndarray, np.ndarray, Discipline, EngineSettings, StepCost]:
+) -> tuple[Trace, np.ndarray, np.ndarray, np.ndarray, Discipline, EngineSettings, StepCost]:
     generator = np.random.default_rng([seed, POLICIES.index(policy)])
     n = int(generator.integers(1, 12))
     outputs = generator.integers(1, 16, n)
@@ -79,13 +83,17 @@ def random_case(
     prefill_s = generator.choice([1e-5, 1e-3])
     cost = StepCost(7e-3, prefill_s, 1e-4, 1e-6, 1e-5, 1e-7, linear=knots)
     classes = generator.integers(-1, 2, n) * int(policy != "fcfs" and generator.integers(2))
-    return trace, predictions, classes, random_discipline(policy, generator), engine, cost
+    chance = np.random.default_rng([seed, POLICIES.index(policy), 1])
+    tenants = chance.integers(0, 3, n)
+    discipline = random_discipline(policy, generator, chance.choice([None, 0.0, 30.0]))
+    return trace, predictions, classes, tenants, discipline, engine, cost
 
 
 def plain(
     trace: Trace,
     predictions: np.ndarray,
     classes: np.ndarray,
+    tenants: np.ndarray,
     discipline: Discipline,
     engine: EngineSettings,
     cost: StepCost,
@@ -96,6 +104,7 @@ def plain(
     for i, row in enumerate(table.view(np.recarray)):
         row.state, row.arrival_index, row.predicted = WAITING, i, 1
         row.priority, row.arrival_s = classes[i], trace.arrival_s[i]
+        row.tenant = tenants[i]
         row.prompt_tokens = trace.prompt_tokens[i]
         for name, value in zip(PREDICTION, predictions[i], strict=True):
             row[name] = value
@@ -131,7 +140,8 @@ def test_many_schedules_are_identical(policy: str) -> None:
 
 def require_identical(policy: str, seeds: range) -> None:
     for seed in seeds:
-        trace, predictions, classes, discipline, engine, cost = random_case(policy, seed)
+        trace, predictions, classes, tenants, *rest = random_case(policy, seed)
+        discipline, engine, cost = rest
         simulated = simulate(
             trace,
             discipline,
@@ -139,9 +149,10 @@ def require_identical(policy: str, seeds: range) -> None:
             engine,
             predictions=predictions,
             priority=classes,
+            tenant=tenants,
             token_times=True,
         )
-        jobs = plain(trace, predictions, classes, discipline, engine, cost)
+        jobs = plain(trace, predictions, classes, tenants, discipline, engine, cost)
         try:
             assert_same(jobs, simulated)
         except AssertionError as error:

@@ -26,6 +26,7 @@ from lengthwise.simulate.cluster import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.vllm.settings import parse_settings
+from virtual_probe import VirtualProbe, random_distributions, said
 from virtual_replicas import router, serve
 from virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
@@ -165,6 +166,7 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
                 "pausing": True,
                 "max_stall_s": [None, 0.2][each % 2],
                 "memory_growth": 0.0,
+                "max_lead": None if scarce else 1.0,
             }
             workload = replace(workload, settings=workload.settings | more | {"parameters": {}})
             if scarce:
@@ -181,6 +183,49 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
             freed += requests["memory_preemptions"].sum()
     assert pauses > 3
     assert freed > 0 or not scarce
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_looks_are_equal(lag: int, scarce: bool) -> None:
+    """The same requests are let in early, put aside and ordered by what a probe read."""
+    engine = EngineSettings(
+        slots=4,
+        max_seqs=24,
+        token_budget=60,
+        kv_blocks=60 if scarce else 24 * 17,
+        block_size=16,
+        prefix_caching=bool(lag),
+        lag=lag,
+    )
+    peeks = 0
+    with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
+        probe = VirtualProbe(virtual)
+        for each in range(PAUSES):
+            workload = random_workload(7000 + 10 * each, engine)
+            more = {
+                "policy": ["srpt", "trail", "gittins"][each % 3],
+                "predictor": Foretold.name,
+                "preemption": ["pays", "greedy"][each // 3 % 2],
+                "pausing": True,
+                "peek": True,
+                "max_stall_s": [None, 0.2][each % 2],
+                "max_overtakes": [None, 5][each // 2 % 2],
+                "memory_growth": 0.0,
+            }
+            workload = replace(workload, settings=workload.settings | more | {"parameters": {}})
+            likely = random_distributions(workload.trace.output_tokens, each)
+            probe.expect(likely)
+            virtual.use(workload.settings)
+            before = virtual.scheduler.counters.peeks
+            served = virtual.run(workload.asked)
+            simulation = simulated(workload, engine, probe=said(likely, workload.predictions))
+            assert differences(served, simulation) < 1e-9, f"workload {each}: {workload.settings}"
+            assert_same_counts(served, simulation)
+            looked = virtual.scheduler.counters.peeks - before
+            assert looked == simulation.requests["looks"].sum()
+            peeks += looked
+    assert peeks > 10
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -127,6 +127,7 @@ def random_workload(seed: int, engine: EngineSettings) -> Workload:
         settings |= {
             "pausing": ["auto", False][int(chance.integers(4)) // 3],
             "max_stall_s": [None, 0.1, 1.0][int(chance.integers(3))],
+            "max_lead": [None, 0.5, 2.0][int(chance.integers(3))],
         }
         if (adapts := get_policy(policy).adapts) is not None:
             settings["parameters"] = {adapts: ["auto", 0.5][int(generator.integers(2))]}

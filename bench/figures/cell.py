@@ -19,7 +19,7 @@ from lengthwise.vllm.settings import Settings, parse_spec
 from lengthwise.workload.trace import Trace
 
 #: As in `lengthwise bench`: guards are off where a spec does not set them.
-BARE: Final = Settings(predictor=Foretold.name, max_overtakes=None, tau_floor=None)
+BARE: Final = Settings(predictor=Foretold.name, max_overtakes=None, max_lead=None, tau_floor=None)
 
 #: Significant digits of a figure: the last ones depend on how a processor adds a column up.
 DIGITS: Final = 9

@@ -1,10 +1,11 @@
-"""Files that somebody else writes, read in bounded time and memory whatever a path leads to."""
+"""Files that others write or want as well: read in bounded time and memory, or locked."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
@@ -23,3 +24,27 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"is larger than {most_bytes >> 20} MiB")
     return data
+
+
+def take_lock(path: Path) -> IO[bytes] | None:
+    """Hold a lock as long as the returned file is open; None where somebody else holds it.
+
+    The system releases it with the process, however that ends. The file and its folder are made if
+    missing, and stay.
+
+    Raises:
+        OSError: the file cannot be written, or its file system knows no locks.
+    """
+    import fcntl  # not everywhere, and nothing else here needs it
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        file.close()
+        raise
+    return file

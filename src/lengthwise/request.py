@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 FREE: Final = 0  #: the row is not in use
 WAITING: Final = 1  #: queued and may be admitted
 RUNNING: Final = 2  #: holds a slot
+PREDICTED: Final = 1  #: value of `predicted`: from the prompt's words
 BY_PROBE: Final = 2  #: value of `predicted`
 PARKED: Final = 3  #: neither queued nor running: waits for remote KV or for streaming input
 PAUSED: Final = 4  #: left out of the steps; its KV and its place in the worker stay its own
+
+LOOKING: Final = 1  #: value of `look`: it was let in to be prefilled, for the probe to read it
+LOOKED: Final = 2  #: it has been read and put aside, and waits for its turn
+LENT: Final = 3  #: it was paused for the steps of another's look, and goes on behind them
 
 REQUEST: Final = np.dtype(
     [
@@ -33,7 +38,7 @@ REQUEST: Final = np.dtype(
         ("score", np.float64),  # predicted score, lower means shorter; no unit
         ("remaining", np.float64),  # predicted output tokens still to come
         ("arrival_s", np.float64),  # s, scheduler's monotonic clock, when first seen
-        ("overtaken", np.int32),  # later arrivals that got a slot while this one waited
+        ("overtaken", np.int32),  # see `policy.order.overtakers`
         ("promoted", np.int32),  # iterations of promotion left to run (LTR's quantum M)
         # The prediction, in output tokens.
         ("expected", np.float64),  # mean of the total
@@ -51,15 +56,23 @@ REQUEST: Final = np.dtype(
         ("preemptions", np.int32),  # times preempted so far
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         ("ahead", np.int64),  # requests that waited when it arrived
+        # Tokens that the engine had computed when it arrived, of answers and of prompts.
+        ("decoded_before", np.int64),
+        ("prefilled_before", np.int64),
+        ("queued_work", np.int64),  # the most that waited at once while it did, in output tokens
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none
+        ("tenant", np.int64),  # whose it is, see `policy.tenants`; 0: of those that are not named
         ("pauses", np.int64),  # times paused so far
         ("paused_s", np.float64),  # s, when it was paused last
+        ("look", np.int64),  # 0, LOOKING, LOOKED or LENT; see `policy.peek`
         # Derived: written by the kernel before it ranks.
         ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival
+        ("lateness", np.float64),  # share used up of the work that may be done before it starts
         ("idle_steps", np.int64),  # steps since it last ran
         ("stalled_s", np.float64),  # s since it was paused, while it is
+        ("lead", np.int64),  # tokens that its tenant was served beyond the one served least
     ],
     align=True,
 )

@@ -91,6 +91,15 @@ def bench(
     max_num_seqs: Annotated[
         int | None, typer.Option(min=1, help="Slots: requests that run at once, as in vLLM.")
     ] = None,
+    pausing: Annotated[
+        bool | None,
+        typer.Option(
+            "--pausing/--no-pausing",
+            help="For `--engine virtual`: a request that makes way keeps its KV, and is not "
+            "computed again.",
+            show_default="with --forward",
+        ),
+    ] = None,
     kv_blocks: Annotated[
         int | None,
         typer.Option(min=1, help="For `--engine virtual`: KV blocks; default: the GPU's."),
@@ -188,6 +197,7 @@ def bench(
         predictor_tokenizer,
         refuse_options,
         run_virtual_bench,
+        with_places,
     )
     from lengthwise.compare.corpus_table import corpus_table
     from lengthwise.compare.requests import choose_requests, describe_requests
@@ -228,9 +238,18 @@ def bench(
                 because="reads hidden states, which nothing computes here: add --forward",
             )
             machine = choose_gpu(gpu, model, slots=max_num_seqs, kv_blocks=kv_blocks)
+        pausing = forward if pausing is None else pausing
+        if pausing:
+            machine = with_places(machine)
     else:
         refuse_options(
-            {"--forward": forward, "--gpu": gpu, "--kv-blocks": kv_blocks, "--seeds": seeds},
+            {
+                "--forward": forward,
+                "--gpu": gpu,
+                "--pausing": pausing,
+                "--kv-blocks": kv_blocks,
+                "--seeds": seeds,
+            },
             because="is for virtual time: add --engine virtual, or leave it out",
         )
         model = model or REFERENCE
@@ -239,7 +258,7 @@ def bench(
     chosen_predictor = predictor_setting(predictor)
     if own and predictor is None:
         chosen_predictor = str((out / PREDICTOR_FOLDER).absolute())
-    settings = parse_policies(policy, chosen_predictor)
+    settings = parse_policies(policy, chosen_predictor, pausing=bool(pausing))
     recorded = read_trace(trace or workload, speed) if arrivals is Arrivals.TRACE else None
     if recorded is not None and (load or rate):
         raise InputError("--arrivals trace says when requests arrive: leave --load and --rate out")

@@ -143,6 +143,7 @@ def run_forward_bench(
         return Draw(requests, notes)
 
     first = draw(plan.seed)
+    probe_tau = session.probe_tau
     if table is None:
         notes = [
             "Each answer was ended by the model itself, sampled with a seed of its own; oracles "
@@ -161,6 +162,11 @@ def run_forward_bench(
     if model.probe is not None:
         notes.append(
             f"The probe ran every {model.probe.interval} steps; its own time is not in the clock."
+        )
+    if probe_tau is not None:
+        notes.append(
+            "Once their prompts had been computed, the probe's Kendall tau on these requests was "
+            f"{probe_tau:.2f}."
         )
     if table is not None and table.rejected:
         notes.append(f"{len(table.rejected)} malformed rows were left out")

@@ -20,12 +20,14 @@ from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
 from lengthwise.cli.explain import explain
+from lengthwise.cli.gateway import gateway
 from lengthwise.cli.inspect import inspect
 from lengthwise.cli.off import off, on
 from lengthwise.cli.predict_server import predict_server
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
+from lengthwise.cli.status import status
 from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
 from lengthwise.cli.train_probe import train_probe
@@ -44,6 +46,7 @@ app.command()(demo)
 # vLLM's own flags are passed on, so options that are not ours are no error here.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(check)
+app.command()(status)
 app.command()(off)
 app.command()(on)
 app.command()(explain)
@@ -61,6 +64,7 @@ app.command()(tune)
 app.command()(doctor)
 app.command()(compile)
 app.command()(predict_server)
+app.command()(gateway)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

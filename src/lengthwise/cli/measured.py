@@ -85,7 +85,9 @@ def _settings(info: RoundInfo) -> Settings:
     """What the round ran with; older runs kept only the label, which says the same."""
     if info.settings:
         return parse_settings(info.settings)
-    return parse_spec(info.policy, Settings(predictor="declared", max_overtakes=None))
+    return parse_spec(
+        info.policy, Settings(predictor="declared", max_overtakes=None, max_lead=None)
+    )
 
 
 def _limits(run: RunInfo, log: EngineLog, notes: dict[str, None]) -> EngineSettings:

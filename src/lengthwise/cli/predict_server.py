@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from typing import Annotated
 
 import typer
 
-from lengthwise.errors import InputError
+from lengthwise.cli.listen import address_of, bound
 
 _MEGABYTE = 1_000_000
 
@@ -44,14 +43,13 @@ def predict_server(
     from lengthwise.hints.predictor import PromptPredictor
     from lengthwise.hints.server import make_app
 
-    with _bound(host, port) as listener:
+    with bound(host, port) as listener:
         answering = PromptPredictor(predictor, tokenizer)
         answering.warm_up()
         app = make_app(answering, megabytes * _MEGABYTE)
         # From here on the system takes connections, so that "ready" is no promise.
         listener.listen(1024)
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}"
+        address = address_of(listener, host)
         if json:
             print(json_module.dumps({"url": address, "predictor": answering.name}), flush=True)
         print(
@@ -61,23 +59,3 @@ def predict_server(
             flush=True,
         )
         web.run_app(app, sock=listener, print=None, access_log=None)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address, before anything slow is done."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-    except OSError as error:
-        raise InputError(f"--host {host}: {error.strerror}") from None
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise InputError(
-            f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
-        ) from None
-    return listener

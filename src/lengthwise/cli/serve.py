@@ -138,15 +138,17 @@ def serve(
     theirs = settings is not None and settings.exists()
     if theirs:
         assert settings is not None
-        chosen = _settings_of(settings, [name for name, given in named.items() if given])
+        chosen = settings_in_force(settings, [name for name, given in named.items() if given])
     else:
         if learn and log is not None and predictor is None:
-            predictor = _learnt_before(log)
+            predictor = learnt_before(log)
         chosen = new_settings(policy, predictor, log, log_text, host)
         chosen = chosen.model_copy(update={"shadow": chosen.shadow or shadow})
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
     path = (settings or own_settings_file(port)).absolute()
+    if settings is None:  # beside a file of ours, there is a place for it
+        chosen = chosen.model_copy(update={"journal": str(path.parent / "journal")})
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
     engines = _engines_folder()
@@ -161,7 +163,7 @@ def serve(
         engines=None if engines is None else Path(engines.name),
     )
     if not theirs:  # and not before: a server that has this port reads its settings there
-        _write(chosen, path)
+        write_settings(chosen, path)
     with suppress(OSError):  # `lengthwise off` then wants the file's name
         note_settings(port, path)
     if sys.stderr.isatty():
@@ -190,7 +192,7 @@ def serve(
         try:
             server.wait_ready()
             _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
-            with _learner(chosen, path, learn_every) if learn else nullcontext():
+            with learner_of(chosen, path, learn_every) if learn else nullcontext():
                 server.wait()
         except KeyboardInterrupt:
             server.end()
@@ -229,7 +231,7 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     load_predictor(settings.predictor, tokenizer=str(here) if here.is_dir() else None)
 
 
-def _settings_of(file: Path, given: list[str]) -> Settings:
+def settings_in_force(file: Path, given: list[str]) -> Settings:
     """The settings that a file of the user's holds, which says everything."""
     from lengthwise.vllm.settings import read_settings
 
@@ -258,7 +260,7 @@ def new_settings(
     return parse_spec(policy or "srpt", base)
 
 
-def _learnt_before(log: Path) -> str:
+def learnt_before(log: Path) -> str:
     """What learning begins with: what it had come to, or no predictor."""
     from lengthwise.learn.learner import latest_predictor
     from lengthwise.predict.load import NO_PREDICTOR
@@ -269,7 +271,7 @@ def _learnt_before(log: Path) -> str:
     return latest or NO_PREDICTOR
 
 
-def _learner(settings: Settings, path: Path, every: int) -> LearnerProcess:
+def learner_of(settings: Settings, path: Path, every: int) -> LearnerProcess:
     """The process that learns from the log that the settings name."""
     from lengthwise.learn.supervisor import LearnerProcess
 
@@ -284,7 +286,8 @@ def predictor_setting(predictor: str | None) -> str | None:
     return predictor
 
 
-def _write(settings: Settings, path: Path) -> None:
+def write_settings(settings: Settings, path: Path) -> None:
+    """Write the settings file that is to be watched."""
     try:
         settings.write(path)
     except OSError as error:

@@ -248,7 +248,7 @@ def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
     from lengthwise.vllm.settings import parse_settings
 
     # What was simulated without a bound must not be given the default one.
-    values = {"max_overtakes": None, **result.chosen.candidate.discipline}
+    values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}
     if values["policy"] == "fcfs":
         return parse_settings(values), ""
     if predictor is not None and Path(predictor).is_dir():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "llama-3-8b"
 _LEARNT_FROM = 1500
+_PLACES = 512  # for paused requests, in the worker
 
 
 def refuse_options(given: Mapping[str, object], *, because: str) -> None:
@@ -51,6 +52,12 @@ def choose_gpu(
         given={"slots": slots, "kv_blocks": kv_blocks},
     )
     return machine._replace(engine=replace(machine.engine, lag=1))
+
+
+def with_places(machine: Machine) -> Machine:
+    """The same with room for paused requests in the worker."""
+    engine = machine.engine
+    return machine._replace(engine=replace(engine, max_seqs=engine.slots + _PLACES))
 
 
 def predictor_tokenizer(predictor: str | None) -> PromptTokenizer:

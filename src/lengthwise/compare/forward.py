@@ -13,15 +13,20 @@ from pathlib import Path
 
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.own_answers import LONGEST_ANSWER
+from lengthwise.compare.session import Observed
 from lengthwise.compare.virtual import VirtualSession, told
 from lengthwise.emulate.driver import Asked, VirtualEngine
 from lengthwise.emulate.forward_engine import ComputedModel, open_forward_engine
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.prediction import Prediction
+from lengthwise.predict.ranking import kendall_tau
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.settings import Settings
+
+_LISTENING = Settings(policy="sjf", predictor=NO_PREDICTOR)
 
 
 class ForwardSession(VirtualSession):
@@ -30,6 +35,8 @@ class ForwardSession(VirtualSession):
     Attributes:
         model: what computes.
         context: the longest request that it takes, in tokens: whole KV blocks.
+        probe_tau: Kendall's tau between what the probe said of the prompts that were answered last,
+            once they had been computed, and the answers' lengths; None without a probe.
     """
 
     def __init__(
@@ -39,18 +46,22 @@ class ForwardSession(VirtualSession):
         super().__init__(cost, engine, out)
         self.model = model
         self.context = context_tokens(model.folder) // engine.block_size * engine.block_size
+        self.probe_tau: float | None = None
 
     def answer(self, name: str, requests: Sequence[ReplayRequest]) -> list[Answer]:
-        """Let the model answer requests, all at once, under fcfs; see `own_answers.Ask`.
+        """Let the model answer requests, all at once; see `own_answers.Ask`.
 
         Raises:
             LengthwiseError: one was not answered.
         """
-        observed = self.run_round(name, Settings(), requests, scheduled_s=[0.0] * len(requests))
+        # Under fcfs nobody would listen to the probe.
+        settings = Settings() if self.model.probe is None else _LISTENING
+        observed = self.run_round(name, settings, requests, scheduled_s=[0.0] * len(requests))
         answers = observed.replay.answers
         errors = [answer.error for answer in answers if answer.error]
         if errors:
             raise LengthwiseError(f"{len(errors)} prompts were not answered: {errors[0]}")
+        self.probe_tau = _tau_of_probe(observed)
         return answers
 
     def _open(
@@ -79,6 +90,16 @@ class ForwardSession(VirtualSession):
             seed=request.number if request.seed is None else request.seed,
             most_tokens=LONGEST_ANSWER if request.output_tokens is None else None,
         )
+
+
+def _tau_of_probe(observed: Observed) -> float | None:
+    said, lengths = [], []
+    for each in observed.engine.requests.values():
+        tokens, length = each.get("probe_tokens"), each.get("output_tokens")
+        if isinstance(tokens, float) and isinstance(length, int):
+            said.append(tokens)
+            lengths.append(length)
+    return kendall_tau(lengths, said)
 
 
 def context_tokens(folder: Path) -> int:

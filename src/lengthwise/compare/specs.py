@@ -13,7 +13,9 @@ from lengthwise.workload.columns import open_columns
 from lengthwise.workload.load_trace import load_trace
 
 
-def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Settings]:
+def parse_policies(
+    specs: Iterable[str], predictor: str | None, *, pausing: bool = False
+) -> dict[str, Settings]:
     """Settings by label, from policy specs separated by commas.
 
     A comparison is of bare policies: overtaking is bounded, and poor predictions are not followed,
@@ -22,6 +24,7 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
     Args:
         specs: such as `fcfs,srpt:max_overtakes=50;blend=0.9`; the spec is the label.
         predictor: what policies predict with that do not name a predictor of their own.
+        pausing: whoever makes way keeps its KV, where a spec does not say otherwise.
 
     Raises:
         InputError: a spec is wrong, given twice, or needs a predictor and has none.
@@ -39,7 +42,13 @@ def parse_policies(specs: Iterable[str], predictor: str | None) -> dict[str, Set
                 f"policy {label!r} needs a predictor: add --predictor DIR (`lengthwise train` "
                 "makes one), or --predictor noisy-oracle:0.5 to try it without"
             )
-        bare = Settings(predictor=predictor, max_overtakes=None, tau_floor=None)
+        bare = Settings(
+            predictor=predictor,
+            max_overtakes=None,
+            max_lead=None,
+            tau_floor=None,
+            pausing=pausing and "auto",
+        )
         settings[label] = parse_spec(label, bare)
     return settings
 

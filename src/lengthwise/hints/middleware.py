@@ -28,6 +28,7 @@ from lengthwise.hints.write import (
     parse_targets,
     write_deadline,
     write_hints,
+    write_tenant,
 )
 
 # vLLM shows what is logged below its own name, and nothing else.
@@ -46,6 +47,8 @@ WRITE: Final = "LENGTHWISE_HINTS_WRITE"
 
 #: llm-d's header of the milliseconds to the first token, which an engine does not see
 DEADLINE: Final = b"x-llm-d-slo-ttft-ms"
+#: llm-d's header of whose a request is, and what it was called before
+TENANTS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
 
 _PATHS: Final = ("/chat/completions", "/completions")
 _MOST_BYTES: Final = 4_000_000
@@ -85,7 +88,7 @@ class Middleware:
         self._targets: tuple[str, ...] = ()
         self._most_bytes, self._patience_s = most_bytes, patience_s
         self._opening: asyncio.Task[Estimator] | None = None
-        self._complained = False
+        self._complained: set[str] = set()  # of what
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -137,7 +140,7 @@ class Middleware:
                 hint_requests().labels("too_large").inc()
             await self._app(scope, read.replay, send)
             return
-        outcome, changed = await self._rewritten(body, _deadline_ms(scope["headers"]))
+        outcome, changed = await self._rewritten(body, dict(scope["headers"]))
         hint_requests().labels(outcome).inc()
         if changed is None:
             await self._app(scope, read.replay, send)
@@ -146,24 +149,37 @@ class Middleware:
         headers = _with_length(scope["headers"], len(changed))
         await self._app({**scope, "headers": headers}, read.replay, send)
 
-    async def _rewritten(self, body: bytes, deadline_ms: float | None) -> tuple[str, bytes | None]:
+    async def _rewritten(
+        self, body: bytes, headers: Mapping[bytes, bytes]
+    ) -> tuple[str, bytes | None]:
         """What becomes of a body, and its new bytes; None where it stays."""
         try:
             request = json.loads(body)
             if not isinstance(request, dict):
                 return "unreadable", None
-            async with asyncio.timeout(self._patience_s):
-                outcome, changed = await self._hinted(request)
+            outcome, changed = await self._in_time(request)
+            deadline_ms, tenant = _deadline_ms(headers), _tenant(headers)
             if deadline_ms is not None and XARGS in self._targets:
                 changed = write_deadline(changed or request, deadline_ms)
+            if tenant is not None and XARGS in self._targets:
+                changed = write_tenant(changed or request, tenant)
             return outcome, None if changed is None else json.dumps(changed).encode()
-        except TimeoutError:
-            self._complain(LengthwiseError(f"no prediction within {self._patience_s:g} s"))
-            return "late", None
         except (InputError, ValueError, RecursionError):
             return "unreadable", None
-        except Exception as error:  # the request is served, whatever a predictor does
-            self._complain(error)
+
+    async def _in_time(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+        """`_hinted`, whatever a predictor does: the request is served."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await self._hinted(request)
+        except TimeoutError:
+            late = LengthwiseError(f"no prediction within {self._patience_s:g} s")
+            self._complain("failed", late)
+            return "late", None
+        except (InputError, ValueError, RecursionError):
+            raise
+        except Exception as error:
+            self._complain("failed", error)
             return "failed", None
 
     async def _hinted(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
@@ -173,6 +189,9 @@ class Middleware:
             raise LengthwiseError(str(error)) from None
         declared = declared_tokens(request)
         if len(declared) > 1:
+            lengths = " and ".join(f"{length:g}" for length in sorted(declared))
+            says = f"one names {lengths} tokens: whoever sends it should name one length"
+            self._complain("contradictory", InputError(says))
             return "contradictory", None
         if not missing_targets(request, self._targets):
             return "kept", None
@@ -181,10 +200,10 @@ class Middleware:
         expected = await estimator.expected(request)
         return "written", write_hints(request, expected, self._targets)
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, what: str, error: Exception) -> None:
         """Say the first time why there are no hints; the counter says how often."""
-        if not self._complained:
-            self._complained = True
+        if what not in self._complained:
+            self._complained.add(what)
             # Messages of ours never quote a prompt; those of others might.
             ours = isinstance(error, LengthwiseError)
             reason = one_line(error) if ours else type(error).__name__
@@ -234,16 +253,19 @@ def _is_completion(scope: Scope) -> bool:
     return not any(name == b"content-encoding" for name, _ in scope["headers"])
 
 
-def _deadline_ms(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+def _deadline_ms(headers: Mapping[bytes, bytes]) -> float | None:
     """The deadline of the first token that a header names, if it is a time."""
-    for name, value in headers:
-        if name == DEADLINE:
-            try:
-                milliseconds = float(value)
-            except ValueError:
-                return None
-            return milliseconds if 0.0 < milliseconds < math.inf else None
-    return None
+    try:
+        milliseconds = float(headers.get(DEADLINE, b""))
+    except ValueError:
+        return None
+    return milliseconds if 0.0 < milliseconds < math.inf else None
+
+
+def _tenant(headers: Mapping[bytes, bytes]) -> str | None:
+    """The tenant that a header names."""
+    named = next((headers[name] for name in TENANTS if headers.get(name)), None)
+    return None if named is None else named.decode("latin-1")
 
 
 def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:

@@ -42,6 +42,49 @@ class UnpredictableError(PredictionError):
         self.place = place
 
 
+class PromptEncoder:
+    """Renders prompts as the served model will see them. One thread at a time."""
+
+    def __init__(self, tokenizer: str) -> None:
+        """Load the tokenizer; some seconds.
+
+        Args:
+            tokenizer: name or folder of the served model's.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        self.tokenizer: PromptTokenizer = load_tokenizer(tokenizer)
+
+    def encode(self, questions: Sequence[Question]) -> list[Sequence[int]]:
+        """Each question's token ids; those of one form are encoded together.
+
+        Raises:
+            UnpredictableError: the chat template refuses one of them.
+        """
+        ids: list[Sequence[int]] = [()] * len(questions)
+        chats: dict[int, Chat] = {}
+        texts: dict[int, str] = {}
+        for place, question in enumerate(questions):
+            if isinstance(question.prompt, Chat):
+                refusal = self.tokenizer.refuses(question.prompt)
+                if refusal is not None:
+                    raise UnpredictableError(place, f"the chat template refuses it: {refusal}")
+                chats[place] = question.prompt
+            elif isinstance(question.prompt, str):
+                texts[place] = question.prompt
+            else:
+                ids[place] = question.prompt
+        encoded = self.tokenizer.encode_conversations(
+            [[each.for_template() for each in chat.messages()] for chat in chats.values()],
+            [chat.tools for chat in chats.values()],
+        )
+        encoded += self.tokenizer.encode_plain_many(list(texts.values()))
+        for place, found in zip((*chats, *texts), encoded, strict=True):
+            ids[place] = found
+        return ids
+
+
 class PromptPredictor:
     """Renders prompts as the served model will see them, and predicts. One thread at a time."""
 
@@ -66,7 +109,7 @@ class PromptPredictor:
         self.name = predictor.name
         self.model: str | None = getattr(metadata, "model", None)
         self._predictor = predictor
-        self._tokenizer: PromptTokenizer = load_tokenizer(tokenizer)
+        self.encoder = PromptEncoder(tokenizer)
         self.tokenizer = tokenizer
 
     def warm_up(self) -> None:
@@ -84,16 +127,28 @@ class PromptPredictor:
         """
         prompts = [
             Prompt(ids, question.hints)
-            for ids, question in zip(self._encode(questions), questions, strict=True)
+            for ids, question in zip(self.encoder.encode(questions), questions, strict=True)
         ]
+        return [
+            self.cut(prediction, question.most_tokens)
+            for prediction, question in zip(self.predict_whole(prompts), questions, strict=True)
+        ]
+
+    def predict_whole(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """A prediction of each prompt's whole answer, wherever its caller may cut it.
+
+        Raises:
+            UnpredictableError: one of them has none.
+        """
         predictions = self._predict_all(prompts)
         for place, prediction in enumerate(predictions):
             if not all(map(math.isfinite, prediction)):
                 raise UnpredictableError(place, "the predictor has no answer to it")
-        return [
-            cut(prediction, question.most_tokens, self._predictor)
-            for prediction, question in zip(predictions, questions, strict=True)
-        ]
+        return predictions
+
+    def cut(self, prediction: Prediction, most_tokens: int) -> Prediction:
+        """A prediction of this predictor's for an answer of so many tokens at most; 0: no bound."""
+        return cut(prediction, most_tokens, self._predictor)
 
     def _predict_all(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         if isinstance(self._predictor, SlowPredictor):
@@ -105,30 +160,6 @@ class PromptPredictor:
             except PredictionError as error:
                 raise UnpredictableError(place, str(error)) from None
         return predictions
-
-    def _encode(self, questions: Sequence[Question]) -> list[Sequence[int]]:
-        """Each question's token ids; those of one form are encoded together."""
-        ids: list[Sequence[int]] = [()] * len(questions)
-        chats: dict[int, Chat] = {}
-        texts: dict[int, str] = {}
-        for place, question in enumerate(questions):
-            if isinstance(question.prompt, Chat):
-                refusal = self._tokenizer.refuses(question.prompt)
-                if refusal is not None:
-                    raise UnpredictableError(place, f"the chat template refuses it: {refusal}")
-                chats[place] = question.prompt
-            elif isinstance(question.prompt, str):
-                texts[place] = question.prompt
-            else:
-                ids[place] = question.prompt
-        encoded = self._tokenizer.encode_conversations(
-            [[each.for_template() for each in chat.messages()] for chat in chats.values()],
-            [chat.tools for chat in chats.values()],
-        )
-        encoded += self._tokenizer.encode_plain_many(list(texts.values()))
-        for place, found in zip((*chats, *texts), encoded, strict=True):
-            ids[place] = found
-        return ids
 
 
 class PredictorThread:

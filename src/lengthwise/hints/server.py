@@ -20,6 +20,7 @@ from lengthwise.errors import InputError
 from lengthwise.hints.counters import ServerMetrics
 from lengthwise.hints.predictor import PredictorThread, PromptPredictor, UnpredictableError
 from lengthwise.hints.question import read_body
+from lengthwise.hints.refusal import error_response
 
 logger = logging.getLogger("lengthwise.hints")
 
@@ -64,7 +65,7 @@ class _Service:
             raise InputError(f"the body is no JSON: {_without_content(error)}") from None
         questions = read_body(body)
         if self.thread.waiting + len(questions) > MOST_WAITING:
-            return _error(
+            return error_response(
                 503, f"{self.thread.waiting:,} prompts are waiting: come again", _RETRY_AFTER_S
             )
         try:
@@ -117,22 +118,15 @@ class _Service:
         try:
             return await handler(request)
         except InputError as error:
-            return _error(400, str(error))
+            return error_response(400, str(error))
         except web.HTTPRequestEntityTooLarge:
-            return _error(413, f"the body has more than {self.most_bytes:,} bytes")
+            return error_response(413, f"the body has more than {self.most_bytes:,} bytes")
         except web.HTTPException as error:
             known = "POST /v1/predict, GET /health and GET /metrics"
-            return _error(error.status, f"{error.reason}: there are {known}")
+            return error_response(error.status, f"{error.reason}: there are {known}")
         except Exception as error:  # a defect of ours: the caller is told, and no prompt is logged
             logger.error("Lengthwise: a request failed: %s %s", type(error).__name__, _place(error))
-            return _error(500, f"the predictor failed: {type(error).__name__}")
-
-
-def _error(status: int, reason: str, retry_after_s: int | None = None) -> web.Response:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": reason, "type": kind, "param": None, "code": status}}
-    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return web.json_response(body, status=status, headers=headers)
+            return error_response(500, f"the predictor failed: {type(error).__name__}")
 
 
 def _without_content(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.predict.baselines import EXPECTED_TOKENS, MOST_TOKENS, TTFT_DEADLINE_MS
+from lengthwise.predict.baselines import EXPECTED_TOKENS, MOST_TOKENS, TENANT, TTFT_DEADLINE_MS
 
 XARGS: Final = "vllm_xargs"
 NVEXT: Final = "nvext"
@@ -92,6 +92,16 @@ def write_deadline(body: Mapping[str, Any], milliseconds: float) -> dict[str, An
         InputError: `vllm_xargs` is there and no object.
     """
     return {**body, XARGS: {TTFT_DEADLINE_MS: milliseconds, **_within(body, XARGS)}}
+
+
+def write_tenant(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A request with the name of its tenant in `vllm_xargs`, whatever stood there: whose a request
+    is, whoever let it in says, and not the client.
+
+    Raises:
+        InputError: `vllm_xargs` is there and no object.
+    """
+    return {**body, XARGS: {**_within(body, XARGS), TENANT: name}}
 
 
 def _within(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:

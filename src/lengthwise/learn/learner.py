@@ -61,10 +61,18 @@ class Learner:
         every: new answers that call for another training.
         seed: of training and of bootstraps.
         restarts: how often a learner of this server had to be started again.
+        goes_on: begin where the last learner of this log has stopped.
     """
 
     def __init__(
-        self, log: Path, settings: Path, *, every: int = 1_000, seed: int = 0, restarts: int = 0
+        self,
+        log: Path,
+        settings: Path,
+        *,
+        every: int = 1_000,
+        seed: int = 0,
+        restarts: int = 0,
+        goes_on: bool = False,
     ) -> None:
         self._log = log.resolve()
         self._settings = settings
@@ -74,7 +82,7 @@ class Learner:
         self._answers: deque[Answer] = deque(maxlen=_MOST_ANSWERS)
         self._unseen = 0
         self._yielded = False
-        self.state = read_state(log) if restarts else State()
+        self.state = read_state(log) if goes_on or restarts else State()
         self.state.restarts = restarts
         self._written: State | None = None
 

@@ -12,12 +12,16 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
+from lengthwise.files import take_lock
 from lengthwise.learn.learner import Learner
 
 _POLL_S: Final = 1.0
 _LOWEST: Final = 19  # niceness
+_LOCK: Final = ".learner.lock"
+
+_held: list[IO[bytes]] = []
 
 logger = logging.getLogger("lengthwise.learn")
 
@@ -33,7 +37,14 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(format="lengthwise: learning: %(message)s", level=logging.INFO)
     step_back()
-    learner = Learner(given.log, given.settings, every=given.every, restarts=given.restarts)
+    waited = _wait_for_others(given.log, given.parent)
+    learner = Learner(
+        given.log,
+        given.settings,
+        every=given.every,
+        restarts=given.restarts,
+        goes_on=waited,
+    )
     complained = False
     while os.getppid() == given.parent:
         try:
@@ -44,6 +55,24 @@ def main() -> None:
                 logger.warning("cannot work in %s: %s", given.log, error)
             complained = True
         time.sleep(_POLL_S)
+
+
+def _wait_for_others(log: Path, parent: int) -> bool:
+    """Wait while the learner of another server works in the log, which reads what all servers
+    write there. Whether there was one; the lock is held until this process ends."""
+    waited = False
+    while os.getppid() == parent:
+        try:
+            if (lock := take_lock(log / _LOCK)) is not None:
+                _held.append(lock)
+                return waited
+        except OSError:  # no locks there, or nothing can be written: the learner says so
+            return waited
+        if not waited:
+            logger.info("another server's learner works in %s: this one waits for its end", log)
+        waited = True
+        time.sleep(_POLL_S)
+    return waited
 
 
 def step_back() -> None:

@@ -24,11 +24,13 @@ RULES: Final = np.dtype(
         ("preempts", np.bool_),
         ("greedy", np.bool_),
         ("pauses", np.bool_),
+        ("peeks", np.bool_),
         ("counts_steps", np.bool_),
         ("reads_prefix_cache", np.bool_),
         ("service_time", np.bool_),
         ("measures_steps", np.bool_),
         ("predicts", np.bool_),
+        ("refines", np.bool_),
         ("max_swaps", np.int64),
         ("max_preemptions", np.int64),
         ("blend", np.float64),
@@ -55,6 +57,7 @@ class Discipline:
         service_time: whether ranks that are lengths count the prompt's work too.
         adapts: place among the parameters of the one that is "auto", -1 for none.
         pausing: whoever makes way is paused, as long as there is memory, and not preempted.
+        peek: waiting requests are prefilled early, for the probe to read them.
     """
 
     policy: Policy
@@ -68,6 +71,7 @@ class Discipline:
     service_time: bool = False
     adapts: int = -1
     pausing: bool = False
+    peek: bool = False
 
     @cached_property
     def ranking(self) -> int:
@@ -89,11 +93,13 @@ class Discipline:
                     self.preempts,
                     self.preemption == "greedy",
                     self.pauses,
+                    self.peeks,
                     self.counts_steps,
                     self.reads_prefix_cache,
                     self.service_time,
                     self.measures_steps,
                     self.needs_predictions,
+                    self.refines,
                     self.max_swaps,
                     self.max_preemptions,
                     self.blend,
@@ -109,41 +115,56 @@ class Discipline:
         """Whether the guard against starvation is on, which counts steps."""
         return bool(self.guards["starvation_threshold"][0] < NEVER)
 
-    @property
+    @cached_property
+    def shares_service(self) -> bool:
+        """Whether tenants are told apart."""
+        return bool(np.isfinite(self.guards["max_tenant_lead"][0]))
+
+    @cached_property
     def is_fcfs(self) -> bool:
         """Whether the order is exactly that of the queue, so that nothing need be ranked."""
         return self.policy.name == "fcfs"
 
-    @property
+    @cached_property
     def preempts(self) -> bool:
         """Whether running requests may be preempted for waiting ones."""
         return not self.is_fcfs and self.preemption != "never"
 
-    @property
+    @cached_property
     def pauses(self) -> bool:
         """Whether running requests may be paused."""
         return self.preempts and self.pausing
 
-    @property
+    @cached_property
+    def peeks(self) -> bool:
+        """Whether waiting requests may be looked at before their turn."""
+        return self.pauses and self.peek and self.refines
+
+    @cached_property
     def reads_prefix_cache(self) -> bool:
         """Whether ranks depend on `cached_tokens`, which costs a look-up a request."""
         return self.policy.reads_prefix_cache or self.service_time
 
-    @property
+    @cached_property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
-        return self.preempts or self.service_time or self.adapts >= 0
+        return self.preempts or self.service_time or self.adapts >= 0 or self.bounds_work
 
-    @property
+    @cached_property
+    def bounds_work(self) -> bool:
+        """Whether the guard that bounds the work done before a request is on."""
+        return bool(np.isfinite(self.guards["max_lead"][0]))
+
+    @cached_property
     def refines(self) -> bool:
         """Whether predictions made while a request decodes can change anything."""
         return self.needs_predictions and self.policy.refines
 
-    @property
+    @cached_property
     def needs_predictions(self) -> bool:
         """Whether a prediction can change anything."""
         return not self.is_fcfs and (
-            self.policy.predicts or self.preempts or self.memory_growth > 0.0
+            self.policy.predicts or self.preempts or self.memory_growth > 0.0 or self.shares_service
         )
 
 
@@ -163,7 +184,10 @@ def make_discipline(
     memory_growth: float = 0.0,
     service_time: bool = False,
     pausing: bool = False,
+    peek: bool = False,
     max_stall_s: float | None = None,
+    max_tenant_lead: float | None = None,
+    max_lead: float | None = None,
 ) -> Discipline:
     """A discipline from plain values; the meaning of each is given in the settings reference.
 
@@ -176,7 +200,9 @@ def make_discipline(
     if blend == 0.0:
         parameters, preemption, memory_growth = None, None, 0.0
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
-        max_overtakes = None
+        max_overtakes = max_lead = None
+    if chosen.name == "fcfs":
+        max_tenant_lead = None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
@@ -188,6 +214,8 @@ def make_discipline(
             starvation_quantum,
             overtake_share,
             max_stall_s if pausing else None,
+            max_tenant_lead,
+            max_lead,
         ),
         preemption=preemption or chosen.preemption,
         blend=blend,
@@ -197,4 +225,5 @@ def make_discipline(
         service_time=service_time and chosen.predicts,
         adapts=list(chosen.parameters).index(automatic[0]) if automatic else -1,
         pausing=pausing,
+        peek=peek,
     )

@@ -35,6 +35,9 @@ FACTS: Final = np.dtype(
         ("looked_at", np.int64),  # of them, when swaps were last looked for
         ("admissions", np.int64),  # made so far
         ("promised", np.int64),  # admissions that there should be after the step before
+        ("looking", np.int64),  # of those that run, how many are only looked at
+        ("decoded", np.int64),  # tokens computed so far, of answers
+        ("prefilled", np.int64),  # and of prompts
         # What it has seen of preemptions; see `policy.cutoff`.
         ("lost_share", np.float64),  # of preempted tokens, computed again
         ("thrown_out", np.float64),  # of requests that left the batch, for want of memory

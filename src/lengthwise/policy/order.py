@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.guards import OVERDUE, TIERS, tier
+from lengthwise.policy.guards import OVERDUE, TIERS, hastened, lateness, tier
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
+from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING, RequestTable
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -36,6 +36,10 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
         now: float,
         step: int,
         prefill_weight: float,
+        token_work: float,
+        decoded: int,
+        prefilled: int,
+        admissions: int,
         admitted: Any,
         everyone: bool,
         groups: Any,
@@ -52,17 +56,23 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             step: the step's number.
             prefill_weight: output tokens that cost as much as a prefilled one; 0 where ranks count
                 output tokens alone.
-            admitted: arrival_index of each request admitted since the last call, ascending. Every
-                waiting request that arrived earlier has been overtaken by it.
+            token_work: output tokens that cost as much as a prefilled one.
+            decoded: tokens of answers that the engine has computed so far.
+            prefilled: tokens of prompts that it has.
+            admissions: made so far.
+            admitted: of each request admitted since the last call its arrival_index and its
+                priority, shape [n, 2]: see `overtakers`. Who was only looked at is not among them.
             everyone: rank running and paused requests too, and not those alone that wait.
             groups: output, priority and tier as one key, for each row.
             ranks: output, the policy's rank within the group, for each row; NaN becomes +inf.
         """
         record = values.view(parameters)[0]
+        done = decoded + token_work * prefilled
+        mean_work = done / max(admissions, 1)
+        queued_work = 0
         for i in range(count):
             request = table[i]
-            holds = request.state == RUNNING or request.state == PAUSED
-            if request.state != WAITING and not (everyone and holds):
+            if not _is_ranked(request, everyone):
                 continue
             if request.state == PAUSED:
                 request.stalled_s = now - request.paused_s
@@ -82,19 +92,54 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             held = request.cached_tokens if request.state == WAITING else request.computed_tokens
             known = request.prompt_tokens + request.age
             request.prefill_work = prefill_weight * max(known - held - 1, 0)
-            if request.state == WAITING and len(admitted) > 0:
-                request.overtaken += len(admitted) - np.searchsorted(
-                    admitted, request.arrival_index
-                )
+            if not _waits(request):
+                continue
+            # The whole prompt, since what is cached is looked up for a few only; and in whole
+            # tokens, so that the sum does not depend on the order of the rows.
+            known = known if request.state == WAITING else 0
+            queued_work += int(request.remaining + token_work * known + 0.5)
+            request.overtaken += overtakers(request, admitted)
+        for i in range(count):
+            request = table[i]
+            if not _is_ranked(request, everyone):
+                continue
+            if _waits(request):
+                request.queued_work = max(request.queued_work, queued_work)
+            served = decoded - request.decoded_before
+            served += token_work * (prefilled - request.prefilled_before)
+            request.lateness = lateness(request, guards[0], served, mean_work)
             place = tier(request, guards[0])
             groups[i] = request.priority * TIERS + place
             if place == OVERDUE:
                 ranks[i] = request.arrival_index
             else:
                 value = rank(request, now, record)
-                ranks[i] = math.inf if math.isnan(value) else value
+                ranks[i] = math.inf if math.isnan(value) else hastened(value, request.lateness)
 
     return rank_requests
+
+
+@compiled
+def overtakers(request: Any, admitted: NDArray[np.int64]) -> int:
+    """How many of those admitted overtook a waiting request: later arrivals of its own class or of
+    a lower one. Higher classes go first whatever the policy says, and count against nobody."""
+    arrived, priority = request.arrival_index, request.priority
+    count = 0
+    for k in range(len(admitted)):
+        count += int(admitted[k, 0] > arrived and admitted[k, 1] >= priority)
+    return count
+
+
+@compiled
+def _waits(request: Any) -> bool:
+    """Whether its turn has not come; it may have been looked at, see `policy.peek`."""
+    return bool(request.state == WAITING or request.look == LOOKED)
+
+
+@compiled
+def _is_ranked(request: Any, everyone: bool) -> bool:
+    holds = request.state == RUNNING or request.state == PAUSED
+    return bool(_waits(request) or (everyone and holds))
 
 
 @compiled

@@ -41,6 +41,9 @@ from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 #: shortest of many is mostly longer than that.
 MARGIN: Final = 0.25
 
+#: Steps that a swap has to gain: where both ways are equal, a sum's last digit must not decide.
+LEAST_GAIN: Final = 1e-6
+
 #: How many times the expected growth has to be free: predictions err, and what is held stays held.
 GROWTH: Final = 3.0
 
@@ -49,10 +52,10 @@ _PAUSES: Final = 1
 _FREED: Final = 2
 
 # What is left for the step, in one array: free slots, places in the worker, blocks, tokens.
-_SLOTS: Final = 0
-_PLACES: Final = 1
-_BLOCKS: Final = 2
-_TOKENS: Final = 3
+SLOTS: Final = 0
+PLACES: Final = 1
+BLOCKS: Final = 2
+TOKENS: Final = 3
 
 
 @compiled
@@ -97,7 +100,7 @@ def choose_active(
     come = 0
     asked = 0
     cursor = 0
-    while left[_SLOTS] > 0:
+    while left[SLOTS] > 0:
         while cursor < len(resting) and fate[resting[cursor]] != _PAUSES:
             cursor += 1
         if cursor == len(resting) and asked == len(waiting):
@@ -108,29 +111,29 @@ def choose_active(
         ):
             row = waiting[asked]
             asked += 1
-            if not _adapter_fits(facts, runners, table, fate, front[:come], row, -1):
+            if not adapter_fits(facts, runners, table, fate, front[:come], row, -1):
                 continue
-            if not _comes_in(facts, table[row], left, 0):
+            if not comes_in(facts, table[row], left, 0):
                 asked = len(waiting)  # nobody behind it is let in before it
                 continue
             front[come] = row
             come += 1
-            left[_SLOTS] -= 1
+            left[SLOTS] -= 1
             continue
         place = resting[cursor]
         cursor += 1
-        if not _adapter_fits(facts, runners, table, fate, front[:come], runners[place].row, -1):
+        if not adapter_fits(facts, runners, table, fate, front[:come], runners[place].row, -1):
             continue
         needed = growth(facts, runners[place])
         count = _free_worst(runners, resting, fate, left, needed, place, freed, count)
-        if needed > left[_BLOCKS] and (facts.running > 0 or back > 0 or come > 0):
+        if needed > left[BLOCKS] and (facts.running > 0 or back > 0 or come > 0):
             break  # somebody runs, and gives blocks back
         fate[place] = _RUNS
         taken[back] = place
         back += 1
-        left[_SLOTS] -= 1
-        left[_BLOCKS] -= needed
-        left[_TOKENS] -= runners[place].wanted_tokens
+        left[SLOTS] -= 1
+        left[BLOCKS] -= needed
+        left[TOKENS] -= runners[place].wanted_tokens
 
     swapped = np.empty(len(runners), np.int64)
     gone = 0
@@ -174,9 +177,10 @@ def choose_active(
         paused[length] = place
         length += 1
         request = table[runners[place].row]
+        if request.state != PAUSED:  # else it would have gone on in this very step
+            request.pauses += 1
+            request.paused_s = facts.now_s
         request.state = PAUSED
-        request.pauses += 1
-        request.paused_s = facts.now_s
     return freed[:count], running[:size], paused[:length], front[:come]
 
 
@@ -208,12 +212,12 @@ def _resting(
 @compiled
 def _what_is_left(facts: Any, runners: NDArray[np.void]) -> Rows:
     left = np.empty(4, np.int64)
-    left[_SLOTS], left[_PLACES] = facts.free_slots, facts.free_places
-    left[_BLOCKS], left[_TOKENS] = facts.free_blocks, facts.token_budget
+    left[SLOTS], left[PLACES] = facts.free_slots, facts.free_places
+    left[BLOCKS], left[TOKENS] = facts.free_blocks, facts.token_budget
     for runner in runners:
         if not runner.paused:
-            left[_BLOCKS] -= growth(facts, runner)
-            left[_TOKENS] -= runner.wanted_tokens
+            left[BLOCKS] -= growth(facts, runner)
+            left[TOKENS] -= runner.wanted_tokens
     return left
 
 
@@ -230,35 +234,35 @@ def _free_worst(
 ) -> int:
     """Free paused requests, the last in order first, until `needed` blocks are there."""
     for k in range(len(resting) - 1, -1, -1):
-        if left[_BLOCKS] >= needed:
+        if left[BLOCKS] >= needed:
             break
         place = resting[k]
         if place == spared or fate[place] != _PAUSES or not runners[place].may_make_way:
             continue
         fate[place] = _FREED
-        left[_BLOCKS] += runners[place].freed_blocks
-        left[_PLACES] += 1
+        left[BLOCKS] += runners[place].freed_blocks
+        left[PLACES] += 1
         freed[count] = place
         count += 1
     return count
 
 
 @compiled
-def _comes_in(facts: Any, request: Any, left: Rows, spare: int) -> bool:
+def comes_in(facts: Any, request: Any, left: Rows, spare: int) -> bool:
     """Whether there is room for a waiting request; then it is taken."""
     needed = prompt_blocks(facts, request)
-    if needed > left[_BLOCKS] + spare - facts.watermark_blocks:
+    if needed > left[BLOCKS] + spare - facts.watermark_blocks:
         return False
-    if left[_PLACES] <= 0 or left[_TOKENS] <= 0:
+    if left[PLACES] <= 0 or left[TOKENS] <= 0:
         return False
-    left[_BLOCKS] -= needed
-    left[_TOKENS] -= uncached_tokens(request)
-    left[_PLACES] -= 1
+    left[BLOCKS] -= needed
+    left[TOKENS] -= uncached_tokens(request)
+    left[PLACES] -= 1
     return True
 
 
 @compiled
-def _adapter_fits(
+def adapter_fits(
     facts: Any,
     runners: NDArray[np.void],
     table: RequestTable,
@@ -351,13 +355,13 @@ def _swap(
         victim = _last_behind(facts, runners, table, groups, ranks, fate, front[:come], row)
         if victim < 0:
             continue
-        left[_BLOCKS] += growth(facts, runners[victim])
+        left[BLOCKS] += growth(facts, runners[victim])
         needed = growth(facts, runners[place])
         count = _free_worst(runners, resting, fate, left, needed, place, freed, count)
-        if needed > left[_BLOCKS]:
-            left[_BLOCKS] -= growth(facts, runners[victim])
+        if needed > left[BLOCKS]:
+            left[BLOCKS] -= growth(facts, runners[victim])
             continue
-        left[_BLOCKS] -= needed
+        left[BLOCKS] -= needed
         fate[victim], fate[place] = _PAUSES, _RUNS
         swapped[gone], taken[back] = victim, place
         gone += 1
@@ -419,18 +423,18 @@ def _swap(
             victim = held[k]
             spare = growth(facts, runners[victim])
             if waits:
-                needed = _growth_meanwhile(facts, remaining[:active], k, table[row].remaining)
-                fits = _comes_in(facts, table[row], left, spare - needed)
+                needed = growth_meanwhile(facts, remaining[:active], k, table[row].remaining)
+                fits = comes_in(facts, table[row], left, spare - needed)
                 opened = fits
             else:
-                fits = growth(facts, runners[place]) <= left[_BLOCKS] + spare
+                fits = growth(facts, runners[place]) <= left[BLOCKS] + spare
         for j in range(1, length):
             queue[j - 1], places[j - 1] = queue[j], places[j]
         length -= 1
         if not fits:
             continue
-        left[_BLOCKS] += spare
-        left[_TOKENS] += runners[victim].wanted_tokens
+        left[BLOCKS] += spare
+        left[TOKENS] += runners[victim].wanted_tokens
         fate[victim] = _PAUSES
         swapped[gone] = victim
         gone += 1
@@ -440,7 +444,7 @@ def _swap(
             come += 1
             held[k], remaining[k] = -1, _work(facts, table[row])
         else:
-            left[_BLOCKS] -= growth(facts, runners[place])
+            left[BLOCKS] -= growth(facts, runners[place])
             fate[place] = _RUNS
             taken[back] = place
             back += 1
@@ -457,7 +461,7 @@ def _swap(
 
 
 @compiled
-def _growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, steps: float) -> int:
+def growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, steps: float) -> int:
     """Blocks that a newcomer and those that run beside it are expected to take until it ends.
 
     A pause keeps its blocks from all others. Where these would run out meanwhile, somebody is
@@ -497,7 +501,7 @@ def _last_behind(
             continue
         if chosen >= 0 and precedes(table, groups, ranks, runner.row, runners[chosen].row):
             continue
-        if _adapter_fits(facts, runners, table, fate, front, row, place):
+        if adapter_fits(facts, runners, table, fate, front, row, place):
             chosen = place
     return chosen
 
@@ -529,7 +533,7 @@ def _pays(
             continue
         if not ranks_behind(groups, ranks, runners[place].row, newcomer):
             continue
-        if not _adapter_fits(facts, runners, table, fate, front, newcomer, place):
+        if not adapter_fits(facts, runners, table, fate, front, newcomer, place):
             continue
         if remaining[k] > best:
             chosen, best = k, remaining[k]
@@ -553,4 +557,4 @@ def _pays(
         facts.block_size,
         False,
     )
-    return chosen if gain > 0.0 else -1
+    return chosen if gain > LEAST_GAIN else -1

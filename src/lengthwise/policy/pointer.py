@@ -26,6 +26,7 @@ from lengthwise.request import RequestTable, new_table
 
 _FLOATS: Final = types.Array(types.float64, 1, "C")
 _INTEGERS: Final = types.Array(types.int64, 1, "C")
+_PAIRS: Final = types.Array(types.int64, 2, "C")
 
 #: Of `rank_requests`, in `policy.order`.
 SIGNATURE: Final = types.void(
@@ -36,7 +37,11 @@ SIGNATURE: Final = types.void(
     types.float64,
     types.int64,
     types.float64,
-    _INTEGERS,
+    types.float64,
+    types.int64,
+    types.int64,
+    types.int64,
+    _PAIRS,
     types.boolean,
     _INTEGERS,
     _FLOATS,
@@ -81,6 +86,10 @@ def rank(
     now: float,
     step: int,
     prefill_weight: float,
+    token_work: float,
+    decoded: int,
+    prefilled: int,
+    admissions: int,
     admitted: NDArray[np.int64],
     everyone: bool,
     groups: NDArray[np.int64],
@@ -97,6 +106,10 @@ def rank(
         now: see `rank_requests`.
         step: see `rank_requests`.
         prefill_weight: see `rank_requests`.
+        token_work: see `rank_requests`.
+        decoded: see `rank_requests`.
+        prefilled: see `rank_requests`.
+        admissions: see `rank_requests`.
         admitted: see `rank_requests`.
         everyone: see `rank_requests`.
         groups: see `rank_requests`.
@@ -110,6 +123,10 @@ def rank(
         now,
         step,
         prefill_weight,
+        token_work,
+        decoded,
+        prefilled,
+        admissions,
         admitted,
         everyone,
         groups,

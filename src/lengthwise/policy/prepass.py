@@ -21,6 +21,7 @@ from lengthwise.policy.cutoff import FADES, batch_cutoff
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import first_in_order, victims_last
 from lengthwise.policy.pausing import choose_active
+from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import Rows, blocks_for, choose_swaps, outranked
 from lengthwise.policy.step_time import batch_s, prefill_weight
@@ -31,12 +32,48 @@ SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most st
 
 
 @compiled
+def may_decide(
+    step: int,
+    newcomers: bool,
+    looks_ahead: bool,
+    looks_end: bool,
+    free_for_paused: bool,
+    free_blocks: int,
+    most_blocks: int,
+) -> bool:
+    """Whether a step may have anything to decide, from the least that says so.
+
+    In most steps it has not. Whoever knows these numbers need not gather the facts then; the same
+    without compiled code, which costs more to call than this: `may_decide.py_func`.
+
+    Args:
+        step: its number.
+        newcomers: requests have come since swaps were last looked for, and nobody need wait for
+            the next look: see RULES.pauses.
+        looks_ahead: see RULES.memory_growth.
+        looks_end: requests are being looked at, see `policy.peek`.
+        free_for_paused: there are paused requests, and free slots.
+        free_blocks: now.
+        most_blocks: that all running requests may want in a step, together.
+    """
+    return (
+        step % SWAP_EVERY == 0
+        or newcomers
+        or looks_ahead
+        or looks_end
+        or free_for_paused
+        or free_blocks < most_blocks
+    )
+
+
+@compiled
 def swaps_are_due(rules: Any, facts: Any) -> bool:
     """Whether running requests may make way for others in this step."""
     others = (facts.waiting > 0 and facts.may_swap) or (rules.pauses and facts.paused > 0)
     due = facts.step % SWAP_EVERY == 0
     # A pause costs nothing, so that a newcomer need not wait for the next look.
     due = due or (rules.pauses and facts.arrivals > facts.looked_at)
+    due = due or (rules.peeks and facts.looking > 0)
     return bool(rules.preempts and others and due and facts.running > 0)
 
 
@@ -101,9 +138,17 @@ def prepare(
     facts.tokens_per_step = times.mean_tokens
     facts.token_work = prefill_weight(times, max(running, 1))
     facts.prefill_weight = facts.token_work if rules.service_time else 0.0
-    if _adapts(rules, facts) or _memory_may_run_out(facts):
-        return True
-    return _orders(rules, facts)
+    if not may_decide(
+        step,
+        rules.pauses and arrivals > facts.looked_at,
+        rules.memory_growth > 0.0,
+        rules.peeks and facts.looking > 0,
+        paused > 0 and free_slots > 0,
+        free_blocks,
+        _most_blocks(facts),
+    ):
+        return False
+    return _adapts(rules, facts) or _memory_may_run_out(facts) or _orders(rules, facts)
 
 
 @compiled
@@ -121,8 +166,13 @@ def _adapts(rules: Any, facts: Any) -> bool:
 @compiled
 def _memory_may_run_out(facts: Any) -> bool:
     """A first look, at no running request."""
-    most = facts.running + blocks_for(facts.token_budget, facts.block_size)
-    return bool(facts.free_blocks < most)
+    return bool(facts.free_blocks < _most_blocks(facts))
+
+
+@compiled
+def _most_blocks(facts: Any) -> int:
+    """Blocks that a step may take: one for each request that runs, and those of its tokens."""
+    return int(facts.running + blocks_for(facts.token_budget, facts.block_size))
 
 
 @compiled
@@ -289,11 +339,17 @@ def _decide_with_pauses(
     if not facts.may_swap or facts.admissions < facts.promised:
         newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
     swaps = swaps_are_due(rules, facts)
+    active = end_looks(facts, runners, table) if rules.peeks else runners
     freed, kept, paused, front = choose_active(
-        rules, facts, runners, table, groups, ranks, newcomers, swaps
+        rules, facts, active, table, groups, ranks, newcomers, swaps
     )
+    settle_looks(facts, runners, active, table, kept, paused)
     if swaps:
         facts.looked_at = facts.arrivals
+        if rules.peeks and len(freed) == 0:
+            kept, paused, front = choose_peeks(
+                rules, facts, runners, table, groups, ranks, newcomers, kept, paused, front
+            )
     # Where nobody is left out, the engine lets in whom it can.
     limited = limited or len(freed) > 0 or len(paused) > 0
     facts.promised = facts.admissions + len(front) if limited else 0

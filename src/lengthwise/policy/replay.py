@@ -49,7 +49,7 @@ class RecordedStep:
     guards: NDArray[np.void]
     facts: NDArray[np.void]
     table: RequestTable
-    admitted: Rows
+    admitted: NDArray[np.int64]
     runners: NDArray[np.void]
     ready: NDArray[np.bool_]
 
@@ -66,6 +66,10 @@ class RecordedStep:
             float(facts["now_s"]),
             int(facts["step"]),
             float(facts["prefill_weight"]),
+            float(facts["token_work"]),
+            int(facts["decoded"]),
+            int(facts["prefilled"]),
+            int(facts["admissions"]),
             self.admitted,
             True,
             groups,

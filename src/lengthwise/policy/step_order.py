@@ -14,7 +14,7 @@ from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.select import Rows
 from lengthwise.request import RequestTable
 
-_NOBODY: Final = np.empty(0, dtype=np.int64)
+NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
 
 
 class StepOrder:
@@ -36,9 +36,13 @@ class StepOrder:
         count: int,
         now: float,
         step: int,
-        admitted: Rows = _NOBODY,
+        admitted: NDArray[np.int64] = NOBODY,
         everyone: bool = True,
         prefill_weight: float = 0.0,
+        token_work: float = 0.0,
+        decoded: int = 0,
+        prefilled: int = 0,
+        admissions: int = 0,
     ) -> None:
         """Rank rows 0 … count-1; see `rank_requests` for the arguments."""
         if len(self.ranks) < len(table):
@@ -53,6 +57,10 @@ class StepOrder:
             now,
             step,
             prefill_weight,
+            token_work,
+            decoded,
+            prefilled,
+            admissions,
             admitted,
             everyone,
             self.groups,

@@ -145,6 +145,11 @@ class StepTime:
             observe(self._times, *self._noted.popleft())
         return self._times
 
+    @property
+    def counted(self) -> Any:
+        """The record of STEP_TIME as it was when a price was last asked for, for other threads."""
+        return self._times
+
     def observe(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Count one finished step; see the function of that name."""
         self._noted.append((prefill_tokens, decode_tokens, seconds))

@@ -11,6 +11,7 @@ from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.prepass import begin, prepare
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime
+from lengthwise.policy.tenants import new_shares, take_leads
 from lengthwise.request import RUNNING, WAITING, new_table
 
 
@@ -29,6 +30,7 @@ def warm_up(discipline: Discipline) -> None:
     prices.decode_s(1)
     prepare(rules, facts[0], prices.record, 0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0, 0)
     begin(rules, facts[0], runners, table, whole.values.copy())
+    take_leads(new_shares(1), table, 2)
     order = StepOrder()
     order.rank(discipline, table, 2, 0.0, 0)
     waiting = order.look(whole, facts, runners, table)

@@ -24,6 +24,7 @@ from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
 TRUE_TOKENS: Final = "lengthwise_true_tokens"  #: hint: the length that a replay will generate
 EXPECTED_TOKENS: Final = "lengthwise_expected_tokens"  #: hint: the caller's own estimate
 PREDICTION: Final = "lengthwise_prediction"  #: hint: a whole prediction, five numbers
+TENANT: Final = "lengthwise_tenant"  #: hint: whose the request is
 TTFT_DEADLINE_MS: Final = "lengthwise_ttft_deadline_ms"  #: hint: when the first token is due
 REQUEST_ID: Final = "lengthwise_id"  #: hint: the request's name in a replay
 

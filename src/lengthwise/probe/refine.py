@@ -109,6 +109,45 @@ def start(
 
 
 @compiled
+def pool(
+    posteriors: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    medians: NDArray[np.float64],
+    sigmas: NDArray[np.float64],
+    constants: Filter,
+) -> None:
+    """Put together what two readers say of the same whole length: the log-linear pool.
+
+    The posterior becomes the geometric mean of itself and a log-normal law, which is right where
+    both know the same, and too careful where each knows something of its own; the product would
+    take one prompt for two pieces of evidence.
+
+    Args:
+        posteriors: the table, shape (requests, k); the rows named are updated.
+        rows: shape (n,), distinct, just started.
+        medians: shape (n,), of the law, tokens, > 0.
+        sigmas: shape (n,), of its logarithm, > 0.
+        constants: of the probe.
+    """
+    edges = constants.edges
+    bins = posteriors.shape[1]
+    for n in range(rows.size):
+        posterior = posteriors[rows[n]]
+        below, total = 0.0, 0.0
+        for i in range(bins):
+            up_to = 1.0
+            if i + 1 < bins:
+                z = math.log(edges[i + 1] / medians[n]) / sigmas[n]
+                up_to = 0.5 * math.erfc(-z / math.sqrt(2.0))
+            share = max(up_to - below, LEAST_EPSILON)
+            posterior[i] = math.sqrt(posterior[i] * share)
+            total += posterior[i]
+            below = up_to
+        for i in range(bins):
+            posterior[i] /= total
+
+
+@compiled
 def refine(
     posteriors: NDArray[np.float64],
     rows: NDArray[np.int64],

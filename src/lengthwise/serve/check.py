@@ -87,6 +87,8 @@ def _described(settings: Settings, discipline: Discipline) -> str:
     if not discipline.is_fcfs:
         parts.append(f"preemption {discipline.preemption}")
         parts.append(f"max_overtakes {settings.max_overtakes}")
+        if settings.max_lead is not None:
+            parts.append(f"max_lead {settings.max_lead}")
     return ", ".join(parts)
 
 
@@ -144,11 +146,13 @@ def _refused_port(settings: Settings) -> Iterator[str]:
 
 
 def _dangers(path: Path, settings: Settings, discipline: Discipline) -> Iterator[str]:
-    bounded = settings.max_overtakes is not None or settings.max_wait_s is not None
+    bounds = settings.max_overtakes, settings.max_lead, settings.max_wait_s
+    bounded = any(bound is not None for bound in bounds)
     greedy = discipline.preempts and discipline.preemption == "greedy"
     if not discipline.is_fcfs and discipline.policy.name != "priority" and not bounded:
         yield (
-            "max_overtakes and max_wait_s are both off: nothing bounds how long a request can wait"
+            "max_overtakes, max_lead and max_wait_s are off: nothing bounds how long a request "
+            "can wait"
             + (", and greedy preemption throws out running ones for it" if greedy else "")
             + "; set one of them"
         )

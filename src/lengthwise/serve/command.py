@@ -18,6 +18,7 @@ from lengthwise.probe.artifact import Probe
 from lengthwise.simulate.presets import Preset
 from lengthwise.vllm.engine_file import ENGINES
 from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
+from lengthwise.vllm.watch import SERVER
 
 REFERENCE = "reference"  #: the name of the built-in model
 
@@ -178,7 +179,7 @@ def server_command(
         environment[ENGINES] = str(engines)
     if development_routes:
         environment["VLLM_SERVER_DEV_MODE"] = "1"
-    return ServerCommand(
+    command = ServerCommand(
         [*arguments, *passed_on],
         environment,
         host,
@@ -186,6 +187,8 @@ def server_command(
         tls=bool(given & _TLS_FLAGS),
         shutdown_timeout_s=_seconds(last_value("--shutdown-timeout", passed_on)),
     )
+    environment[SERVER] = command.url  # by which its engines call it
+    return command
 
 
 def refuse_model(model: str, preset: Preset) -> None:

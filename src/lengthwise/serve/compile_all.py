@@ -30,6 +30,7 @@ _GUARDS: Final[dict[str, Any]] = {
     "blend": 0.9,
     "starvation_threshold": 100,
     "max_wait_s": 100.0,
+    "max_lead": 100.0,
     "memory_growth": 1.0,
     "service_time": True,
     "preemption": "pays",

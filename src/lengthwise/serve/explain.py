@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import InputError
-from lengthwise.policy.guards import OVERDUE, PROMOTED
+from lengthwise.policy.guards import BEHIND, OVERDUE, PROMOTED
 from lengthwise.vllm.journal import SCHEMA, SEGMENTS
 
 _NAMED: Final = 5  # overtakers that the text names
-_TIERS: Final = {OVERDUE: "overdue", PROMOTED: "promoted"}
+_TIERS: Final = {OVERDUE: "overdue", PROMOTED: "promoted", BEHIND: "behind"}
 _WHY: Final = {
     "policy": "for a waiting request",
     "memory": "because KV memory ran out",
@@ -34,7 +34,7 @@ class Explanation:
         ahead: requests that waited when it came.
         expected_tokens: what was predicted when it was last looked at; None where nothing was.
         rank: its rank then, lower runs sooner; None where the order was that of the queue.
-        tier: `ordinary`, `overdue` or `promoted` then.
+        tier: `ordinary`, `overdue`, `promoted` or `behind` (its tenant's share) then.
         waited_s: until its first step; until the journal's end where it has had none.
         runs_s: when it got a slot, each time.
         preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,

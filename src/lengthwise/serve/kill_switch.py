@@ -59,7 +59,7 @@ def switch(path: Path, off: bool, timeout_s: float) -> int:
 
 
 def statuses(path: Path) -> list[dict[str, Any]]:
-    """What the living engines that watch a settings file say of themselves."""
+    """What the living engines that watch a settings file say, by server and number."""
     found = []
     for file in sorted(path.parent.glob(f"{path.stem}.status*.json")):
         try:
@@ -71,4 +71,4 @@ def statuses(path: Path) -> list[dict[str, Any]]:
             continue
         else:
             found.append(status)
-    return found
+    return sorted(found, key=lambda each: (str(each.get("server")), str(each.get("engine"))))

@@ -43,17 +43,25 @@ def settings_file(target: str) -> Path:
     """
     if "://" not in target:
         return Path(target)
-    try:
-        url = urlsplit(target)
-        port = url.port or {"https": 443}.get(url.scheme, 80)
-        host = url.hostname or ""
-    except ValueError as error:
-        raise InputError(f"{target!r} is no URL: {error}") from None
+    port = port_of(target)
     try:
         noted = json.loads((state_folder(port) / _SERVER).read_text())
         return Path(noted["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"`lengthwise serve` has noted no server of port {port} (at {host}) on this machine: "
+            f"`lengthwise serve` has noted no server of port {port} on this machine, for {target}: "
             "name the settings file that it watches instead"
         ) from None
+
+
+def port_of(url: str) -> int:
+    """The TCP port that a URL names.
+
+    Raises:
+        InputError: it is no URL.
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.port or {"https": 443}.get(parts.scheme, 80)
+    except ValueError as error:
+        raise InputError(f"{url!r} is no URL: {error}") from None

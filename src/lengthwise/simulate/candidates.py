@@ -17,6 +17,7 @@ _OVERTAKES: Final = (
     *((1.0, 0.25), (1.0, 0.5), (1.0, 1.0)),
     *((5.0, 0.0), (20.0, 0.0)),
 )
+_LEADS: Final = (50.0, 110.0)  # mean requests that may be served before one beyond the queue
 _BLENDS: Final = (1.0, 0.95, 0.9, 0.7, 0.5)
 
 #: Orders that do not preempt, and their refinements that do. Of those alike one is enough: ltr
@@ -69,6 +70,7 @@ def orders(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
         {"max_overtakes": max(1, int(times * slots))} | ({"overtake_share": share} if share else {})
         for times, share in _OVERTAKES
     ]
+    bounds += [{"max_lead": lead} for lead in _LEADS]
     bounds += [{"max_wait_s": 0.5 * cap.limit} for cap in caps if cap.metric == MAX_WAIT]
     for policy, bound, blend in itertools.product(ORDERS, (*bounds, {}), _BLENDS):
         yield Candidate(policy, {}, bound | ({"blend": blend} if blend < 1.0 else {}))

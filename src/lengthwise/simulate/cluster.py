@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled, compiled_here
+from lengthwise.policy.tenants import Shares
 from lengthwise.simulate.borrowed import borrowed
 from lengthwise.simulate.foretell import Recent, expect
 from lengthwise.simulate.kv_blocks import Memory
@@ -170,6 +171,7 @@ def _of_engine(
             borrowed(queues.ranks[r]),
             borrowed(queues.request[r]),
             borrowed(queues.admitted[r]),
+            Shares(borrowed(queues.shares.tenants[r]), borrowed(queues.shares.least[r])),
         ),
         Recent(borrowed(recents.predictions[r]), borrowed(recents.median[r])),
         Batch(

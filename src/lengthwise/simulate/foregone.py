@@ -45,7 +45,7 @@ class Window:
         classes_decide: vLLM's own order goes by priority class.
         policy_sees_classes: the policy's does.
         requests: columns of n requests: `arrival_s`, `finish_s`, `prompt_tokens`,
-            `output_tokens`, `priority`, `predictions` (five numbers, NaN without one) and
+            `output_tokens`, `priority`, `tenant`, `predictions` (five numbers, NaN without one) and
             `blocks`, the numbers of the prompt's full blocks.
         steps: columns of the steps: `duration_s` (NaN where the engine idled) and WORK.
     """
@@ -94,6 +94,7 @@ def foretell_gain(window: Window, cost: StepCost | None = None) -> dict[str, Any
             window.engine,
             predictions=predictions,
             priority=classes if sees_classes else None,
+            tenant=np.array(rows["tenant"], np.int64),
         )
 
     fcfs = replay({"policy": "fcfs"}, window.classes_decide)

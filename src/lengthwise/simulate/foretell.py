@@ -17,6 +17,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
+from lengthwise.request import BY_PROBE
 from lengthwise.simulate.state import Queue
 
 
@@ -71,7 +72,8 @@ def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
         prediction[4] = served.high
         engine.predictions += 1
         engine.since_median += 1
-        _write(queue.table[served.row], prediction, True)
+        if queue.table[served.row].predicted != BY_PROBE:  # which knows more, and was first
+            _write(queue.table[served.row], prediction, True)
     known = min(engine.predictions, RECENT)
     if engine.since_median >= min(known, MEDIAN_EVERY) > 0:
         engine.since_median = 0
@@ -79,6 +81,21 @@ def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
             recent.median[column] = np.median(recent.predictions[:known, column])
         score, expected, low, median, high = recent.median
         stand_in(queue.table, engine.live, score, expected, low, median, high)
+
+
+@compiled_here
+def read_prompt(requests: Any, queue: Queue, i: int) -> None:
+    """The first token of request i is known, and with it what the probe read in its prompt."""
+    served = requests[i]
+    if served.row < 0 or np.isnan(served.probe_expected):
+        return
+    request = queue.table[served.row]
+    request.expected = request.initial = request.remaining = served.probe_expected
+    request.low = served.probe_low
+    request.median = served.probe_median
+    request.high = served.probe_high
+    request.predicted_age = 0
+    request.predicted = BY_PROBE
 
 
 @compiled_here

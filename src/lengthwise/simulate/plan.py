@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from lengthwise.policy.cutoff import observed
 from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.order import first_in_order
 from lengthwise.policy.pointer import rank
+from lengthwise.policy.tenants import take_leads
+from lengthwise.request import LOOKED, LOOKING
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.prefix_cache import find_cached
-from lengthwise.simulate.slots import preempt, put_back
+from lengthwise.simulate.slots import note_admission, preempt, put_back
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
 
 Ranking = Any  #: where the ranking begins, its parameter values, the guards and the rules
@@ -76,11 +79,12 @@ def plan_step(
             runners[k].may_make_way = not slot.chunk and 0 < runners[k].age < slot.output
             runners[k].freed_blocks = _blocks_freed(limits, slot, s, memory)
     ready = np.ones(len(waiting), np.bool_)
+    seen = queue.table["look"][: engine.live].copy()
     victims, front, limited, kept, paused = prepass.decide(
         rules, facts, runners, queue.table, queue.groups, queue.ranks, waiting, ready
     )
     if rules.pauses:
-        _pause(rules, limits, engine, requests, queue, batch, memory, victims, kept, paused)
+        _pause(rules, limits, engine, requests, queue, batch, memory, victims, kept, paused, seen)
         return front, limited, len(victims)
     # All stay in the batch until the order is known.
     order = batch.running[kept]
@@ -116,11 +120,18 @@ def _pause(
     freed: Integers,
     kept: Integers,
     paused: Integers,
+    seen: Integers,
 ) -> None:
-    """Those at some places among the runners are freed, run, or are left out."""
+    """Those at some places among the runners are freed, run, or are left out; `seen`: `look`."""
     slots = np.empty(engine.running + engine.paused, np.int64)
     for place in range(len(slots)):
         slots[place] = _slot_of(engine, batch, place)
+    for place in kept:
+        row = requests[batch.slots[slots[place]].request].row
+        request = queue.table[row]
+        if (seen[row] == LOOKING or seen[row] == LOOKED) and request.look == 0:
+            # Its turn has come: it counts as admitted from now on.
+            note_admission(engine, queue, request)
     for place in paused:
         requests[batch.slots[slots[place]].request].pauses += place < engine.running
     for place in freed:
@@ -165,13 +176,15 @@ def rank_once(
         return
     engine.ranked_step = engine.step
     rules, facts = ranking[3][0], engine.facts
+    if ranking[2][0].max_tenant_lead < math.inf:
+        take_leads(queue.shares, queue.table, engine.live)
     if rules.reads_prefix_cache and limits.caching:
         # A look-up is too dear for all: those who would be next.
-        _rank(ranking, facts, queue, np.empty(0, np.int64), everyone)
+        _rank(ranking, facts, queue, np.empty((0, 2), np.int64), everyone)
         for row in first_rows(rules, engine, queue, facts.free_slots + prepass.SPARE):
             hits, _ = find_cached(limits, engine, requests, shared, memory, queue.request[row])
             queue.table[row].cached_tokens = hits * limits.block_size
-    admitted = np.sort(queue.admitted[: engine.admitted])
+    admitted = queue.admitted[: engine.admitted].copy()
     engine.admitted = 0
     _rank(ranking, facts, queue, admitted, everyone)
 
@@ -196,6 +209,10 @@ def _rank(ranking: Ranking, facts: Any, queue: Queue, admitted: Integers, everyo
         facts.now_s,
         facts.step,
         facts.prefill_weight,
+        facts.token_work,
+        facts.decoded,
+        facts.prefilled,
+        facts.admissions,
         admitted,
         everyone,
         queue.groups,

@@ -105,8 +105,10 @@ def simulate(
     engine: EngineSettings | None = None,
     *,
     predictions: NDArray[np.float64] | None = None,
+    probe: NDArray[np.float64] | None = None,
     priority: NDArray[np.int64] | None = None,
     deadline_s: NDArray[np.float64] | None = None,
+    tenant: NDArray[np.int64] | None = None,
     replicas: int = 1,
     router: str = "least-outstanding",
     seed: int = 0,
@@ -124,8 +126,11 @@ def simulate(
         predictions: shape [n, 5]: score, expected, low, median, high, in output tokens but for the
             score. None where the discipline needs none. A request without one (NaN) ranks as the
             median of those that were made before, and as that of all for a router.
+        probe: the same, as a probe says it of a prompt that has been computed; it takes the
+            place of the prediction before, score excepted. None without a probe.
         priority: each request's own class, lower runs sooner.
         deadline_s: seconds from each request's arrival to when its first token is due, 0 for none.
+        tenant: whose each request is, from 0 on.
         replicas: engines behind the router.
         router: one of ROUTERS.
         seed: for the router's draws.
@@ -143,7 +148,7 @@ def simulate(
         raise unknown_name("router", router, ROUTERS)
     if replicas < 1:
         raise InputError(f"the number of replicas must be at least 1, got {replicas}")
-    requests = _requests(trace, discipline, predictions, priority, deadline_s)
+    requests = _requests(trace, discipline, predictions, probe, priority, deadline_s, tenant)
     turns = new_turns(trace, cost.delay_s)
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
@@ -153,7 +158,7 @@ def simulate(
     times_of_steps = new_step_times(replicas)
     if discipline.adapts >= 0:
         engines["cutoff"] = discipline.values[discipline.adapts]
-    queues = new_queues(replicas, engine.slots)
+    queues = new_queues(replicas, engine.slots, int(requests["tenant"].max(initial=0)) + 1)
     recents = new_recent(replicas)
     batches = new_batches(replicas, engine.places)
     memories = new_memory(
@@ -168,6 +173,7 @@ def simulate(
     rules = discipline.rules.copy()
     rules["reorders"] |= requests["priority"].any()
     rules["pauses"] &= engine.places > engine.slots
+    rules["peeks"] &= rules["pauses"] & (probe is not None)
     ranking = (
         discipline.ranking,
         discipline.values.copy(),  # one may be set anew while it runs
@@ -231,8 +237,10 @@ def _requests(
     trace: Trace,
     discipline: Discipline,
     predictions: NDArray[np.float64] | None,
+    probe: NDArray[np.float64] | None,
     priority: NDArray[np.int64] | None,
     deadline_s: NDArray[np.float64] | None,
+    tenant: NDArray[np.int64] | None,
 ) -> NDArray[np.void]:
     """The trace as an array of SERVED to which nothing has happened."""
     n = len(trace)
@@ -244,9 +252,13 @@ def _requests(
         requests["priority"] = priority
     if deadline_s is not None:
         requests["deadline_s"] = deadline_s
+    if tenant is not None:
+        requests["tenant"] = tenant
     for name in ("scheduled_s", "first_token_s", "finish_s"):
         requests[name] = np.nan
     requests["memory"] = -1
+    for column, name in enumerate(PREDICTION[1:], start=1):
+        requests[f"probe_{name}"] = np.nan if probe is None else probe[:, column]
     if predictions is None:
         if discipline.needs_predictions:
             raise InputError(

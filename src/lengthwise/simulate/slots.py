@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
-from lengthwise.request import RUNNING, WAITING
+from lengthwise.policy.tenants import service
+from lengthwise.request import LOOKING, RUNNING, WAITING
+from lengthwise.simulate.foretell import read_prompt
 from lengthwise.simulate.kv_blocks import (
     Memory,
     free_block,
@@ -79,8 +81,9 @@ def start(
     if rules.reorders:
         request = queue.table[served.row]
         request.state = RUNNING
-        queue.admitted[engine.admitted] = request.arrival_index
-        engine.admitted += 1
+        served.looks += request.look == LOOKING
+        if request.look != LOOKING:
+            note_admission(engine, queue, request)
         if (
             rules.counts_steps
             and request.promoted == 0
@@ -211,6 +214,14 @@ def retire(
 
 
 @compiled_here
+def note_admission(engine: Any, queue: Queue, request: Any) -> None:
+    """A request has got a slot: at the next ranking it counts for those that it has overtaken."""
+    queue.admitted[engine.admitted, 0] = request.arrival_index
+    queue.admitted[engine.admitted, 1] = request.priority
+    engine.admitted += 1
+
+
+@compiled_here
 def preempt(
     rules: Any,
     limits: Any,
@@ -269,7 +280,10 @@ def put_back(
         request.sequence = engine.head
         request.age = slot.age - slot.in_flight
         request.computed_tokens = 0
+        request.look = 0
         request.last_step = engine.step
+        if rules.refines and slot.in_flight > 0 and slot.age == 1:
+            read_prompt(requests, queue, i)
         return
     served.next = engine.first
     if engine.first < 0:
@@ -321,6 +335,8 @@ def _release_row(engine: Any, requests: Any, queue: Queue, i: int) -> None:
     """Take the row of a request that is gone back: the last row moves into its place."""
     row = requests[i].row
     requests[i].overtaken = queue.table[row].overtaken
+    tenant = queue.shares.tenants[requests[i].tenant]
+    tenant.ended += service(requests[i].prompt_tokens, requests[i].output_tokens)
     requests[i].row = -1
     engine.live -= 1
     last = engine.live

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.facts import FACTS, new_facts
+from lengthwise.policy.tenants import TENANT, Shares
 from lengthwise.request import new_table
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.kv_blocks import Memory
@@ -41,12 +42,18 @@ SERVED: Final = np.dtype(
         ("output_tokens", np.int64),  # the truth: only the end of an answer reads it
         ("priority", np.int64),
         ("deadline_s", np.float64),  # to the first token, 0 for none
+        ("tenant", np.int64),
         ("score", np.float64),
         ("expected", np.float64),
         ("low", np.float64),
         ("median", np.float64),
         ("high", np.float64),
         ("predicted", np.bool_),  # whether they are predictions, and no stand-in
+        # Of what is said once the prompt has been computed; NaN for nothing.
+        ("probe_expected", np.float64),
+        ("probe_low", np.float64),
+        ("probe_median", np.float64),
+        ("probe_high", np.float64),
         # What happened.
         ("scheduled_s", np.float64),  # its first step
         ("first_token_s", np.float64),
@@ -55,6 +62,7 @@ SERVED: Final = np.dtype(
         ("last_token_s", np.float64),
         ("cached_tokens", np.int64),  # of its prompt, found in the prefix cache
         ("pauses", np.int64),  # for another request
+        ("looks", np.int64),  # at it, before its turn
         ("recomputed_tokens", np.int64),  # computed again after preemptions
         ("preemptions", np.int32),  # for another request
         ("memory_preemptions", np.int32),  # because blocks ran out
@@ -170,7 +178,8 @@ class Queue(NamedTuple):
     groups: Integers  # [rows], see `rank_requests`
     ranks: NDArray[np.float64]  # [rows]
     request: Integers  # [rows], whose row it is
-    admitted: Integers  # [slots], arrival_index of those admitted since the last ranking
+    admitted: Integers  # [slots, 2], see `rank_requests`
+    shares: Shares  # what the tenants were served
 
 
 class Shared(NamedTuple):
@@ -223,21 +232,26 @@ def new_batches(engines: int, places: int) -> Batch:
     )
 
 
-def new_queues(engines: int, slots: int, rows: int = 256) -> Queue:
+def new_queues(engines: int, slots: int, tenants: int = 1, rows: int = 256) -> Queue:
     """Empty queues of several engines, with some room to start with."""
     return Queue(
         table=np.stack([new_table(rows) for _ in range(engines)]),
         groups=np.zeros((engines, rows), np.int64),
         ranks=np.zeros((engines, rows)),
         request=np.zeros((engines, rows), np.int64),
-        admitted=np.zeros((engines, slots), np.int64),
+        admitted=np.zeros((engines, slots, 2), np.int64),
+        shares=Shares(np.zeros((engines, tenants), TENANT), np.zeros((engines, 1), np.int64)),
     )
 
 
 def with_more_rows(queue: Queue) -> Queue:
     """The queues with twice the room."""
-    table, groups, ranks, request, admitted = queue
-    return Queue(_doubled(table), _doubled(groups), _doubled(ranks), _doubled(request), admitted)
+    return queue._replace(
+        table=_doubled(queue.table),
+        groups=_doubled(queue.groups),
+        ranks=_doubled(queue.ranks),
+        request=_doubled(queue.request),
+    )
 
 
 def with_more_memory(memory: Memory) -> Memory:

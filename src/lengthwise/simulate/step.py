@@ -19,7 +19,7 @@ from lengthwise.policy.prepass import SPARE
 from lengthwise.policy.select import blocks_for
 from lengthwise.policy.step_time import observe
 from lengthwise.request import WAITING
-from lengthwise.simulate.foretell import Recent, foretell
+from lengthwise.simulate.foretell import Recent, foretell, read_prompt
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.kv_runs import take_from_runs
 from lengthwise.simulate.plan import Ranking, first_rows, plan_step, rank_once
@@ -65,6 +65,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.sequence = engine.tail
     request.priority = served.priority
     request.deadline_s = served.deadline_s
+    request.tenant = served.tenant
     request.arrival_index = engine.arrivals - 1
     request.score = served.score
     request.expected = served.expected
@@ -79,12 +80,16 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.overtaken = 0
     request.ahead = engine.waiting - 1
     request.promoted = 0
+    request.decoded_before = engine.facts.decoded
+    request.prefilled_before = engine.facts.prefilled
+    request.queued_work = 0.0
     request.prompt_tokens = served.prompt_tokens
     request.cached_tokens = 0
     request.computed_tokens = 0
     request.preemptions = 0
     request.adapter = 0
     request.pauses = 0
+    request.look = 0
     request.last_step = engine.step
 
 
@@ -165,9 +170,7 @@ def run_step(
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
     end = starts_s + seconds
-    ended = _emit(
-        limits, engine, requests, batch.slots, batch.running, token_times, token_offsets, end
-    )
+    ended = _emit(rules, limits, engine, requests, queue, batch, token_times, token_offsets, end)
     if limits.lag == 0 and ended:
         retire(rules, limits, engine, requests, queue, batch, memory)
     # With a lag the next step is planned while this one runs.
@@ -381,6 +384,8 @@ def _work(
         seconds = step_seconds(terms, prefill, decode, kv, sequences, attention)
     engine.prefill_before, engine.decode_before = engine.prefill, engine.decode
     engine.prefill, engine.decode = prefill, decode if sequences > 0 else -1
+    engine.facts.decoded += decode
+    engine.facts.prefilled += prefill
     step.running = engine.running
     step.paused = engine.paused
     step.waiting = engine.waiting
@@ -397,11 +402,12 @@ def _work(
 
 @compiled_here
 def _emit(
+    rules: Any,
     limits: Any,
     engine: Any,
     requests: Any,
-    slots: Any,
-    running: Integers,
+    queue: Queue,
+    batch: Batch,
     token_times: NDArray[np.float32],
     token_offsets: Integers,
     now: float,
@@ -412,11 +418,13 @@ def _emit(
     engine.ended_s[1], engine.ended_s[0] = engine.ended_s[0], now
     keeps_times = len(token_times) > 0
     for k in range(engine.running):
-        slot = slots[running[k]]
+        slot = batch.slots[batch.running[k]]
         complete = slot.scheduled > 0 and slot.computed == slot.known
         if slot.scheduled > 0:
             slot.chunk = not complete
         slot.scheduled = 0
+        if rules.refines and slot.in_flight > 0 and slot.age == 1:
+            read_prompt(requests, queue, slot.request)
         slot.in_flight = 0
         if not complete or slot.age >= slot.output:
             continue
@@ -425,6 +433,8 @@ def _emit(
         slot.in_flight = limits.lag
         if slot.age == 1:
             requests[slot.request].first_token_s = now
+            if rules.refines and limits.lag == 0:
+                read_prompt(requests, queue, slot.request)
         elif now - slot.last_token_s > slot.gap_s:
             slot.gap_s = now - slot.last_token_s
         slot.last_token_s = now

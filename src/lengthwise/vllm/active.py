@@ -151,6 +151,7 @@ class Engine:
         state: the numbers of now.
         by_priority: vLLM's own order goes by priority class.
         refusal_to_pause: why no request can be paused; None where they can.
+        has_probe: the worker runs a probe.
     """
 
     index: int
@@ -160,6 +161,7 @@ class Engine:
     state: Callable[[], EngineState]
     by_priority: bool = False
     refusal_to_pause: str | None = None
+    has_probe: bool = False
 
 
 class Opener:
@@ -201,6 +203,7 @@ class Opener:
     def _prepare(self, settings: Settings) -> Active:
         arguments = settings.discipline_arguments(int(self.engine.limits["slots"]))
         arguments["pausing"] = self._can_pause(settings)
+        arguments["peek"] = self._can_peek(settings)
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
@@ -240,6 +243,16 @@ class Opener:
         logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
         return False
 
+    def _can_peek(self, settings: Settings) -> bool:
+        """Whether waiting requests may be looked at.
+
+        Raises:
+            InputError: it is asked for, and there is no probe.
+        """
+        if settings.peek is True and not self.engine.has_probe:
+            raise InputError("setting 'peek': it is a probe that looks: start with --probe DIR")
+        return bool(settings.peek) and self.engine.has_probe
+
     def _source(self, spec: str, stand_in: str | None) -> Source:
         def load(name: str) -> Predictor:
             return load_predictor(name, tokenizer=self.engine.tokenizer)
@@ -272,18 +285,15 @@ class Opener:
     def _recorder(self, folder: str | None) -> Recorder | None:
         if folder is None:
             return None
-        path = Path(folder)
-        if self.engine.index > 0:
-            path /= f"engine-{self.engine.index}"
+        path, engine = Path(folder), self.engine
         return self._found(Recorder, path) or self._opened(
-            Recorder(path, self.engine.limits, self._counters)
+            Recorder(path, engine.limits, self._counters, engine.index)
         )
 
     def _journal(self, folder: str | None) -> Journal | None:
         if folder is None:
             return None
-        index = self.engine.index
-        path = Path(folder) / f"engine-{index}" if index > 0 else Path(folder)
+        path, index = Path(folder), self.engine.index
         return self._found(Journal, path) or self._opened(Journal(path, index, self._counters))
 
     def _shadow(self, settings: Settings) -> Shadow | None:

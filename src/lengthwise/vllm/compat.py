@@ -388,6 +388,17 @@ def let_parent_choose_victims(scheduler: Any, chooses: bool) -> None:
     scheduler.policy = SchedulingPolicy.PRIORITY if chooses else SchedulingPolicy.FCFS
 
 
+def admitted(output: Any) -> list[tuple[str, int]]:
+    """The requests that a step's plan lets run from now on, new or again, and their tokens that
+    need not be computed now."""
+    cached = output.scheduled_cached_reqs
+    found = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
+    if cached.resumed_req_ids:
+        every = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        found += [(name, tokens) for name, tokens in every if name in cached.resumed_req_ids]
+    return found
+
+
 def is_running(request: Any) -> bool:
     """Whether a request holds a slot."""
     return bool(request.status.name == "RUNNING")

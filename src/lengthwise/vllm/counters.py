@@ -23,6 +23,7 @@ class Counters:
     preemptions: int = 0
     memory_preemptions: int = 0
     pauses: int = 0
+    peeks: int = 0
     recomputed_tokens: int = 0
     overtakes: int = 0
     promotions: int = 0
@@ -60,6 +61,7 @@ HELP: Final = {
     "preemptions": "Running requests preempted for a waiting one",
     "memory_preemptions": "Requests preempted because KV memory ran out, paused ones among them",
     "pauses": "Times that a running request was paused for another: it keeps its KV",
+    "peeks": "Waiting requests that were prefilled before their turn, for the probe to read them",
     "recomputed_tokens": "Tokens computed again because their request had been preempted",
     "overtakes": "Times that a later arrival got a slot before a waiting request",
     "promotions": "Requests promoted by the starvation guard",

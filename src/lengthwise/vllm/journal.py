@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError, one_line
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.place import own_folder
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -31,7 +32,8 @@ class Journal:
     """Takes events from the engine, and writes them from a thread of its own.
 
     Args:
-        folder: made if missing; what an earlier engine has left there is gone on with.
+        folder: made if missing; what an earlier engine has left in this one's part of it (see
+            `place.own_folder`) is gone on with.
         engine: the engine's number.
         counters: `record_lost` is counted there.
         most_bytes: of a segment.
@@ -47,16 +49,18 @@ class Journal:
         self, folder: Path, engine: int, counters: Counters, most_bytes: int = 32 << 20
     ) -> None:
         self.key = folder
-        self._old, self._new = (folder / name for name in SEGMENTS)
+        self._place = own_folder(folder, engine)
+        self._old, self._new = (self._place.path / name for name in SEGMENTS)
         self._engine = engine
         self._counters = counters
         self._most_bytes = most_bytes
         self._lines: deque[dict[str, Any]] = deque()
         self._complained = False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._place.path.mkdir(parents=True, exist_ok=True)
             self._begin_segment()
         except (OSError, ValueError) as error:
+            self._place.close()
             reason = getattr(error, "strerror", None) or error
             raise InputError(
                 f"journal: cannot write to the folder {one_line(folder)}: {reason}"
@@ -76,6 +80,7 @@ class Journal:
         """Write what is left and stop."""
         self._closed.set()
         self._thread.join(_PATIENCE_S)
+        self._place.close()
 
     def _run(self) -> None:
         closed = False

@@ -22,6 +22,7 @@ from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.token_text import TokenText
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.settings import LengthLogSettings
+from lengthwise.vllm.watch import SERVER
 from lengthwise.workload.length_log import (
     SCHEMA,
     encode_features,
@@ -90,7 +91,9 @@ class LengthLog:
             "tokenizer_fingerprint": text.fingerprint,
             "tokens": text.digest,
             "features": FEATURES_VERSION,
+            "server": os.environ.get(SERVER),
             "engine": engine,
+            "pid": os.getpid(),
         }
         self._counters = counters
         # A clock that was set back since the last start must not put these answers before others.

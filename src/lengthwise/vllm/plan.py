@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.policy import prepass
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import TIERS
-from lengthwise.policy.prepass import SPARE, SWAP_EVERY, begin, prepare
+from lengthwise.policy.prepass import SPARE, begin, prepare
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.step_order import NOBODY, StepOrder
 from lengthwise.policy.step_time import StepTime
-from lengthwise.request import RUNNING
+from lengthwise.policy.tenants import take_leads
+from lengthwise.request import LOOKED, LOOKING, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
+
+may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
 
 
 class Planner:
@@ -42,6 +46,7 @@ class Planner:
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
         newly_paused: how many ran until this step.
+        newly_looking: how many come in to be looked at only.
         on_decision: called with every decision and what it was made from; None for nobody.
     """
 
@@ -57,7 +62,7 @@ class Planner:
         self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
-        self.newly_paused = 0
+        self.newly_paused = self.newly_looking = 0
         self._taken_out = False
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
@@ -68,7 +73,7 @@ class Planner:
         self._facts = new_facts(1, **limits)
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
-        self._overtaking = np.empty(0, np.int64)
+        self._overtaking = NOBODY
         self._now = 0.0
         self._step = 0
         self._throttled = False
@@ -76,7 +81,7 @@ class Planner:
         self._ranked = False
         self._handed_out = 0
         self._admissions = 0
-        self._admitted: list[int] = []
+        self._admitted: list[tuple[int, int]] = []  # see `rank_requests`
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
         """Prepare the step: preempt, arrange memory victims, choose who may come in.
@@ -92,13 +97,13 @@ class Planner:
         """
         self._now, self._step, self._throttled = now, step, throttled
         self._prepared, self._ranked, self._handed_out = False, False, 0
-        self.newly_paused = 0
+        self.newly_paused = self.newly_looking = 0
         self._take_out()
         if self.paused and not self.discipline.pauses:
             self._go_on()
         if not self._reorders:
             return False, None
-        if self._is_quiet() or not self._prepare():
+        if not self._may_decide() or not self._prepare():
             return True, None
         try:
             return True, self._decide()
@@ -140,7 +145,10 @@ class Planner:
         if not self._reorders:
             return False
         columns = self._live.table[row]
-        self._admitted.append(int(columns["arrival_index"]))
+        if columns["look"] == LOOKING:
+            self.newly_looking += 1
+        else:
+            self._admitted.append((int(columns["arrival_index"]), int(columns["priority"])))
         if not self.discipline.counts_steps:
             return False
         guards = self.discipline.guards[0]
@@ -171,6 +179,16 @@ class Planner:
         share = self._facts["thrown_out"]
         share[0] = observed(float(share[0]), float(thrown_out))
 
+    @property
+    def work(self) -> tuple[int, int]:
+        """Tokens that the engine has computed so far, of answers and of prompts."""
+        return int(self._facts["decoded"][0]), int(self._facts["prefilled"][0])
+
+    def worked(self, decoded: int, prefilled: int) -> None:
+        """Note the tokens of a planned step."""
+        self._facts["decoded"] += decoded
+        self._facts["prefilled"] += prefilled
+
     def ran(self, request_ids: Iterable[str]) -> None:
         """Note which requests run in this step, for the guard that counts steps."""
         if not self.discipline.counts_steps:
@@ -181,17 +199,18 @@ class Planner:
 
     # Facts and decision ---------------------------------------------------------------------
 
-    def _is_quiet(self) -> bool:
-        """Whether it is plain that there is nothing to decide: so in most steps."""
-        if self._step % SWAP_EVERY == 0 or self.discipline.memory_growth > 0.0:
-            return False
-        scheduler = self._scheduler
-        if self.paused and compat.free_slots(scheduler) > 0:
-            return False
-        if self.discipline.pauses and self._live.arrivals > self._facts["looked_at"][0]:
-            return False
-        free_blocks = compat.free_blocks_of_each_group(scheduler)
-        return free_blocks >= len(scheduler.running) + self._most_blocks
+    def _may_decide(self) -> bool:
+        """Whether this step may have anything to decide: most have not."""
+        scheduler, chosen = self._scheduler, self.discipline
+        return may_decide(
+            self._step,
+            chosen.pauses and self._live.arrivals > self._facts["looked_at"][0],
+            chosen.memory_growth > 0.0,
+            self._facts["looking"][0] > 0,
+            bool(self.paused) and compat.free_slots(scheduler) > 0,
+            compat.free_blocks_of_each_group(scheduler),
+            len(scheduler.running) + self._most_blocks,
+        )
 
     def _prepare(self) -> bool:
         """Write the facts of this step; whether there may be anything to decide."""
@@ -233,14 +252,26 @@ class Planner:
             else:
                 runners["may_make_way"][place] = False
         ready = self._ready(waiting)
+        seen = table["look"][runners["row"]]
+        recorded = None if self.on_decision is None else self._recorded(runners, ready)
         decision = self._order.decide(chosen, self._facts, runners, table, waiting, ready)
         victims, front, limited, kept, paused = decision
-        if self.on_decision is not None:
-            self.on_decision(self._recorded(runners, ready), Decision(*decision))
+        if self.on_decision is not None and recorded is not None:
+            self.on_decision(recorded, Decision(*decision))
         self._preempt([running[place] for place in victims], chosen.pauses)
         scheduler.running[:] = [running[place] for place in kept]
         self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
+        if chosen.peeks:
+            looked = (seen == LOOKING) | (seen == LOOKED)
+            here = runners["row"][kept[looked[kept]]]
+            # Those whose turn has come count as admitted from now on.
+            admitted = here[table["look"][here] == 0]
+            self._admitted += zip(
+                table["arrival_index"][admitted].tolist(),
+                table["priority"][admitted].tolist(),
+                strict=True,
+            )
         return [int(row) for row in front] if limited else None
 
     def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
@@ -253,7 +284,7 @@ class Planner:
             self._facts.copy(),
             self._unranked,
             self._overtaking,
-            runners,
+            runners.copy(),
             ready,
         )
 
@@ -287,6 +318,8 @@ class Planner:
         adapters = None if self.discipline.pauses else compat.Adapters(scheduler)
         ready = np.ones(len(waiting), np.bool_)
         missing = int(self._facts["free_slots"][0]) + self.discipline.max_swaps
+        if self.discipline.peeks:
+            missing += int(self._facts["looking"][0]) + self.discipline.max_swaps
         for place, row in enumerate(waiting.tolist()):
             if missing == 0:
                 break
@@ -359,29 +392,35 @@ class Planner:
         self._ranked = True
         if not self._prepared:
             self._prepare()
+        if self.discipline.shares_service:
+            take_leads(self._live.tenants.shares, self._live.table, self._live.count)
         if self.discipline.reads_prefix_cache:
-            self._rank_by(everyone, [])
+            self._rank_by(everyone, NOBODY)
             # A look-up is too dear for all: those who would be next.
             for row in self._first(int(self._facts["free_slots"][0]) + SPARE):
                 cached = compat.cached_tokens(self._scheduler, self._live.request(row))
                 self._live.table["cached_tokens"][row] = cached
-        self._admitted.sort()
+        admitted = np.array(self._admitted, np.int64).reshape(-1, 2)
         if self.on_decision is not None:
             self._unranked = self._live.table[: self._live.count].copy()
-            self._overtaking = np.array(self._admitted, np.int64)
-        self._rank_by(everyone, self._admitted)
+            self._overtaking = admitted
+        self._rank_by(everyone, admitted)
         self._admitted.clear()
 
-    def _rank_by(self, everyone: bool, admitted: list[int]) -> None:
+    def _rank_by(self, everyone: bool, admitted: NDArray[np.int64]) -> None:
         self._order.rank(
             self.discipline,
             self._live.table,
             self._live.count,
             self._now,
             self._step,
-            np.array(admitted, np.int64),
+            admitted,
             everyone,
             float(self._facts["prefill_weight"][0]),
+            float(self._facts["token_work"][0]),
+            int(self._facts["decoded"][0]),
+            int(self._facts["prefilled"][0]),
+            int(self._facts["admissions"][0]),
         )
 
     def _abandon(self, error: Exception) -> None:

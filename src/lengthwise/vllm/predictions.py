@@ -27,7 +27,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TTFT_DEADLINE_MS
+from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TENANT, TTFT_DEADLINE_MS
 from lengthwise.predict.features import FACTS, LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
@@ -46,13 +46,8 @@ from lengthwise.workload.facts import NOTHING, Facts
 logger = logging.getLogger("vllm.lengthwise")
 
 _LONGEST_NAME: Final = 128  # characters of a name that a client chose
-_RECORDED: Final = {
-    "expected_tokens": "expected",
-    "score": "score",
-    "low_tokens": "low",
-    "median_tokens": "median",
-    "high_tokens": "high",
-}
+#: what a record calls the numbers of a prediction, in their order
+_RECORDED: Final = ("score", "expected_tokens", "low_tokens", "median_tokens", "high_tokens")
 _UNKNOWN: Final = Prediction(*UNKNOWN)
 
 
@@ -95,9 +90,19 @@ def deadline_of(request: Any) -> float:
 
 def name_of(request: Any) -> str:
     """What a record calls a request: as its client named it for a replay, or as vLLM does."""
-    given = prompt_of(request).hints.get(REQUEST_ID)
+    given = _name(prompt_of(request).hints.get(REQUEST_ID))
+    return str(request.request_id)[:_LONGEST_NAME] if given is None else given
+
+
+def tenant_of(request: Any) -> str:
+    """Whose a request is; "" where it does not say."""
+    return _name(prompt_of(request).hints.get(TENANT)) or ""
+
+
+def _name(given: object) -> str | None:
+    """A name that came with a request: text or a number; None for anything else."""
     named = isinstance(given, str) or (isinstance(given, int) and abs(given) < 2**63)
-    return str(given if named else request.request_id)[:_LONGEST_NAME]
+    return str(given)[:_LONGEST_NAME] if named else None
 
 
 def usable(prediction: Prediction) -> bool:
@@ -122,7 +127,8 @@ class Predictions:
         self._pending: deque[str] = deque()  # to be predicted, or to be passed to the worker
         self._open: set[str] = set()  # live, and neither predicted nor given up
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
-        self._made: dict[str, Prediction] = {}  # from the prompt, of live requests
+        # From the prompt, of each row of the table, as it was said of the whole answer; NaN: none.
+        self._made = np.full((len(live.table), len(_RECORDED)), np.nan)
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -141,7 +147,7 @@ class Predictions:
             return False
         self._source = source
         self._recent.clear()
-        self._made.clear()
+        self._made.fill(np.nan)
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -167,11 +173,12 @@ class Predictions:
         if request_id in self._open:
             self._open.remove(request_id)
             self._counters.unpredicted += 1
-        prediction = self._made.pop(request_id, None)
-        return {
-            name: None if prediction is None else float(getattr(prediction, field))
-            for name, field in _RECORDED.items()
-        }
+        row = self._live.row(request_id)
+        if row >= len(self._made) or math.isnan(self._made[row, 0]):
+            return dict.fromkeys(_RECORDED)
+        said = self._made[row].tolist()
+        self._made[row] = np.nan
+        return dict(zip(_RECORDED, said, strict=True))
 
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests, fewer where their prompts are long.
@@ -268,10 +275,17 @@ class Predictions:
             self._complained = True
             logger.warning("Lengthwise: no prediction, ranking as the median: %s", reason)
 
+    def _remember(self, row: int, prediction: Prediction) -> None:
+        if row >= len(self._made):
+            larger = np.full((len(self._live.table), len(_RECORDED)), np.nan)
+            larger[: len(self._made)] = self._made
+            self._made = larger
+        self._made[row] = prediction
+
     def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
         request = self._live.table[row]
         if predicted:
-            self._made[self._live.request(row).request_id] = prediction
+            self._remember(row, prediction)
             if request["predicted"] == BY_PROBE:
                 return  # it knows more, and was first
             predictor = self._source.predictor if self._source is not None else None

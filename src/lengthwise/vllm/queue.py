@@ -45,7 +45,7 @@ class PolicyQueue(RequestQueue):
         self._in_order = False
         self._front: list[int] | None = None
         self._exhausted = False
-        self.taken: list[Any] = []
+        self.taken: list[Any] = []  # since the step was opened; the parent puts some back
 
     def open_step(self, in_order: bool, front: list[int] | None = None) -> None:
         """Start a step.
@@ -63,6 +63,14 @@ class PolicyQueue(RequestQueue):
         """End a step: the frozen order is forgotten."""
         self._in_order = False
         self._front = None
+
+    def rows_that_left(self) -> list[int]:
+        """Rows of the requests that were taken in this step and have not been put back."""
+        return [
+            self._live.row(request.request_id)
+            for request in self.taken
+            if request.request_id not in self._queued and request.request_id in self._live
+        ]
 
     def add_request(self, request: Any) -> None:
         """Append at the tail."""

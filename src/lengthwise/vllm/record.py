@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError, one_line
 from lengthwise.vllm.counters import Counters
+from lengthwise.vllm.place import own_folder
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -38,25 +39,33 @@ class Recorder:
     """Buffers lines in the engine and writes them from a thread of its own.
 
     Args:
-        folder: where `steps.jsonl` and `requests.jsonl` are appended to; made if missing.
+        folder: where `steps.jsonl` and `requests.jsonl` are appended to, in the engine's own part
+            of it (see `place.own_folder`); made if missing.
         limits: of the engine, for the header of `steps.jsonl`.
         counters: `record_lost` is counted there.
+        engine: the engine's number.
 
     Attributes:
         key: the folder.
+        folder: the engine's part of it.
 
     Raises:
         InputError: the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path, limits: Mapping[str, float], counters: Counters) -> None:
-        self.key = self.folder = folder
+    def __init__(
+        self, folder: Path, limits: Mapping[str, float], counters: Counters, engine: int = 0
+    ) -> None:
+        self.key = folder
         self._counters = counters
+        self._place = own_folder(folder, engine)
+        self.folder = self._place.path
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             for name in (_STEPS, _REQUESTS):
-                (folder / name).open("ab").close()
+                (self.folder / name).open("ab").close()
         except (OSError, ValueError) as error:
+            self._place.close()
             reason = getattr(error, "strerror", None) or error
             raise InputError(
                 f"record: cannot write to the folder {one_line(folder)}: {reason}"
@@ -86,6 +95,7 @@ class Recorder:
         """Write what is left and stop."""
         self._closed.set()
         self._thread.join(_PATIENCE_S)
+        self._place.close()
 
     def _put(self, lines: deque[dict[str, Any]], line: dict[str, Any]) -> None:
         if len(lines) >= _QUEUED or self._closed.is_set():

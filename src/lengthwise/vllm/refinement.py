@@ -1,24 +1,24 @@
 """The probe's predictions become columns of the live table.
 
 A posterior over what is left is kept for each request, beside its row of the table. The prompt
-network starts it, each prediction from a decode state refines it (`lengthwise.probe.refine`), and
-its mean and quantiles are what policies see. Between predictions they age by the one rule of
-`policy.remaining`.
+network starts it, together with what a predictor said of the same prompt; each prediction from a
+decode state refines it (`lengthwise.probe.refine`), and its mean and quantiles are what policies
+see. Between predictions they age by the one rule of `policy.remaining`.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.probe.artifact import Probe
-from lengthwise.probe.refine import refine, start, summarise
-from lengthwise.request import BY_PROBE
+from lengthwise.probe.refine import pool, refine, start, summarise
+from lengthwise.request import BY_PROBE, PREDICTED
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.hidden_states import WORKER, ProbeWanted, require_layers, wanted_states
 from lengthwise.vllm.probe_output import ProbeOutput
@@ -27,6 +27,8 @@ from lengthwise.vllm.table import LiveTable
 logger = logging.getLogger("vllm.lengthwise")
 
 _NEVER = -1
+_NORMAL_SPAN: Final = 2.5631031310892007  # between the 10 % and 90 % quantiles of the normal law
+_NO_DOUBT: Final = 0.01  # of a sigma: whoever is that sure has not been trained
 
 Integers = NDArray[np.int64]
 
@@ -73,6 +75,7 @@ class Refinement:
         even = np.full((1, self._bins), 1.0 / self._bins, np.float32)
         posteriors = np.zeros((1, self._bins))
         start(posteriors, row, even)
+        pool(posteriors, row, np.ones(1), np.ones(1), self._filter)
         refine(posteriors, row, even, one, self._filter)
         summarise(posteriors, row, np.ones(1), self._filter, np.empty((1, 4)))
 
@@ -86,6 +89,7 @@ class Refinement:
             first = self._ages[rows] == _NEVER
             rows, chosen = rows[first], chosen[first]
             start(self._posteriors, rows, output.prompt[chosen])
+            self._pool(rows)
             self._write(rows, np.zeros(len(rows), np.int64))
             self._live.table["initial"][rows] = self._live.table["expected"][rows]
         if output.decode_ids:
@@ -95,6 +99,15 @@ class Refinement:
             rows, chosen, ages = rows[later], chosen[later], ages[later]
             self._refine(rows, output.decode[chosen], ages)
             self._write(rows, ages)
+
+    def _pool(self, rows: Integers) -> None:
+        """A trained predictor has read the same prompts, and knows something, too."""
+        said = self._live.table[rows]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sigmas = np.log(said["high"] / said["low"]) / _NORMAL_SPAN
+        doubts = (said["predicted"] == PREDICTED) & (sigmas > _NO_DOUBT) & np.isfinite(sigmas)
+        medians = said["median"][doubts]
+        pool(self._posteriors, rows[doubts], medians, sigmas[doubts], self._filter)
 
     def _refine(self, rows: Integers, likely: NDArray[np.float32], ages: Integers) -> None:
         known = self._ages[rows] != _NEVER

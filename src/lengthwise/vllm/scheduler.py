@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.policy.discipline import Discipline
-from lengthwise.request import PARKED, RUNNING
+from lengthwise.policy.step_time import batch_s
+from lengthwise.request import BY_PROBE, PARKED, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
@@ -28,7 +29,7 @@ from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of
+from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of, tenant_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.queue_times import QueueTimes
@@ -37,6 +38,7 @@ from lengthwise.vllm.rolling_tau import RollingTau
 from lengthwise.vllm.settings import Settings, off_path, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 from lengthwise.vllm.table import LiveTable
+from lengthwise.vllm.tenants import Tenants
 from lengthwise.vllm.watch import SettingsWatcher
 from lengthwise.workload.length_log import FULL
 
@@ -94,6 +96,7 @@ class LengthwiseMixin:
                 state=self._numbers,
                 by_priority=self._by_priority,
                 refusal_to_pause=compat.refusal_to_pause(self, vllm_config),
+                has_probe=self._refinement is not None,
             ),
             self.counters,
         )
@@ -103,8 +106,7 @@ class LengthwiseMixin:
         self._lags = bool(vllm_config.scheduler_config.async_scheduling)
         self._last_work: dict[str, int] | None = None
         self._work_before: dict[str, int] | None = None
-        self._first_admission: dict[str, float] = {}
-        self._cached_tokens: dict[str, int] = {}  # at the first admission
+        self._first_step: dict[str, tuple[float, int]] = {}  # when, and its cached tokens then
         self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         self._believes_priority = self._by_priority
         self._parked: set[str] = set()
@@ -122,6 +124,7 @@ class LengthwiseMixin:
         self._now = clock()
         self._step = 0
         self._last_work = self._work_before = None
+        self._live.tenants = Tenants()
         self._planner = Planner(self, self._live, self._by_priority, self._give_up_policy)
         self._choose_order()
         if self._active.shadow is not None:
@@ -223,7 +226,10 @@ class LengthwiseMixin:
     def _choose_order(self) -> None:
         """The policy's order; that of fcfs while its predictions are below the floor."""
         as_queued = self._tau.below_floor or _POLICY in self._contained.off
-        discipline = self._planner.discipline = self._disciplines[as_queued]
+        discipline = self._disciplines[as_queued]
+        if discipline is self._planner.discipline:
+            return
+        self._planner.discipline = discipline
         self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
         compat.let_parent_choose_victims(self, self._parent_chooses_victims)
 
@@ -264,6 +270,7 @@ class LengthwiseMixin:
         )
 
     def _gauges(self) -> dict[str, float]:
+        prices = self._planner.step_time.counted
         return {
             "off": float(self._off),
             "shadow": float(self._active.shadow is not None),
@@ -272,8 +279,8 @@ class LengthwiseMixin:
             "running_requests": float(len(self.running) - self._planner.paused_now),
             "paused_requests": float(self._planner.paused_now),
             "waiting_requests": float(len(self.waiting)),
-            "step_decode_seconds": self._planner.step_time.decode_s(max(len(self.running), 1)),
-            "prefill_token_seconds": self._planner.step_time.prefill_s_per_token,
+            "step_decode_seconds": batch_s(prices, max(len(self.running), 1)),
+            "prefill_token_seconds": float(prices["prefill_s"]),
             **(shadow.gauges() if (shadow := self._active.shadow) else {}),
         }
 
@@ -292,6 +299,7 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = compat.most_tokens(self, request)
             columns["deadline_s"] = deadline_of(request)
+            columns["tenant"] = self._live.tenants.arrive(tenant_of(request))
             columns["adapter"] = compat.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._notes.arrived(request)
@@ -305,6 +313,8 @@ class LengthwiseMixin:
         columns["last_step"] = self._step
         columns["ahead"] = len(self.waiting)
         columns["overtaken"] = columns["promoted"] = 0
+        columns["decoded_before"], columns["prefilled_before"] = self._planner.work
+        columns["queued_work"] = 0.0
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         """A session goes on: the same row, a longer prompt, a new prediction."""
@@ -315,7 +325,7 @@ class LengthwiseMixin:
             "rolling tau", self._tau.ended, int(self._live.table["arrival_index"][row]), None, None
         )
         self._live.arrive_anew(session.request_id)
-        self._first_admission.pop(session.request_id, None)
+        self._first_step.pop(session.request_id, None)
         if self._refinement is not None:
             self._refinement.forget(row)
         columns = self._live.table[row]
@@ -332,7 +342,7 @@ class LengthwiseMixin:
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
-        columns["computed_tokens"] = 0
+        columns["computed_tokens"] = columns["look"] = 0
         columns["last_step"] = self._step
         why = "reset"
         if self._planner.preempting:
@@ -354,6 +364,9 @@ class LengthwiseMixin:
         self._held_tokens.pop(request.request_id, None)
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
+        self._live.tenants.leave(
+            int(columns["tenant"]), request.num_prompt_tokens, request.num_output_tokens
+        )
         ended = request.get_finished_reason()
         finished = None if ended is None else str(ended)
         if finished != _ABORTED:
@@ -370,13 +383,12 @@ class LengthwiseMixin:
             float(columns["score"]) if columns["predicted"] else None,
             request.num_output_tokens if whole else None,
         )
-        admitted_s = self._first_admission.pop(request.request_id, None)
-        cached_tokens = self._cached_tokens.pop(request.request_id, None)
+        began_s, cached_tokens = self._first_step.pop(request.request_id, (None, None))
         active = self._active
         if active.writes:
             arrival_s = float(columns["arrival_s"])
             values = {
-                "queue_s": None if admitted_s is None else admitted_s - arrival_s,
+                "queue_s": None if began_s is None else began_s - arrival_s,
                 **predicted,
                 "output_tokens": request.num_output_tokens,
                 "prompt_tokens": request.num_prompt_tokens,
@@ -391,6 +403,9 @@ class LengthwiseMixin:
                     arrival_s=arrival_s,
                     preemptions=request.num_preemptions,
                     overtaken=int(columns["overtaken"]),
+                    probe_tokens=float(columns["initial"])
+                    if columns["predicted"] == BY_PROBE
+                    else None,
                     **values,
                 )
             # A prompt that came as embeddings has no words to learn from.
@@ -445,6 +460,7 @@ class LengthwiseMixin:
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
+        self.counters.peeks += self._planner.newly_looking
         self._planning = False
         return output
 
@@ -473,9 +489,9 @@ class LengthwiseMixin:
     def _note_parked(self) -> None:
         """Those that hold KV and wait, for a session's next turn or for KV that is sent, do not
         run; the parent keeps them in a queue of its own."""
-        parked = {request.request_id for request in self.kv_holding_waiting}
-        if parked == self._parked:
+        if not self.kv_holding_waiting and not self._parked:
             return
+        parked = {request.request_id for request in self.kv_holding_waiting}
         for request_id in parked ^ self._parked:
             if request_id in self._live:
                 running = compat.is_running(self.requests[request_id])
@@ -521,19 +537,12 @@ class LengthwiseMixin:
             self._contained.call("predictor", self._predictions.work)
 
     def _end_step(self, output: Any) -> None:
-        for request in self.waiting.taken:
-            if compat.is_running(request):
-                self.counters.admissions += 1
-                promoted = self._planner.admitted(self._live.row(request.request_id))
-                self.counters.promotions += promoted
-                self._note_return(request, output)
-                self._notes.ran(request, self._now)
-                if request.request_id not in self._first_admission:
-                    self._first_admission[request.request_id] = self._now
-                    self._contained.call("queue times", self._note_wait, request)
-        if self._active.writes:
-            for new in output.scheduled_new_reqs:
-                self._cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
+        # Who left the queue went before those that are still there, although its KV may have to
+        # come from elsewhere before it runs. A session's next turn was not there: it has its slot.
+        for row in self.waiting.rows_that_left():
+            self.counters.promotions += self._planner.admitted(row)
+        for request_id, computed in compat.admitted(output):
+            self._note_admission(self.requests[request_id], computed)
         self._notes.look_at_queue(self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
@@ -543,6 +552,7 @@ class LengthwiseMixin:
             return
         prefills = prefilling(output)
         self._last_work = step_tokens(output, prefills)
+        self._planner.worked(self._last_work["decode_tokens"], self._last_work["prefill_tokens"])
         if self._active.measures_work:
             self._last_work.update(
                 step_reads(output, prefills, self.requests),
@@ -552,6 +562,24 @@ class LengthwiseMixin:
                 preempted=len(output.preempted_req_ids or ()),
             )
 
+    def _note_admission(self, request: Any, computed: int) -> None:
+        """A request runs from this step on, for the first time or again.
+
+        Args:
+            request: vLLM's.
+            computed: its tokens that need not be computed now.
+        """
+        self.counters.admissions += 1
+        held = self._held_tokens.pop(request.request_id, None)
+        if held is not None:  # it was preempted: what was lost of its KV is computed anew
+            lost = max(held - computed, 0)
+            self.counters.recomputed_tokens += lost
+            self._planner.came_back(held, lost)
+        self._notes.ran(request, self._now)
+        if request.request_id not in self._first_step:
+            self._first_step[request.request_id] = self._now, computed
+            self._contained.call("queue times", self._note_wait, request)
+
     def _note_wait(self, request: Any) -> None:
         """Count how long a request waited for its first step."""
         columns = self._live.table[self._live.row(request.request_id)]
@@ -560,16 +588,6 @@ class LengthwiseMixin:
             compat.priority_class(request),
             float(columns["expected"]) if columns["predicted"] else None,
         )
-
-    def _note_return(self, request: Any, output: Any) -> None:
-        """Count what a preempted request that runs again has to compute a second time."""
-        held = self._held_tokens.pop(request.request_id, None)
-        if held is None:
-            return
-        scheduled = output.num_scheduled_tokens.get(request.request_id, 0)
-        lost = max(held - (request.num_computed_tokens - scheduled), 0)
-        self.counters.recomputed_tokens += lost
-        self._planner.came_back(held, lost)
 
 
 @cache

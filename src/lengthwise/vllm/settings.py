@@ -27,6 +27,11 @@ from lengthwise.policy import Preemption, get_policy
 #: `max_overtakes` is "auto". See docs/background/guards.md for what it costs, and p99 with it.
 OVERTAKE_SHARE: Final = 0.5
 
+#: `max_lead` where it is "auto", in requests: without pauses and with them, which take of the same
+#: tail. See the same page and bench/guards.py.
+MAX_LEAD: Final = 110.0
+MAX_LEAD_PAUSING: Final = 75.0
+
 
 MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
 _MOST_SWAPS: Final = 4096
@@ -84,6 +89,11 @@ class Settings(BaseModel):
         description="a request that makes way keeps its KV and its place in the worker, as long as "
         "there is memory, and goes on later with nothing computed again; auto: where that can be",
     )
+    peek: bool | Literal["auto"] = Field(
+        default=False,
+        description="with pausing and a probe: waiting requests are prefilled early where that is "
+        "cheap, and are then ordered by what the probe read; auto: where that can be",
+    )
     max_stall_s: float | None = Field(
         default=10.0,
         gt=0,
@@ -100,7 +110,8 @@ class Settings(BaseModel):
     )
     max_overtakes: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] | None = Field(
         default="auto",
-        description="later arrivals that may get a slot before a request does; auto: "
+        description="later arrivals, of its class or a lower one, that may get a slot before a "
+        "request does; auto: "
         f"one for each slot, and an overtake_share of {OVERTAKE_SHARE}; null: no bound",
     )
     overtake_share: float = Field(
@@ -115,6 +126,19 @@ class Settings(BaseModel):
         gt=0,
         le=MOST,
         description="a request that waited this many seconds goes ahead of all others",
+    )
+    max_tenant_lead: float | None = Field(
+        default=None,
+        ge=0,
+        le=MOST,
+        description="tokens of service that a tenant may be ahead of another one that waits, "
+        "before its requests go behind all others; null: tenants are not told apart",
+    )
+    max_lead: Annotated[float, Field(ge=0.0, le=MOST)] | Literal["auto"] | None = Field(
+        default=None,
+        description="a request goes ahead of all others once as much work has been done since it "
+        "came as waited at most meanwhile, and that of this many mean requests more; auto: "
+        f"{MAX_LEAD:g}, or {MAX_LEAD_PAUSING:g} with pausing; null: no bound",
     )
     starvation_threshold: int | None = Field(
         default=None,
@@ -203,9 +227,13 @@ class Settings(BaseModel):
             "memory_growth",
             "service_time",
             "max_stall_s",
+            "max_tenant_lead",
         )
         arguments = {name: getattr(self, name) for name in same}
-        arguments["pausing"] = bool(self.pausing)
+        arguments["pausing"], arguments["peek"] = bool(self.pausing), bool(self.peek)
+        arguments["max_lead"] = self.max_lead
+        if self.max_lead == "auto":
+            arguments["max_lead"] = MAX_LEAD_PAUSING if self.pausing else MAX_LEAD
         return arguments | self.overtaking_for(slots)
 
     def write(self, path: Path) -> str:
@@ -240,9 +268,16 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
-def status_path(path: Path, engine: int = 0) -> Path:
-    """The status file that belongs to a settings file; each engine of a server has its own."""
-    return path.with_name(path.stem + (f".status.{engine}.json" if engine else ".status.json"))
+def status_path(path: Path, engine: int = 0, server: int = 1) -> Path:
+    """The status file that belongs to a settings file: each engine of a server has its own.
+
+    Args:
+        path: the settings file.
+        engine: the engine's number.
+        server: 2 for the second server that watches the same file, and so on.
+    """
+    number = f".{engine}" if engine else ""
+    return path.with_name(f"{path.stem}.status{number}{f'-{server}' if server > 1 else ''}.json")
 
 
 def off_path(path: Path) -> Path:
@@ -349,6 +384,10 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
                 f"predictor {name!r} asks a server about each prompt, and no step can wait for "
                 "that: it is for lengthwise evaluate"
             )
+    if settings.peek is True and not settings.pausing:
+        raise InputError(
+            "setting 'peek': who was looked at is paused until its turn comes: set pausing, too"
+        )
     policy = get_policy(settings.policy)
     policy.parameter_record(settings.parameters)
     if policy.predicts and not (settings.predictor or policy.predictor):

@@ -92,6 +92,7 @@ class Shadow:
             "prompt_tokens": request.num_prompt_tokens,
             "output_tokens": request.num_output_tokens,
             "priority": compat.priority_class(request),
+            "tenant": int(columns["tenant"]),
             "predictions": [float(columns[name]) for name in names]
             if columns["predicted"]
             else None,

@@ -6,6 +6,7 @@ import heapq
 from typing import Any
 
 from lengthwise.request import FREE, PARKED, RequestTable, new_table
+from lengthwise.vllm.tenants import Tenants
 
 _INITIAL_CAPACITY = 256
 
@@ -16,11 +17,13 @@ class LiveTable:
     Attributes:
         table: array of REQUEST; replaced by a larger one when it is full.
         count: every row in use is below this.
+        tenants: whose the requests are.
     """
 
     def __init__(self) -> None:
         self.table: RequestTable = new_table(_INITIAL_CAPACITY)
         self.count = 0
+        self.tenants = Tenants()
         self._rows: dict[str, int] = {}
         self._requests: list[Any] = []
         self._free: list[int] = []

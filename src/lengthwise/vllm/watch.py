@@ -13,10 +13,13 @@ from typing import Any, Final
 
 from lengthwise.errors import LengthwiseError, one_line
 from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings, read_settings, replace_file, status_path
+from lengthwise.vllm.place import own_status
+from lengthwise.vllm.settings import Settings, read_settings, replace_file
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
+
+SERVER: Final = "LENGTHWISE_SERVER"  #: the environment variable with the server's URL
 
 _POLL_S: Final = 0.1
 _SIGN_OF_LIFE_S: Final = 5.0  # after so long the status file is written without news, too
@@ -58,7 +61,7 @@ class SettingsWatcher:
         self._state = state
         self._settle = settle
         self._engine = engine
-        self._target = status_path(path, engine)
+        self._server = os.environ.get(SERVER)
         self._seen = self._signature()
         settings, self._latest = read_settings(path)  # its digest: in force, or about to be
         self._policy = settings.policy
@@ -69,6 +72,7 @@ class SettingsWatcher:
         self._written: dict[str, Any] = {}
         self._written_s = 0.0
         self._unwritable = False
+        self._place = own_status(path, engine)
         self.write_status()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lengthwise-settings", daemon=True)
@@ -79,6 +83,7 @@ class SettingsWatcher:
         self._closed.set()
         self._thread.join(_PATIENCE_S)
         self._look_at_engine()
+        self._place.close()
 
     def write_status(self) -> None:
         """Write the status file where there is news, or none was written for a while."""
@@ -88,6 +93,7 @@ class SettingsWatcher:
             "error": self._error,
             **self._state(),
             "counters": self._counters.snapshot(),
+            "server": self._server,
             "engine": self._engine,
             "pid": os.getpid(),
         }
@@ -97,11 +103,11 @@ class SettingsWatcher:
         text = json.dumps({**status, "time": round(now, 3)}, indent=2) + "\n"
         self._written, self._written_s = status, now
         try:
-            replace_file(self._target, text.encode())
+            replace_file(self._place.path, text.encode())
         except OSError as error:
             if not self._unwritable:
                 self._unwritable = True
-                logger.warning("Lengthwise: cannot write %s: %s", self._target, error.strerror)
+                logger.warning("Lengthwise: cannot write %s: %s", self._place.path, error.strerror)
         else:
             self._unwritable = False
 

@@ -1,0 +1,122 @@
+"""What was measured of serving as Markdown tables: deadlines, tenants, versions, scrapes, hints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Final
+
+from scripts.result_tables import Row, table
+
+
+def deadlines_table(kept: Row) -> list[str]:
+    """One row a policy, over all seeds, beside fcfs with the same seed."""
+    fcfs = {row["seed"]: row for row in kept["rows"] if row["policy"] == "fcfs"}
+    rows = []
+    for policy in dict.fromkeys(row["policy"] for row in kept["rows"]):
+        group = [row for row in kept["rows"] if row["policy"] == policy]
+        rows.append(
+            [
+                f"`{policy}`",
+                spread([row["met"] for row in group], ".0%"),
+                spread([row["met"] / fcfs[row["seed"]]["met"] for row in group], ".2f", "×"),
+                spread(
+                    [fcfs[row["seed"]]["mean_e2el_s"] / row["mean_e2el_s"] for row in group],
+                    ".2f",
+                    "×",
+                ),
+                spread([row["mean_ttft_s"] for row in group], ".2f", " s"),
+                spread([row["p99_e2el_s"] for row in group], ".1f", " s"),
+            ]
+        )
+    heads = "policy,deadlines met,over fcfs,mean latency: fcfs / policy,mean TTFT,p99 latency"
+    return table(heads.split(","), rows)
+
+
+def tenants_table(kept: Row) -> list[str]:
+    """One row a cap, over all seeds."""
+    rows = []
+    for lead in dict.fromkeys(row["max_tenant_lead"] for row in kept["rows"]):
+        group = [row for row in kept["rows"] if row["max_tenant_lead"] == lead]
+        rows.append(
+            [
+                "off" if lead is None else f"{lead:,}",
+                *(
+                    spread([row[name] for row in group], form, " s")
+                    for name, form in (
+                        ("light_ttft_s", ".2f"),
+                        ("light_p99_ttft_s", ".1f"),
+                        ("flood_ttft_s", ".1f"),
+                        ("mean_e2el_s", ".1f"),
+                    )
+                ),
+            ]
+        )
+    heads = (
+        "`max_tenant_lead`,mean TTFT of the others,p99 TTFT of the others,mean TTFT of the flood,"
+        "mean latency of all"
+    )
+    return table(heads.split(","), rows)
+
+
+def versions_table(kept: Row) -> list[str]:
+    """One row a version."""
+    rows = [
+        [row["ran_with"], *(f"{row[name]:,}" for name in ("passed", "failed", "skipped"))]
+        for row in kept["rows"]
+    ]
+    return table(["vLLM", "passed", "failed", "skipped"], rows)
+
+
+def scrape_table(kept: Row) -> list[str]:
+    """One row for each number of API servers."""
+    rows = [
+        [
+            str(row["api_servers"]),
+            str(row["engines"]),
+            f"{row['bytes'] / 1024:.0f} KiB",
+            *(
+                f"{row[f'{name}_p50_ms']:.1f} ({row[f'{name}_p99_ms']:.1f})"
+                for name in ("scrape", "ours", "health")
+            ),
+        ]
+        for row in kept["rows"]
+    ]
+    heads = "API servers,engines,page,scrape ms (p99),our part ms (p99),`/health` ms (p99)"
+    return table(heads.split(","), rows)
+
+
+def predict_server_table(kept: Row) -> list[str]:
+    """One row a run."""
+    rows = [
+        [
+            f"{row['prompts_per_s']:,.0f}",
+            f"{row['rate']:,.0f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['health_p50_ms']:.1f} ({row['health_p99_ms']:.1f})",
+            f"{row['others_cores_at_rate']:.1f}",
+        ]
+        for row in kept["rows"]
+    ]
+    heads = (
+        "prompts/s in batches,then prompts/s one by one,p50 ms,p99 ms,`/health` ms (p99),"
+        "cores that others kept busy"
+    )
+    return table(heads.split(","), rows)
+
+
+def spread(values: Sequence[float], form: str, unit: str = "") -> str:
+    """1.45× (1.41–1.50): the median, the smallest and the largest of the seeds."""
+    middle = f"{median(values):{form}}{unit}"
+    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
+    return middle if low == high else f"{middle} ({low}–{high})"
+
+
+SERVICE_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
+    "deadlines": deadlines_table,
+    "tenants": tenants_table,
+    "versions": versions_table,
+    "scrape": scrape_table,
+    "predict-server": predict_server_table,
+}

@@ -1,0 +1,37 @@
+"""A socket that has its address before anything slow is done."""
+
+from __future__ import annotations
+
+import socket
+
+from lengthwise.errors import InputError
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A TCP socket bound to `host`:`port`; it does not listen yet.
+
+    Raises:
+        InputError: there is no such host, or the port cannot be had.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise InputError(f"--host {host}: {error.strerror}") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
+        ) from None
+    return listener
+
+
+def address_of(listener: socket.socket, host: str, scheme: str = "http") -> str:
+    """The URL of a bound socket."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{listener.getsockname()[1]}"

@@ -1,0 +1,309 @@
+"""The gateway's routes, and what becomes of each request.
+
+What is generated waits for its turn; everything else is passed on as it comes. Neither prompts nor
+keys are ever logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from lengthwise.gateway.configuration import Configuration
+from lengthwise.gateway.counters import GatewayMetrics
+from lengthwise.gateway.discipline import discipline_of
+from lengthwise.gateway.dispatcher import Dispatcher
+from lengthwise.gateway.intake import take_in
+from lengthwise.gateway.lengths import Lengths, Measured
+from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
+from lengthwise.gateway.options import Options
+from lengthwise.gateway.question import (
+    GENERATE,
+    Asked,
+    asking_for_usage,
+    clamped_priority,
+    read_body,
+)
+from lengthwise.gateway.queue import Entry, Queue
+from lengthwise.gateway.reachable import Reachability
+from lengthwise.gateway.relay import NotTakenError, Relay, new_session
+from lengthwise.gateway.upstream import Pool, Upstream
+from lengthwise.gateway.usage import AnswerUsage
+from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
+from lengthwise.hints.refusal import error_response
+from lengthwise.vllm.counters import Counters
+
+logger = logging.getLogger("lengthwise.gateway")
+
+_LEARNT_FROM: Final = ("/chat/completions", "/completions")
+_SHUTTING_DOWN: Final = "the gateway is shutting down: ask another one, or come again"
+
+
+class Gateway:
+    """A queue in front of some servers. To be made in the event loop that it is to serve in.
+
+    Args:
+        options: see there.
+        configuration: what the settings say now; `take_up` exchanges it.
+        counters: the scheduler's.
+
+    Attributes:
+        draining: nothing new is taken.
+        was_cut: how many answers were cut off by `cut`.
+    """
+
+    def __init__(self, options: Options, configuration: Configuration, counters: Counters) -> None:
+        self._options, self._counters = options, counters
+        first = options.max_inflight or FIRST_LIMIT
+        self.pool = Pool([Upstream(url, first) for url in options.upstreams])
+        self.room = Room(options.limits)
+        queue = Queue(discipline_of(configuration.settings, self.pool.slots), counters)
+        self.dispatcher = Dispatcher(queue, self.pool, self.room)
+        self.metrics = GatewayMetrics(counters)
+        self.draining = False
+        self.was_cut = 0
+        self.configuration = configuration
+        self._keys = Keys()
+        self._names = itertools.count()
+        self._open: set[asyncio.Task[Any]] = set()
+        self._begun: set[asyncio.Task[Any]] = set()  # of them, those that an upstream has
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._lengths = Lengths(queue, counters)
+        self._session = new_session(options.patience, options.upstream_ssl)
+        self._relay = Relay(self._session, options.patience)
+        self.reachability = Reachability(self.pool, options.patience.connect_s, self._wake)
+        self._watch = None
+        if options.max_inflight is None:
+            self._watch = Watch(self.pool.upstreams, self._session, self._limits_changed)
+        self.take_up(configuration)
+
+    def take_up(self, configuration: Configuration) -> None:
+        """Go by other settings from now on."""
+        self.configuration = configuration
+        self._set_discipline()
+        floor = configuration.settings.tau_floor
+        self._lengths.use(configuration.source, floor)
+
+    def app(self) -> web.Application:
+        """The application that serves."""
+        app = web.Application()
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/metrics", self.scrape)
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        return app
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        if self._watch is not None:
+            self._watch.close()
+        self.reachability.close()
+        self._lengths.close()
+        await self._session.close()
+
+    # The end ----------------------------------------------------------------------------------
+
+    async def drained(self) -> None:
+        """Wait until nothing is open."""
+        await self._idle.wait()
+
+    async def cut(self) -> None:
+        """Refuse what waits, and end what is under way by an error."""
+        self._relay.cutting = True
+        self.dispatcher.close(_SHUTTING_DOWN)
+        for task in self._begun:
+            task.cancel()
+        if self._open:
+            await asyncio.wait(list(self._open), timeout=self._options.patience.connect_s)
+
+    # Routes -----------------------------------------------------------------------------------
+
+    async def health(self, _: web.Request) -> web.Response:
+        """GET /health: 503 where a new request would be refused."""
+        status = "ok" if self.pool.reachable else "no upstream can be reached"
+        if self.draining:
+            status = "shutting down"
+        said = {"status": status, "policy": self.configuration.settings.policy}
+        return web.json_response(said, status=200 if status == "ok" else 503)
+
+    async def scrape(self, _: web.Request) -> web.Response:
+        """GET /metrics: the gateway's own."""
+        metrics = self.metrics
+        metrics.waiting.set(self.dispatcher.queue.waiting)
+        metrics.waiting_bytes.set(self.room.bytes)
+        for each in self.pool.upstreams:
+            metrics.in_flight.labels(each.url).set(each.in_flight)
+            metrics.limit.labels(each.url).set(each.limit if each.known else 0)
+            metrics.reachable.labels(each.url).set(each.reachable)
+        return web.Response(body=metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Everything else: queued where it generates, passed on where it does not."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        self._idle.clear()
+        generates = request.method == "POST" and request.path.endswith(GENERATE)
+        outcome = "defect"
+        response: web.StreamResponse | None = None
+        try:
+            if self.draining:
+                raise RefusedError(503, _SHUTTING_DOWN, "shut_down", 1)
+            if not request.raw_path.startswith("/") or _is_websocket(request):
+                raise RefusedError(501, "a gateway passes on HTTP requests only", "failed")
+            handled = self._generate(request) if generates else self._pass_on(request)
+            response, outcome = await handled
+        except RefusedError as error:
+            outcome = error.outcome
+            response = error_response(error.status, str(error), error.retry_after_s)
+        except asyncio.CancelledError:
+            outcome = "cut" if self._relay.cutting else "gone"
+            raise
+        except Exception as error:  # a defect of ours: what it says may quote a prompt
+            logger.error("a request failed: %s %s", type(error).__name__, _place(error))
+            response = error_response(500, f"the gateway failed: {type(error).__name__}")
+        finally:
+            self.was_cut += outcome == "cut"
+            if generates:
+                self.metrics.requests.labels(outcome).inc()
+            elif response is not None:
+                self.metrics.passed.labels(str(response.status)).inc()
+            self._open.discard(task)
+            if not self._open:
+                self._idle.set()
+        return response
+
+    async def _pass_on(self, request: web.Request) -> tuple[web.StreamResponse, str]:
+        upstream = self.pool.any_reachable()
+        try:
+            with self._begins():
+                return await self._relay(request, upstream, None)
+        except NotTakenError as error:
+            self.reachability.lost(upstream, error)
+            raise _unreachable() from None
+
+    async def _generate(self, request: web.Request) -> tuple[web.StreamResponse, str]:
+        if not self.pool.reachable:
+            raise _unreachable()
+        place = Place(self.room, self._keys.digest(request.headers))
+        try:
+            await take_in(request, place, self._options.patience.client_s)
+            return await self._queued(request, place)
+        finally:
+            place.leave()
+            place.let_go()
+
+    async def _queued(self, request: web.Request, place: Place) -> tuple[web.StreamResponse, str]:
+        """A request whose body is here: its turns, until an upstream takes it, and its answer."""
+        dispatcher, now_s = self.dispatcher, time.monotonic()
+        # A compressed body is for whoever understands it.
+        body = read_body(b"" if "Content-Encoding" in request.headers else place.body)
+        asked = body.asked
+        entry = Entry(
+            str(next(self._names)),
+            asked.answers,
+            self._class_of(request, asked),
+            asked.most_tokens,
+            asked.deadline_s,
+            self._tenant_of(request, place),
+        )
+        measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
+        self._lengths.arrived(measured)
+        usage = self._usage_of(request, asked)
+        if usage is not None and usage.hide and body.values is not None:
+            place.body = asking_for_usage(place.body, body.values)
+        del body
+        try:
+            while True:
+                upstream = await dispatcher.turn(entry, now_s + self.room.limits.wait_s)
+                place.leave()
+                self._lengths.went(measured, time.monotonic())
+                try:
+                    with self._begins():
+                        return await self._relay(request, upstream, place.body, usage, place.let_go)
+                except NotTakenError as error:
+                    self.metrics.sent_again.inc()
+                    self.reachability.lost(upstream, error)
+                    place.enter_again()
+                    dispatcher.put_back(entry)
+        finally:
+            if measured.went_s is not None:
+                self.metrics.wait_s.observe(measured.went_s - now_s)
+            found = None if usage is None else usage.found
+            self._lengths.ended(measured, found)
+            dispatcher.release(entry, None if found is None else found.output_tokens)
+
+    # Parts ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _begins(self) -> Iterator[None]:
+        """Within, an upstream has the request: at the end it can only be cut off."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._begun.add(task)
+        try:
+            yield
+        finally:
+            self._begun.discard(task)
+
+    def _usage_of(self, request: web.Request, asked: Asked) -> AnswerUsage | None:
+        """What reads how long an answer was, where somebody wants to know."""
+        source = self.configuration.source
+        if not request.path.endswith(_LEARNT_FROM):
+            return None
+        silent = asked.streams and not asked.wants_usage
+        if source.log is None and (source.predictor is None or silent):
+            return None
+        return AnswerUsage(hide=silent)
+
+    def switch_off(self, off: bool) -> None:
+        """Serve in the order of arrival, whatever the settings say, until it is switched on."""
+        self.dispatcher.queue.off = off
+
+    def _class_of(self, request: web.Request, asked: Asked) -> int:
+        header = self._options.priority_header
+        if header is not None:
+            return clamped_priority(request.headers.get(header))
+        return asked.priority if self.configuration.settings.believes_priority else 0
+
+    def _tenant_of(self, request: web.Request, place: Place) -> str:
+        header = self._options.tenant_header
+        return place.key.hex() if header is None else request.headers.get(header, "")
+
+    def _wake(self) -> None:
+        self.dispatcher.wake()
+
+    def _limits_changed(self) -> None:
+        self._set_discipline()
+        self._wake()
+
+    def _set_discipline(self) -> None:
+        """The default bound on overtaking depends on how many slots there are."""
+        settings = self.configuration.settings
+        self.dispatcher.queue.discipline = discipline_of(settings, self.pool.slots)
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+def _unreachable() -> RefusedError:
+    return RefusedError(503, "no upstream can be reached: come again", "unreachable", 1)
+
+
+def _place(error: Exception) -> str:
+    """Where an exception came from, without its message."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
