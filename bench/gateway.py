@@ -8,8 +8,9 @@ latency  from when a request was due to the first byte of its answer, at 200 req
          `added` is the difference of two quantiles, of rounds that are neighbours
 memory   resident memory of the gateway under that load, minute by minute (`--minutes`)
 gain     an emulated vLLM with a few slots, under a burst and at 1.2 of its capacity: fcfs, a
-         gateway with srpt before fcfs, and srpt inside, with the same predictor. `share` is how
-         much of the gain in mean latency that the scheduler inside has is there with the gateway
+         gateway with srpt before fcfs, and srpt inside, with the same predictions (the truth with
+         noise, of a given tau). `share` is how much of the gain in mean latency that the scheduler
+         inside has is there with the gateway
 
 Upstream, gateway and client are processes that share this machine's cores: `load_average` says how
 busy it was besides, and `gateway_us_per_request` is what a request costs of one core, which does
@@ -38,23 +39,15 @@ from aiohttp import web
 
 from lengthwise.compare.client import ReplayJob, ReplayRequest
 from lengthwise.compare.session import Starting, start_session
-from lengthwise.emulate.answers import drawn_tokens
 from lengthwise.errors import LengthwiseError
-from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.tokenizer import load_tokenizer
-from lengthwise.predict.train import train
-from lengthwise.reference.corpus import exchanges
 from lengthwise.serve.command import REFERENCE
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.vllm.settings import Settings
 from lengthwise.workload.arrivals import poisson
-from lengthwise.workload.dataset import Dataset
 
 PARTS: Final = ("streams", "latency", "memory", "gain")
 _COMMAND: Final = "from lengthwise.cli.main import main; main()"
 EVENTS: Final = 8
-PRESET: Final = "a100:llama-3-8b"
-TAUGHT: Final = 3_000  # answers that the predictor learns from
 
 
 # The small upstream, in a process of its own ---------------------------------------------------
@@ -210,24 +203,15 @@ def memory(through: str, server: psutil.Process, given: Any) -> dict[str, Any]:
 # Gain ------------------------------------------------------------------------------------------
 
 
-def prompts_of(count: int, seed: int) -> list[str]:
-    return [each.prompt.text for each in exchanges(count, seed)]
-
-
-def teach(folder: Path) -> Path:
-    """A predictor, taught with answers of the emulated server to other prompts."""
-    tokenizer, prompts = load_tokenizer(REFERENCE), prompts_of(TAUGHT, 1_000_003)
-    lengths = [drawn_tokens(ids) for ids in tokenizer.encode_chat_many(prompts)]
-    rows = np.arange(1, TAUGHT + 1)
-    data = Dataset("drawn", prompts, np.array(lengths), samples=None, rows=rows, rejected=[])
-    train(data, tokenizer, Recipe()).save(folder / "p")
-    return folder / "p"
-
-
-def requests_of(count: int, seed: int) -> list[ReplayRequest]:
-    """Requests whose answers are as long as the emulated server draws them."""
-    encoded = load_tokenizer(REFERENCE).encode_chat_many(prompts_of(count, seed))
-    return [ReplayRequest(number, ids, None) for number, ids in enumerate(encoded)]
+def requests_of(count: int, median: float, seed: int) -> list[ReplayRequest]:
+    """Short prompts whose answers are log-normal, as many chats' are, with sigma 1."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(median * np.exp(rng.standard_normal(count)), 1, 4096).astype(int)
+    tokens = rng.integers(4, 1024, size=(count, 32))
+    return [
+        ReplayRequest(number, ids.tolist(), None, known_tokens=int(length))
+        for number, (ids, length) in enumerate(zip(tokens, lengths, strict=True))
+    ]
 
 
 def mean_latency_s(
@@ -242,7 +226,7 @@ def mean_latency_s(
     server = starting.server
     starting.switch.apply(settings, server.check)
     server.call("/reset_prefix_cache", method="POST")
-    job = ReplayJob(url, model, requests, times, max_tokens=4096)
+    job = ReplayJob(url, model, requests, times, tell_truth=True, max_tokens=4096)
     answers = starting.client.replay(job, lambda answered, failed: None, server.check).answers
     failed = [each.error for each in answers if each.error]
     if failed:
@@ -253,12 +237,13 @@ def mean_latency_s(
 
 def gain(given: Any) -> dict[str, Any]:
     """Both loads, each served three ways."""
-    preset, slots = parse_preset(PRESET), given.slots
-    requests = requests_of(given.requests, given.seed)
+    preset, slots = parse_preset(given.preset), given.slots
+    requests = requests_of(given.requests, given.median_tokens, given.seed)
+    predictor = f"noisy-oracle:{given.tau}"
     found: dict[str, Any] = {"slots": slots, "requests": given.requests, "preset": preset.name}
+    found["tau"] = given.tau
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        predictor = str(given.predictor or teach(folder))
         flags = ["--max-num-seqs", str(slots)]
         fcfs, inside = Settings(), Settings(policy="srpt", predictor=predictor)
         with start_session(REFERENCE, folder, flags=flags, port=None, emulate=preset) as starting:
@@ -274,7 +259,6 @@ def gain(given: Any) -> dict[str, Any]:
                     return mean_latency_s(starting, url, model, settings, requests, times)
 
                 burst = [0.0] * len(requests)
-                run(server.url, fcfs, burst)  # warms up what is compiled and cached
                 capacity = 0.0
                 for load in ("burst", "1.2"):
                     times = burst
@@ -308,7 +292,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="of memory")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--requests", type=int, default=192, help="of gain")
-    parser.add_argument("--predictor", help="folder; one is trained unless it is given")
+    parser.add_argument("--preset", default="a100:llama-3-8b", help="GPU:MODEL, of gain")
+    parser.add_argument("--median-tokens", type=float, default=150.0, help="of answers, of gain")
+    parser.add_argument("--tau", type=float, default=0.5, help="of predictions, of gain")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve-upstream", action="store_true", help=argparse.SUPPRESS)

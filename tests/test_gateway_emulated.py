@@ -35,7 +35,12 @@ def test_short_answers_come_first_from_a_server_that_knows_nothing_of_it(tmp_pat
     )
 
     async def ask(client: Client, tokens: int, **more: Any) -> int:
-        asked = {**body("", tokens, **more), "model": "llama-3-8b", "stream": True}
+        asked = {
+            **body("", tokens, **more),
+            "model": "llama-3-8b",
+            "stream": True,
+            "max_tokens": 999,
+        }
         said = await client.send("POST", "/v1/completions", json=asked, headers=HEADERS)
         assert said.status == 200, said.text
         assert said.events[-1] == "[DONE]"
