@@ -161,7 +161,11 @@ class CheckedEngine(SteppedEngine):
     def _check_overtaking(self, step: Step) -> None:
         # Whether clients' priorities count is a setting.
         believed = self.scheduler._believes_priority
-        priorities = {i: believed * ask.priority for i, ask in self.asked.items()}
+        # Those beyond what fits into 62 bits, the tier beside them, are one class.
+        most = 2**60
+        priorities = {
+            i: believed * max(-most, min(most, ask.priority)) for i, ask in self.asked.items()
+        }
         order = list(self.requests)
         place = {request_id: index for index, request_id in enumerate(order)}
         for request_id in step.admitted:

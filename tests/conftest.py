@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,21 @@ def pytest_configure() -> None:
     # A shell starts background jobs with SIGINT ignored, and so would be the commands under test.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What our loggers say, also where vLLM has been imported, whose loggers tell the root nothing
+    and may have been told to say nothing but errors."""
+    logger = logging.getLogger("vllm.lengthwise")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    monkeypatch.setattr(logger, "_cache", {})  # of levels that are enabled
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -281,22 +280,6 @@ def test_a_chunked_body_gets_a_length() -> None:
     asyncio.run(run())
     assert b"transfer-encoding" not in seen.headers
     assert seen.headers[b"content-length"] == str(len(seen.body)).encode()
-
-
-@pytest.fixture
-def log(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> pytest.LogCaptureFixture:
-    """What is logged, also where vLLM has been imported, whose loggers tell the root nothing and
-    may be told to say nothing but errors."""
-    logger = logging.getLogger("vllm.lengthwise")
-    monkeypatch.setattr(logger, "disabled", False)
-    monkeypatch.setattr(logger, "level", logging.WARNING)
-    # What is enabled is remembered by each logger.
-    monkeypatch.setattr(logger, "_cache", {})
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    return caplog
 
 
 def test_one_that_cannot_predict_passes_requests_on(log: pytest.LogCaptureFixture) -> None:

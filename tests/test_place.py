@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -26,26 +25,16 @@ from lengthwise.vllm.watch import SERVER
 PATIENCE_S = 60.0
 
 
-@pytest.fixture
-def said(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> pytest.LogCaptureFixture:
-    logger = logging.getLogger("vllm.lengthwise")
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    return caplog
-
-
 def test_who_comes_second_takes_the_next_name_and_says_so(
-    tmp_path: Path, said: pytest.LogCaptureFixture
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     first, one = own_folder(tmp_path, 0), own_folder(tmp_path, 1)
     assert (first.path, one.path) == (tmp_path, tmp_path / "engine-1")
-    assert said.records == []
+    assert log.records == []
     second, third = own_folder(tmp_path, 0), own_folder(tmp_path, 0)
     assert [second.path.name, third.path.name] == ["engine-0-2", "engine-0-3"]
     assert own_folder(tmp_path, 1).path.name == "engine-1-2"
-    lines = [record.getMessage() for record in said.records]
+    lines = [record.getMessage() for record in log.records]
     assert len(lines) == 3
     assert all("another engine of the same number" in line and "\n" not in line for line in lines)
     first.close()
