@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.guards import OVERDUE, TIERS, tier
+from lengthwise.policy.guards import BEHIND, OVERDUE, TIERS, tier
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.prepass import SWAP_EVERY
 from lengthwise.policy.remaining import expected_remaining
@@ -90,8 +90,9 @@ def rank(engine: PlainEngine) -> None:
         parameters = chosen.parameters.view(np.recarray)[0]
         value = chosen.policy.rank.py_func(row, engine.now, parameters)
         engine.groups[job.index] = row.priority * TIERS + place
-        left = 1.0 - row.lateness**8
-        value = value * left if value > 0 else value / left if left > 0 else value
+        if place < BEHIND:  # of a tenant that is ahead nothing is brought forward
+            left = 1.0 - row.lateness**8
+            value = value * left if value > 0 else value / left if left > 0 else value
         engine.ranks[job.index] = row.arrival_index if place == OVERDUE else value
     engine.admitted = []
 

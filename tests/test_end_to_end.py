@@ -35,6 +35,7 @@ COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
 def started(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A command of ours in a terminal of its own, its output in files."""
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    environment["VLLM_LOGGING_LEVEL"] = "INFO"  # tests of this process may want less
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(
             [*COMMAND, *arguments], stdout=out, stderr=err, env=environment, text=True

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.guards import guard_record, hastened, lateness, tier
+from lengthwise.policy.guards import BEHIND, guard_record, hastened, lateness, tier
+from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import RUNNING, WAITING, new_table
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
@@ -141,3 +142,19 @@ def test_a_rank_moves_to_the_front_only(rank: float, late: float, later: float) 
     assert hastened(rank, later) <= hastened(rank, late) <= rank
     assert hastened(np.inf, late) == np.inf
     assert hastened(-np.inf, late) == -np.inf
+
+
+def test_of_a_tenant_that_is_ahead_nothing_is_brought_forward() -> None:
+    """However late its requests get: shares go before leads, and nothing is divided by zero."""
+    discipline = make_discipline("srpt", max_lead=1.0, max_tenant_lead=10.0)
+    table = new_table(3)
+    rows = table.view(np.recarray)
+    rows.state, rows.expected, rows.remaining, rows.arrival_index = WAITING, 50.0, 50.0, range(3)
+    rows.remaining[1] = 40.0
+    rows.lead[:2] = 11
+    order = StepOrder()
+    for decoded in (0, 119, 120, 121, 10**6):  # 90 to 140 tokens wait, 1 · 20 more may go before
+        rows.queued_work = 100
+        order.rank(discipline, table, 3, 0.0, 0, decoded=decoded, admissions=decoded // 20)
+        assert (order.groups[:2] == BEHIND).all()
+        assert (order.ranks[:2] == [50.0, 40.0]).all()

@@ -84,3 +84,20 @@ def test_a_process_that_was_killed_says_nothing_itself() -> None:
     assert said([f"RuntimeError: {died}", DEAD, DEAD]).reason() == died
     gone = "Process EngineCore (PID: 71) died with exit code -9"
     assert said(["loading", f"(APIServer pid=3) RuntimeError: {gone}"]).reason() == gone
+
+
+def test_an_engine_that_is_killed_is_the_cause_whatever_its_end_leaks() -> None:
+    words = said(
+        [
+            "(APIServer pid=7) ERROR 11-29 14:42:47 [serving.py:500] "
+            "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. "
+            "See stack trace (above) for the root cause.",
+            "INFO:     Finished server process [7]",
+            "nanobind: leaked 514 functions!",
+            ' - leaked function "create_log"',
+            " - ... skipped remainder",
+            "See https://nanobind.readthedocs.io/en/latest/refleaks.html",
+        ]
+    )
+    assert "died without a word" in str(words.reason())
+    assert not words.is_refusal

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.guards import OVERDUE, TIERS, hastened, lateness, tier
+from lengthwise.policy.guards import BEHIND, OVERDUE, TIERS, hastened, lateness, tier
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING, RequestTable
 
@@ -114,7 +114,9 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 ranks[i] = request.arrival_index
             else:
                 value = rank(request, now, record)
-                ranks[i] = math.inf if math.isnan(value) else hastened(value, request.lateness)
+                # Whose tenant is ahead waits for others, however late it gets.
+                late = 0.0 if place == BEHIND else request.lateness
+                ranks[i] = math.inf if math.isnan(value) else hastened(value, late)
 
     return rank_requests
 

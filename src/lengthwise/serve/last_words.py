@@ -42,6 +42,15 @@ _POINTS_ELSEWHERE: Final = re.compile(
     r"Engine core initialization failed|EngineDeadError|[Ss]ee (?:root cause|stack trace)"
     r"|stack trace above"
 )
+#: What a library counts when a process ends before it has tidied up.
+_LEAKS: Final = re.compile(
+    r"^nanobind: |^- leaked |^- \.\.\. skipped|nanobind\.readthedocs\.io|leaked .* objects?"
+)
+#: What each open request says once its engine is gone.
+_ENGINE_IS_GONE: Final = re.compile(r"\bEngineDeadError: ")
+_WITHOUT_A_WORD: Final = (
+    "an engine's process died without a word, as one that is killed does (for want of memory?)"
+)
 
 
 class LastWords:
@@ -51,19 +60,26 @@ class LastWords:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._fatal: list[str] = []  # from the first line that announces an end
         self._died: str | None = None
+        self._engine_is_gone = False
 
     def add(self, line: str) -> None:
         """Take in the next line."""
         bare = _LOG_PREFIX.sub("", _COLOUR.sub("", line)).strip()
-        self._tail.append(bare)
+        if not _LEAKS.search(bare):
+            self._tail.append(bare)
         if (self._fatal or _FATAL.search(bare)) and len(self._fatal) < _TAIL_LINES:
             self._fatal.append(bare)
         if self._died is None and (died := _DIED.search(bare)):
             self._died = died[0]
+        self._engine_is_gone |= _ENGINE_IS_GONE.search(bare) is not None
 
     def reason(self) -> str | None:
         """The cause in one line; None where nothing was printed."""
-        return _first_exception(self._fatal) or self._died or _last_exception(list(self._tail))
+        return (
+            _first_exception(self._fatal)
+            or self._died
+            or (_WITHOUT_A_WORD if self._engine_is_gone else _last_exception(list(self._tail)))
+        )
 
     @property
     def is_refusal(self) -> bool:

@@ -226,7 +226,8 @@ class Server:
 
     def _copy(self, output: IO[bytes], sink: IO[bytes]) -> None:
         for line in output:
-            sink.write(line)
+            # Who is killed may leave a line open, which is not to run on into another's.
+            sink.write(line if line.endswith(b"\n") else line + b"\n")
             sink.flush()
             self._last_words.add(line.decode(errors="replace"))
 
