@@ -10,12 +10,15 @@ The bound on overtaking is the one that a server has by default.
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
+from bench.rows import print_rows
 from numpy.typing import NDArray
 
 from lengthwise.policy.discipline import make_discipline
@@ -71,25 +74,14 @@ def measurements(seed: int = 0, load: float = LOAD) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Print the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    return (
+        f"{row['policy']:9} seed {row['seed']}: {row['met']:4.0%} of deadlines met, "
+        f"mean latency {row['mean_e2el_s']:.2f} s, first token {row['mean_ttft_s']:.2f} s, "
+        f"99 % below {row['p99_e2el_s']:.1f} s"
     )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    rows = [row for seed in range(given.seeds) for row in measurements(seed)]
-    if given.json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
-        print(
-            f"{row['policy']:9} seed {row['seed']}: {row['met']:4.0%} of deadlines met, "
-            f"mean latency {row['mean_e2el_s']:.2f} s, first token {row['mean_ttft_s']:.2f} s, "
-            f"99 % below {row['p99_e2el_s']:.1f} s"
-        )
 
 
 if __name__ == "__main__":
-    main()
+    print_rows(__doc__, measurements, line)

@@ -27,15 +27,19 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import aiohttp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 from aiohttp import web
+from bench.open_loop import open_loop
+from numpy.typing import NDArray
 
 from lengthwise.compare.client import ReplayJob, ReplayRequest
 from lengthwise.compare.session import Starting, start_session
@@ -128,31 +132,19 @@ async def hold_streams(url: str, count: int, seconds: int) -> dict[str, Any]:
     return {"asked": count, "open_at_once": most, "whole": sum(whole)}
 
 
-async def first_bytes(url: str, rate: float, seconds: float, seed: int) -> np.ndarray[Any, Any]:
+async def first_bytes(url: str, rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     """Milliseconds to the first byte of each answer, from when it was due."""
-    rng = np.random.default_rng(seed)
-    due = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
-    taken = np.full(due.size, np.nan)
     body = json.dumps(asked_for(EVENTS, 0.0)).encode()
-    loop = asyncio.get_running_loop()
-
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def call(index: int) -> None:
+        async def call(_: int, answered: Callable[[], None]) -> None:
             async with session.post(url + "/v1/completions", data=body) as response:
                 await response.content.readany()
-                taken[index] = 1e3 * (loop.time() - started - due[index])
+                answered()
                 await response.read()
                 assert response.status == 200
 
-        started = loop.time()
-        async with asyncio.TaskGroup() as group:
-            for index, at in enumerate(due):
-                delay = started + at - loop.time()
-                if delay > 0:
-                    await asyncio.sleep(delay)
-                group.create_task(call(index))
-    return taken
+        return await open_loop(call, rate, seconds, seed)
 
 
 def _cpu_s(server: psutil.Process) -> float:

@@ -18,12 +18,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import aiohttp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
+from bench.open_loop import open_loop
+from numpy.typing import NDArray
 
 BATCH: Final = 64
 CALLERS: Final = 4
@@ -54,14 +59,10 @@ async def batches(
 
 async def singles(
     session: aiohttp.ClientSession, chats: list[Any] | None, rate: float, seconds: float, seed: int
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+) -> NDArray[np.float64]:
     """Milliseconds of each single prompt, from when it was due; of /health without prompts."""
-    rng = np.random.default_rng(seed)
-    due = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
-    taken = np.full(due.size, np.nan)
-    started = time.perf_counter()
 
-    async def call(index: int) -> None:
+    async def call(index: int, answered: Callable[[], None]) -> None:
         if chats is None:
             asked = session.get("/health")
         else:
@@ -69,15 +70,9 @@ async def singles(
         async with asked as response:
             response.raise_for_status()
             await response.read()
-        taken[index] = 1e3 * (time.perf_counter() - started - due[index])
+        answered()
 
-    async with asyncio.TaskGroup() as group:
-        for index, at in enumerate(due):
-            delay = started + at - time.perf_counter()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            group.create_task(call(index))
-    return taken
+    return await open_loop(call, rate, seconds, seed)
 
 
 class Machine:

@@ -11,12 +11,15 @@ default.
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
+from bench.rows import print_rows
 
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate import simulate
@@ -73,26 +76,15 @@ def measurements(seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Print the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    lead = "off" if row["max_tenant_lead"] is None else f"{row['max_tenant_lead']:,}"
+    return (
+        f"max_tenant_lead {lead:>6}, seed {row['seed']}: first token of the others after "
+        f"{row['light_ttft_s']:.2f} s (99 % below {row['light_p99_ttft_s']:.1f} s), of the "
+        f"flood {row['flood_ttft_s']:.1f} s; mean latency {row['mean_e2el_s']:.1f} s"
     )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    rows = [row for seed in range(given.seeds) for row in measurements(seed)]
-    if given.json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
-        lead = "off" if row["max_tenant_lead"] is None else f"{row['max_tenant_lead']:,}"
-        print(
-            f"max_tenant_lead {lead:>6}, seed {row['seed']}: first token of the others after "
-            f"{row['light_ttft_s']:.2f} s (99 % below {row['light_p99_ttft_s']:.1f} s), of the "
-            f"flood {row['flood_ttft_s']:.1f} s; mean latency {row['mean_e2el_s']:.1f} s"
-        )
 
 
 if __name__ == "__main__":
-    main()
+    print_rows(__doc__, measurements, line)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.rollout import swap_gain
 
 
@@ -85,7 +86,7 @@ class PlainChoice:
     def end_stalls(self) -> None:
         """Who is overdue takes the place of the last in order."""
         for place in list(self.rest):
-            if self.groups[self.row(place)] % 3 != 0 or place not in self.rest:
+            if self.groups[self.row(place)] % TIERS != OVERDUE or place not in self.rest:
                 continue
             victims = [p for p in self.may_pause(self.row(place)) if p not in self.back]
             if not victims:

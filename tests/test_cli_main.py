@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from lengthwise.cli.main import app, main
-from lengthwise.cli.serve import new_settings, own_settings_file
+from lengthwise.cli.serving import new_settings, own_settings_file
 
 
 class Ended(NamedTuple):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lengthwise.compiled import compiled
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.pausing import choose_active
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import PAUSED, RUNNING, WAITING, new_table
@@ -105,7 +106,7 @@ def compare(seed: int) -> Counter[str]:
         back=any(place >= running for place in runs),
         gone=any(place < running for place in rests),
         front=len(front) > 0,
-        overdue=bool((ordered.groups[:n] % 3 == 0).any()),
+        overdue=bool((ordered.groups[:n] % TIERS == OVERDUE).any()),
     )
 
 

@@ -188,7 +188,8 @@ def bench(
     from lengthwise.cli.forward_bench import choose_pace, computed_model, run_forward_bench
     from lengthwise.cli.own_answers import OWN_ANSWER_FLAGS, run_own_answers
     from lengthwise.cli.report import show_results
-    from lengthwise.cli.serve import predictor_setting, require_matching_predictor
+    from lengthwise.cli.serve import require_matching_predictor
+    from lengthwise.cli.serving import predictor_setting
     from lengthwise.cli.train import parse_where
     from lengthwise.cli.virtual_bench import (
         DEFAULT_MODEL,

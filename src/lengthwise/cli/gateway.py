@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lengthwise.cli.listen import address_of, bound
+from lengthwise.cli.serving import (
+    LearnEveryOption,
+    LearnOption,
+    LogOption,
+    LogTextOption,
+    PredictorOption,
+    SettingsOption,
+    learner_of,
+    learnt_before,
+    new_settings,
+    own_settings_file,
+    say,
+    settings_in_force,
+    write_settings,
+)
 from lengthwise.errors import InputError, LengthwiseError
 
 if TYPE_CHECKING:
@@ -48,13 +62,7 @@ def gateway(
             show_default="srpt",
         ),
     ] = None,
-    predictor: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder made by `lengthwise train`, or `declared`, `prompt-length`.",
-            show_default="declared",
-        ),
-    ] = None,
+    predictor: PredictorOption = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -62,30 +70,11 @@ def gateway(
             show_default="the predictor's, or the built-in one, which only finds words",
         ),
     ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(help="Your own settings file, watched while serving; made if missing."),
-    ] = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for a log of hashed prompt features and answer lengths; no prompts."
-        ),
-    ] = None,
-    log_text: Annotated[
-        bool, typer.Option("--log-text", help="With --log: write the text of prompts as well.")
-    ] = False,
-    learn: Annotated[
-        bool,
-        typer.Option(
-            "--learn",
-            help="With --log: train predictors from it in the background, and exchange the "
-            "present one for a better one.",
-        ),
-    ] = False,
-    learn_every: Annotated[
-        int, typer.Option(min=40, help="With --learn: new answers between two trainings.")
-    ] = 1000,
+    settings: SettingsOption = None,
+    log: LogOption = None,
+    log_text: LogTextOption = False,
+    learn: LearnOption = False,
+    learn_every: LearnEveryOption = 1000,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 10_000,
     max_queue_megabytes: Annotated[
         int, typer.Option(min=1, help="Of the bodies of requests that wait.")
@@ -146,7 +135,6 @@ def gateway(
     --learn` needs no predictor, nor access to the model: it learns from the usage of the answers
     that pass.
     """
-    from lengthwise.cli.serve import learner_of
     from lengthwise.gateway.configuration import Opener
     from lengthwise.gateway.limits import Limits
     from lengthwise.gateway.options import Options
@@ -187,7 +175,7 @@ def gateway(
 
         def ready(absent: list[Upstream]) -> None:
             for each in absent:
-                _say(
+                say(
                     f"{each.url} cannot be reached yet: requests get 503 while no upstream can, "
                     "and it is tried until it can"
                 )
@@ -196,17 +184,17 @@ def gateway(
                 import json as json_module
 
                 print(json_module.dumps({"url": address, "settings": str(path)}), flush=True)
-            _say(f"ready at {address}/v1 for {len(addresses)} upstreams (Ctrl-C stops)")
+            say(f"ready at {address}/v1 for {len(addresses)} upstreams (Ctrl-C stops)")
 
         with suppress(OSError):  # `lengthwise off` then wants the file's name
             note_settings(listener.getsockname()[1], path)
         predicts = get_policy(chosen.policy).predicts
-        _say(
+        say(
             f"policy {chosen.policy}"
             + (f", predictor {chosen.predictor}" if predicts else "")
             + f", {max_inflight} answers under way at each upstream"
         )
-        _say(f"settings, watched while serving: {path}")
+        say(f"settings, watched while serving: {path}")
         try:
             with learner_of(chosen, path, learn_every) if learn else nullcontext():
                 ended = asyncio.run(life.serve(listener, tls, shutdown_timeout, ready))
@@ -217,7 +205,7 @@ def gateway(
             f"stopped: {ended.was_cut} answers were cut off after {shutdown_timeout:g} s; "
             "--shutdown-timeout gives more time"
         )
-    _say("stopped")
+    say("stopped")
 
 
 def _slots(given: str) -> int | None:
@@ -246,13 +234,6 @@ def _settings_file(
     listener: socket.socket,
 ) -> Path:
     """The settings file that is watched, written unless it is there: as `lengthwise serve` does."""
-    from lengthwise.cli.serve import (
-        learnt_before,
-        new_settings,
-        own_settings_file,
-        settings_in_force,
-        write_settings,
-    )
     from lengthwise.gateway.discipline import refuse_unsuited
 
     if (learn or log_text) and log is None and given is None:
@@ -297,7 +278,3 @@ def _trusted(certificates: Path | None) -> Any:
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--upstream-ca {certificates}: cannot be used ({reason})") from None
-
-
-def _say(line: str) -> None:
-    print(f"lengthwise: {line}", file=sys.stderr, flush=True)

@@ -10,10 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.serving import (
+    LearnEveryOption,
+    LearnOption,
+    LogOption,
+    LogTextOption,
+    PredictorOption,
+    SettingsOption,
+    learner_of,
+    learnt_before,
+    new_settings,
+    own_settings_file,
+    say,
+    settings_in_force,
+    write_settings,
+)
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
-    from lengthwise.learn.supervisor import LearnerProcess
     from lengthwise.vllm.settings import Settings
 
 
@@ -35,13 +49,7 @@ def serve(
             show_default="srpt",
         ),
     ] = None,
-    predictor: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder made by `lengthwise train`, or `declared`, `prompt-length`.",
-            show_default="declared",
-        ),
-    ] = None,
+    predictor: PredictorOption = None,
     probe: Annotated[
         Path | None,
         typer.Option(
@@ -63,10 +71,7 @@ def serve(
             "`a100:llama-3-8b`, `2xh100:llama-3-70b`.",
         ),
     ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(help="Your own settings file, watched while serving; made if missing."),
-    ] = None,
+    settings: SettingsOption = None,
     shadow: Annotated[
         bool,
         typer.Option(
@@ -75,26 +80,10 @@ def serve(
             "changed is in the status file and on /metrics.",
         ),
     ] = False,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for a log of hashed prompt features and answer lengths; no prompts."
-        ),
-    ] = None,
-    log_text: Annotated[
-        bool, typer.Option("--log-text", help="With --log: write the text of prompts as well.")
-    ] = False,
-    learn: Annotated[
-        bool,
-        typer.Option(
-            "--learn",
-            help="With --log: train predictors from it in the background, and exchange the "
-            "present one for a better one.",
-        ),
-    ] = False,
-    learn_every: Annotated[
-        int, typer.Option(min=40, help="With --learn: new answers between two trainings.")
-    ] = 1000,
+    log: LogOption = None,
+    log_text: LogTextOption = False,
+    learn: LearnOption = False,
+    learn_every: LearnEveryOption = 1000,
     host: Annotated[str, typer.Option(help="Address to listen on, for metrics too.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
 ) -> None:
@@ -169,34 +158,34 @@ def serve(
     if sys.stderr.isatty():
         command.environment.setdefault("VLLM_LOGGING_COLOR", "1")
     predicts = get_policy(chosen.policy).predicts
-    _say(
+    say(
         f"policy {chosen.policy}"
         + (f", predictor {chosen.predictor}" if predicts else "")
         + (", in shadow: the order is that of stock vLLM" if chosen.shadow else "")
     )
     if preset is not None:
-        _say(f"emulates {preset.name}, answers are made up ({preset.cost.source})")
+        say(f"emulates {preset.name}, answers are made up ({preset.cost.source})")
     if wanted is not None:
         layers = ", ".join(map(str, wanted.layers))
-        _say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")
+        say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")
     if predicts and chosen.predictor == "declared":
-        _say(
+        say(
             "lengths are what callers declare (vllm_xargs: lengthwise_expected_tokens); "
             "requests without are served as they come: --predictor DIR learns them instead"
         )
-    _say(
+    say(
         f"settings, watched while serving: {path}"
         + ("" if settings else " (made anew at each start; --settings FILE keeps changes)")
     )
     with engines or nullcontext(), Server(command, log=None) as server:
         try:
             server.wait_ready()
-            _say(f"ready at {server.url}/v1 (Ctrl-C stops)")
+            say(f"ready at {server.url}/v1 (Ctrl-C stops)")
             with learner_of(chosen, path, learn_every) if learn else nullcontext():
                 server.wait()
         except KeyboardInterrupt:
             server.end()
-            _say("stopped")
+            say("stopped")
         else:
             server.check()
 
@@ -206,7 +195,7 @@ def _engines_folder() -> tempfile.TemporaryDirectory[str] | None:
     try:
         return tempfile.TemporaryDirectory(prefix="lengthwise-engines-", ignore_cleanup_errors=True)
     except OSError as error:
-        _say(
+        say(
             f"no place for temporary files ({error.strerror or error}), so /metrics has vLLM's own "
             "alone: set TMPDIR to a folder that can be written to"
         )
@@ -229,80 +218,3 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     # A hub's model is not here yet: the engine checks its tokenizer itself.
     here = Path(model_path(model))
     load_predictor(settings.predictor, tokenizer=str(here) if here.is_dir() else None)
-
-
-def settings_in_force(file: Path, given: list[str]) -> Settings:
-    """The settings that a file of the user's holds, which says everything."""
-    from lengthwise.vllm.settings import read_settings
-
-    if given:
-        raise InputError(
-            f"{file} exists and says what to do: leave {' and '.join(given)} out, "
-            "or remove it to have it made anew"
-        )
-    return read_settings(file)[0]
-
-
-def new_settings(
-    policy: str | None, predictor: str | None, log: Path | None, log_text: bool, host: str
-) -> Settings:
-    """The settings to begin with; metrics are for whoever may reach the server."""
-    from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_spec
-
-    length_log = None
-    if log is not None:
-        length_log = LengthLogSettings(folder=str(log.absolute()), text=log_text)
-    base = Settings(
-        predictor=predictor_setting(predictor) or "declared",
-        length_log=length_log,
-        metrics_host=host or None,
-    )
-    return parse_spec(policy or "srpt", base)
-
-
-def learnt_before(log: Path) -> str:
-    """What learning begins with: what it had come to, or no predictor."""
-    from lengthwise.learn.learner import latest_predictor
-    from lengthwise.predict.load import NO_PREDICTOR
-
-    latest = latest_predictor(log)
-    if latest is None:
-        _say("no predictor yet: requests are served as they come until one is learnt")
-    return latest or NO_PREDICTOR
-
-
-def learner_of(settings: Settings, path: Path, every: int) -> LearnerProcess:
-    """The process that learns from the log that the settings name."""
-    from lengthwise.learn.supervisor import LearnerProcess
-
-    assert settings.length_log is not None
-    return LearnerProcess(Path(settings.length_log.folder), path, every, _say)
-
-
-def predictor_setting(predictor: str | None) -> str | None:
-    """A predictor's folder as an absolute path, since the engine may run elsewhere."""
-    if predictor is not None and Path(predictor).exists():
-        return str(Path(predictor).absolute())
-    return predictor
-
-
-def write_settings(settings: Settings, path: Path) -> None:
-    """Write the settings file that is to be watched."""
-    try:
-        settings.write(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the settings to {path} ({error.strerror}): "
-            "name a file that can be written with --settings"
-        ) from error
-
-
-def own_settings_file(port: int) -> Path:
-    """Where the settings are that the user gave no file for."""
-    from lengthwise.serve.whereabouts import state_folder
-
-    return state_folder(port) / "settings.json"
-
-
-def _say(line: str) -> None:
-    print(f"lengthwise: {line}", file=sys.stderr, flush=True)

@@ -244,7 +244,7 @@ def _as_good_as(predictor: str, progress: ConsoleProgress) -> str:
 
 def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
     """The settings of the choice, and what is left for the user to do."""
-    from lengthwise.cli.serve import predictor_setting
+    from lengthwise.cli.serving import predictor_setting
     from lengthwise.vllm.settings import parse_settings
 
     # What was simulated without a bound must not be given the default one.

@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError
 from lengthwise.hints.question import Question, read_request
-from lengthwise.predict.baselines import TTFT_DEADLINE_MS
+from lengthwise.predict.baselines import TTFT_DEADLINE_MS, deadline_ms
 from lengthwise.predict.features import LORA
 
 #: Requests to paths that end so have an answer that is generated, and are queued.
 GENERATE: Final = ("/chat/completions", "/completions", "/responses", "/messages")
 _MOST_ANSWERS: Final = 1 << 20
-_MOST_PRIORITY: Final = 2**31 - 1  # clamped: a column of the table holds it three times over
+_MOST_PRIORITY: Final = 2**31 - 1  # clamped: more than anybody means
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_body(body: bytes) -> Body:
         streams=values.get("stream") is True,
         wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
         priority=clamped_priority(values.get("priority")),
-        deadline_s=_deadline_s(hints.get(TTFT_DEADLINE_MS)),
+        deadline_s=(deadline_ms(hints.get(TTFT_DEADLINE_MS)) or 0.0) / 1e3,
     )
     return Body(asked, questions, values)
 
@@ -111,12 +111,3 @@ def _of_model(question: Question, model: object) -> Question:
 
 def _count(value: object) -> int:
     return min(max(value, 1), _MOST_ANSWERS) if type(value) is int else 1
-
-
-def _deadline_s(value: object) -> float:
-    try:
-        # Values in vllm_xargs may be text.
-        milliseconds = float(value) if isinstance(value, int | float | str) else 0.0
-    except (ValueError, OverflowError):
-        return 0.0
-    return milliseconds / 1e3 if 0.0 < milliseconds < math.inf else 0.0

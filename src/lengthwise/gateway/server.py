@@ -38,7 +38,7 @@ from lengthwise.gateway.relay import NotTakenError, Relay, new_session
 from lengthwise.gateway.upstream import Pool, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
-from lengthwise.hints.refusal import error_response
+from lengthwise.hints.refusal import error_response, place_of
 from lengthwise.vllm.counters import Counters
 
 logger = logging.getLogger("lengthwise.gateway")
@@ -168,7 +168,7 @@ class Gateway:
             outcome = "cut" if self._relay.cutting else "gone"
             raise
         except Exception as error:  # a defect of ours: what it says may quote a prompt
-            logger.error("a request failed: %s %s", type(error).__name__, _place(error))
+            logger.error("a request failed: %s %s", type(error).__name__, place_of(error))
             response = error_response(500, f"the gateway failed: {type(error).__name__}")
         finally:
             self.was_cut += outcome == "cut"
@@ -297,13 +297,3 @@ def _is_websocket(request: web.Request) -> bool:
 
 def _unreachable() -> RefusedError:
     return RefusedError(503, "no upstream can be reached: come again", "unreachable", 1)
-
-
-def _place(error: Exception) -> str:
-    """Where an exception came from, without its message."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

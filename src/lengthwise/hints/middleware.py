@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
@@ -30,6 +29,7 @@ from lengthwise.hints.write import (
     write_hints,
     write_tenant,
 )
+from lengthwise.predict.baselines import deadline_ms
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
@@ -158,9 +158,10 @@ class Middleware:
             if not isinstance(request, dict):
                 return "unreadable", None
             outcome, changed = await self._in_time(request)
-            deadline_ms, tenant = _deadline_ms(headers), _tenant(headers)
-            if deadline_ms is not None and XARGS in self._targets:
-                changed = write_deadline(changed or request, deadline_ms)
+            milliseconds = deadline_ms(headers.get(DEADLINE, b"").decode("latin-1"))
+            tenant = _tenant(headers)
+            if milliseconds is not None and XARGS in self._targets:
+                changed = write_deadline(changed or request, milliseconds)
             if tenant is not None and XARGS in self._targets:
                 changed = write_tenant(changed or request, tenant)
             return outcome, None if changed is None else json.dumps(changed).encode()
@@ -251,15 +252,6 @@ def _is_completion(scope: Scope) -> bool:
         return False
     # A compressed body is for whoever understands it.
     return not any(name == b"content-encoding" for name, _ in scope["headers"])
-
-
-def _deadline_ms(headers: Mapping[bytes, bytes]) -> float | None:
-    """The deadline of the first token that a header names, if it is a time."""
-    try:
-        milliseconds = float(headers.get(DEADLINE, b""))
-    except ValueError:
-        return None
-    return milliseconds if 0.0 < milliseconds < math.inf else None
 
 
 def _tenant(headers: Mapping[bytes, bytes]) -> str | None:

@@ -20,7 +20,7 @@ from lengthwise.errors import InputError
 from lengthwise.hints.counters import ServerMetrics
 from lengthwise.hints.predictor import PredictorThread, PromptPredictor, UnpredictableError
 from lengthwise.hints.question import read_body
-from lengthwise.hints.refusal import error_response
+from lengthwise.hints.refusal import error_response, place_of
 
 logger = logging.getLogger("lengthwise.hints")
 
@@ -125,7 +125,9 @@ class _Service:
             known = "POST /v1/predict, GET /health and GET /metrics"
             return error_response(error.status, f"{error.reason}: there are {known}")
         except Exception as error:  # a defect of ours: the caller is told, and no prompt is logged
-            logger.error("Lengthwise: a request failed: %s %s", type(error).__name__, _place(error))
+            logger.error(
+                "Lengthwise: a request failed: %s %s", type(error).__name__, place_of(error)
+            )
             return error_response(500, f"the predictor failed: {type(error).__name__}")
 
 
@@ -134,13 +136,3 @@ def _without_content(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
     return "too deep, or no UTF-8, or a number too long"
-
-
-def _place(error: Exception) -> str:
-    """Where an exception came from, without its message, which may quote a prompt."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -492,12 +492,32 @@ def _last_behind(
     row: int,
 ) -> int:
     """The last in order of those that may be paused for a row, -1 for none."""
+    lends = np.empty(len(runners), np.bool_)
+    for place in range(len(runners)):
+        lends[place] = ranks_behind(groups, ranks, runners[place].row, row)
+    return last_to_lend(facts, runners, table, groups, ranks, fate, front, row, lends)
+
+
+@compiled
+def last_to_lend(
+    facts: Any,
+    runners: NDArray[np.void],
+    table: RequestTable,
+    groups: NDArray[np.int64],
+    ranks: NDArray[np.float64],
+    fate: NDArray[np.int8],
+    front: Rows,
+    row: int,
+    lends: NDArray[np.bool_],
+) -> int:
+    """The last in order of those that run, may make way and `lends` names, -1 for none.
+
+    Without it, the adapters of the others, of those in `front` and of `row` have to fit.
+    """
     chosen = -1
     for place in range(len(runners)):
         runner = runners[place]
-        if fate[place] != _RUNS or runner.paused or not runner.may_make_way:
-            continue
-        if not ranks_behind(groups, ranks, runner.row, row):
+        if fate[place] != _RUNS or runner.paused or not runner.may_make_way or not lends[place]:
             continue
         if chosen >= 0 and precedes(table, groups, ranks, runner.row, runners[chosen].row):
             continue

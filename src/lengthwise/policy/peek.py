@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.order import precedes
 from lengthwise.policy.pausing import (
     BLOCKS,
     PLACES,
@@ -29,6 +28,7 @@ from lengthwise.policy.pausing import (
     adapter_fits,
     comes_in,
     growth_meanwhile,
+    last_to_lend,
 )
 from lengthwise.policy.select import Rows, growth, prompt_blocks, uncached_tokens
 from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING, PAUSED, RUNNING, RequestTable
@@ -221,16 +221,9 @@ def _last(
     row: int,
 ) -> int:
     """The last in order of those that may lend their slot to a row, -1 for none."""
-    chosen = -1
+    lends = np.empty(len(runners), np.bool_)
     for place in range(len(runners)):
-        runner = runners[place]
-        if fate[place] != 0 or runner.paused or not runner.may_make_way:
-            continue
         # One that is never to be preempted again does not lend its slot either.
-        if table[runner.row].look == LOOKING or ranks[runner.row] == -math.inf:
-            continue
-        if chosen >= 0 and precedes(table, groups, ranks, runner.row, runners[chosen].row):
-            continue
-        if adapter_fits(facts, runners, table, fate, come, row, place):
-            chosen = place
-    return chosen
+        lender = runners[place].row
+        lends[place] = table[lender].look != LOOKING and ranks[lender] != -math.inf
+    return last_to_lend(facts, runners, table, groups, ranks, fate, come, row, lends)

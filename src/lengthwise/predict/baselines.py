@@ -34,6 +34,16 @@ _STANDARD_NORMAL: Final = NormalDist()
 _QUANTILE_90: Final = _STANDARD_NORMAL.inv_cdf(0.9)
 
 
+def deadline_ms(said: object) -> float | None:
+    """Milliseconds to a first token, of a hint or a header; None where it names no time."""
+    try:
+        # Values in vllm_xargs may be text.
+        milliseconds = float(said) if isinstance(said, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return None
+    return milliseconds if 0.0 < milliseconds < math.inf else None
+
+
 class _InTokens:
     """Of predictors whose score is a length."""
 

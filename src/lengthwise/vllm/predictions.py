@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,13 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import MOST_TOKENS, REQUEST_ID, TENANT, TTFT_DEADLINE_MS
+from lengthwise.predict.baselines import (
+    MOST_TOKENS,
+    REQUEST_ID,
+    TENANT,
+    TTFT_DEADLINE_MS,
+    deadline_ms,
+)
 from lengthwise.predict.features import FACTS, LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
@@ -58,8 +65,7 @@ def prompt_of(request: Any, most_tokens: int = 0) -> Prompt:
         request: vLLM's.
         most_tokens: where its answer is cut, see `compat.most_tokens`.
     """
-    sampling = request.sampling_params
-    hints = (sampling.extra_args if sampling is not None else None) or {}
+    sampling, hints = request.sampling_params, _hints(request)
     facts = Facts(most_tokens=most_tokens, attachments=len(request.mm_features))
     if sampling is not None:
         facts = facts._replace(
@@ -77,26 +83,26 @@ def prompt_of(request: Any, most_tokens: int = 0) -> Prompt:
     return Prompt(token_ids, hints)
 
 
+def _hints(request: Any) -> Mapping[str, object]:
+    """What its client sent along in `vllm_xargs`."""
+    sampling = request.sampling_params
+    return (sampling.extra_args if sampling is not None else None) or {}
+
+
 def deadline_of(request: Any) -> float:
     """Seconds from its arrival to when a request's first token is due; 0 where it names no time."""
-    value = prompt_of(request).hints.get(TTFT_DEADLINE_MS)
-    try:
-        # Values in vllm_xargs may be text.
-        milliseconds = float(value) if isinstance(value, int | float | str) else 0.0
-    except (ValueError, OverflowError):
-        return 0.0
-    return milliseconds / 1e3 if 0.0 < milliseconds < math.inf else 0.0
+    return (deadline_ms(_hints(request).get(TTFT_DEADLINE_MS)) or 0.0) / 1e3
 
 
 def name_of(request: Any) -> str:
     """What a record calls a request: as its client named it for a replay, or as vLLM does."""
-    given = _name(prompt_of(request).hints.get(REQUEST_ID))
+    given = _name(_hints(request).get(REQUEST_ID))
     return str(request.request_id)[:_LONGEST_NAME] if given is None else given
 
 
 def tenant_of(request: Any) -> str:
     """Whose a request is; "" where it does not say."""
-    return _name(prompt_of(request).hints.get(TENANT)) or ""
+    return _name(_hints(request).get(TENANT)) or ""
 
 
 def _name(given: object) -> str | None:
@@ -214,7 +220,7 @@ class Predictions:
         assert source.worker is not None
         request = self._live.request(row)
         try:
-            accepted = source.worker.submit(request_id, prompt_of(request))
+            accepted = source.worker.submit(request_id, self._prompt(request))
         except PredictionError as error:
             self._complain(one_line(error))
             accepted = False
@@ -254,11 +260,14 @@ class Predictions:
         self._write(row, prediction, predicted=True)
         self._since_median += 1
 
+    def _prompt(self, request: Any) -> Prompt:
+        """Of a request that has its row."""
+        row = self._live.row(request.request_id)
+        return prompt_of(request, int(self._live.table["most_tokens"][row]))
+
     def _predict(self, predictor: Predictor, request: Any) -> Prediction | None:
         try:
-            row = self._live.row(request.request_id)
-            most_tokens = int(self._live.table[row]["most_tokens"])
-            return self._checked(predictor.predict(prompt_of(request, most_tokens)))
+            return self._checked(predictor.predict(self._prompt(request)))
         except Exception as error:  # whatever a predictor does, the request is served
             self._complain(f"{type(error).__name__}: {error}")
         return None

@@ -1,0 +1,123 @@
+"""What the verbs that serve share: options, the settings file, and what learns beside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lengthwise.errors import InputError
+
+if TYPE_CHECKING:
+    from lengthwise.learn.supervisor import LearnerProcess
+    from lengthwise.vllm.settings import Settings
+
+PredictorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder made by `lengthwise train`, or `declared`, `prompt-length`.",
+        show_default="declared",
+    ),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(help="Your own settings file, watched while serving; made if missing."),
+]
+LogOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for a log of hashed prompt features and answer lengths; no prompts."),
+]
+LogTextOption = Annotated[
+    bool, typer.Option("--log-text", help="With --log: write the text of prompts as well.")
+]
+LearnOption = Annotated[
+    bool,
+    typer.Option(
+        "--learn",
+        help="With --log: train predictors from it in the background, and exchange the "
+        "present one for a better one.",
+    ),
+]
+LearnEveryOption = Annotated[
+    int, typer.Option(min=40, help="With --learn: new answers between two trainings.")
+]
+
+
+def settings_in_force(file: Path, given: list[str]) -> Settings:
+    """The settings that a file of the user's holds, which says everything."""
+    from lengthwise.vllm.settings import read_settings
+
+    if given:
+        raise InputError(
+            f"{file} exists and says what to do: leave {' and '.join(given)} out, "
+            "or remove it to have it made anew"
+        )
+    return read_settings(file)[0]
+
+
+def new_settings(
+    policy: str | None, predictor: str | None, log: Path | None, log_text: bool, host: str
+) -> Settings:
+    """The settings to begin with; metrics are for whoever may reach the server."""
+    from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_spec
+
+    length_log = None
+    if log is not None:
+        length_log = LengthLogSettings(folder=str(log.absolute()), text=log_text)
+    base = Settings(
+        predictor=predictor_setting(predictor) or "declared",
+        length_log=length_log,
+        metrics_host=host or None,
+    )
+    return parse_spec(policy or "srpt", base)
+
+
+def learnt_before(log: Path) -> str:
+    """What learning begins with: what it had come to, or no predictor."""
+    from lengthwise.learn.learner import latest_predictor
+    from lengthwise.predict.load import NO_PREDICTOR
+
+    latest = latest_predictor(log)
+    if latest is None:
+        say("no predictor yet: requests are served as they come until one is learnt")
+    return latest or NO_PREDICTOR
+
+
+def learner_of(settings: Settings, path: Path, every: int) -> LearnerProcess:
+    """The process that learns from the log that the settings name."""
+    from lengthwise.learn.supervisor import LearnerProcess
+
+    assert settings.length_log is not None
+    return LearnerProcess(Path(settings.length_log.folder), path, every, say)
+
+
+def predictor_setting(predictor: str | None) -> str | None:
+    """A predictor's folder as an absolute path, since the engine may run elsewhere."""
+    if predictor is not None and Path(predictor).exists():
+        return str(Path(predictor).absolute())
+    return predictor
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    """Write the settings file that is to be watched."""
+    try:
+        settings.write(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the settings to {path} ({error.strerror}): "
+            "name a file that can be written with --settings"
+        ) from error
+
+
+def own_settings_file(port: int) -> Path:
+    """Where the settings are that the user gave no file for."""
+    from lengthwise.serve.whereabouts import state_folder
+
+    return state_folder(port) / "settings.json"
+
+
+def say(line: str) -> None:
+    """Tell whoever started the command; standard output is for results."""
+    print(f"lengthwise: {line}", file=sys.stderr, flush=True)
