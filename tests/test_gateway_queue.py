@@ -354,3 +354,30 @@ def test_what_waits_is_read_of_all_engines() -> None:
     for other in (b"", b"vllm:num_requests_waiting x\n"):
         with pytest.raises(Exception, match="num_requests_waiting"):
             waiting_of(other)
+
+
+def test_nobody_is_ranked_while_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue is ranked once for each that goes, and not for each that comes."""
+    ranked = 0
+
+    async def run() -> None:
+        nonlocal ranked
+        queue, upstream = Queue(make_discipline("srpt"), Counters()), Upstream("http://a", 1)
+        dispatcher = Dispatcher(queue, Pool([upstream]), Room(Limits()))
+        rank = queue.next
+
+        def counted(now_s: float) -> Entry | None:
+            nonlocal ranked
+            ranked += 1
+            return rank(now_s)
+
+        monkeypatch.setattr(queue, "next", counted)
+        entries = [Entry(str(number)) for number in range(5)]
+        for entry in entries:
+            dispatcher.add(entry)
+            dispatcher.wake()
+        assert (ranked, upstream.in_flight, queue.waiting) == (1, 1, 4)
+        dispatcher.release(entries[0])
+        assert (ranked, upstream.in_flight, queue.waiting) == (2, 1, 3)
+
+    asyncio.run(run())

@@ -71,9 +71,10 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Let those go for whom there is room."""
-        while self._closed is None and (entry := self.queue.next(self._clock())) is not None:
-            upstream = self.pool.choose(entry.answers)
-            if upstream is None:
+        while self._closed is None and self.pool.has_room:  # else there is no need to rank all
+            entry = self.queue.next(self._clock())
+            upstream = None if entry is None else self.pool.choose(entry.answers)
+            if entry is None or upstream is None:
                 return
             slots = upstream.slots_of(entry.answers)
             upstream.in_flight += slots

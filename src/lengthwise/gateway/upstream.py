@@ -61,6 +61,11 @@ class Pool:
         return sum(each.in_flight for each in self.upstreams)
 
     @property
+    def has_room(self) -> bool:
+        """Whether an answer could be asked for now."""
+        return any(each.free for each in self.upstreams)
+
+    @property
     def reachable(self) -> bool:
         """Whether anybody could serve a request, now or later."""
         return any(each.reachable for each in self.upstreams)

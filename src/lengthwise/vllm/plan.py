@@ -81,6 +81,7 @@ class Planner:
         self._ranked = False
         self._handed_out = 0
         self._admissions = 0
+        self._decoded = self._prefilled = 0  # tokens so far, see `work`
         self._admitted: list[tuple[int, int]] = []  # see `rank_requests`
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
@@ -182,12 +183,12 @@ class Planner:
     @property
     def work(self) -> tuple[int, int]:
         """Tokens that the engine has computed so far, of answers and of prompts."""
-        return int(self._facts["decoded"][0]), int(self._facts["prefilled"][0])
+        return self._decoded, self._prefilled
 
     def worked(self, decoded: int, prefilled: int) -> None:
         """Note the tokens of a planned step."""
-        self._facts["decoded"] += decoded
-        self._facts["prefilled"] += prefilled
+        self._decoded += decoded
+        self._prefilled += prefilled
 
     def ran(self, request_ids: Iterable[str]) -> None:
         """Note which requests run in this step, for the guard that counts steps."""
@@ -206,7 +207,7 @@ class Planner:
             self._step,
             chosen.pauses and self._live.arrivals > self._facts["looked_at"][0],
             chosen.memory_growth > 0.0,
-            self._facts["looking"][0] > 0,
+            chosen.peeks and self._facts["looking"][0] > 0,
             bool(self.paused) and compat.free_slots(scheduler) > 0,
             compat.free_blocks_of_each_group(scheduler),
             len(scheduler.running) + self._most_blocks,
@@ -216,6 +217,7 @@ class Planner:
         """Write the facts of this step; whether there may be anything to decide."""
         self._prepared = True
         scheduler, chosen = self._scheduler, self.discipline
+        self._facts["decoded"], self._facts["prefilled"] = self.work
         return prepare(
             chosen.rules[0],
             self._facts[0],
@@ -252,7 +254,7 @@ class Planner:
             else:
                 runners["may_make_way"][place] = False
         ready = self._ready(waiting)
-        seen = table["look"][runners["row"]]
+        seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
         decision = self._order.decide(chosen, self._facts, runners, table, waiting, ready)
         victims, front, limited, kept, paused = decision
@@ -262,7 +264,7 @@ class Planner:
         scheduler.running[:] = [running[place] for place in kept]
         self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
-        if chosen.peeks:
+        if seen is not None:
             looked = (seen == LOOKING) | (seen == LOOKED)
             here = runners["row"][kept[looked[kept]]]
             # Those whose turn has come count as admitted from now on.
@@ -418,8 +420,7 @@ class Planner:
             everyone,
             float(self._facts["prefill_weight"][0]),
             float(self._facts["token_work"][0]),
-            int(self._facts["decoded"][0]),
-            int(self._facts["prefilled"][0]),
+            *self.work,
             int(self._facts["admissions"][0]),
         )
 
