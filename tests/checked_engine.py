@@ -71,8 +71,8 @@ class CheckedEngine(SteppedEngine):
         if ask.request_id not in self.requests:
             self._never_admitted[ask.request_id] = len(self.requests)
             own = self._class_of(ask)
-            alike = [self._class_of(self.asked[r.request_id]) == own for r in self.scheduler.waiting]
-            self._ahead[ask.request_id] = sum(alike)
+            waiting = [self.asked[request.request_id] for request in self.scheduler.waiting]
+            self._ahead[ask.request_id] = sum(self._class_of(other) == own for other in waiting)
         return super().add(ask)
 
     def step(self) -> Step:
