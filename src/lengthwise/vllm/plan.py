@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import prepass
-from lengthwise.policy.cutoff import observed, share_lost
+from lengthwise.policy import cutoff, prepass
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import TIERS
@@ -24,7 +23,10 @@ from lengthwise.request import LOOKED, LOOKING, RUNNING
 from lengthwise.vllm import compat
 from lengthwise.vllm.table import LiveTable
 
+# A few numbers each: to call the compiled function from here costs more than what it does.
 may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
+observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
+share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
 
 
 class Planner:

@@ -214,6 +214,7 @@ class LengthwiseMixin:
             priority = self._class_of(self._live.request(row))
             self._live.table["priority"][row] = priority
             self._planner.classes_matter |= priority != 0
+        self.waiting.count_classes()
 
     def _class_of(self, request: Any) -> int:
         return compat.priority_class(request) if self._believes_priority else 0
@@ -311,7 +312,7 @@ class LengthwiseMixin:
         """A request, or a session's turn, arrives: what bounds its wait begins anew."""
         columns["arrival_s"] = self._clock()
         columns["last_step"] = self._step
-        columns["ahead"] = len(self.waiting)
+        columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
         columns["overtaken"] = columns["promoted"] = 0
         columns["decoded_before"], columns["prefilled_before"] = self._planner.work
         columns["queued_work"] = 0.0
@@ -418,7 +419,7 @@ class LengthwiseMixin:
         if active.shadow is not None:
             self._contained.call("shadow", active.shadow.request, request, columns, self._clock())
         self._notes.ended(request, self._clock(), finished)
-        self.waiting.forget(request.request_id)
+        self.waiting.forget(request)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
