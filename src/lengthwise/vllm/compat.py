@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.vllm import offloading
 from lengthwise.vllm.probe_output import ProbeOutput, attach
 
 OLDEST: Final = (0, 31)
@@ -134,6 +135,7 @@ def refuse_unsupported(vllm_config: Any) -> None:
     Raises:
         InputError: names the feature.
     """
+    offloading.refuse_without_memory(vllm_config)
     model = vllm_config.model_config
     if getattr(model, "is_diffusion", False):
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
@@ -180,6 +182,7 @@ def step_limits(scheduler: Any) -> dict[str, Any]:
         "lookahead_tokens": int(scheduler.num_lookahead_tokens),
         "caching": bool(scheduler.cache_config.enable_prefix_caching),
         "max_adapters": 0 if scheduler.lora_config is None else scheduler.lora_config.max_loras,
+        **offloading.limits(scheduler),
     }
 
 
@@ -283,8 +286,11 @@ def refusal_to_pause(scheduler: Any, config: Any) -> str | None:
         )
     if config.speculative_config is not None:
         return "not with speculative decoding: leave --speculative-config out"
-    if scheduler.connector is not None:
-        return "not with a KV connector: leave --kv-transfer-config out"
+    if scheduler.connector is not None and not offloading.offloads(scheduler):
+        return (
+            "not with a KV connector that sends KV elsewhere: leave --kv-transfer-config out, or "
+            "offload to host memory with --kv-offloading-size"
+        )
     if scheduler.use_pp:
         return "not with pipeline parallelism: take --tensor-parallel-size instead"
     if len(scheduler.kv_cache_config.kv_cache_groups) != 1:
@@ -301,7 +307,10 @@ def free_places(scheduler: Any) -> int:
 
 
 def ready_holders(scheduler: Any) -> int:
-    """Waiting requests that hold KV and could run now: the parent admits them before all others."""
+    """Waiting requests that hold KV and could run now, or as soon as it is loaded from host memory:
+    the parent admits them before all others."""
+    if offloading.offloads(scheduler):
+        return len(scheduler.kv_holding_waiting) - int(scheduler.num_waiting_for_streaming_input)
     return sum(
         request.status.name in ("WAITING", "PREEMPTED") for request in scheduler.kv_holding_waiting
     )
@@ -329,18 +338,21 @@ def may_swap(scheduler: Any, throttled: bool) -> bool:
 
     Connectors may still be reading or writing a victim's blocks, with pipeline parallelism the
     victim is in flight in several stages, and with several KV groups (hybrid models) it cannot be
-    told whether a newcomer will fit.
+    told whether a newcomer will fit. Offloading to host memory copies what a victim held before its
+    blocks are used again; a slot is kept for each whose KV is on its way back.
 
     Args:
         scheduler: vLLM's.
         throttled: it was told to hold prefills back.
     """
+    offloads = offloading.offloads(scheduler)
+    holders = scheduler.kv_holding_waiting
     return bool(
         not throttled
-        and not scheduler.kv_holding_waiting
+        and (not holders or (offloads and ready_holders(scheduler) <= free_slots(scheduler)))
         and scheduler.pause_state.name == "UNPAUSED"
         and scheduler.scheduler_config.enable_chunked_prefill
-        and scheduler.connector is None
+        and (offloads or scheduler.connector is None)
         and not scheduler.use_pp
         and len(scheduler.kv_cache_config.kv_cache_groups) == 1
     )
