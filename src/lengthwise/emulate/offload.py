@@ -3,8 +3,8 @@
 The worker's side of vLLM's OffloadingConnector, without memory to copy: a job takes its bytes over
 the bandwidth, one after the other in each direction, beside the steps. As the worker does it, a
 store begins with the step after the one that planned it, a load with its own; the scheduler hears
-of either with the step in which it ends. Where blocks are used again whose copies are not there yet,
-the step waits for them.
+of either with the step in which it ends. Where blocks are used again whose copies are not there
+yet, the step waits for them.
 """
 
 from __future__ import annotations

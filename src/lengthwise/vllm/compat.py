@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.vllm import offloading
@@ -135,7 +135,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
     Raises:
         InputError: names the feature.
     """
-    offloading.refuse_without_memory(vllm_config)
+    if (wanted := vllm_config.kv_transfer_config) is not None:
+        offloading.refuse_without_memory(wanted.kv_connector, wanted.kv_connector_extra_config)
     model = vllm_config.model_config
     if getattr(model, "is_diffusion", False):
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
@@ -457,6 +458,54 @@ def serve(arguments: list[str]) -> None:
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
+
+
+class ServedModel(NamedTuple):
+    """What the arguments of `vllm serve` make of a server, as far as a worker's size goes."""
+
+    slots: int  # requests that run at once where the user names no number
+    active: int | None  # the number that the user named of those that run
+    vocabulary: int
+
+
+def served_model(arguments: list[str]) -> ServedModel | str:
+    """Read the arguments of `vllm serve`; a reason why its worker should be left as it is.
+
+    The model's configuration is read, and fetched where it is not on this machine yet.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    engine = AsyncEngineArgs.from_cli_args(parsed)
+    if engine.max_num_seqs is not None:  # in a file that --config names
+        return f"--max-num-seqs {engine.max_num_seqs} may all run at once"
+    if engine.speculative_config is not None:
+        return "not with speculative decoding"
+    if engine.pipeline_parallel_size > 1:
+        return "not with pipeline parallelism"
+    if engine.enable_chunked_prefill is False:
+        return "not without chunked prefill"
+    transfer = engine.kv_transfer_config
+    if transfer is not None and transfer.kv_connector not in (None, offloading.CONNECTOR):
+        return "not with a KV connector that sends KV elsewhere"
+    model = engine.create_model_config()
+    if model.runner_type != "generate" or model.is_encoder_decoder:
+        return "only models that generate from a prompt alone pause"
+    if model.has_inner_state or model.is_hybrid or model.is_attention_free:
+        return (
+            "this model keeps a state for each request, and with a larger --max-num-seqs it might "
+            "not start"
+        )
+    world = engine.pipeline_parallel_size * engine.tensor_parallel_size
+    slots = int(engine.get_batch_defaults(world)[1][UsageContext.OPENAI_API_SERVER])
+    if engine.performance_mode == "throughput":
+        slots *= 2
+    if engine.max_num_batched_tokens is not None:
+        slots = min(slots, engine.max_num_batched_tokens)
+    return ServedModel(slots, engine.max_num_active_seqs, int(model.get_vocab_size()))
 
 
 def check_executor(base: Any) -> None:

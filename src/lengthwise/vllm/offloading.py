@@ -1,20 +1,22 @@
-"""vLLM's own connector that offloads KV to host memory, as far as the price of a preemption hangs on it.
+"""vLLM's own connector that offloads KV to host memory, as far as preemption hangs on it.
 
-With `--kv-offloading-size GIB` every full block is copied to host memory as soon as it is computed. A
-preempted request that comes back finds its whole blocks there: they are loaded beside the steps,
-and what is left of them is computed again. So preempting costs the victim a load, and the others
-next to nothing. By default vLLM copies prompts alone; `offload_prompt_only` false copies answers, too.
+With `--kv-offloading-size GIB` every full block is copied to host memory as soon as it is computed.
+A preempted request that comes back finds its whole blocks there: they are loaded beside the steps,
+and the rest is computed again. So preempting costs the victim a load, and the others next to
+nothing. By default vLLM copies prompts alone; with `offload_prompt_only` false answers, too.
 
 Read in vLLM's source and run without a GPU, its worker's side emulated: see `emulate/offload.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lengthwise.errors import InputError
 
 CONNECTOR: Final = "OffloadingConnector"
+_IN_HOST_MEMORY: Final = "CPUOffloadingSpec"
 
 #: What a token's KV takes to load until a load has been measured: 128 KiB over 20 GB/s.
 LOAD_S: Final = 131072 / 20e9
@@ -25,23 +27,23 @@ def offloads(scheduler: Any) -> bool:
     return type(scheduler.connector).__name__ == CONNECTOR
 
 
-def refuse_without_memory(vllm_config: Any) -> None:
-    """Refuse the connector without host memory, which vLLM would say in a traceback.
+def refuse_without_memory(connector: str | None, extra: Mapping[str, Any]) -> None:
+    """Refuse the connector without host memory, which vLLM would do with a traceback.
+
+    Args:
+        connector: `kv_connector` of vLLM's KVTransferConfig.
+        extra: its `kv_connector_extra_config`.
 
     Raises:
-        InputError: no memory is named, or none that holds a block.
+        InputError: no memory is named.
     """
-    wanted = vllm_config.kv_transfer_config
-    if wanted is None or wanted.kv_connector != CONNECTOR:
-        return
-    extra = wanted.kv_connector_extra_config
-    if extra.get("spec_name", "CPUOffloadingSpec") != "CPUOffloadingSpec":
-        return  # it keeps KV elsewhere, and says itself what it needs
+    if connector != CONNECTOR or extra.get("spec_name", _IN_HOST_MEMORY) != _IN_HOST_MEMORY:
+        return  # what keeps KV elsewhere says itself what it needs
     memory = extra.get("cpu_bytes_to_use")
     if isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0:
         raise InputError(
             f"{CONNECTOR} has no host memory to offload to: name its size in GiB with "
-            "--kv-offloading-size, or cpu_bytes_to_use in kv_connector_extra_config"
+            "--kv-offloading-size, or in bytes with cpu_bytes_to_use in kv_connector_extra_config"
         )
 
 
