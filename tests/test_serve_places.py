@@ -1,4 +1,4 @@
-"""The worker's places for paused requests: sized where nobody said otherwise, and what that costs."""
+"""The worker's places for paused requests: sized where nobody did, and what they cost."""
 
 from __future__ import annotations
 
