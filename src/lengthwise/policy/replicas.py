@@ -305,21 +305,17 @@ def choose(
         if not replicas[first].open:
             return second
         return first if _outstanding(fleet, first) <= _outstanding(fleet, second) else second
-    best, least = NOBODY, np.inf
-    for k in range(len(replicas)):
-        if not replicas[k].open:
-            continue
-        load = float(_outstanding(fleet, k))
-        if rule == LEAST_WORK:
-            load = replicas[k].work + replicas[k].elsewhere_work
-        if load < least:
-            best, least = k, load
-    return best
+    return _least_work(fleet) if rule == LEAST_WORK else _least_outstanding(fleet)
 
 
 @compiled
 def _least_wait(fleet: Fleet, expected: float, saved_s: NDArray[np.float64], now: float) -> int:
     replicas, router = fleet.replicas, fleet.router[0]
+    if len(saved_s) == 0:
+        # Where somebody has a free slot nothing else need be looked at.
+        idlest = _least_outstanding(fleet)
+        if idlest == NOBODY or _outstanding(fleet, idlest) < router.slots:
+            return idlest
     costs = np.full(len(replicas), np.inf)
     best, best_count, least_wait = NOBODY, 0, np.inf
     for k in range(len(replicas)):
@@ -336,9 +332,33 @@ def _least_wait(fleet: Fleet, expected: float, saved_s: NDArray[np.float64], now
     most = costs[best] + router.company * expected * router.seconds / router.tokens
     heaviest = -1.0
     for k in range(len(replicas)):
-        work = replicas[k].work + replicas[k].elsewhere_work
+        work = _work(fleet, k)
         if costs[k] <= most and work > heaviest:
             best, heaviest = k, work
+    return best
+
+
+@compiled
+def _least_outstanding(fleet: Fleet) -> int:
+    best, least = NOBODY, 0
+    for k in range(len(fleet.replicas)):
+        if not fleet.replicas[k].open:
+            continue
+        count = _outstanding(fleet, k)
+        if best == NOBODY or count < least:
+            best, least = k, count
+    return best
+
+
+@compiled
+def _least_work(fleet: Fleet) -> int:
+    best, least = NOBODY, 0.0
+    for k in range(len(fleet.replicas)):
+        if not fleet.replicas[k].open:
+            continue
+        work = _work(fleet, k)
+        if best == NOBODY or work < least:
+            best, least = k, work
     return best
 
 
@@ -346,3 +366,9 @@ def _least_wait(fleet: Fleet, expected: float, saved_s: NDArray[np.float64], now
 def _outstanding(fleet: Fleet, k: int) -> int:
     """Requests that a replica has, as far as this router knows."""
     return int(fleet.replicas[k].count + fleet.replicas[k].elsewhere)
+
+
+@compiled
+def _work(fleet: Fleet, k: int) -> float:
+    """Their predicted tokens."""
+    return float(fleet.replicas[k].work + fleet.replicas[k].elsewhere_work)
