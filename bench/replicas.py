@@ -29,7 +29,7 @@ from bench.rows import print_rows
 
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
-from lengthwise.ray.bookings import Bookings
+from lengthwise.route.bookings import Bookings
 from lengthwise.simulate import simulate
 from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.predictions import trace_predictions

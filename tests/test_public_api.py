@@ -47,15 +47,8 @@ MAY_IMPORT = {
         "emulate",
     },
     "gateway": {"request", "policy", "workload", "predict", "hints", "vllm"},
-    "ray": {
-        "policy",
-        "predict",
-        "hints",
-        "simulate",
-        "vllm",
-        "emulate",
-        "serve",
-    },
+    "route": {"policy", "hints"},
+    "ray": {"policy", "predict", "route", "vllm", "emulate", "serve"},
     "compare": {
         "serve",
         "workload",
@@ -82,7 +75,7 @@ LIGHT = [
     "lengthwise.hints",
     "lengthwise.gateway.run",
     "lengthwise.ray",
-    "lengthwise.ray.bookings",
+    "lengthwise.route",
 ]
 HEAVY = {"torch", "vllm", "transformers", "ray"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.

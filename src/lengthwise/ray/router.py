@@ -24,9 +24,9 @@ from ray.serve.request_router import (
 
 from lengthwise.errors import InputError
 from lengthwise.policy.replicas import COMPANY
-from lengthwise.ray.bookings import Bookings
-from lengthwise.ray.prefixes import Prefixes
-from lengthwise.ray.work import WorkPredictor, body_of, text_of
+from lengthwise.route.bookings import Bookings
+from lengthwise.route.prefixes import Prefixes
+from lengthwise.route.work import WorkPredictor, body_of, text_of
 
 _NOTHING: Final = np.empty(0)
 

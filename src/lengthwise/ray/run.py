@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from types import TracebackType
@@ -94,6 +95,8 @@ class Replicas:
         Raises:
             LengthwiseError: Ray could not start them; one line, and where its logs are.
         """
+        # Each start of theirs is a screenful.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
             self._own_cluster = False

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.ray.bookings import Bookings
-from lengthwise.ray.prefixes import Prefixes
-from lengthwise.ray.work import WorkPredictor, answers_of, body_of, text_of
 from lengthwise.reference import model_path
+from lengthwise.route.bookings import Bookings
+from lengthwise.route.prefixes import Prefixes
+from lengthwise.route.work import WorkPredictor, answers_of, body_of, text_of
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
@@ -204,8 +204,8 @@ def test_work_is_cut_by_max_tokens_and_counts_every_answer() -> None:
 
 
 def test_a_predictor_that_cannot_be_loaded_costs_nobody_a_request(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"kind": "lexical"}))
     assert asked(WorkPredictor(str(tmp_path), None), {"prompt": "Hi"}) == [None]
-    assert caplog.text.count("routing without predictions") == 1
+    assert log.text.count("routing without predictions") == 1

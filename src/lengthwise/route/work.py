@@ -12,8 +12,8 @@ from lengthwise.errors import LengthwiseError, one_line
 from lengthwise.hints.estimate import Estimator, estimator_of
 from lengthwise.hints.question import READ
 
-# Serve shows what is logged below its own name.
-logger = logging.getLogger("ray.serve.lengthwise")
+# vLLM shows what is logged below its own name, and nothing else.
+logger = logging.getLogger("vllm.lengthwise")
 
 _PATIENCE_S: Final = 0.25  #: with a prediction
 _LOOK_S: Final = 5.0  #: between two looks at a predictor's folder
