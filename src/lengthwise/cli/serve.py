@@ -28,6 +28,7 @@ from lengthwise.cli.serving import (
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
+    from lengthwise.serve.command import ServerCommand
     from lengthwise.vllm.settings import Settings
 
 
@@ -86,6 +87,15 @@ def serve(
     learn_every: LearnEveryOption = 1000,
     host: Annotated[str, typer.Option(help="Address to listen on, for metrics too.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many engines on Ray Serve, behind a router that goes by predicted work: on "
+            "the cluster of this machine, or on one that is begun. Needs `lengthwise[ray]`.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a model through vLLM's OpenAI server, short answers first.
 
@@ -131,7 +141,7 @@ def serve(
     else:
         if learn and log is not None and predictor is None:
             predictor = learnt_before(log)
-        chosen = new_settings(policy, predictor, log, log_text, host)
+        chosen = new_settings(policy, predictor, log, log_text, host, pausing=True)
         chosen = chosen.model_copy(update={"shadow": chosen.shadow or shadow})
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
@@ -140,7 +150,13 @@ def serve(
         chosen = chosen.model_copy(update={"journal": str(path.parent / "journal")})
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
-    engines = _engines_folder()
+    if replicas is not None:
+        from lengthwise.ray import require_ray
+
+        require_ray()
+        if wanted is not None:
+            raise InputError("--probe does not go with --replicas: Ray has its own workers")
+    engines = None if replicas is not None else _engines_folder()
     command = server_command(
         model,
         path,
@@ -150,6 +166,7 @@ def serve(
         probe=wanted,
         emulate=preset,
         engines=None if engines is None else Path(engines.name),
+        pauses=chosen.pauses and not chosen.shadow,
     )
     if not theirs:  # and not before: a server that has this port reads its settings there
         write_settings(chosen, path)
@@ -165,6 +182,8 @@ def serve(
     )
     if preset is not None:
         say(f"emulates {preset.name}, answers are made up ({preset.cost.source})")
+    if command.places is not None:
+        say(str(command.places))
     if wanted is not None:
         layers = ", ".join(map(str, wanted.layers))
         say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")
@@ -177,6 +196,10 @@ def serve(
         f"settings, watched while serving: {path}"
         + ("" if settings else " (made anew at each start; --settings FILE keeps changes)")
     )
+    if replicas is not None:
+        with learner_of(chosen, path, learn_every) if learn else nullcontext():
+            _serve_replicas(command, chosen, replicas, model)
+        return
     with engines or nullcontext(), Server(command, log=None) as server:
         try:
             server.wait_ready()
@@ -188,6 +211,19 @@ def serve(
             say("stopped")
         else:
             server.check()
+
+
+def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
+    from lengthwise.ray.run import Replicas, replica_arguments
+    from lengthwise.serve.command import model_path
+
+    arguments = replica_arguments(command, settings, count, model_path(model))
+    with Replicas(arguments, command.host, command.port) as replicas:
+        say(f"{count} replicas ready at {command.url}/v1 (Ctrl-C stops)")
+        try:
+            replicas.wait()
+        except KeyboardInterrupt:
+            say("stopped")
 
 
 def _engines_folder() -> tempfile.TemporaryDirectory[str] | None:

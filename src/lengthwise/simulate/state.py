@@ -85,13 +85,7 @@ ENGINE: Final = np.dtype(
         ("starts_s", np.float64),  # when it can start
         ("planned_s", np.float64),  # when the last step was planned
         ("facts", FACTS),  # of the step that was planned last
-        # For the router, which hears of an end when it has come: the requests not yet ended by the
-        # last step that was planned, their predicted tokens, and what ended in the last two steps.
-        ("outstanding", np.int64),
-        ("predicted_work", np.float64),
-        ("ended", np.int64, (2,)),
-        ("ended_work", np.float64, (2,)),
-        ("ended_s", np.float64, (2,)),
+        ("outstanding", np.int64),  # requests not yet ended by the last step that was planned
         ("running", np.int64),
         ("paused", np.int64),
         ("waiting", np.int64),

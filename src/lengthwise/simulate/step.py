@@ -36,7 +36,6 @@ def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
     """Request i joins the queue of an engine; where that is reordered, `enter` comes next."""
     served = requests[i]
     engine.outstanding += 1
-    engine.predicted_work += served.expected
     engine.tail += 1
     engine.waiting += 1
     engine.arrivals += 1
@@ -429,9 +428,7 @@ def _emit(
     now: float,
 ) -> bool:
     """Each request whose known tokens are all computed gets its next one. Returns: one ended."""
-    engine.ended[1], engine.ended[0] = engine.ended[0], 0
-    engine.ended_work[1], engine.ended_work[0] = engine.ended_work[0], 0.0
-    engine.ended_s[1], engine.ended_s[0] = engine.ended_s[0], now
+    ended = False
     keeps_times = len(token_times) > 0
     for k in range(engine.running):
         slot = batch.slots[batch.running[k]]
@@ -462,10 +459,8 @@ def _emit(
             served.finish_s = now
             served.longest_gap_s = slot.gap_s
             engine.outstanding -= 1
-            engine.predicted_work -= served.expected
-            engine.ended[0] += 1
-            engine.ended_work[0] += served.expected
-    return bool(engine.ended[0] > 0)
+            ended = True
+    return ended
 
 
 @compiled_here

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.step_time import batch_s
 from lengthwise.request import BY_PROBE, PARKED, RUNNING
-from lengthwise.vllm import compat
+from lengthwise.vllm import compat, offloading
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.engine_file import EngineFile, EngineState, engines_folder
@@ -58,6 +58,7 @@ class LengthwiseMixin:
         running: list[Any]
         requests: dict[str, Any]
         policy: Any
+        connector: Any
         kv_holding_waiting: Any
         max_num_active_reqs: int
         max_num_running_reqs: int
@@ -340,10 +341,13 @@ class LengthwiseMixin:
         """Note a preemption, whoever decided on it."""
         if self._planning:
             self._held_tokens[request.request_id] = request.num_computed_tokens
+        offloaded = self._planner.offloaded(request) if offloading.offloads(self) else None
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = columns["look"] = 0
+        if offloaded is not None:
+            columns["cached_tokens"] = offloaded
         columns["last_step"] = self._step
         why = "reset"
         if self._planner.preempting:
@@ -481,6 +485,8 @@ class LengthwiseMixin:
         """Take up what the probe says of the step, then let the parent take up its tokens."""
         if self._refinement is not None and self._planner.discipline.refines:
             self._refinement.take(attached(model_runner_output))
+        if self.connector is not None:
+            self._planner.loaded(*offloading.loaded(model_runner_output))
         outputs = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
@@ -545,6 +551,7 @@ class LengthwiseMixin:
         for request_id, computed in compat.admitted(output):
             self._note_admission(self.requests[request_id], computed)
         self._notes.look_at_queue(self._now)
+        self._notes.look_at_paused(self._planner.paused, self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work
