@@ -259,6 +259,44 @@ def test_pauses_are_equal(lag: int, shares: bool, scarce: bool) -> None:
     assert freed > 0 or not scarce
 
 
+def test_blocks_of_one_that_ends_while_paused_can_be_found_later() -> None:
+    """Its last token, which was on its way, completes a block: what is then thrown out first is
+    another one. One workload in a thousand notices."""
+    engine = EngineSettings(
+        slots=1,
+        max_seqs=2,
+        token_budget=62,
+        kv_blocks=33,
+        prefix_caching=True,
+        watermark=0.05,
+        long_prefill_tokens=12,
+        lag=1,
+    )
+    workload = random_workload(394_013, engine)
+    settings = {
+        "policy": "trail-bert",
+        "parameters": {"c": "auto"},
+        "predictor": Foretold.name,
+        "preemption": "pays",
+        "pausing": "auto",
+        "max_stall_s": 0.1,
+        "max_preemptions": 3,
+        "max_overtakes": 2,
+        "blend": 0.6,
+        "service_time": True,
+        "client_priority": True,
+        "tau_floor": None,
+    }
+    workload = replace(workload, settings=settings)
+    with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
+        virtual.use(settings)
+        served = virtual.run(workload.asked)
+    simulation = simulated(workload, engine)
+    assert differences(served, simulation) < 1e-9
+    assert_same_counts(served, simulation)
+    assert simulation.requests["pauses"].sum() > 0
+
+
 @pytest.mark.parametrize("scarce", [False, True])
 @pytest.mark.parametrize("lag", [0, 1])
 def test_looks_are_equal(lag: int, scarce: bool) -> None:

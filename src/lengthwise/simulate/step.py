@@ -170,8 +170,9 @@ def run_step(
     sequences, seconds = _work(limits, terms, engine, batch.slots, batch.running, old, step)
     step.preempted = preempted + for_memory
     if limits.lag > 0:
-        retire(rules, limits, engine, requests, queue, batch, memory)
+        # What that last token completes can be found later, also of those that end with it.
         _settle_paused(limits, engine, requests, shared, batch, memory)
+        retire(rules, limits, engine, requests, queue, batch, memory)
     if rules.counts_steps:
         _count_steps(engine, requests, queue, batch)
     starts_s = engine.starts_s
