@@ -222,7 +222,7 @@ def _serve_running(
     slots, running = batch.slots, batch.running
     size = limits.block_size
     budget = limits.token_budget
-    several = engine.running + engine.paused + engine.waiting > 1
+    several = _are_several(engine)
     preempted = 0
     k = 0
     while k < engine.running and budget > 0:
@@ -330,10 +330,7 @@ def _admit(
         if need > engine.free_blocks:
             return
         tokens = known - hits * limits.block_size
-        if (
-            engine.running + engine.paused + engine.waiting > 1
-            and 0 < limits.long_prefill_tokens < tokens
-        ):
+        if _are_several(engine) and 0 < limits.long_prefill_tokens < tokens:
             tokens = limits.long_prefill_tokens
         tokens = min(tokens, budget)
         start(
@@ -351,6 +348,13 @@ def _admit(
             tokens,
         )
         budget -= tokens
+
+
+@compiled_here
+def _are_several(engine: Any) -> bool:
+    """Whether a long prefill has to leave room for others. One that was preempted while its last
+    token was on its way is among them: the scheduler does not know yet that it has ended."""
+    return bool(engine.running + engine.paused + engine.waiting + engine.ended_waiting > 1)
 
 
 @compiled_here
