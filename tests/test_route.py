@@ -6,14 +6,16 @@ import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.errors import InputError
 from lengthwise.reference import model_path
-from lengthwise.route.bookings import Bookings
+from lengthwise.route import Bookings, Ranks
 from lengthwise.route.prefixes import Prefixes
 from lengthwise.route.work import WorkPredictor, answers_of, body_of, text_of
 
@@ -209,3 +211,65 @@ def test_a_predictor_that_cannot_be_loaded_costs_nobody_a_request(
     (tmp_path / "config.json").write_text(json.dumps({"kind": "lexical"}))
     assert asked(WorkPredictor(str(tmp_path), None), {"prompt": "Hi"}) == [None]
     assert log.text.count("routing without predictions") == 1
+
+
+def test_ranks_are_told_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long requests on one rank, whose answers do not come, leave the other one for short ones."""
+    monkeypatch.setenv("LENGTHWISE_RANKS", "2")
+    monkeypatch.setenv("LENGTHWISE_RANKS_SLOTS", "1")
+    ranks: list[bytes | None] = []
+    bodies: list[bytes] = []
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        ranks.append(dict(scope["headers"]).get(b"x-data-parallel-rank"))
+        bodies.append((await receive())["body"])
+        if b"wait" in bodies[-1]:
+            await asyncio.Event().wait()
+
+    async def ask(ranks_: Ranks, prompt: str, headers: Any = ()) -> None:
+        body = json.dumps({"prompt": prompt, "vllm_xargs": {"lengthwise_expected_tokens": 9}})
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body.encode(), "more_body": False}
+
+        async def send(message: Any) -> None: ...
+
+        await ranks_(scope, receive, send)
+
+    async def talk() -> None:
+        made = Ranks(server)
+        waits = asyncio.create_task(ask(made, "wait"))
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            await ask(made, "short")
+        await ask(made, "named", [(b"x-data-parallel-rank", b"7")])
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        assert len(made._books) == 0
+
+    asyncio.run(talk())
+    first, *others, named = ranks
+    assert others == [b"1" if first == b"0" else b"0"] * 3
+    assert named == b"7"
+    assert all(json.loads(body)["prompt"] for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LENGTHWISE_RANKS", "none"),
+        ("LENGTHWISE_RANKS_SLOTS", "0"),
+        ("LENGTHWISE_RANKS_ORDER", "x"),
+    ],
+)
+def test_ranks_refuse_what_makes_no_sense(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENGTHWISE_RANKS", "2")
+    monkeypatch.setenv(name, value)
+
+    async def server(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with pytest.raises(InputError, match=name):
+        Ranks(server)

@@ -15,7 +15,8 @@ from ray import serve
 from lengthwise.emulate.settings import EMULATE
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.predict.load import NO_PREDICTOR
-from lengthwise.ray.application import Arguments, build_app
+from lengthwise.ray.application import build_app
+from lengthwise.ray.arguments import Arguments
 from lengthwise.serve.command import SETTINGS_VARIABLE, ServerCommand
 from lengthwise.serve.interrupts import ignored
 from lengthwise.vllm.compat import given_arguments, runs_on_cpu
