@@ -43,23 +43,17 @@ def replicas_table(kept: Row) -> list[str]:
 
 
 def ray_cluster_table(kept: Row) -> list[str]:
-    """One row for each kind of replica and of prediction."""
+    """One row for each kind of replica; over all seeds."""
     lines = []
-    for case in dict.fromkeys((row["policy"], row["declared_error"]) for row in kept["rows"]):
-        rows = [row for row in kept["rows"] if (row["policy"], row["declared_error"]) == case]
-        policy, error = case
-        lines.append(
-            [
-                policy,
-                "exact" if error == 0.0 else f"off by {error:g} in the logarithm",
-                *(
-                    spread(_of(rows, router, "mean_e2el_s"), ".2f", " s")
-                    for router in ("power-of-two", "predicted-wait")
-                ),
-                spread(_of(rows, "predicted-wait", "over_power_of_two"), ".2f"),
-            ]
+    for policy in dict.fromkeys(row["policy"] for row in kept["rows"]):
+        rows = [row for row in kept["rows"] if row["policy"] == policy]
+        seconds = (
+            spread(_of(rows, router, "mean_e2el_s"), ".2f", " s")
+            for router in ("power-of-two", "predicted-wait")
         )
-    heads = ("they serve by", "lengths are", "power of two", "predicted wait", "over it")
+        share = spread(_of(rows, "predicted-wait", "over_power_of_two"), ".2f")
+        lines.append([policy, *seconds, share])
+    heads = ("they serve by", "mean latency, power of two", "predicted wait", "over it")
     return table(heads, lines)
 
 
