@@ -24,7 +24,7 @@ NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
 def books(*names: str, slots: int = 1, **more: float) -> Bookings:
     made = Bookings(slots, shortest_first=False, **more)
-    made.use(names, 0.0)
+    made.use(dict.fromkeys(names, 99), 0.0)
     return made
 
 
@@ -46,7 +46,7 @@ def test_whatever_happens_the_books_balance(data: st.DataObject) -> None:
                 where[f"r{step}"] = str(chosen)
         elif deed == "use":
             there = data.draw(st.lists(st.sampled_from(NAMES), unique=True))
-            made.use(there, now)
+            made.use(dict.fromkeys(there, 99), now)
             where = {name: at for name, at in where.items() if at in there}
         elif deed == "drop":
             gone = data.draw(st.sampled_from(NAMES))
@@ -89,7 +89,7 @@ def test_a_new_replica_takes_its_share_and_a_lost_one_leaves_nothing() -> None:
     made = books("a", "b")
     for k in range(12):
         made.book(f"r{k}", "ab"[k % 2], 50.0, 0.0)
-    made.use(["b", "c"], 0.0)
+    made.use({"b": 99, "c": 99}, 0.0)
     assert len(made) == 6
     assert [made.choose(50.0, 0.0) for _ in range(3)] == ["c"] * 3
     for k in range(6):
@@ -110,11 +110,14 @@ def test_requests_of_other_routers_count_until_the_news_is_old() -> None:
 
 def test_full_replicas_are_passed_over() -> None:
     made = books("a", "b")
-    assert made.choose(1.0, 0.0, closed=["a"]) == "b"
-    assert made.choose(None, 0.0, closed=["a"]) == "b"
-    assert made.choose(1.0, 0.0, closed=["a", "b", "stranger"]) is None
-    assert made.choose(None, 0.0, closed=["a", "b"]) is None
-    assert made.choose(1.0, 0.0) is not None
+    made.use({"a": 1, "b": 2}, 0.0)
+    made.book("one", "a", 1.0, 0.0)
+    assert made.choose(1.0, 0.0) == made.choose(None, 0.0) == "b"
+    made.hear("b", 2, 0.0)
+    assert made.choose(1.0, 0.0) is made.choose(None, 0.0) is None
+    made.release("one", 0.0)
+    assert made.choose(1.0, 0.0) == "a"
+    assert made.choose(1.0, 0.0, among=["b", "stranger"]) is None
 
 
 def test_a_prefix_is_followed_as_far_as_it_was_seen() -> None:

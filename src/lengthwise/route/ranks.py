@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from itertools import count
 from typing import Any, Final
@@ -60,7 +61,7 @@ class Ranks:
         if order not in ("shortest", "arrival"):
             raise InputError(f"{ORDER} must be 'shortest' or 'arrival', not {order!r}")
         self._books = Bookings(slots, shortest_first=order == "shortest")
-        self._books.use(range(ranks), time.monotonic())
+        self._books.use(dict.fromkeys(range(ranks), sys.maxsize), time.monotonic())
         self._work = WorkPredictor(
             os.environ.get(PREDICTOR, "declared"), os.environ.get(TOKENIZER, "reference")
         )
