@@ -9,6 +9,10 @@ length with log-normal noise; with `probe`, what a probe says once the prompt ha
 less of the same noise. `calibrated`: mean and quantiles of the length given the noisy one, as
 a predictor says them that was calibrated on held-out requests. `raw`: the noisy length itself.
 
+A load is a multiple of what the engine was measured to do: answer tokens a second in a burst of the
+same requests, while any of them waits. The closed form of a full batch is the same but for
+runaway answers, whose contexts a round of some minutes never sees in full: `closed_form_load`.
+
 Figures are fcfs / policy, medians over seeds: larger is better. `longest_wait` is the mean over
 requests of the larger of TTFT and the longest gap between two tokens, `worst_wait` the largest.
 """
@@ -34,6 +38,7 @@ from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.presets import AFFINE, parse_preset
 from lengthwise.simulate.simulation import Simulation, simulate
+from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.arrivals import gamma
 from lengthwise.workload.dataset import load_dataset
 from lengthwise.workload.load_trace import load_trace
@@ -181,6 +186,16 @@ def engine_of(case: Case, trace: Trace, memory: str) -> EngineSettings:
     return EngineSettings(slots=case.slots, max_seqs=PLACES, kv_blocks=int(blocks) + 1)
 
 
+def measured_capacity(trace: Trace, cost: StepCost, engine: EngineSettings) -> float:
+    """Requests a second that the engine does while any waits, of a burst of these."""
+    steps = simulate(trace, make_discipline("fcfs"), cost, engine, log_steps=True).steps
+    busy = steps[steps["waiting"] > 0]
+    if len(busy) == 0:
+        return capacity(trace, cost, engine)
+    rate = busy["decode_tokens"].sum() / busy["duration_s"].sum()
+    return float(rate / trace.output_tokens.mean())
+
+
 def figures(served: Simulation) -> dict[str, float]:
     """One simulation in figures."""
     requests = served.requests
@@ -209,6 +224,7 @@ def rows(
     cost = parse_preset(costs).cost
     found: list[list[dict[str, float]]] = [[] for _ in POLICIES]
     taus: list[tuple[float, float]] = []
+    closed: list[float] = []
     for seed in range(seeds):
         generator = np.random.default_rng([seed, 7])
         drawn = generator.integers(len(answers), size=REQUESTS)
@@ -222,7 +238,8 @@ def rows(
             "synthetic",
         )
         engine = engine_of(case, trace, memory)
-        rate = load * capacity(trace, cost, engine)
+        rate = load * measured_capacity(trace, cost, engine)
+        closed.append(rate / capacity(trace, cost, engine))
         trace = trace.with_arrivals(gamma(REQUESTS, rate, 1.0, seed))
         predictions = said(trace.output_tokens, held_out, seed, raw)
         probe = said(trace.output_tokens, held_out, seed, raw, PROBE_SIGMA)
@@ -250,6 +267,7 @@ def rows(
         yield {
             "workload": case.name,
             "load": load,
+            "closed_form_load": round(median(closed), 3),
             "kv": memory,
             "costs": costs,
             "policy": twin.label,

@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from lengthwise.emulate.link import BANDWIDTH, link_of
 from lengthwise.emulate.model_folder import model_folder
-from lengthwise.emulate.transfers import BANDWIDTH, Transfers, transfers_of
+from lengthwise.emulate.transfers import Transfers
 from lengthwise.errors import InputError
 from lengthwise.serve.command import EXECUTOR
 from lengthwise.simulate.presets import parse_preset
@@ -148,7 +149,7 @@ def test_transfers_share_a_link_each_way() -> None:
 @pytest.mark.parametrize(
     ("connector", "bandwidth", "message"),
     [
-        ("OffloadingConnector", 1.0, "as NixlConnector does, not as OffloadingConnector"),
+        ("MooncakeConnector", 1.0, "NixlConnector or OffloadingConnector does, not as Mooncake"),
         ("NixlConnector", 0, "must be a number above 0"),
         ("NixlConnector", "fast", "must be a number above 0"),
     ],
@@ -164,7 +165,7 @@ def test_another_link_is_refused(connector: str, bandwidth: object, message: str
         kv_connector_extra_config={BANDWIDTH: bandwidth},
     )
     with pytest.raises(InputError, match=message):
-        transfers_of(SimpleNamespace(kv_transfer_config=link), 1)
+        link_of(SimpleNamespace(kv_transfer_config=link), 1, virtual=False)
 
 
 def test_who_waits_for_its_kv_counts_once_it_has_left_the_queue(make_core: MakeCore) -> None:

@@ -69,6 +69,25 @@ def test_who_was_preempted_and_for_whom(tmp_path: Path) -> None:
     assert any("for a waiting request: short ran" in line for line in in_words(told))
 
 
+def test_who_was_paused_and_when_it_went_on(tmp_path: Path) -> None:
+    settings = {"policy": "oracle", "pausing": True, "journal": str(tmp_path)}
+    limits = {"max_num_seqs": 8, "max_num_active_seqs": 1}
+    engine = CheckedEngine(build_scheduler(Scheduler, lengthwise={"settings": settings}, **limits))
+    engine.add(ask("cmpl-long-0-ab12", 60))
+    for _ in range(4):
+        engine.step()
+    engine.add(ask("cmpl-short-0-cd34", 3))
+    engine.drain()
+    engine.scheduler.shutdown()
+    told = explain(tmp_path, "long")  # as the client said it in X-Request-Id
+    (paused,) = told.paused
+    assert paused["output_tokens"] > 0
+    assert told.runs_s[0] < paused["at_s"] < paused["until_s"] < told.total_s
+    assert told.preempted == []
+    assert any(line.startswith("paused at") and "went on" in line for line in in_words(told))
+    assert explain(tmp_path, "short").paused == []
+
+
 def test_a_request_that_still_waits(tmp_path: Path) -> None:
     engine = started(tmp_path, preemption="never")
     engine.scheduler.begin_anew(iter(float(n) for n in range(10_000)).__next__)  # 1 s a look

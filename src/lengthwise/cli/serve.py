@@ -141,7 +141,7 @@ def serve(
     else:
         if learn and log is not None and predictor is None:
             predictor = learnt_before(log)
-        chosen = new_settings(policy, predictor, log, log_text, host)
+        chosen = new_settings(policy, predictor, log, log_text, host, pausing=True)
         chosen = chosen.model_copy(update={"shadow": chosen.shadow or shadow})
     if chosen.length_log is None and (learn or log_text):
         raise InputError("--learn and --log-text need a log: add --log DIR")
@@ -166,6 +166,7 @@ def serve(
         probe=wanted,
         emulate=preset,
         engines=None if engines is None else Path(engines.name),
+        pauses=chosen.pauses and not chosen.shadow,
     )
     if not theirs:  # and not before: a server that has this port reads its settings there
         write_settings(chosen, path)
@@ -181,6 +182,8 @@ def serve(
     )
     if preset is not None:
         say(f"emulates {preset.name}, answers are made up ({preset.cost.source})")
+    if command.places is not None:
+        say(str(command.places))
     if wanted is not None:
         layers = ", ".join(map(str, wanted.layers))
         say(f"probe {probe}, layer {layers}, every {wanted.interval} steps")

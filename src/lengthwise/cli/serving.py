@@ -58,9 +58,24 @@ def settings_in_force(file: Path, given: list[str]) -> Settings:
 
 
 def new_settings(
-    policy: str | None, predictor: str | None, log: Path | None, log_text: bool, host: str
+    policy: str | None,
+    predictor: str | None,
+    log: Path | None,
+    log_text: bool,
+    host: str,
+    *,
+    pausing: bool = False,
 ) -> Settings:
-    """The settings to begin with; metrics are for whoever may reach the server."""
+    """The settings to begin with; metrics are for whoever may reach the server.
+
+    Args:
+        policy: with options, as on a command line.
+        predictor: as on a command line.
+        log: folder of a log of lengths.
+        log_text: whether it keeps prompts.
+        host: the address to listen on.
+        pausing: whoever makes way keeps its KV, where that can be.
+    """
     from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_spec
 
     length_log = None
@@ -70,6 +85,7 @@ def new_settings(
         predictor=predictor_setting(predictor) or "declared",
         length_log=length_log,
         metrics_host=host or None,
+        pausing=pausing and "auto",
     )
     return parse_spec(policy or "srpt", base)
 

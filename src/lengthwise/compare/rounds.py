@@ -207,7 +207,7 @@ def describe_round(
     active = settings.model_dump(exclude={"record", "metrics_port"})
     slots = observed.engine.limits.get("slots")
     if isinstance(slots, int):  # what "auto" came to: another version may choose otherwise
-        active |= settings.overtaking_for(slots)
+        active |= settings.bounds_for(slots)
     return RoundInfo(
         round=number,
         policy=label,

@@ -330,10 +330,17 @@ def open_virtual_engine(
     scheduler: str | None = OURS,
     settings: Mapping[str, object] | None = None,
     priority: bool = False,
+    connector: Mapping[str, object] | None = None,
 ) -> Iterator[VirtualEngine]:
     """An engine core whose steps take what `cost` says; see `virtual_config`."""
     with virtual_config(
-        cost, engine, longest=longest, scheduler=scheduler, settings=settings, priority=priority
+        cost,
+        engine,
+        longest=longest,
+        scheduler=scheduler,
+        settings=settings,
+        priority=priority,
+        connector=connector,
     ) as config:
         from vllm.v1.engine.core import EngineCore
 

@@ -21,11 +21,11 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from lengthwise.emulate.answers import answer_tokens, spoken_tokens
 from lengthwise.emulate.clock import VirtualClock
 from lengthwise.emulate.later import Later
+from lengthwise.emulate.link import link_of
+from lengthwise.emulate.offload import Offload
 from lengthwise.emulate.pace import ModelledPace, Pace
 from lengthwise.emulate.settings import EMULATE, emulation_settings
 from lengthwise.emulate.step import Batch
-from lengthwise.emulate.transfers import transfers_of
-from lengthwise.errors import InputError
 from lengthwise.vllm.compat import check_executor, refuse_without_worker
 
 # What a worker would do and say that it has done; here there is nothing to do.
@@ -76,9 +76,11 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             dtype=torch.bfloat16,
         )
         self._layers = model.get_num_layers(self.parallel_config)
-        self._transfers = transfers_of(self.vllm_config, self._layers * self._spec.page_size_bytes)
-        if self._transfers is not None and isinstance(wanted.clock, VirtualClock):
-            raise InputError("KV is transferred in real time only: leave the connector out")
+        self._link = link_of(
+            self.vllm_config,
+            self._layers * self._spec.page_size_bytes,
+            isinstance(wanted.clock, VirtualClock),
+        )
         self._planned: tuple[ModelRunnerOutput, float] | None = None
 
     # What the engine core asks at its start ----------------------------------------------------
@@ -135,6 +137,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         self._transfer(scheduler_output)
         work, names, complete, ends = self._take(scheduler_output)
         if not names:
+            self._wait_for_copies()
             nothing = replace(
                 EMPTY_MODEL_RUNNER_OUTPUT,
                 kv_connector_output=self._transferred(self.pace.clock.now()),
@@ -183,18 +186,30 @@ class Executor(VllmExecutor):  # type: ignore[misc]
         return self._batch.take(output)
 
     def _transfer(self, output: Any) -> None:
-        """Begin the transfers of a plan; it also lists the requests that have ended."""
-        if self._transfers is not None and output.kv_connector_metadata is not None:
-            blocks = {
-                name: -(-answer.prompt_tokens // self._spec.block_size)
-                for name, answer in self._answers.items()
-                if name in output.finished_req_ids
-            }
-            self._transfers.take(output.kv_connector_metadata, self.pace.clock.now(), blocks)
+        """Begin what a plan asks of the link; it also lists the requests that have ended."""
+        if self._link is None or output.kv_connector_metadata is None:
+            return
+        if isinstance(self._link, Offload):
+            start_s = self._link.take(output.kv_connector_metadata, self.pace.start_s)
+            self.pace.start_no_sooner(start_s)
+            return
+        blocks = {
+            name: -(-answer.prompt_tokens // self._spec.block_size)
+            for name, answer in self._answers.items()
+            if name in output.finished_req_ids
+        }
+        self._link.take(output.kv_connector_metadata, self.pace.clock.now(), blocks)
+
+    def _wait_for_copies(self) -> None:
+        """A step in which nothing runs takes until something is there that others wait for."""
+        if isinstance(self._link, Offload) and isinstance(self.pace.clock, VirtualClock):
+            end_s = self._link.next_end_s
+            if end_s is not None:
+                self.pace.clock.wait_until(end_s)
 
     def _transferred(self, by_s: float) -> Any:
         """What the scheduler is told of transfers that are over by then."""
-        return None if self._transfers is None else self._transfers.done(by_s)
+        return None if self._link is None else self._link.done(by_s)
 
     def _token(self, answer: _Answer, position: int) -> int:
         """The token behind `position` tokens; hardly two requests' answers begin alike."""

@@ -30,6 +30,13 @@ class Pace(Protocol):
     def end_of(self, work: Work) -> float:
         """When the step that has just been planned will be over, in s."""
 
+    @property
+    def start_s(self) -> float:
+        """When that step can start, in s."""
+
+    def start_no_sooner(self, time_s: float) -> None:
+        """Let it not start before `time_s`."""
+
 
 class ModelledPace:
     """Steps take what a model of their cost says, or what was recorded of others.
@@ -62,8 +69,17 @@ class ModelledPace:
             if recorded is None:
                 raise LengthwiseError("the engine takes more steps than were recorded")
             seconds = recorded
-        self._busy_until_s = max(self.clock.now(), self._busy_until_s) + seconds
+        self._busy_until_s = self.start_s + seconds
         return self._busy_until_s
+
+    @property
+    def start_s(self) -> float:
+        """See `Pace`."""
+        return max(self.clock.now(), self._busy_until_s)
+
+    def start_no_sooner(self, time_s: float) -> None:
+        """See `Pace`."""
+        self._busy_until_s = max(self._busy_until_s, time_s)
 
 
 class MeasuredPace:
@@ -93,3 +109,11 @@ class MeasuredPace:
         end_s = self.clock.read()
         self.durations.append(end_s - start_s)
         return end_s
+
+    @property
+    def start_s(self) -> float:
+        """See `Pace`."""
+        return self.clock.now()
+
+    def start_no_sooner(self, time_s: float) -> None:
+        """See `Pace`; what is computed is computed at once."""

@@ -11,10 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lengthwise.errors import InputError
-
-CONNECTOR: Final = "NixlConnector"  #: the only one that is emulated
-BANDWIDTH: Final = "emulated_gbit_per_s"  #: in the connector's `kv_connector_extra_config`
+CONNECTOR: Final = "NixlConnector"
 DEFAULT_GBIT_PER_S: Final = 200.0  #: a port of HDR InfiniBand
 
 
@@ -61,25 +58,6 @@ class Transfers:
         end_s = max(now_s, self._busy_until_s[way]) + blocks * self._block_s
         self._busy_until_s[way] = end_s
         return end_s
-
-
-def transfers_of(vllm_config: Any, block_bytes: int) -> Transfers | None:
-    """The link of an engine's configuration; None for an engine that transfers nothing.
-
-    Raises:
-        InputError: another connector than the one that is emulated, or a wrong bandwidth.
-    """
-    wanted = vllm_config.kv_transfer_config
-    if wanted is None or wanted.kv_connector is None:
-        return None
-    if wanted.kv_connector != CONNECTOR:
-        raise InputError(
-            f"an emulated server transfers KV as {CONNECTOR} does, not as {wanted.kv_connector}"
-        )
-    stated = wanted.get_from_extra_config(BANDWIDTH, DEFAULT_GBIT_PER_S)
-    if not (isinstance(stated, int | float) and stated > 0):
-        raise InputError(f"{BANDWIDTH} must be a number above 0, got {stated!r}")
-    return Transfers(stated * 1e9 / 8, block_bytes)
 
 
 def _over(ends: dict[str, float], by_s: float) -> set[str]:

@@ -44,6 +44,7 @@ def virtual_config(
     scheduler: str | None = OURS,
     settings: Mapping[str, object] | None = None,
     priority: bool = False,
+    connector: Mapping[str, object] | None = None,
 ) -> Iterator[Any]:
     """vLLM's configuration of an engine whose steps take what `cost` says.
 
@@ -54,9 +55,11 @@ def virtual_config(
         scheduler: class by name; None for the one that vLLM chooses itself.
         settings: of our scheduler; None for fcfs.
         priority: vLLM's `--scheduling-policy priority`.
+        connector: vLLM's `--kv-transfer-config`.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
 
     from lengthwise.emulate.executor import Executor
@@ -92,6 +95,7 @@ def virtual_config(
             scheduling_policy="priority" if priority else "fcfs",
             distributed_executor_backend=Executor,
             additional_config={"lengthwise": ours},
+            kv_transfer_config=None if connector is None else KVTransferConfig(**connector),
             disable_log_stats=True,
             enforce_eager=True,
         )

@@ -20,6 +20,8 @@ FACTS: Final = np.dtype(
         ("lookahead_tokens", np.int64),  # for which KV is allocated beyond those of the step
         ("caching", np.bool_),  # freed blocks stay reusable
         ("max_adapters", np.int64),  # LoRA adapters that a step may hold; 0 for no limit
+        ("host_blocks", np.int64),  # KV blocks that host memory holds; 0: nothing is offloaded
+        ("offloads_answers", np.bool_),  # and not only prompts
         # Its state.
         ("now_s", np.float64),
         ("step", np.int64),  # its number
@@ -47,6 +49,7 @@ FACTS: Final = np.dtype(
         ("tokens_per_step", np.float64),  # whose KV is written, on average
         ("prefill_weight", np.float64),  # see `rank_requests`
         ("token_work", np.float64),  # output tokens that cost as much as a prefilled one
+        ("load_s", np.float64),  # for which a token's KV is loaded from host memory
     ],
     align=True,
 )
@@ -75,10 +78,15 @@ def new_facts(
     lookahead_tokens: int = 0,
     caching: bool = True,
     max_adapters: int = 0,
+    host_blocks: int = 0,
+    offloads_answers: bool = False,
+    load_s: float = 0.0,
 ) -> NDArray[np.void]:
     """Facts of engines with these limits, at which nothing has happened yet, shape [count]."""
     facts = np.zeros(count, FACTS)
     facts["token_budget"], facts["block_size"] = token_budget, block_size
     facts["watermark_blocks"], facts["lookahead_tokens"] = watermark_blocks, lookahead_tokens
     facts["caching"], facts["max_adapters"] = caching, max_adapters
+    facts["host_blocks"], facts["offloads_answers"] = host_blocks, offloads_answers
+    facts["load_s"] = load_s
     return facts

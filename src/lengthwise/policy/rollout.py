@@ -11,6 +11,9 @@ the swap, and swaps if and only if
 where N is the number of requests that the recompute delays, recompute_s the time to compute the
 victim's *uncached* context and newcomer_s the newcomer's own prefill.
 
+Where whole blocks are offloaded to host memory, what the cache has lost is loaded from there: that
+takes the victim alone load_s, which is added on the right, and only the rest is computed again.
+
 The freed blocks go to the tail of an LRU list. They survive as long as the blocks ahead of them
 outlast the allocations made until the victim is back, which the same rollout tells.
 """
@@ -106,6 +109,9 @@ def swap_gain(
     tokens_per_step: float,
     block_size: int,
     caching: bool,
+    host_blocks: float = 0.0,
+    host_tokens: float = 0.0,
+    load_s: float = 0.0,
 ) -> float:
     """Seconds of total completion time that swapping pays beyond its cost.
 
@@ -123,6 +129,9 @@ def swap_gain(
         tokens_per_step: see `surviving_tokens`.
         block_size: tokens a block.
         caching: whether freed blocks stay reusable at all.
+        host_blocks: blocks that host memory holds, 0 where nothing is offloaded.
+        host_tokens: of the victim's context, those that are offloaded at all.
+        load_s: seconds for which a token's KV is loaded from there.
 
     Returns:
         Seconds; the swap pays if and only if it is positive.
@@ -153,6 +162,14 @@ def swap_gain(
         cached = surviving_tokens(
             context, starts[position], free_blocks, tokens_per_step, block_size
         )
-    recompute_s = (context - cached) * prefill_s
+    loaded = 0.0
+    if host_blocks > 0.0:
+        # Least recently used goes first there, too: all that is computed until then is stored.
+        held = surviving_tokens(
+            host_tokens, starts[position], host_blocks, tokens_per_step, block_size
+        )
+        loaded = max(held - cached, 0.0)
+    recompute_s = (context - cached - loaded) * prefill_s
     newcomer_s = newcomer_tokens * prefill_s
-    return float((without - with_swap) * step_s - requests * recompute_s - newcomer_s)
+    gain = (without - with_swap) * step_s - requests * recompute_s - newcomer_s
+    return float(gain - loaded * load_s)

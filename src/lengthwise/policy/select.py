@@ -142,6 +142,17 @@ def uncached_tokens(request: Any) -> int:
 
 
 @compiled
+def host_tokens(facts: Any, request: Any) -> int:
+    """Computed tokens of a request that are offloaded to host memory: those of whole blocks."""
+    if facts.host_blocks == 0:
+        return 0
+    tokens = request.computed_tokens
+    if not facts.offloads_answers:
+        tokens = min(tokens, request.prompt_tokens)
+    return int(tokens - tokens % facts.block_size)
+
+
+@compiled
 def _choose_victim(
     rules: Any,
     facts: Any,
@@ -197,6 +208,9 @@ def _choose_victim(
         facts.tokens_per_step,
         facts.block_size,
         facts.caching,
+        float(facts.host_blocks),
+        float(host_tokens(facts, table[held[chosen]])),
+        facts.load_s,
     )
     return chosen if gain > 0.0 else -1
 

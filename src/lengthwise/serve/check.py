@@ -86,6 +86,8 @@ def _described(settings: Settings, discipline: Discipline) -> str:
         parts.append(f"predictor {spec}")
     if not discipline.is_fcfs:
         parts.append(f"preemption {discipline.preemption}")
+        if settings.pauses:
+            parts.append(f"pausing {settings.pausing}".lower())
         parts.append(f"max_overtakes {settings.max_overtakes}")
         if settings.max_lead is not None:
             parts.append(f"max_lead {settings.max_lead}")

@@ -1,8 +1,8 @@
 """vLLM's OpenAI server as a child that ends when its parent does, even when that one is killed.
 
-Run as `python -m lengthwise.serve.child PARENT_PID [vLLM's own arguments]`. It starts the
-module behind `python -m vllm.entrypoints.openai.api_server`, which also starts where the `vllm`
-command does not (the CPU build's command looks for package metadata of another name).
+Run as `python -m lengthwise.serve.child PARENT_PID [--size-worker] [vLLM's own arguments]`. It
+starts the module behind `python -m vllm.entrypoints.openai.api_server`, which also starts where the
+`vllm` command does not (the CPU build's command looks for package metadata of another name).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import runpy
 import signal
 import sys
+
+from lengthwise.serve.places import SIZE, sized
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SEVERAL = ("--api-server-count", "--api_server_count")
@@ -38,6 +40,8 @@ def serve_by_several(arguments: list[str]) -> None:
 def main() -> None:
     """Become the server."""
     end_with_parent(int(sys.argv.pop(1)))
+    if sys.argv[1:2] == [SIZE]:
+        sys.argv[1:] = sized(sys.argv[2:])
     if any(text.startswith(_SEVERAL) for text in sys.argv[1:]):
         serve_by_several(sys.argv[1:])
         return

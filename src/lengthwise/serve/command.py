@@ -15,7 +15,9 @@ from lengthwise.emulate.model_folder import cached_model_folder, model_name
 from lengthwise.emulate.settings import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.probe.artifact import Probe
+from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
 from lengthwise.simulate.presets import Preset
+from lengthwise.vllm import offloading
 from lengthwise.vllm.engine_file import ENGINES
 from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
 from lengthwise.vllm.watch import SERVER
@@ -79,6 +81,8 @@ class ServerCommand:
         tls: whether it speaks TLS.
         shutdown_timeout_s: for how long it finishes what is open when it is told to end; 0 to cut
             that off at once (vLLM's --shutdown-timeout).
+        places: how many requests the worker holds and how many run, where that is known.
+        sizes_worker: the child has to ask vLLM for that; see `serve.places`.
     """
 
     arguments: list[str]
@@ -87,6 +91,8 @@ class ServerCommand:
     port: int
     tls: bool = False
     shutdown_timeout_s: float = 0.0
+    places: Places | None = None
+    sizes_worker: bool = False
 
     @property
     def url(self) -> str:
@@ -109,6 +115,7 @@ def server_command(
     probe: ProbeWanted | None = None,
     emulate: Preset | None = None,
     engines: Path | None = None,
+    pauses: bool = False,
 ) -> ServerCommand:
     """Put a server's command line together, and refuse what cannot work before it starts.
 
@@ -125,6 +132,7 @@ def server_command(
             `model` is then `reference`, whose tokenizer it takes.
         engines: the folder where engines keep their numbers, which are then on `/metrics` with
             vLLM's own; None for vLLM's alone.
+        pauses: requests are to be paused, for which the worker needs places.
 
     Raises:
         InputError: vLLM is absent or of an unsupported version, a flag is Lengthwise's own, the
@@ -169,6 +177,11 @@ def server_command(
         defaults = REFERENCE_FLAGS
         for name, text in REFERENCE_ENVIRONMENT.items():
             environment.setdefault(name, text)
+    seqs, active = (last_value(flag, passed_on) for flag in (SEQS, ACTIVE))
+    places = given_places(seqs, active, int(defaults[SEQS] or 0) if SEQS in defaults else None)
+    if pauses and places is not None and seqs is None:
+        defaults = {**defaults, **places.flags}
+    refuse_offloading_without_memory(passed_on)
     additional["lengthwise"] = ours
     arguments += ["--additional-config", json.dumps(additional)]
     for flag, value in defaults.items():
@@ -186,9 +199,26 @@ def server_command(
         port,
         tls=bool(given & _TLS_FLAGS),
         shutdown_timeout_s=_seconds(last_value("--shutdown-timeout", passed_on)),
+        places=places if pauses else None,
+        sizes_worker=pauses and seqs is None and places is None,
     )
     environment[SERVER] = command.url  # by which its engines call it
     return command
+
+
+def refuse_offloading_without_memory(flags: Sequence[str]) -> None:
+    """Raise InputError for a connector that offloads KV to host memory, without any."""
+    text = last_value("--kv-transfer-config", flags)
+    if text is None or last_value("--kv-offloading-size", flags) is not None:
+        return
+    try:
+        wanted = json.loads(text)
+    except json.JSONDecodeError:
+        return  # vLLM refuses it in its own words
+    if isinstance(wanted, dict):
+        offloading.refuse_without_memory(
+            wanted.get("kv_connector"), wanted.get("kv_connector_extra_config") or {}
+        )
 
 
 def refuse_model(model: str, preset: Preset) -> None:

@@ -13,6 +13,8 @@ from lengthwise.policy.guards import BEHIND, OVERDUE, PROMOTED
 from lengthwise.vllm.journal import SCHEMA, SEGMENTS
 
 _NAMED: Final = 5  # overtakers that the text names
+#: what vLLM puts before what the client said in X-Request-Id
+_KINDS: Final = ("", "cmpl-", "chatcmpl-")
 _TIERS: Final = {OVERDUE: "overdue", PROMOTED: "promoted", BEHIND: "behind"}
 _WHY: Final = {
     "policy": "for a waiting request",
@@ -39,6 +41,8 @@ class Explanation:
         runs_s: when it got a slot, each time.
         preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,
             who got a slot in the same step.
+        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then, and
+            `until_s`, when it went on; None where it has not.
         overtaken_by: later arrivals that got a slot before its first: `request`, `at_s`, `rank`.
         finished: why it ended, in vLLM's words; None where it has not.
         output_tokens: of its answer; None where it has not ended.
@@ -56,6 +60,7 @@ class Explanation:
     waited_s: float = 0.0
     runs_s: list[float] = field(default_factory=list)
     preempted: list[dict[str, Any]] = field(default_factory=list)
+    paused: list[dict[str, Any]] = field(default_factory=list)
     overtaken_by: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None
     output_tokens: int | None = None
@@ -68,7 +73,7 @@ def explain(folder: Path, name: str) -> Explanation:
     Args:
         folder: that the setting `journal` names; each further engine has one below it.
         name: the request's: vLLM's, the id of the response (its beginning), or what the client
-            gave as `lengthwise_id`.
+            gave as `lengthwise_id` or in the header `X-Request-Id`.
 
     Raises:
         InputError: there is no journal, it is of another version, or it has no such request.
@@ -88,8 +93,8 @@ def explain(folder: Path, name: str) -> Explanation:
         oldest += [event["request"] for event in events if event["event"] == "arrived"][:1]
     since = f"; the oldest that is there is {oldest[0]}" if oldest else ": nothing has come yet"
     raise InputError(
-        f"no request {name!r} in {folder}{since}. An id is that of the response, or the request's "
-        "lengthwise_id; old ones make room for new ones"
+        f"no request {name!r} in {folder}{since}. An id is that of the response, or the client's: "
+        "its lengthwise_id or X-Request-Id; old ones make room for new ones"
     )
 
 
@@ -134,12 +139,13 @@ def _lines(path: Path) -> Iterator[Event]:
 
 def _arrival_of(events: list[Event], name: str) -> int | None:
     """Where the newest request of that name arrived."""
+    begins = tuple(f"{kind}{name}-" for kind in _KINDS)
     for place in range(len(events) - 1, -1, -1):
         event = events[place]
         if event["event"] != "arrived":
             continue
         request = str(event["request"])
-        if name in (request, event["id"]) or request.startswith(f"{name}-"):
+        if name in (request, event["id"]) or request.startswith(begins):
             return place
     return None
 
@@ -179,6 +185,11 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                     "instead": instead,
                 }
             )
+        elif event["event"] == "paused":
+            tokens = event["output_tokens"]
+            told.paused.append({"at_s": at_s, "output_tokens": tokens, "until_s": None})
+        elif event["event"] == "resumed" and told.paused:
+            told.paused[-1]["until_s"] = at_s
         elif event["event"] == "ended":
             told.finished, told.output_tokens = event["finished"], event["output_tokens"]
             told.total_s = at_s
@@ -233,6 +244,11 @@ def in_words(told: Explanation) -> list[str]:
         lines.append(
             f"put back at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, "
             f"{_WHY.get(each['why'], each['why'])}{instead}"
+        )
+    for each in told.paused:
+        went_on = "" if each["until_s"] is None else f", went on at {each['until_s']:.3f} s"
+        lines.append(
+            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{went_on}"
         )
     lines += [f"ran again from {at_s:.3f} s on" for at_s in told.runs_s[1:]]
     if told.total_s is not None:

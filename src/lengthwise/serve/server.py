@@ -23,6 +23,7 @@ from lengthwise.measure.server_metrics import parse_metrics
 from lengthwise.serve.command import ServerCommand
 from lengthwise.serve.interrupts import ignored
 from lengthwise.serve.last_words import LastWords
+from lengthwise.serve.places import SIZE
 
 _STOP_PATIENCE_S = 20.0
 _STEP_BACK = 5  # niceness
@@ -58,6 +59,7 @@ class Server:
             [
                 sys.executable,
                 *("-m", "lengthwise.serve.child", str(os.getpid())),
+                *([SIZE] if command.sizes_worker else []),
                 *command.arguments,
             ],
             env=command.environment,

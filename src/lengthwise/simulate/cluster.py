@@ -116,7 +116,7 @@ def advance(
                     queue, recent, batch, memory = _of_engine(
                         queues, recents, batches, memories, viewed
                     )
-                enter(engine, requests[i], queue, i)
+                enter(limits[0], engine, requests[i], queue, i)
                 if rules[0].predicts:
                     expect(engine, requests, queue, recent, i)
             open_turn(turns, i)

@@ -163,7 +163,8 @@ def simulate(
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
-    limits, terms = limits_of(engine, blocks, shared.tokens > 0), cost.terms
+    classes = bool((requests["priority"] != requests["priority"][:1]).any())
+    limits, terms = limits_of(engine, blocks, shared.tokens > 0, classes), cost.terms
     engines = new_engines(replicas, blocks, limits)
     times_of_steps = new_step_times(replicas)
     if discipline.adapts >= 0:

@@ -30,6 +30,7 @@ LIMITS: Final = np.dtype(
         ("lag", np.int64),
         ("caching", np.bool_),
         ("shares", np.bool_),  # with caching: prompts share blocks
+        ("classes", np.bool_),  # requests are of several priority classes
     ]
 )
 
@@ -184,8 +185,17 @@ class Shared(NamedTuple):
     tokens: int  # of each content, 0 where nothing is shared
 
 
-def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np.void]:
-    """An engine's limits as an array of one LIMITS record; `shares`: prompts share blocks."""
+def limits_of(
+    settings: EngineSettings, blocks: int, shares: bool, classes: bool = False
+) -> NDArray[np.void]:
+    """An engine's limits, and what requests are like, as an array of one LIMITS record.
+
+    Args:
+        settings: the engine's.
+        blocks: its KV blocks.
+        shares: prompts share blocks.
+        classes: requests are of several priority classes.
+    """
     return np.array(
         [
             (
@@ -198,6 +208,7 @@ def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np
                 settings.lag,
                 settings.prefix_caching,
                 settings.prefix_caching and shares,
+                classes,
             )
         ],
         dtype=LIMITS,

@@ -49,7 +49,7 @@ def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
 
 
 @compiled_here
-def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
+def enter(limits: Any, engine: Any, served: Any, queue: Queue, i: int) -> None:
     """Request i gets its row in the table that policies see.
 
     Its arrival is noted when the engine sees it, which is before the step that it plans next.
@@ -77,7 +77,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.predicted = 1
     request.arrival_s = engine.plans_s
     request.overtaken = 0
-    request.ahead = engine.waiting - 1
+    request.ahead = _ahead(limits, engine, queue, row)
     request.promoted = 0
     request.decoded_before = engine.facts.decoded
     request.prefilled_before = engine.facts.prefilled
@@ -90,6 +90,18 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.pauses = 0
     request.look = 0
     request.last_step = engine.step
+
+
+@compiled_here
+def _ahead(limits: Any, engine: Any, queue: Queue, row: int) -> int:
+    """Requests of the same class that wait when the one in a row, the last, arrives."""
+    if not limits.classes:
+        return int(engine.waiting - 1)
+    count = 0
+    for k in range(row):
+        waits = queue.table[k].state == WAITING
+        count += int(waits and queue.table[k].priority == queue.table[row].priority)
+    return count
 
 
 @compiled_here

@@ -201,9 +201,10 @@ class Opener:
         self._close([part for part in self._open if not _is_among(part, kept)])
 
     def _prepare(self, settings: Settings) -> Active:
-        arguments = settings.discipline_arguments(int(self.engine.limits["slots"]))
-        arguments["pausing"] = self._can_pause(settings)
-        arguments["peek"] = self._can_peek(settings)
+        # Where nobody can be paused, the bounds are those of an engine that preempts.
+        possible = {"pausing": self._can_pause(settings), "peek": self._can_peek(settings)}
+        able = settings.model_copy(update=possible)
+        arguments = able.discipline_arguments(int(self.engine.limits["slots"]))
         discipline = make_discipline(**arguments)
         fcfs = make_discipline(**{**arguments, "blend": 0.0})
         for each in (discipline, fcfs):
@@ -240,7 +241,8 @@ class Opener:
             return bool(settings.pausing)
         if settings.pausing is True:
             raise InputError(f"setting 'pausing': {refusal}")
-        logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
+        if settings.pauses and not settings.shadow:
+            logger.warning("Lengthwise: nobody is paused, preemption computes again: %s", refusal)
         return False
 
     def _can_peek(self, settings: Settings) -> bool:

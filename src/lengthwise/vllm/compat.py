@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.metadata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.vllm import offloading
 from lengthwise.vllm.probe_output import ProbeOutput, attach
 
 OLDEST: Final = (0, 31)
@@ -134,6 +135,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
     Raises:
         InputError: names the feature.
     """
+    if (wanted := vllm_config.kv_transfer_config) is not None:
+        offloading.refuse_without_memory(wanted.kv_connector, wanted.kv_connector_extra_config)
     model = vllm_config.model_config
     if getattr(model, "is_diffusion", False):
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
@@ -180,6 +183,7 @@ def step_limits(scheduler: Any) -> dict[str, Any]:
         "lookahead_tokens": int(scheduler.num_lookahead_tokens),
         "caching": bool(scheduler.cache_config.enable_prefix_caching),
         "max_adapters": 0 if scheduler.lora_config is None else scheduler.lora_config.max_loras,
+        **offloading.limits(scheduler),
     }
 
 
@@ -283,8 +287,11 @@ def refusal_to_pause(scheduler: Any, config: Any) -> str | None:
         )
     if config.speculative_config is not None:
         return "not with speculative decoding: leave --speculative-config out"
-    if scheduler.connector is not None:
-        return "not with a KV connector: leave --kv-transfer-config out"
+    if scheduler.connector is not None and not offloading.offloads(scheduler):
+        return (
+            "not with a KV connector that sends KV elsewhere: leave --kv-transfer-config out, or "
+            "offload to host memory with --kv-offloading-size"
+        )
     if scheduler.use_pp:
         return "not with pipeline parallelism: take --tensor-parallel-size instead"
     if len(scheduler.kv_cache_config.kv_cache_groups) != 1:
@@ -301,7 +308,10 @@ def free_places(scheduler: Any) -> int:
 
 
 def ready_holders(scheduler: Any) -> int:
-    """Waiting requests that hold KV and could run now: the parent admits them before all others."""
+    """Waiting requests that hold KV and could run now, or as soon as it is loaded from host memory:
+    the parent admits them before all others."""
+    if offloading.offloads(scheduler):
+        return len(scheduler.kv_holding_waiting) - int(scheduler.num_waiting_for_streaming_input)
     return sum(
         request.status.name in ("WAITING", "PREEMPTED") for request in scheduler.kv_holding_waiting
     )
@@ -329,18 +339,21 @@ def may_swap(scheduler: Any, throttled: bool) -> bool:
 
     Connectors may still be reading or writing a victim's blocks, with pipeline parallelism the
     victim is in flight in several stages, and with several KV groups (hybrid models) it cannot be
-    told whether a newcomer will fit.
+    told whether a newcomer will fit. Offloading to host memory copies what a victim held before its
+    blocks are used again; a slot is kept for each whose KV is on its way back.
 
     Args:
         scheduler: vLLM's.
         throttled: it was told to hold prefills back.
     """
+    offloads = offloading.offloads(scheduler)
+    holders = scheduler.kv_holding_waiting
     return bool(
         not throttled
-        and not scheduler.kv_holding_waiting
+        and (not holders or (offloads and ready_holders(scheduler) <= free_slots(scheduler)))
         and scheduler.pause_state.name == "UNPAUSED"
         and scheduler.scheduler_config.enable_chunked_prefill
-        and scheduler.connector is None
+        and (offloads or scheduler.connector is None)
         and not scheduler.use_pp
         and len(scheduler.kv_cache_config.kv_cache_groups) == 1
     )
@@ -445,6 +458,54 @@ def serve(arguments: list[str]) -> None:
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
+
+
+class ServedModel(NamedTuple):
+    """What the arguments of `vllm serve` make of a server, as far as a worker's size goes."""
+
+    slots: int  # requests that run at once where the user names no number
+    active: int | None  # the number that the user named of those that run
+    vocabulary: int
+
+
+def served_model(arguments: list[str]) -> ServedModel | str:
+    """Read the arguments of `vllm serve`; a reason why its worker should be left as it is.
+
+    The model's configuration is read, and fetched where it is not on this machine yet.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    engine = AsyncEngineArgs.from_cli_args(parsed)
+    if engine.max_num_seqs is not None:  # in a file that --config names
+        return f"--max-num-seqs {engine.max_num_seqs} may all run at once"
+    if engine.speculative_config is not None:
+        return "not with speculative decoding"
+    if engine.pipeline_parallel_size > 1:
+        return "not with pipeline parallelism"
+    if engine.enable_chunked_prefill is False:
+        return "not without chunked prefill"
+    transfer = engine.kv_transfer_config
+    if transfer is not None and transfer.kv_connector not in (None, offloading.CONNECTOR):
+        return "not with a KV connector that sends KV elsewhere"
+    model = engine.create_model_config()
+    if model.runner_type != "generate" or model.is_encoder_decoder:
+        return "only models that generate from a prompt alone pause"
+    if model.has_inner_state or model.is_hybrid or model.is_attention_free:
+        return (
+            "this model keeps a state for each request, and with a larger --max-num-seqs it might "
+            "not start"
+        )
+    world = engine.pipeline_parallel_size * engine.tensor_parallel_size
+    slots = int(engine.get_batch_defaults(world)[1][UsageContext.OPENAI_API_SERVER])
+    if engine.performance_mode == "throughput":
+        slots *= 2
+    if engine.max_num_batched_tokens is not None:
+        slots = min(slots, engine.max_num_batched_tokens)
+    return ServedModel(slots, engine.max_num_active_seqs, int(model.get_vocab_size()))
 
 
 def given_arguments(arguments: list[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ class JournalNotes:
         self._contained = contained
         self._place_of = place_of
         self._looked_s = -_EVERY_S
+        self._paused: dict[str, Any] = {}
 
     def arrived(self, request: Any) -> None:
         """A request, which has its row, is about to be queued."""
@@ -79,6 +80,11 @@ class JournalNotes:
             self._looked_s = now
             self._contained.call(_PART, self._look_at_queue, now)
 
+    def look_at_paused(self, paused: Sequence[Any], now: float) -> None:
+        """Who is paused in the step that is planned; and who runs again, of those that were."""
+        if self.journal is not None and (paused or self._paused):
+            self._contained.call(_PART, self._look_at_paused, paused, now)
+
     def _put(self, event: str, request: Any, t: float, **facts: Any) -> None:
         assert self.journal is not None
         self.journal.put(t=t, event=event, request=request.request_id, **facts)
@@ -110,6 +116,16 @@ class JournalNotes:
         if rows:
             assert self.journal is not None
             self.journal.put(t=now, event="queue", requests=rows)
+
+    def _look_at_paused(self, paused: Sequence[Any], now: float) -> None:
+        before, self._paused = self._paused, {each.request_id: each for each in paused}
+        for name, request in self._paused.items():
+            if name not in before:
+                self._put("paused", request, now, output_tokens=request.num_output_tokens)
+        for name, request in before.items():
+            # Whoever has ended or lost its memory since has an event of its own.
+            if name not in self._paused and compat.is_running(request):
+                self._put("resumed", request, now)
 
     def _place_and_prediction(self, row: int) -> tuple[float | None, int | None, float | None]:
         columns = self._live.table[row]

@@ -9,22 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import prepass
-from lengthwise.policy.cutoff import observed, share_lost
+from lengthwise.policy import cutoff, prepass
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import TIERS
 from lengthwise.policy.prepass import SPARE, begin, prepare
 from lengthwise.policy.replay import Decision, RecordedStep
-from lengthwise.policy.select import Rows, blocks_for
+from lengthwise.policy.select import Rows, blocks_for, host_tokens
 from lengthwise.policy.step_order import NOBODY, StepOrder
 from lengthwise.policy.step_time import StepTime
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING
-from lengthwise.vllm import compat
+from lengthwise.vllm import compat, offloading
 from lengthwise.vllm.table import LiveTable
 
+# A few numbers each: to call the compiled function from here costs more than what it does.
 may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
+observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
+share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
 
 
 class Planner:
@@ -72,6 +74,8 @@ class Planner:
         limits = compat.step_limits(scheduler)
         self._facts = new_facts(1, **limits)
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
+        self._token_bytes = offloading.token_bytes(scheduler)
+        self._loads_measured = False
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
         self._overtaking = NOBODY
         self._now = 0.0
@@ -175,6 +179,21 @@ class Planner:
         share = self._facts["lost_share"]
         share[0] = observed(float(share[0]), share_lost(computed, lost))
 
+    def offloaded(self, request: Any) -> int:
+        """Computed tokens of a request that host memory holds when it is preempted."""
+        row = self._live.table[self._live.row(request.request_id)].copy()
+        row["computed_tokens"] = request.num_computed_tokens
+        return host_tokens(self._facts[0], row)
+
+    def loaded(self, size: float, seconds: float) -> None:
+        """Note what was loaded from host memory: so many bytes, in so much time."""
+        if size == 0.0:
+            return
+        token_s = seconds / size * self._token_bytes
+        before = float(self._facts["load_s"][0]) if self._loads_measured else token_s
+        self._facts["load_s"] = observed(before, token_s)
+        self._loads_measured = True
+
     def left(self, thrown_out: bool) -> None:
         """Note that a request left the batch: finished, or thrown out because memory ran out."""
         share = self._facts["thrown_out"]
@@ -228,13 +247,19 @@ class Planner:
             len(scheduler.running),
             len(self.paused),
             len(scheduler.waiting),
-            compat.free_slots(scheduler) - (compat.ready_holders(scheduler) if self.paused else 0),
+            compat.free_slots(scheduler) - self._slots_kept(),
             compat.free_places(scheduler) - len(self.paused),
             compat.free_blocks_of_each_group(scheduler),
             chosen.preempts and compat.may_swap(scheduler, self._throttled),
             self._live.arrivals,
             self._admissions,
         )
+
+    def _slots_kept(self) -> int:
+        """Free slots that the parent gives to those that hold KV, before all others."""
+        if not self.paused and self._facts["host_blocks"][0] == 0:
+            return 0
+        return compat.ready_holders(self._scheduler)
 
     def _decide(self) -> list[int] | None:
         """Preempt and put memory victims last; the only rows that may come in, None for all."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.step_time import batch_s
 from lengthwise.request import BY_PROBE, PARKED, RUNNING
-from lengthwise.vllm import compat
+from lengthwise.vllm import compat, offloading
 from lengthwise.vllm.active import Engine, Opener, stock_order
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.engine_file import EngineFile, EngineState, engines_folder
@@ -58,6 +58,7 @@ class LengthwiseMixin:
         running: list[Any]
         requests: dict[str, Any]
         policy: Any
+        connector: Any
         kv_holding_waiting: Any
         max_num_active_reqs: int
         max_num_running_reqs: int
@@ -214,6 +215,7 @@ class LengthwiseMixin:
             priority = self._class_of(self._live.request(row))
             self._live.table["priority"][row] = priority
             self._planner.classes_matter |= priority != 0
+        self.waiting.count_classes()
 
     def _class_of(self, request: Any) -> int:
         return compat.priority_class(request) if self._believes_priority else 0
@@ -273,7 +275,7 @@ class LengthwiseMixin:
         prices = self._planner.step_time.counted
         return {
             "off": float(self._off),
-            "shadow": float(self._active.shadow is not None),
+            "shadow": float(self._offered.shadow is not None),
             "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
             "below_tau_floor": float(self._tau.below_floor),
             "running_requests": float(len(self.running) - self._planner.paused_now),
@@ -281,7 +283,7 @@ class LengthwiseMixin:
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": batch_s(prices, max(len(self.running), 1)),
             "prefill_token_seconds": float(prices["prefill_s"]),
-            **(shadow.gauges() if (shadow := self._active.shadow) else {}),
+            **(shadow.gauges() if (shadow := self._offered.shadow) else {}),
         }
 
     # Requests -------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ class LengthwiseMixin:
         """A request, or a session's turn, arrives: what bounds its wait begins anew."""
         columns["arrival_s"] = self._clock()
         columns["last_step"] = self._step
-        columns["ahead"] = len(self.waiting)
+        columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
         columns["overtaken"] = columns["promoted"] = 0
         columns["decoded_before"], columns["prefilled_before"] = self._planner.work
         columns["queued_work"] = 0.0
@@ -339,10 +341,13 @@ class LengthwiseMixin:
         """Note a preemption, whoever decided on it."""
         if self._planning:
             self._held_tokens[request.request_id] = request.num_computed_tokens
+        offloaded = self._planner.offloaded(request) if offloading.offloads(self) else None
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = columns["look"] = 0
+        if offloaded is not None:
+            columns["cached_tokens"] = offloaded
         columns["last_step"] = self._step
         why = "reset"
         if self._planner.preempting:
@@ -418,7 +423,7 @@ class LengthwiseMixin:
         if active.shadow is not None:
             self._contained.call("shadow", active.shadow.request, request, columns, self._clock())
         self._notes.ended(request, self._clock(), finished)
-        self.waiting.forget(request.request_id)
+        self.waiting.forget(request)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
@@ -480,6 +485,8 @@ class LengthwiseMixin:
         """Take up what the probe says of the step, then let the parent take up its tokens."""
         if self._refinement is not None and self._planner.discipline.refines:
             self._refinement.take(attached(model_runner_output))
+        if self.connector is not None:
+            self._planner.loaded(*offloading.loaded(model_runner_output))
         outputs = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
@@ -544,6 +551,7 @@ class LengthwiseMixin:
         for request_id, computed in compat.admitted(output):
             self._note_admission(self.requests[request_id], computed)
         self._notes.look_at_queue(self._now)
+        self._notes.look_at_paused(self._planner.paused, self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work

@@ -108,18 +108,19 @@ class Settings(BaseModel):
         description="share of admissions in policy order; the others go to the longest queued: "
         "0 is exact fcfs, 1 the policy alone",
     )
-    max_overtakes: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] | None = Field(
+    max_overtakes: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto", "slots"] | None = Field(
         default="auto",
         description="later arrivals, of its class or a lower one, that may get a slot before a "
-        "request does; auto: "
-        f"one for each slot, and an overtake_share of {OVERTAKE_SHARE}; null: no bound",
+        "request does; slots: "
+        f"one for each slot, and an overtake_share of {OVERTAKE_SHARE}; null: no bound; auto: "
+        "slots, but where requests are paused no bound, and max_lead bounds them instead",
     )
     overtake_share: float = Field(
         default=0.0,
         ge=0.0,
         le=MOST,
-        description="how many more may do so for each request that waited when it came, so that "
-        "the bound grows with the queue",
+        description="how many more may do so for each request of its class that waited when it "
+        "came, so that the bound grows with the queue",
     )
     max_wait_s: float | None = Field(
         default=None,
@@ -138,7 +139,8 @@ class Settings(BaseModel):
         default=None,
         description="a request goes ahead of all others once as much work has been done since it "
         "came as waited at most meanwhile, and that of this many mean requests more; auto: "
-        f"{MAX_LEAD:g}, or {MAX_LEAD_PAUSING:g} with pausing; null: no bound",
+        f"{MAX_LEAD:g}, or {MAX_LEAD_PAUSING:g} with pausing; null: no bound, but see "
+        "max_overtakes",
     )
     starvation_threshold: int | None = Field(
         default=None,
@@ -205,12 +207,24 @@ class Settings(BaseModel):
         """Whether a request's own class counts although vLLM's order does not go by it."""
         return not self.shadow and (self.client_priority or self.policy == "priority")
 
-    def overtaking_for(self, slots: int) -> dict[str, float | None]:
-        """The bound on overtaking in an engine with so many slots (`max_num_seqs`)."""
-        if self.max_overtakes != "auto":
-            return {"max_overtakes": self.max_overtakes, "overtake_share": self.overtake_share}
-        share = max(self.overtake_share, OVERTAKE_SHARE)
-        return {"max_overtakes": slots, "overtake_share": share}
+    @property
+    def pauses(self) -> bool:
+        """Whether whoever makes way is to be paused: the policy lets running requests make way."""
+        makes_way = (self.preemption or get_policy(self.policy).preemption) != "never"
+        return bool(self.pausing) and makes_way and self.blend > 0.0
+
+    def bounds_for(self, slots: int) -> dict[str, float | None]:
+        """The bounds on overtaking and on leads in an engine with so many slots
+        (`max_num_active_seqs`)."""
+        heads, share, lead = self.max_overtakes, self.overtake_share, self.max_lead
+        if heads == "auto" and self.pauses:
+            # Counted heads look at waiting requests only, and a pause takes of the same tail.
+            heads, share, lead = None, 0.0, "auto" if lead is None else lead
+        if isinstance(heads, str):
+            heads, share = slots, max(share, OVERTAKE_SHARE)
+        if lead == "auto":
+            lead = MAX_LEAD_PAUSING if self.pauses else MAX_LEAD
+        return {"max_overtakes": heads, "overtake_share": share, "max_lead": lead}
 
     def discipline_arguments(self, slots: int) -> dict[str, Any]:
         """The arguments of `make_discipline` for an engine with so many slots."""
@@ -231,10 +245,7 @@ class Settings(BaseModel):
         )
         arguments = {name: getattr(self, name) for name in same}
         arguments["pausing"], arguments["peek"] = bool(self.pausing), bool(self.peek)
-        arguments["max_lead"] = self.max_lead
-        if self.max_lead == "auto":
-            arguments["max_lead"] = MAX_LEAD_PAUSING if self.pausing else MAX_LEAD
-        return arguments | self.overtaking_for(slots)
+        return arguments | self.bounds_for(slots)
 
     def write(self, path: Path) -> str:
         """Write the settings as a file, atomically.

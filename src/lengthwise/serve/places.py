@@ -1,0 +1,111 @@
+"""How many requests the worker holds beside those that run, so that paused ones keep their places.
+
+`--max-num-seqs` sizes vLLM's worker and `--max-num-active-seqs` says how many run. Where the user
+names neither, as many run as would have anyway, and the worker holds twice as many. A value
+that the user gave is never changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from lengthwise.errors import InputError
+
+SEQS: Final = "--max-num-seqs"
+ACTIVE: Final = "--max-num-active-seqs"
+MORE: Final = 2  #: places for each request that runs
+SIZE: Final = "--size-worker"  #: tells the child to do it, which can ask vLLM
+
+
+@dataclass(frozen=True)
+class Places:
+    """A worker's size.
+
+    Attributes:
+        slots: requests that run at once.
+        places: requests that it holds.
+    """
+
+    slots: int
+    places: int
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """vLLM's."""
+        return {SEQS: str(self.places), ACTIVE: str(self.slots)}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slots} requests run at once and {self.places - self.slots} more can be paused "
+            f"({SEQS} {self.places} {ACTIVE} {self.slots})"
+        )
+
+    def cost(self, vocabulary: int) -> str:
+        """What the places beyond the slots cost, in words."""
+        mebibytes = (self.places - self.slots) * vocabulary * 4 / 2**20
+        return (
+            f"vLLM's second model runner takes {mebibytes:,.0f} MiB more of the GPU for that, a "
+            f"table of its penalties; {SEQS} {self.slots} does without both"
+        )
+
+
+def given_places(seqs: str | None, active: str | None, default: int | None) -> Places | None:
+    """The size of a worker whose user or whose preset says something of it.
+
+    Args:
+        seqs: what the user gave as --max-num-seqs, None for nothing.
+        active: what the user gave as --max-num-active-seqs.
+        default: how many run at once where the user says nothing; None where vLLM decides.
+
+    Returns:
+        The size; None where nothing can be said of it, or nobody can be paused.
+
+    Raises:
+        InputError: more are to run than the worker holds.
+    """
+    try:
+        held = None if seqs is None else int(seqs)
+        slots = None if active is None else int(active)
+    except ValueError:
+        return None  # vLLM refuses it in its own words
+    if held is not None and slots is not None:
+        if slots > held:
+            raise InputError(
+                f"{ACTIVE} {slots} is more than {SEQS} {held}: the worker holds all that run and "
+                f"those that are paused; take, for example, {SEQS} {MORE * slots}"
+            )
+        return Places(slots, held) if slots < held else None
+    if held is not None or default is None:
+        return None
+    slots = default if slots is None else slots
+    return Places(slots, max(MORE * slots, default))
+
+
+def sized(arguments: Sequence[str]) -> list[str]:
+    """The server's arguments with the size of its worker; the same where vLLM or the model forbids.
+
+    Called in the server's process: it takes vLLM itself to say how many would run, and what the
+    model is.
+    """
+    from lengthwise.vllm.compat import ServedModel, served_model
+
+    found = served_model(list(arguments))
+    if not isinstance(found, ServedModel):
+        _say(f"nobody is paused: {found}")
+        return list(arguments)
+    places = given_places(None, None if found.active is None else str(found.active), found.slots)
+    assert places is not None
+    _say(f"{places}; {places.cost(found.vocabulary)}")
+    return [*arguments, *with_values(places.flags)]
+
+
+def with_values(flags: Mapping[str, str]) -> list[str]:
+    """Flags and their values as arguments."""
+    return [text for flag in flags.items() for text in flag]
+
+
+def _say(line: str) -> None:
+    print(f"lengthwise: {line}", file=sys.stderr, flush=True)
