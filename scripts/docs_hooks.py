@@ -103,16 +103,21 @@ def plain(text: str | None) -> str:
 
 def settings(_: str) -> str:
     """Every key of the settings file."""
-    from lengthwise.vllm.settings import Settings
+    return keys("lengthwise.vllm.settings:Settings")
 
+
+def keys(where: str) -> str:
+    """Every key of an object that a pydantic model describes, `module:Class`."""
+    module, _, name = where.partition(":")
+    model = getattr(importlib.import_module(module), name)
     rows = [
         (
             f"`{name}`",
             f"`{type_name(field.annotation)}`",
-            f"`{json.dumps(field.default)}`",
+            "" if field.is_required() else f"`{json.dumps(field.default)}`",
             one_line(field.description),
         )
-        for name, field in Settings.model_fields.items()
+        for name, field in model.model_fields.items()
     ]
     return table(("key", "type", "default", "meaning"), rows)
 
@@ -412,6 +417,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "guessed-columns": guessed_columns,
     "hint-outcomes": hint_outcomes,
     "gateway-outcomes": gateway_outcomes,
+    "keys": keys,
     "layouts": layouts,
     "policies": policies,
     "policy": policy,
