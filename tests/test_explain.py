@@ -69,6 +69,35 @@ def test_who_was_preempted_and_for_whom(tmp_path: Path) -> None:
     assert any("for a waiting request: short ran" in line for line in in_words(told))
 
 
+def test_who_was_paused_for_how_long_and_for_whom(tmp_path: Path) -> None:
+    given = {"policy": "oracle", "journal": str(tmp_path), "max_overtakes": None}
+    given |= {"pausing": True, "preemption": "greedy"}
+    engine = CheckedEngine(
+        build_scheduler(
+            Scheduler, max_num_seqs=4, max_num_active_seqs=1, lengthwise={"settings": given}
+        )
+    )
+    engine.add(ask("long", 50))
+    for place in range(2):
+        for _ in range(9):
+            engine.step()
+        engine.add(ask(f"short-{place}", 3))
+    engine.drain()
+    engine.scheduler.shutdown()
+    told = explain(tmp_path, "long")
+    assert [each["instead"] for each in told.paused] == [["short-0"], ["short-1"]]
+    assert [each["freed"] for each in told.paused] == [False, False]
+    stalls = [each["for_s"] for each in told.paused]
+    assert min(stalls) > 0.0
+    assert (told.paused_s, told.longest_stall_s) == (pytest.approx(sum(stalls)), max(stalls))
+    assert len(told.runs_s) == 1, "it kept its place"
+    assert told.preempted == []
+    lines = in_words(told)
+    assert any("short-1 ran" in line for line in lines)
+    assert any(line.startswith("paused 2 times") for line in lines)
+    assert explain(tmp_path, "short-0").paused == []
+
+
 def test_a_request_that_still_waits(tmp_path: Path) -> None:
     engine = started(tmp_path, preemption="never")
     engine.scheduler.begin_anew(iter(float(n) for n in range(10_000)).__next__)  # 1 s a look

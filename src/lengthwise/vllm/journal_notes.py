@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
+from lengthwise.request import LOOKING
 from lengthwise.vllm import compat
 from lengthwise.vllm.journal import Journal
 from lengthwise.vllm.observers import Containment
@@ -65,6 +66,11 @@ class JournalNotes:
                 _PART, self._put, "preempted", request, now, why=why, output_tokens=tokens
             )
 
+    def swapped(self, paused: list[Any], taken_up: list[Any], now: float) -> None:
+        """Who is left out of the step that is planned, and who goes on with it."""
+        if self.journal is not None and (paused or taken_up):
+            self._contained.call(_PART, self._swapped, paused, taken_up, now)
+
     def ended(self, request: Any, now: float, finished: str | None) -> None:
         """A request has ended, for a reason in vLLM's words."""
         if self.journal is not None:
@@ -100,7 +106,16 @@ class JournalNotes:
         row = self._live.row(request.request_id)
         index = int(self._live.table["arrival_index"][row])
         rank, tier, expected = self._place_and_prediction(row)
-        self._put("ran", request, now, index=index, rank=rank, tier=tier, expected=expected)
+        facts = {"index": index, "rank": rank, "tier": tier, "expected": expected}
+        if self._live.table["look"][row] == LOOKING:
+            facts["look"] = True
+        self._put("ran", request, now, **facts)
+
+    def _swapped(self, paused: list[Any], taken_up: list[Any], now: float) -> None:
+        for request in paused:
+            self._put("paused", request, now, output_tokens=request.num_output_tokens)
+        for request in taken_up:
+            self._put("resumed", request, now)
 
     def _look_at_queue(self, now: float) -> None:
         rows = {
