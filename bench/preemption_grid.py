@@ -24,8 +24,8 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, Case, engine_of, figures, said
 from bench.figures.preemption import made_up, shorter_than
+from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, Case, engine_of, figures, said
 from scipy.stats import kendalltau
 
 from lengthwise.policy.discipline import make_discipline
