@@ -156,7 +156,7 @@ def said(
     """
     noise = np.random.default_rng([seed, 11]).standard_normal(len(answers))
     own = np.random.default_rng([seed, 12]).standard_normal(len(answers))
-    part = sigma / SIGMA
+    part = min(sigma / SIGMA, 1.0)
     score = np.log(answers) + sigma * (part * noise + np.sqrt(1.0 - part**2) * own)
     if raw:
         noisy, spread = np.exp(score), np.exp(float(ndtri(0.9)) * sigma)

@@ -41,8 +41,12 @@ class Explanation:
         runs_s: when it got a slot, each time.
         preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,
             who got a slot in the same step.
-        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then, and
-            `until_s`, when it went on; None where it has not.
+        paused: each time that it was left out of the steps and kept its KV: `at_s`, `for_s` (to the
+            journal's end where it still is), `output_tokens` by then, `instead`, who got a slot in
+            the same step, and `freed`, whether its KV was given up after all, for want of memory.
+        paused_s: all of these together.
+        longest_stall_s: the longest of them.
+        looked_s: when it was prefilled to be looked at, before its turn; None where it was not.
         overtaken_by: later arrivals that got a slot before its first: `request`, `at_s`, `rank`.
         finished: why it ended, in vLLM's words; None where it has not.
         output_tokens: of its answer; None where it has not ended.
@@ -61,6 +65,9 @@ class Explanation:
     runs_s: list[float] = field(default_factory=list)
     preempted: list[dict[str, Any]] = field(default_factory=list)
     paused: list[dict[str, Any]] = field(default_factory=list)
+    paused_s: float = 0.0
+    longest_stall_s: float = 0.0
+    looked_s: float | None = None
     overtaken_by: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None
     output_tokens: int | None = None
@@ -154,6 +161,7 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
     came = events[arrival]
     request, index, t = came["request"], came["index"], float(came["t"])
     told = Explanation(request, engine, came["priority"], came["prompt_tokens"], came["waiting"])
+    stalled_at_s: float | None = None
     for place in range(arrival + 1, len(events)):
         event = events[place]
         at_s = float(event["t"]) - t
@@ -170,8 +178,20 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                     {"request": event["request"], "at_s": at_s, "rank": event["rank"]}
                 )
             continue
+        if event["event"] == "paused":
+            tokens, instead = event["output_tokens"], _ran_at(events, place, event["t"])
+            told.paused.append(
+                {"at_s": at_s, "output_tokens": tokens, "instead": instead, "freed": False}
+            )
+            stalled_at_s = at_s
+        elif stalled_at_s is not None:
+            told.paused[-1]["for_s"] = at_s - stalled_at_s
+            told.paused[-1]["freed"] = event["event"] == "preempted"
+            stalled_at_s = None
         if event["event"] == "ran":
             told.runs_s.append(at_s)
+            if event.get("look") and told.looked_s is None:
+                told.looked_s = at_s
             if len(told.runs_s) == 1:
                 told.waited_s = at_s
                 _look(told, event["rank"], event["tier"], event["expected"])
@@ -185,15 +205,14 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                     "instead": instead,
                 }
             )
-        elif event["event"] == "paused":
-            tokens = event["output_tokens"]
-            told.paused.append({"at_s": at_s, "output_tokens": tokens, "until_s": None})
-        elif event["event"] == "resumed" and told.paused:
-            told.paused[-1]["until_s"] = at_s
         elif event["event"] == "ended":
             told.finished, told.output_tokens = event["finished"], event["output_tokens"]
             told.total_s = at_s
             break
+    if stalled_at_s is not None:
+        told.paused[-1]["for_s"] = float(events[-1]["t"]) - t - stalled_at_s
+    stalls = [each["for_s"] for each in told.paused]
+    told.paused_s, told.longest_stall_s = sum(stalls), max(stalls, default=0.0)
     return told
 
 
@@ -209,7 +228,7 @@ def _ran_at(events: list[Event], place: int, t: float) -> list[str]:
     for event in events[place + 1 :]:
         if event["t"] > t:
             break
-        if event["event"] == "ran":
+        if event["event"] in ("ran", "resumed"):
             names.append(event["request"])
     return names
 
@@ -239,16 +258,27 @@ def in_words(told: Explanation) -> list[str]:
         lines.append(f"  {each['at_s']:.3f} s: {each['request']}{its}")
     if len(overtakers) > _NAMED:
         lines.append(f"  and {len(overtakers) - _NAMED} more")
+    if told.looked_s is not None:
+        lines.append(
+            f"prefilled before its turn at {told.looked_s:.3f} s, for the probe to read it"
+        )
+    for each in told.paused:
+        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
+        freed = ", and its KV was freed for want of memory" if each["freed"] else ""
+        lines.append(
+            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, for "
+            f"{each['for_s']:.3f} s{instead}{freed}"
+        )
+    if len(told.paused) > 1:
+        lines.append(
+            f"paused {len(told.paused)} times, {told.paused_s:.3f} s together and "
+            f"{told.longest_stall_s:.3f} s at most"
+        )
     for each in told.preempted:
         instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
         lines.append(
             f"put back at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, "
             f"{_WHY.get(each['why'], each['why'])}{instead}"
-        )
-    for each in told.paused:
-        went_on = "" if each["until_s"] is None else f", went on at {each['until_s']:.3f} s"
-        lines.append(
-            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{went_on}"
         )
     lines += [f"ran again from {at_s:.3f} s on" for at_s in told.runs_s[1:]]
     if told.total_s is not None:

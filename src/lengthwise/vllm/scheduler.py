@@ -461,7 +461,8 @@ class LengthwiseMixin:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._planner.put_back()
-        self.counters.pauses += self._planner.newly_paused
+        self.counters.pauses += len(self._planner.newly_paused)
+        self._notes.swapped(self._planner.newly_paused, self._planner.taken_up, self._now)
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
@@ -551,7 +552,6 @@ class LengthwiseMixin:
         for request_id, computed in compat.admitted(output):
             self._note_admission(self.requests[request_id], computed)
         self._notes.look_at_queue(self._now)
-        self._notes.look_at_paused(self._planner.paused, self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work
