@@ -66,15 +66,10 @@ def enter(limits: Any, engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.deadline_s = served.deadline_s
     request.tenant = served.tenant
     request.arrival_index = engine.arrivals - 1
-    request.score = served.score
-    request.expected = served.expected
-    request.initial = served.expected
-    request.predicted_age = 0
-    request.remaining = served.expected
-    request.low = served.low
-    request.median = served.median
-    request.high = served.high
-    request.predicted = 1
+    # Nothing is predicted of it, unless `expect` comes next.
+    request.score = request.expected = request.initial = request.remaining = 0.0
+    request.low = request.median = request.high = 0.0
+    request.predicted = request.predicted_age = 0
     request.arrival_s = engine.plans_s
     request.overtaken = 0
     request.ahead = _ahead(limits, engine, queue, row)
