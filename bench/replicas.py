@@ -3,8 +3,8 @@
     python bench/replicas.py             a table
     python bench/replicas.py --json      a list of rows
 
-Simulated: engines of an 8B model on an A100 with 16 slots each, a load of 0.9, log-normal answers
-(mean 150 tokens, sigma 1.5), predictions with a Kendall tau of 0.5. Five ways to choose a replica,
+Simulated: engines of an 8B model on an A100 with four slots each, a load of 0.9, log-normal answers
+(mean 150 tokens, sigma 1.5), predictions with a Kendall tau of 0.5. Six ways to choose a replica,
 in front of engines that serve in the order of arrival (fcfs) or by predicted length (srpt). One
 router knows all; or sixteen routers take turns, and each knows what it has sent itself, and of the
 others' requests what was so `stale_s` seconds ago, at most. With old news whoever seemed the least
@@ -41,10 +41,10 @@ from lengthwise.workload.synthetic import synthetic_trace
 
 REPLICAS: Final = (2, 8, 64, 512)
 POLICIES: Final = ("fcfs", "srpt")
-NEWS: Final = ((1, 0.0), (16, 1.0), (16, 10.0))  # routers, and how old their news may be, s
+NEWS: Final = ((1, 0.0), (16, 5.0))  # routers, and how old their news may be, s
 LOAD: Final = 0.9
-SLOTS: Final = 16
-EACH: Final = 120  # requests a replica
+SLOTS: Final = 4
+EACH: Final = 60  # requests a replica
 LEAST: Final = 3_000  # of all
 DECISIONS: Final = 200
 

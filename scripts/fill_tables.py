@@ -83,7 +83,7 @@ COMMANDS = {
     "deadlines": "python bench/deadlines.py --json",
     "tenants": "python bench/tenants.py --json",
     "replicas": "python bench/replicas.py --json",
-    "ray-cluster": "python bench/ray_cluster.py --json",
+    "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
     "versions": "make test-versions",
     "scrape": "python bench/scrape.py --json",
     "predict-server": "python bench/predict_server.py DIR --data TABLE --json",

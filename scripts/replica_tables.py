@@ -8,7 +8,13 @@ from typing import Any, Final
 from scripts.result_tables import Row, table
 from scripts.service_tables import spread
 
-_SHOWN: Final = ("round-robin", "least-outstanding", "least-predicted-work", "predicted-wait")
+_SHOWN: Final = (
+    "round-robin",
+    "least-outstanding",
+    "least-predicted-work",
+    "predicted-wait",
+    "predicted-wait-of-two",
+)
 
 
 def replicas_table(kept: Row) -> list[str]:

@@ -133,13 +133,16 @@ def test_it_is_ours_that_routes(handle: Any) -> None:
     assert router_of(handle)._work._estimator is not None, ROUTERS[-1]
 
 
-def test_short_requests_go_where_they_wait_least(handle: Any) -> None:
-    """Both replicas are full: one of long ones, though fewer of them, the other of short ones."""
-    long = [handle.remote(request(f"long-{k}", 400)) for k in range(2)]
-    time.sleep(0.3)
-    where = {outcome(each) for each in [handle.remote(request(f"s-{k}", 5)) for k in range(6)]}
-    (busy, also) = (outcome(each) for each in long)
-    assert busy != also or where == {name for name in where if name != busy}
+def test_what_is_booked_is_what_was_predicted_until_it_has_ended(handle: Any) -> None:
+    """Cut by `max_tokens`, and where requests went: both replicas have their share."""
+    responses = [handle.remote(request(f"booked-{k}", 60)) for k in range(6)]
+    responses.append(handle.remote({**request("cut", 60, 5_000.0), "max_tokens": 60}))
+    time.sleep(1.0)
+    books = router_of(handle)._bookings
+    work = [books.work(name) for name in books.replicas]
+    ended = 7 - len(books)
+    assert sum(work) == 60.0 * (7 - ended)
+    assert len({outcome(each) for each in responses}) == 2
     assert books_are_closed(handle)
 
 

@@ -120,6 +120,14 @@ def test_full_replicas_are_passed_over() -> None:
     assert made.choose(1.0, 0.0, among=["b", "stranger"]) is None
 
 
+def test_drawing_two_never_looks_at_a_third() -> None:
+    made = Bookings(1, draws=True)
+    made.use(dict.fromkeys(NAMES, 99), 0.0)
+    made.book("one", "a", 10.0, 0.0)
+    chosen = {made.choose(10.0, 0.0) for _ in range(200)}
+    assert chosen == set(NAMES) - {"a"}
+
+
 def test_a_prefix_is_followed_as_far_as_it_was_seen() -> None:
     seen = Prefixes()
     beginning = "the same rules for everybody. " * 100

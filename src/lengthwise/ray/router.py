@@ -61,6 +61,7 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
         company: float = COMPANY,
         prompt_token_s: float = 5e-5,
         expires_s: float = 1800.0,
+        draws: bool = False,
     ) -> None:
         """Take up `request_router_kwargs`.
 
@@ -75,6 +76,7 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
             company: of its own length, what a long request waits longer to be among others.
             prompt_token_s: s that a prefilled token takes and a seen prefix saves; 0: no affinity.
             expires_s: after which a booking that nobody has released is dropped.
+            draws: look at two replicas only, drawn at random, for many routers; see `Bookings`.
 
         Raises:
             InputError: one of them makes no sense.
@@ -91,7 +93,11 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
                 raise InputError(f"{name} must be at least {least}, not {value}")
         self._work = WorkPredictor(predictor, tokenizer)
         self._bookings = Bookings(
-            slots, shortest_first=order == "shortest", company=company, expires_s=expires_s
+            slots,
+            shortest_first=order == "shortest",
+            company=company,
+            expires_s=expires_s,
+            draws=draws,
         )
         self._prefixes = Prefixes()
         self._prompt_token_s = prompt_token_s

@@ -21,6 +21,7 @@ from lengthwise.policy.replicas import (
     POWER_OF_TWO,
     PREDICTED_WAIT,
     REPLICA,
+    WAIT_OF_TWO,
     Fleet,
     book,
     choose,
@@ -49,6 +50,8 @@ class Bookings:
         shortest_first: whether replicas serve short requests first, or in the order of arrival.
         company: of its own length, what a long request may wait longer to be among others.
         expires_s: a booking that nobody has released is dropped after so long.
+        draws: look at two replicas only, drawn at random: where many routers know little of each
+            other, none of them runs where all run. Prefixes and company then count for nothing.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class Bookings:
         shortest_first: bool = True,
         company: float = COMPANY,
         expires_s: float = 1800.0,
+        draws: bool = False,
     ) -> None:
+        self._draws = draws
         self.expires_s = expires_s
         self._fleet = Fleet(
             np.zeros(64, BOOKING),
@@ -150,14 +155,14 @@ class Bookings:
             rows = [self._rows[name] for name in among if name in self._rows]
             takes &= np.isin(np.arange(len(takes)), rows)
         replicas["open"] = takes
-        if expected is None:
+        rule, one, other = PREDICTED_WAIT, 0, 0
+        if expected is None or self._draws:
             there = np.flatnonzero(takes).tolist()
             if not there:
                 return None
             one, other = random.sample(there, 2) if len(there) > 1 else there * 2
-            chosen = choose(self._fleet, POWER_OF_TWO, 0.0, _NOTHING, 0, one, other, now)
-        else:
-            chosen = choose(self._fleet, PREDICTED_WAIT, expected, saved_s, 0, 0, 0, now)
+            rule = POWER_OF_TWO if expected is None else WAIT_OF_TWO
+        chosen = choose(self._fleet, rule, expected or 0.0, saved_s, 0, one, other, now)
         return None if chosen == NOBODY else self._names[chosen]
 
     def book(self, request: str, replica: Hashable, expected: float | None, now: float) -> None:
