@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
+from lengthwise.predict import model as word_model
 from lengthwise.predict import ridge
 from lengthwise.predict.descend import Schedule, descend
 from lengthwise.predict.extract import extract_features
@@ -98,13 +99,22 @@ class Attempts:
         self.default = self.scores(self.design(self.rows), self.lengths[self.rows])
 
     def design(
-        self, rows: Integers, scales: Sequence[float] | None = None, halved: bool = False
+        self,
+        rows: Integers,
+        scales: Sequence[float] | None = None,
+        halved: bool = False,
+        least: int = word_model.LEAST_PROMPTS,
     ) -> Design:
-        """The default's features; groups scaled, or with half as many buckets for each."""
+        """The default's features; groups scaled, or with half as many buckets for each, or pruned
+        of those that fewer prompts have than `least`."""
         features = self._features
         if halved:
             features = features._replace(buckets=features.buckets & ~1)
-        buckets, idf = count_features(features, rows, np.ones(GROUPS, bool))
+        before, word_model.LEAST_PROMPTS = word_model.LEAST_PROMPTS, least  # type: ignore[misc]
+        try:
+            buckets, idf = count_features(features, rows, np.ones(GROUPS, bool))
+        finally:
+            word_model.LEAST_PROMPTS = before  # type: ignore[misc]
         found = [matrix_of(features, each, buckets, idf) for each in (rows, self._asked)]
         if scales is not None:
             scale = np.array(scales, np.float32)[buckets >> GROUP_BITS]
@@ -276,6 +286,9 @@ def attempts(
     yield "cues of the answer's form", all_of.scores(all_of.with_names(cues), own)
     yield "half the hash space", all_of.scores(all_of.design(rows, halved=True), own)
     yield "groups of features scaled", all_of.scores(all_of.design(rows, _SCALES), own)
+    for least in (1, 3, 5):
+        name = f"only features that {least} prompts have, instead of {word_model.LEAST_PROMPTS}"
+        yield name, all_of.scores(all_of.design(rows, least=least), own)
     several = [all_of.scores(plain, own, seed=seed) for seed in range(4)]
     yield "four orders of the lists, averaged", np.mean(several, axis=0)
     for penalty in (2.0, 5.0):

@@ -1,11 +1,13 @@
 """The bars of the predictors that need no GPU, measured on test rows.
 
     python bench/predictors.py --data ../shared/data --json
+    python bench/predictors.py --encoder build/encoder …      # what `train --kind encoder` made
 
 Each row is trained on at most 10,000 train rows and evaluated on the test rows, one prompt at a
 time on one core. Below the default predictor on three models stand, on the same rows of the first,
 other losses and other kinds, what more rows and more answers a prompt are worth, what its quantiles
 are worth on data of another source, and predictors as others published them (see published.py).
+An encoder, which takes long to train, is measured beside the default of as many rows.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ def buckets_of(longest: int, count: int) -> int:
     return -(-(longest + 1) // count)
 
 
-def measurements(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """One row after the other."""
+def measurements(folder: Path, seed: int, encoder: Path | None) -> Iterator[dict[str, Any]]:
+    """One row after the other; of a trained encoder, too, where there is one."""
     from lengthwise.predict.kinds import Recipe
 
     tables = Tables(folder)
@@ -91,6 +93,8 @@ def measurements(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
         row = tables.measure(VICUNA, other, default)
         yield {**row, "label": f"Vicuna-7B, asked about {other.label}"}
 
+    if encoder is not None:
+        yield from tables.encoder(encoder, default)
     for source in (VICUNA, CASTILLO[0]):
         yield from tables.clairvoyant(source)
     yield tables.tie(FOUR)
@@ -149,6 +153,33 @@ class Tables:
                 self._trained[key], rows, self._tokenizer
             ),
             **dataclasses.asdict(result),
+        }
+
+    def encoder(self, folder: Path, default: Recipe) -> Iterator[dict[str, Any]]:
+        """A trained encoder, and the default that has learnt from as many rows."""
+        from lengthwise.predict.evaluate import evaluate
+        from lengthwise.predict.load import load_predictor
+        from lengthwise.predict.tokenizer import load_tokenizer
+
+        trained: Any = load_predictor(str(folder))
+        metadata = trained.metadata
+        tokenizer = load_tokenizer(metadata.tokenizer)
+        rows = metadata.training.rows
+        few = VICUNA._replace(label=f"Vicuna-7B: {rows:,} rows", rows=rows)
+        yield {**self.measure(few, VICUNA, default), "label": few.label}
+        print(f"{VICUNA.label}, encoder", file=sys.stderr)
+        name = Path(str(metadata.settings["backbone"])).name
+        asked = self.rows(VICUNA, "test")
+        yield {
+            "label": f"{few.label}, fine-tuned {name}",
+            "kind": metadata.kind,
+            "loss": metadata.loss,
+            "bucket": metadata.bucket,
+            "trained_rows": rows,
+            "floor": None,
+            "reach": None,
+            "microseconds_per_100_tokens": microseconds_per_100_tokens(trained, asked, tokenizer),
+            **dataclasses.asdict(evaluate(trained, asked, tokenizer)),
         }
 
     def clairvoyant(self, source: Source) -> Iterator[dict[str, Any]]:
@@ -220,10 +251,11 @@ def main() -> int:
     """Measure, then print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="its folder")
+    parser.add_argument("--encoder", type=Path, help="folder of an encoder that has been trained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = list(measurements(arguments.data, arguments.seed))
+    rows = list(measurements(arguments.data, arguments.seed, arguments.encoder))
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0

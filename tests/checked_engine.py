@@ -8,6 +8,7 @@ running request makes way only for one that is admitted in the same step.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class CheckedEngine(SteppedEngine):
         scheduler: from `build_scheduler`.
         lag: see `SteppedEngine`.
         max_overtakes: the bound that the scheduler was given, None for none.
-        overtake_share: how much higher it is for each request that one found waiting.
+        overtake_share: how much higher it is for each of its class that one found waiting.
         max_preemptions: the bound on preemptions of one request for newcomers.
     """
 
@@ -54,7 +55,7 @@ class CheckedEngine(SteppedEngine):
         self.preemptions: list[Preemption] = []
         self._max_overtakes = max_overtakes
         self._overtake_share = overtake_share
-        self._ahead: dict[str, int] = {}  # request → how many it found waiting
+        self._ahead: dict[str, int] = {}  # request → how many of its class it found waiting
         self._max_preemptions = max_preemptions
         self._swaps: Counter[str] = Counter()  # preemptions for newcomers, by victim
         self._overtaken: Counter[str] = Counter()  # later arrivals admitted first, by who waits
@@ -69,7 +70,9 @@ class CheckedEngine(SteppedEngine):
     def add(self, ask: Ask) -> Any:
         if ask.request_id not in self.requests:
             self._never_admitted[ask.request_id] = len(self.requests)
-            self._ahead[ask.request_id] = len(self.scheduler.waiting)
+            own = self._class_of(ask)
+            waiting = [self.asked[request.request_id] for request in self.scheduler.waiting]
+            self._ahead[ask.request_id] = sum(self._class_of(other) == own for other in waiting)
         return super().add(ask)
 
     def step(self) -> Step:
@@ -159,13 +162,7 @@ class CheckedEngine(SteppedEngine):
         assert len(newcomers) >= len(victims), "a request made way for one that was not admitted"
 
     def _check_overtaking(self, step: Step) -> None:
-        # Whether clients' priorities count is a setting.
-        believed = self.scheduler._believes_priority
-        # Those beyond what fits into 62 bits, the tier beside them, are one class.
-        most = 2**60
-        priorities = {
-            i: believed * max(-most, min(most, ask.priority)) for i, ask in self.asked.items()
-        }
+        priorities = {request_id: self._class_of(ask) for request_id, ask in self.asked.items()}
         order = list(self.requests)
         place = {request_id: index for index, request_id in enumerate(order)}
         for request_id in step.admitted:
@@ -178,13 +175,20 @@ class CheckedEngine(SteppedEngine):
                 for request_id in step.admitted
             )
             if self._max_overtakes is not None and waiting not in self._was_blocked:
-                bound = self._max_overtakes + self._overtake_share * self._ahead[waiting]
+                more = self._overtake_share * self._ahead[waiting]
+                bound = math.ceil(self._max_overtakes + more)
                 bound += self.scheduler.max_num_active_reqs - 1
                 assert self._overtaken[waiting] <= bound, f"{waiting} was overtaken too often"
             # Nor may it be moved ahead for those who did not overtake it.
             live = self.scheduler._live
             counted = live.table["overtaken"][live.row(waiting)] if waiting in live else 0
             assert counted <= self._overtaken[waiting], f"{waiting}: {counted} counted"
+
+    def _class_of(self, ask: Ask) -> int:
+        # Whether clients' priorities count is a setting. Those beyond what fits into 62 bits, the
+        # tier beside them, are one class.
+        most = 2**60
+        return int(self.scheduler._believes_priority * max(-most, min(most, ask.priority)))
 
 
 def _is_ready(request: Any) -> bool:

@@ -69,7 +69,8 @@ class PlainEngine:
             while coming and coming[0].row.arrival_s <= self.now:
                 job = coming.pop(0)
                 job.row.sequence, job.row.last_step = job.index + 1, self.step
-                job.row.ahead, job.row.arrival_s = len(self.waiting), self.now  # as it is seen
+                alike = [other.row.priority == job.row.priority for other in self.waiting]
+                job.row.ahead, job.row.arrival_s = sum(alike), self.now  # as it is seen
                 job.row.decoded_before, job.row.prefilled_before = self.decoded, self.prefilled
                 self.waiting.append(job)
             self.take_step()

@@ -68,6 +68,16 @@ def test_a_read_only_folder_of_compiled_code_is_used(tmp_path: Path) -> None:
     assert sorted(cache.rglob("*")) == before
 
 
+def test_nothing_is_compiled_or_loaded_in_the_midst_of_a_step() -> None:
+    """Whatever a step may call is there before the settings that call it are in force."""
+    pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
+    child = [sys.executable, str(Path(__file__).parent / "serving_child.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    served = subprocess.run(child, env=environment, capture_output=True, text=True)
+    assert served.returncode == 0, served.stderr
+    assert served.stdout == ""
+
+
 @pytest.mark.slow
 def test_servers_find_all_their_code_compiled(tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")

@@ -47,6 +47,8 @@ MAY_IMPORT = {
         "emulate",
     },
     "gateway": {"request", "policy", "workload", "predict", "hints", "vllm"},
+    "route": {"policy", "hints"},
+    "ray": {"policy", "predict", "route", "vllm", "emulate", "serve"},
     "compare": {
         "serve",
         "workload",
@@ -72,8 +74,10 @@ LIGHT = [
     "lengthwise.learn.learner",
     "lengthwise.hints",
     "lengthwise.gateway.run",
+    "lengthwise.ray",
+    "lengthwise.route",
 ]
-HEAVY = {"torch", "vllm", "transformers"}
+HEAVY = {"torch", "vllm", "transformers", "ray"}
 # Both can run code that hides in data; artifacts are safetensors and JSON.
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from checked_engine import CheckedEngine
 from engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings
+from lengthwise.vllm.settings import Settings, parse_settings
 from random_traffic import RandomTraffic
 
 CLASSES = 3
@@ -257,14 +258,17 @@ def test_a_stream_of_a_better_class_leaves_the_others_their_order_and_their_boun
 ) -> None:
     """An adversary sends requests of a better class whenever it likes: it can take slots from the
     others, but neither makes them go in order of arrival nor lets them overtake more often."""
-    bound = data.draw(st.integers(2, 6), label="max_overtakes")
+    guards = {
+        "max_overtakes": data.draw(st.integers(2, 6), label="max_overtakes"),
+        "overtake_share": data.draw(st.sampled_from([0.0, 0.5]), label="overtake_share"),
+    }
     scheduler = build_scheduler(
         Scheduler,
         max_num_seqs=data.draw(st.integers(1, 3), label="slots"),
         policy="priority",
-        lengthwise={"settings": {"policy": "sjf", "predictor": "oracle", "max_overtakes": bound}},
+        lengthwise={"settings": {"policy": "sjf", "predictor": "oracle", **guards}},
     )
-    engine = CheckedEngine(scheduler, max_overtakes=bound)
+    engine = CheckedEngine(scheduler, **guards)
     names = itertools.count()
 
     def send(priority: int) -> None:
@@ -279,6 +283,60 @@ def test_a_stream_of_a_better_class_leaves_the_others_their_order_and_their_boun
             send(1)
         engine.step()
     engine.drain()
+
+
+@pytest.mark.parametrize("theirs", [-1, 1])
+def test_a_flood_of_another_class_loosens_nobodys_bound(theirs: int) -> None:
+    """How many of another class wait when a request comes says nothing of its own queue."""
+    guards = {"max_overtakes": 3, "overtake_share": 0.5}
+    scheduler = build_scheduler(
+        Scheduler,
+        max_num_seqs=1,
+        policy="priority",
+        lengthwise={"settings": {"policy": "sjf", "predictor": "oracle", **guards}},
+    )
+    engine = CheckedEngine(scheduler, **guards)
+
+    def send(name: str, answer: int, priority: int) -> None:
+        hints = {"lengthwise_true_tokens": answer}
+        engine.add(Ask(name, [7] * 8, answer, priority=priority, hints=hints))
+
+    for number in range(30):
+        send(f"theirs-{number}", 3, theirs)
+    engine.step()
+    send("long", 50, 0)
+    for number in range(20):
+        send(f"short-{number}", 2, 0)
+    engine.drain()
+    own = [name for name in engine.finished if not name.startswith("theirs")]
+    assert own.index("long") == 3
+
+
+@pytest.mark.parametrize("vllm_policy", ["fcfs", "priority"])
+def test_how_many_of_a_class_wait_is_known_at_any_time(vllm_policy: Any) -> None:
+    """Whoever leaves, is preempted, ends in the queue or is of another class from now on."""
+    values = {"policy": "srpt", "predictor": "declared", "preemption": "greedy"}
+    scheduler = build_scheduler(
+        Scheduler, max_num_seqs=3, num_blocks=9, policy=vllm_policy, asynchronous=True,
+        lengthwise={"settings": values},
+    )  # fmt: skip
+    engine = CheckedEngine(scheduler, lag=1)
+    for number in range(80):
+        said = {"lengthwise_expected_tokens": 3 + number * 7 % 50}
+        ask = Ask(f"r{number}", [number + 2] * 20, 3 + number * 11 % 50, priority=number % 3)
+        engine.add(replace(ask, hints=said))
+        if number % 9 == 0:
+            engine.abort([f"r{number - 3}"])
+        if number % 20 == 10:
+            scheduler.apply_now(parse_settings({**values, "client_priority": number % 40 == 10}))
+        engine.step()
+        of_class = Counter(engine._class_of(engine.asked[r.request_id]) for r in scheduler.waiting)
+        assert {c: scheduler.waiting.of_class(c) for c in range(3)} == {
+            c: of_class[c] for c in range(3)
+        }
+    engine.drain()
+    assert scheduler.counters.preemptions > 0 < scheduler.counters.memory_preemptions
+    assert not scheduler.waiting._of_class
 
 
 def test_who_is_overtaken_by_a_better_class_alone_is_served_in_order_of_length() -> None:

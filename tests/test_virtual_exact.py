@@ -21,8 +21,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from lengthwise.emulate.driver import Served, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS, virtual_config
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.replicas import ROUTERS
 from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS, Foretold
-from lengthwise.simulate.cluster import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.vllm.settings import parse_settings
@@ -252,7 +252,15 @@ def test_several_replicas_are_equal(name: str) -> None:
             ]
             for replica in replicas:
                 replica.use(workload.settings)
-            served = serve(replicas, asked, router(name, expected, seed, len(replicas)))
+            route = router(
+                name,
+                expected,
+                seed,
+                len(replicas),
+                limits.slots,
+                workload.settings["policy"] != "fcfs",
+            )
+            served = serve(replicas, asked, route)
             simulation = simulated(workload, limits, replicas=len(replicas), router=name, seed=seed)
             gap = differences(served, simulation)
             assert_same_counts(served, simulation)

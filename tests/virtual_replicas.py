@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lengthwise.emulate.driver import Asked, Served, VirtualEngine
+from plain_replicas import PlainFleet, Sent
 
-#: Which engine a request goes to, by its place and, for each engine, the places of the requests
-#: there that have not ended by now.
-Route = Callable[[int, Sequence[Sequence[int]]], int]
+#: Which engine a request goes to, by its place, its arrival in s and, for each engine, the places
+#: of the requests there that have not ended by now; and how all were served so far.
+Route = Callable[[int, float, Sequence[Sequence[int]], Sequence[Served]], int]
 
 
 def serve(engines: Sequence[VirtualEngine], asked: Sequence[Asked], route: Route) -> list[Served]:
@@ -33,7 +34,7 @@ def serve(engines: Sequence[VirtualEngine], asked: Sequence[Asked], route: Route
             [k for k in places if served[k].finished is None or served[k].finish_s > arrival_s]
             for places in sent
         ]
-        chosen = route(place, unfinished)
+        chosen = route(place, arrival_s, unfinished, served)
         if not engines[chosen].busy:
             engines[chosen].sleep_until(arrival_s)
         sent[chosen].append(place)
@@ -41,18 +42,46 @@ def serve(engines: Sequence[VirtualEngine], asked: Sequence[Asked], route: Route
     return served
 
 
-def router(name: str, expected: np.ndarray, seed: int, engines: int) -> Route:
+def router(
+    name: str, expected: np.ndarray, seed: int, engines: int, slots: int, shortest_first: bool
+) -> Route:
     """The routers of the simulator, written again."""
-    coins = np.random.default_rng(seed).integers(engines, size=(len(expected), 2))
+    random = np.random.default_rng(seed)
+    first = random.integers(engines, size=len(expected))
+    second = (first + 1 + random.integers(engines - 1, size=len(expected))) % engines
+    fleet = PlainFleet(engines, slots, shortest_first)
+    sent: dict[int, Sent] = {}
 
-    def route(place: int, unfinished: Sequence[Sequence[int]]) -> int:
+    def least_wait(
+        place: int,
+        arrival_s: float,
+        unfinished: Sequence[Sequence[int]],
+        served: Sequence[Served],
+    ) -> int:
+        for k in range(engines):
+            for each in [each for each in sent if sent[each].replica == k]:
+                if each not in unfinished[k]:
+                    fleet.release(sent.pop(each), served[each].finish_s)
+        chosen = fleet.choose(expected[place], arrival_s)
+        sent[place] = fleet.book(chosen, expected[place], arrival_s)
+        return chosen
+
+    def route(
+        place: int,
+        arrival_s: float,
+        unfinished: Sequence[Sequence[int]],
+        served: Sequence[Served],
+    ) -> int:
         outstanding = [len(places) for places in unfinished]
+        if name == "predicted-wait":
+            return least_wait(place, arrival_s, unfinished, served)
         if name == "round-robin":
             return place % engines
         if name == "least-outstanding":
             return int(np.argmin(outstanding))
         if name == "power-of-two":
-            return int(min(coins[place], key=lambda engine: outstanding[engine]))
+            drawn = (first[place], second[place])
+            return int(min(drawn, key=lambda engine: outstanding[engine]))
         return int(np.argmin([expected[list(places)].sum() for places in unfinished]))
 
     return route

@@ -55,7 +55,7 @@ REQUEST: Final = np.dtype(
         ("computed_tokens", np.int32),  # tokens whose KV is held now
         ("preemptions", np.int32),  # times preempted so far
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
-        ("ahead", np.int64),  # requests that waited when it arrived
+        ("ahead", np.int64),  # requests of its class that waited when it arrived
         # Tokens that the engine had computed when it arrived, of answers and of prompts.
         ("decoded_before", np.int64),
         ("prefilled_before", np.int64),

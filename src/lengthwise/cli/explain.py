@@ -23,13 +23,15 @@ def explain(
     request: Annotated[
         str,
         typer.Argument(
-            help="The id of its response, or its `lengthwise_id`.", metavar="ID", show_default=False
+            help="The id of its response, its `X-Request-Id` or its `lengthwise_id`.",
+            metavar="ID",
+            show_default=False,
         ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
 ) -> None:
     """Say why a request waited: its rank and tier, what was predicted, who overtook it, when it was
-    paused or preempted, for how long and for whom.
+    paused, or preempted and for whom.
 
     The server must keep a journal (the setting `journal`). It may run on meanwhile: the journal is
     a quarter of a second behind. A request that still waits is explained as far as it got.

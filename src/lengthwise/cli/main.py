@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -42,29 +43,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command()(demo)
-# vLLM's own flags are passed on, so options that are not ours are no error here.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-app.command()(check)
-app.command()(status)
-app.command()(off)
-app.command()(on)
-app.command()(explain)
-app.command()(bench)
-app.command()(inspect)
-app.command()(train)
-app.command()(evaluate)
-app.command()(collect)
-app.command()(train_probe)
-app.command()(report)
-app.command()(calibrate)
-app.command()(simulate)
-app.command()(theory)
-app.command()(tune)
-app.command()(doctor)
-app.command()(compile)
-app.command()(predict_server)
-app.command()(gateway)
+# vLLM's own flags are passed on, so options that are not ours are no error to `serve`.
+_PASSES_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+# By what one wants. Within a group, in the order in which one comes to need them.
+_VERBS: Final[dict[str, tuple[Callable[..., object], ...]]] = {
+    "Try it": (demo, doctor),
+    "Serve": (serve, check, status, explain, off, on, compile),
+    "In front of other servers": (gateway, predict_server),
+    "Predict lengths": (inspect, train, evaluate, collect, train_probe),
+    "Decide how to serve": (tune, simulate, calibrate),
+    "Compare and research": (bench, report, theory),
+}
+for _group, _verbs in _VERBS.items():
+    for _verb in _verbs:
+        app.command(
+            rich_help_panel=_group, context_settings=_PASSES_ON if _verb is serve else None
+        )(_verb)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]

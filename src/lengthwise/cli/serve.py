@@ -28,6 +28,7 @@ from lengthwise.cli.serving import (
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
+    from lengthwise.serve.command import ServerCommand
     from lengthwise.vllm.settings import Settings
 
 
@@ -86,6 +87,15 @@ def serve(
     learn_every: LearnEveryOption = 1000,
     host: Annotated[str, typer.Option(help="Address to listen on, for metrics too.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many engines on Ray Serve, behind a router that goes by predicted work: on "
+            "the cluster of this machine, or on one that is begun. Needs `lengthwise[ray]`.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a model through vLLM's OpenAI server, short answers first.
 
@@ -140,7 +150,13 @@ def serve(
         chosen = chosen.model_copy(update={"journal": str(path.parent / "journal")})
     require_matching_predictor(chosen, model)
     wanted = probe_of(probe, interval, model)
-    engines = _engines_folder()
+    if replicas is not None:
+        from lengthwise.ray import require_ray
+
+        require_ray()
+        if wanted is not None:
+            raise InputError("--probe does not go with --replicas: Ray has its own workers")
+    engines = None if replicas is not None else _engines_folder()
     command = server_command(
         model,
         path,
@@ -180,6 +196,10 @@ def serve(
         f"settings, watched while serving: {path}"
         + ("" if settings else " (made anew at each start; --settings FILE keeps changes)")
     )
+    if replicas is not None:
+        with learner_of(chosen, path, learn_every) if learn else nullcontext():
+            _serve_replicas(command, chosen, replicas, model)
+        return
     with engines or nullcontext(), Server(command, log=None) as server:
         try:
             server.wait_ready()
@@ -200,6 +220,19 @@ def _places(settings: Settings) -> int:
     if not settings.pauses or settings.shadow:
         return 1
     return MORE_TO_LOOK if settings.peek else MORE
+
+
+def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
+    from lengthwise.ray.run import Replicas, replica_arguments
+    from lengthwise.serve.command import model_path
+
+    arguments = replica_arguments(command, settings, count, model_path(model))
+    with Replicas(arguments, command.host, command.port) as replicas:
+        say(f"{count} replicas ready at {command.url}/v1 (Ctrl-C stops)")
+        try:
+            replicas.wait()
+        except KeyboardInterrupt:
+            say("stopped")
 
 
 def _engines_folder() -> tempfile.TemporaryDirectory[str] | None:

@@ -107,7 +107,10 @@ def simulate(
     replicas: Annotated[int, typer.Option(min=1, help="Engines behind a router.")] = 1,
     router: Annotated[
         str,
-        typer.Option(help="round-robin, least-outstanding, power-of-two or least-predicted-work."),
+        typer.Option(
+            help="round-robin, least-outstanding, power-of-two, least-predicted-work or "
+            "predicted-wait."
+        ),
     ] = "least-outstanding",
     cv: Annotated[
         float | None,

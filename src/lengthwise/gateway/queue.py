@@ -13,6 +13,7 @@ the answer said or else as it was predicted.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +74,7 @@ class Queue:
         self.doubtful = self.off = False
         self.waiting = 0
         self._counters = counters
+        self._of_class: Counter[int] = Counter()  # how many wait
         self._live = LiveTable()
         self._order = StepOrder()
         self._median = Prediction(*UNKNOWN)
@@ -103,12 +105,12 @@ class Queue:
         columns["priority"] = entry.priority
         columns["arrival_s"] = now_s
         columns["last_step"] = self._counters.admissions
-        columns["ahead"] = self.waiting
+        columns["ahead"] = self._of_class[entry.priority]
         columns["decoded_before"] = self._tokens
         columns["tenant"] = self._live.tenants.arrive(entry.tenant)
         columns["most_tokens"], columns["deadline_s"] = entry.most_tokens, entry.deadline_s
         self._write(row, self._median, predicted=False)
-        self.waiting += 1
+        self._count(entry, 1)
         return int(columns["arrival_index"])
 
     def next(self, now_s: float) -> Entry | None:
@@ -153,7 +155,7 @@ class Queue:
         columns = self._live.table[self._live.row(entry.id)]
         columns["state"] = RUNNING
         self._admitted.append((int(columns["arrival_index"]), entry.priority))
-        self.waiting -= 1
+        self._count(entry, -1)
         self._counters.admissions += 1
 
     def put_back(self, entry: Entry) -> None:
@@ -161,7 +163,7 @@ class Queue:
         columns = self._live.table[self._live.row(entry.id)]
         self._first -= 1
         columns["state"], columns["sequence"] = WAITING, self._first
-        self.waiting += 1
+        self._count(entry, 1)
 
     def remove(self, entry: Entry, output_tokens: int | None = None) -> None:
         """A request has ended, or waits no longer.
@@ -172,7 +174,7 @@ class Queue:
         """
         columns = self._live.table[self._live.row(entry.id)]
         if columns["state"] == WAITING:
-            self.waiting -= 1
+            self._count(entry, -1)
             output_tokens = 0
         else:
             if output_tokens is None:
@@ -191,6 +193,13 @@ class Queue:
         return entry in self and bool(
             self._live.table["state"][self._live.row(entry.id)] == WAITING
         )
+
+    def _count(self, entry: Entry, change: int) -> None:
+        """A request waits, or does so no longer."""
+        self.waiting += change
+        self._of_class[entry.priority] += change
+        if not self._of_class[entry.priority]:
+            del self._of_class[entry.priority]
 
     # Predictions ------------------------------------------------------------------------------
 

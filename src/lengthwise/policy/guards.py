@@ -8,8 +8,8 @@ OVERDUE requests run first, in order of arrival:
     From then on only earlier overdue requests of its class go before it, so at most K such arrivals
     overtake it, or K + slots - 1 where a whole batch is admitted in the one frozen step that
     crosses the bound. Higher classes, which no guard holds back, do not count. K is
-    `max_overtakes`, and `overtake_share` for each request that waited when this one came: in a
-    longer queue, where it would have waited longer anyway, more may pass.
+    `max_overtakes`, and `overtake_share` for each request of its class that waited when this one
+    came, rounded up: in a longer queue, where it would have waited longer anyway, more may pass.
   - bounded lead: since it came the engine has done as much work as waited at most at once while it
     waited, and that of `max_lead` mean requests more. Served in order of arrival it would have
     started by then, or those who came last would, so that this is the wait that fcfs would have
@@ -51,7 +51,7 @@ NEVER: Final = 2**62  #: a threshold in steps or requests that nothing reaches
 GUARDS: Final = np.dtype(
     [
         ("max_overtakes", np.int64),  # later arrivals admitted before this request
-        ("overtake_share", np.float64),  # as many more for each request that it found waiting
+        ("overtake_share", np.float64),  # as many more for each of its class that it found waiting
         ("max_wait_s", np.float64),  # s
         ("max_lead", np.float64),  # mean requests that may be served before one beyond the queue
         ("starvation_threshold", np.int64),  # steps without running

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lengthwise.measure.metrics import PERCENTILES
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.replicas import PREDICTS
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.simulation import Simulation, simulate
@@ -39,7 +40,9 @@ class Cell:
         predictor: see `trace_predictions`; "given" for the predictions that come with the trace.
         probe: the same, as a probe says it of a prompt that has been computed; None without one.
         replicas: engines.
-        router: see `simulate`.
+        router: see `simulate`, as are the next two.
+        routers: in front of the engines.
+        stale_s: how old what each knows of the others' requests may be.
         objectives: of service, see `parse_objectives`, for `request_goodput`.
         tags: what a sweep varied, repeated in the figures.
     """
@@ -55,6 +58,8 @@ class Cell:
     probe: str | None = None
     replicas: int = 1
     router: str = "least-outstanding"
+    routers: int = 1
+    stale_s: float = 0.0
     objectives: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, Any] = field(default_factory=dict)
 
@@ -128,7 +133,7 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
     discipline = make_discipline(**cell.discipline)
     predictor = discipline.policy.predictor or cell.predictor
     predictions = None
-    if discipline.needs_predictions:
+    if discipline.needs_predictions or (cell.replicas > 1 and cell.router in PREDICTS):
         if predictor == "given":
             predictions = workload.predictions
         elif predictor is not None:
@@ -145,6 +150,8 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
         probe=probe,
         replicas=cell.replicas,
         router=cell.router,
+        routers=cell.routers,
+        stale_s=cell.stale_s,
         seed=cell.seed,
     )
     return {
@@ -153,7 +160,7 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
         "seed": cell.seed,
         "replicas": cell.replicas,
         "router": cell.router if cell.replicas > 1 else None,
-        "predictor": predictor if discipline.needs_predictions else None,
+        "predictor": predictor if predictions is not None else None,
         "offered_load": _finite(offered_load(trace, cell)),
         **cell.tags,
         **summary(simulated, cell.objectives),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,10 @@ from lengthwise.simulate.borrowed import borrowed
 from lengthwise.simulate.foretell import Recent, expect
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.plan import Ranking
+from lengthwise.simulate.routing import Routing, route, send
 from lengthwise.simulate.state import Batch, Integers, Queue, Shared
 from lengthwise.simulate.step import arrive, enter, run_step
 from lengthwise.simulate.turns import Turns, close_turns, open_turn
-
-#: How a request finds its engine; all look at it as it arrives.
-ROUTERS: Final = ("round-robin", "least-outstanding", "power-of-two", "least-predicted-work")
 
 # Why `advance` came back.
 DONE: Final = 0  #: every request has been served
@@ -46,8 +44,7 @@ def advance(
     token_times: NDArray[np.float32],
     token_offsets: Integers,
     log: NDArray[np.void],
-    router: int,
-    coins: Integers,
+    routing: Routing,
     arrived: int,
     steps: int,
 ) -> tuple[int, int, int]:
@@ -69,8 +66,7 @@ def advance(
         token_times: see `run_step`.
         token_offsets: see `run_step`.
         log: array of STEP for the steps from here on; of length 1 where none is wanted.
-        router: index into ROUTERS.
-        coins: for each request two engines, drawn at random, shape [n, 2].
+        routing: who sends requests to which engine, written.
         arrived: how many requests have arrived before.
         steps: how many steps to take.
 
@@ -102,11 +98,12 @@ def advance(
         engine = engines[r]
         if arrived < turns.known[0] and requests[turns.order[arrived]].arrival_s <= engine.plans_s:
             i = turns.order[arrived]
-            r = _route(engines, router, coins, arrived, requests[i].arrival_s)
+            r = route(routing, engines, requests, arrived, i)
             engine = engines[r]
             if engine.live >= queues.table.shape[1]:
                 return MORE_ROWS, arrived, taken
             requests[i].engine = r
+            send(routing, requests, arrived, i, r)
             arrive(engine, requests, rules[0], i)
             if engine.plans_s == math.inf:
                 if limits[0].lag == 0 and requests[i].arrival_s > engine.starts_s > 0.0:
@@ -119,7 +116,7 @@ def advance(
                     queue, recent, batch, memory = _of_engine(
                         queues, recents, batches, memories, viewed
                     )
-                enter(engine, requests[i], queue, i)
+                enter(limits[0], engine, requests[i], queue, i)
                 if rules[0].predicts:
                     expect(engine, requests, queue, recent, i)
             open_turn(turns, i)
@@ -189,45 +186,3 @@ def _of_engine(
             borrowed(memories.runs[r]),
         ),
     )
-
-
-@compiled_here
-def _route(engines: Any, router: int, coins: Integers, arrived: int, now: float) -> int:
-    """The engine that a request goes to."""
-    if len(engines) == 1:
-        return 0
-    if router == 0:
-        return arrived % len(engines)
-    if router == 2:
-        first, second = coins[arrived, 0], coins[arrived, 1]
-        prefers_first = _outstanding(engines[first], now) <= _outstanding(engines[second], now)
-        return int(first if prefers_first else second)
-    best = 0
-    for k in range(1, len(engines)):
-        if router == 1:
-            better = _outstanding(engines[k], now) < _outstanding(engines[best], now)
-        else:
-            better = _predicted_work(engines[k], now) < _predicted_work(engines[best], now)
-        if better:
-            best = k
-    return best
-
-
-@compiled_here
-def _outstanding(engine: Any, now: float) -> int:
-    """Requests of an engine that have not ended by now."""
-    count = engine.outstanding
-    for k in range(2):
-        if engine.ended_s[k] > now:
-            count += engine.ended[k]
-    return int(count)
-
-
-@compiled_here
-def _predicted_work(engine: Any, now: float) -> float:
-    """Predicted tokens of the requests of an engine that have not ended by now."""
-    work = engine.predicted_work
-    for k in range(2):
-        if engine.ended_s[k] > now:
-            work += engine.ended_work[k]
-    return float(work)

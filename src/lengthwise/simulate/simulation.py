@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.replicas import PREDICTS, ROUTERS
 from lengthwise.policy.step_time import new_step_times
 from lengthwise.simulate import cluster
-from lengthwise.simulate.cluster import ROUTERS, advance
+from lengthwise.simulate.cluster import advance
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.foretell import new_recent
 from lengthwise.simulate.kv_blocks import new_memory
+from lengthwise.simulate.routing import new_routing
 from lengthwise.simulate.state import (
     SERVED,
     STEP,
@@ -111,6 +113,8 @@ def simulate(
     tenant: NDArray[np.int64] | None = None,
     replicas: int = 1,
     router: str = "least-outstanding",
+    routers: int = 1,
+    stale_s: float = 0.0,
     seed: int = 0,
     log_steps: bool = False,
     token_times: bool = False,
@@ -133,6 +137,8 @@ def simulate(
         tenant: whose each request is, from 0 on.
         replicas: engines behind the router.
         router: one of ROUTERS.
+        routers: how many of them, which take turns.
+        stale_s: with several, how old what each knows of the others' requests may be.
         seed: for the router's draws.
         log_steps: keep what every step did.
         token_times: keep when every token came.
@@ -148,12 +154,17 @@ def simulate(
         raise unknown_name("router", router, ROUTERS)
     if replicas < 1:
         raise InputError(f"the number of replicas must be at least 1, got {replicas}")
+    if replicas > 1 and router in PREDICTS and predictions is None:
+        raise InputError(f"router {router!r} needs predictions: name a predictor")
+    if routers < 1:
+        raise InputError(f"the number of routers must be at least 1, got {routers}")
     requests = _requests(trace, discipline, predictions, probe, priority, deadline_s, tenant)
     turns = new_turns(trace, cost.delay_s)
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
-    limits, terms = limits_of(engine, blocks, shared.tokens > 0), cost.terms
+    classes = bool((requests["priority"] != requests["priority"][:1]).any())
+    limits, terms = limits_of(engine, blocks, shared.tokens > 0, classes), cost.terms
     engines = new_engines(replicas, blocks, limits)
     times_of_steps = new_step_times(replicas)
     if discipline.adapts >= 0:
@@ -184,7 +195,16 @@ def simulate(
     if token_times:
         np.cumsum(requests["output_tokens"], out=offsets[1:])
     times = np.full(offsets[-1], np.nan, np.float32)
-    coins = np.random.default_rng(seed).integers(replicas, size=(n if replicas > 1 else 1, 2))
+    routing = new_routing(
+        router,
+        n,
+        replicas,
+        routers,
+        stale_s,
+        engine.slots,
+        discipline.policy.name != "fcfs",
+        seed,
+    )
     logs: list[NDArray[np.void]] = []
     arrived = taken = 0
     while True:
@@ -205,8 +225,7 @@ def simulate(
             times,
             offsets,
             log,
-            ROUTERS.index(router),
-            coins,
+            routing,
             arrived,
             _STRETCH,
         )

@@ -30,6 +30,7 @@ LIMITS: Final = np.dtype(
         ("lag", np.int64),
         ("caching", np.bool_),
         ("shares", np.bool_),  # with caching: prompts share blocks
+        ("classes", np.bool_),  # requests are of several priority classes
     ]
 )
 
@@ -84,13 +85,7 @@ ENGINE: Final = np.dtype(
         ("starts_s", np.float64),  # when it can start
         ("planned_s", np.float64),  # when the last step was planned
         ("facts", FACTS),  # of the step that was planned last
-        # For the router, which hears of an end when it has come: the requests not yet ended by the
-        # last step that was planned, their predicted tokens, and what ended in the last two steps.
-        ("outstanding", np.int64),
-        ("predicted_work", np.float64),
-        ("ended", np.int64, (2,)),
-        ("ended_work", np.float64, (2,)),
-        ("ended_s", np.float64, (2,)),
+        ("outstanding", np.int64),  # requests not yet ended by the last step that was planned
         ("running", np.int64),
         ("paused", np.int64),
         ("waiting", np.int64),
@@ -190,8 +185,17 @@ class Shared(NamedTuple):
     tokens: int  # of each content, 0 where nothing is shared
 
 
-def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np.void]:
-    """An engine's limits as an array of one LIMITS record; `shares`: prompts share blocks."""
+def limits_of(
+    settings: EngineSettings, blocks: int, shares: bool, classes: bool = False
+) -> NDArray[np.void]:
+    """An engine's limits, and what requests are like, as an array of one LIMITS record.
+
+    Args:
+        settings: the engine's.
+        blocks: its KV blocks.
+        shares: prompts share blocks.
+        classes: requests are of several priority classes.
+    """
     return np.array(
         [
             (
@@ -204,6 +208,7 @@ def limits_of(settings: EngineSettings, blocks: int, shares: bool) -> NDArray[np
                 settings.lag,
                 settings.prefix_caching,
                 settings.prefix_caching and shares,
+                classes,
             )
         ],
         dtype=LIMITS,

@@ -36,7 +36,6 @@ def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
     """Request i joins the queue of an engine; where that is reordered, `enter` comes next."""
     served = requests[i]
     engine.outstanding += 1
-    engine.predicted_work += served.expected
     engine.tail += 1
     engine.waiting += 1
     engine.arrivals += 1
@@ -50,7 +49,7 @@ def arrive(engine: Any, requests: Any, rules: Any, i: int) -> None:
 
 
 @compiled_here
-def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
+def enter(limits: Any, engine: Any, served: Any, queue: Queue, i: int) -> None:
     """Request i gets its row in the table that policies see.
 
     Its arrival is noted when the engine sees it, which is before the step that it plans next.
@@ -78,7 +77,7 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.predicted = 1
     request.arrival_s = engine.plans_s
     request.overtaken = 0
-    request.ahead = engine.waiting - 1
+    request.ahead = _ahead(limits, engine, queue, row)
     request.promoted = 0
     request.decoded_before = engine.facts.decoded
     request.prefilled_before = engine.facts.prefilled
@@ -91,6 +90,18 @@ def enter(engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.pauses = 0
     request.look = 0
     request.last_step = engine.step
+
+
+@compiled_here
+def _ahead(limits: Any, engine: Any, queue: Queue, row: int) -> int:
+    """Requests of the same class that wait when the one in a row, the last, arrives."""
+    if not limits.classes:
+        return int(engine.waiting - 1)
+    count = 0
+    for k in range(row):
+        waits = queue.table[k].state == WAITING
+        count += int(waits and queue.table[k].priority == queue.table[row].priority)
+    return count
 
 
 @compiled_here
@@ -413,9 +424,7 @@ def _emit(
     now: float,
 ) -> bool:
     """Each request whose known tokens are all computed gets its next one. Returns: one ended."""
-    engine.ended[1], engine.ended[0] = engine.ended[0], 0
-    engine.ended_work[1], engine.ended_work[0] = engine.ended_work[0], 0.0
-    engine.ended_s[1], engine.ended_s[0] = engine.ended_s[0], now
+    ended = False
     keeps_times = len(token_times) > 0
     for k in range(engine.running):
         slot = batch.slots[batch.running[k]]
@@ -446,10 +455,8 @@ def _emit(
             served.finish_s = now
             served.longest_gap_s = slot.gap_s
             engine.outstanding -= 1
-            engine.predicted_work -= served.expected
-            engine.ended[0] += 1
-            engine.ended_work[0] += served.expected
-    return bool(engine.ended[0] > 0)
+            ended = True
+    return ended
 
 
 @compiled_here

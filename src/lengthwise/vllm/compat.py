@@ -508,6 +508,27 @@ def served_model(arguments: list[str]) -> ServedModel | str:
     return ServedModel(slots, engine.max_num_active_seqs, int(model.get_vocab_size()))
 
 
+def given_arguments(arguments: list[str]) -> dict[str, Any]:
+    """The arguments of `vllm serve` by name, as its parser reads them; only those given."""
+    from argparse import SUPPRESS
+
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    for action in parser._actions:
+        action.default = SUPPRESS
+    given: dict[str, Any] = vars(parser.parse_args(arguments))
+    return given
+
+
+def runs_on_cpu() -> bool:
+    """Whether vLLM's platform is the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
 def check_executor(base: Any) -> None:
     """Refuse a class of executors whose interface is another one than the emulation's.
 

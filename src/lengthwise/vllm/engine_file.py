@@ -8,20 +8,16 @@ written.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lengthwise.errors import one_line
 from lengthwise.files import read_bounded
+from lengthwise.vllm.polling import Polling
 from lengthwise.vllm.settings import replace_file
-
-logger = logging.getLogger("vllm.lengthwise")
 
 ENGINES: Final = "LENGTHWISE_ENGINES"  #: the environment variable that names the folder
 SCHEMA: Final = "lengthwise.engine/1"
@@ -63,28 +59,12 @@ class EngineFile:
     def __init__(self, folder: Path, state: Callable[[], EngineState], engine: int) -> None:
         self.path = folder / f"engine-{engine}-{os.getpid()}.json"
         self._state = state
-        self._complained = False
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lengthwise-engine", daemon=True)
-        self._thread.start()
+        self._polling = Polling("engine's numbers", _EVERY_S, self._write)
 
     def close(self) -> None:
         """Stop, and take the file away."""
-        self._closed.set()
-        self._thread.join()
+        self._polling.close()
         self.path.unlink(missing_ok=True)
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self._write()
-                self._complained = False
-            except Exception as error:  # metrics must not end, and must not end the engine
-                if not self._complained:
-                    self._complained = True
-                    logger.warning("Lengthwise: no metrics in %s: %s", self.path, one_line(error))
-            if self._closed.wait(_EVERY_S):
-                return
 
     def _write(self) -> None:
         said = {

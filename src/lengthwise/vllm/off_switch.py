@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from lengthwise.vllm.polling import Polling
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -26,19 +27,12 @@ class OffSwitch:
         self._path = path
         self._switch = switch
         self._off = False
-        self._look()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lengthwise-off", daemon=True)
-        self._thread.start()
+        self._look()  # before the first step
+        self._polling = Polling("off switch", _POLL_S, self._look)
 
     def close(self) -> None:
         """Look no more; the order stays as it is."""
-        self._closed.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closed.wait(_POLL_S):
-            self._look()
+        self._polling.close()
 
     def _look(self) -> None:
         off = os.path.lexists(self._path)

@@ -9,7 +9,7 @@ order, so that the request that vLLM looked at, allocated for and takes is alway
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class PolicyQueue(RequestQueue):
         self._live = live
         self._next_rows = next_rows
         self._queued: OrderedDict[str, Any] = OrderedDict()
+        self._of_class: Counter[int] = Counter()  # how many wait
         self._arrival_order = ArrivalOrder(live) if by_priority else None
         self._head = 0
         self._tail = 0
@@ -107,32 +108,38 @@ class PolicyQueue(RequestQueue):
         """Take the request that `peek_request` shows."""
         request = self.peek_request()
         del self._queued[request.request_id]
-        row = self._live.row(request.request_id)
-        self._live.table["state"][row] = RUNNING
+        self._leave(request, RUNNING)
         if self._in_order and self._front:
             self._front.pop()
         self.taken.append(request)
         return request
 
     def remove_request(self, request: Any) -> None:
-        """Remove one request; one that is not here is ignored, as the parent asks both queues.
-
-        The request may have given its row back already: output that was in flight when it was
-        preempted can end it.
-        """
-        queued = self._queued.pop(request.request_id, None) is not None
-        if queued and request.request_id in self._live:
-            self._live.table["state"][self._live.row(request.request_id)] = PARKED
+        """Remove one request; one that is not here is ignored, as the parent asks both queues."""
+        if self._queued.pop(request.request_id, None) is not None:
+            self._leave(request, PARKED)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
         """Remove several requests, each in constant time."""
         for request in requests:
             self.remove_request(request)
 
-    def forget(self, request_id: str) -> None:
-        """A request has ended; called while it still has its row."""
+    def forget(self, request: Any) -> None:
+        """A request has ended; called while it still has its row.
+
+        It may still be queued: output that was in flight when it was preempted can end it.
+        """
+        self.remove_request(request)
         if self._arrival_order is not None:
-            self._arrival_order.forget(request_id)
+            self._arrival_order.forget(request.request_id)
+
+    def of_class(self, priority: int) -> int:
+        """How many of a priority class wait."""
+        return self._of_class[priority]
+
+    def count_classes(self) -> None:
+        """Whether the priorities of clients count has changed: those that wait have other ones."""
+        self._of_class = Counter(self._class_of(request_id) for request_id in self._queued)
 
     def __bool__(self) -> bool:
         # Asked before the parent knows whether a slot is free: do not rank just for that.
@@ -157,10 +164,22 @@ class PolicyQueue(RequestQueue):
     def _place(self, request: Any, sequence: int) -> None:
         row = self._live.row(request.request_id)
         self._live.table["state"][row] = WAITING
+        self._of_class[self._class_of(request.request_id)] += 1
         if self._arrival_order is None:
             self._live.table["sequence"][row] = sequence
         else:
             self._arrival_order.place(request)
+
+    def _leave(self, request: Any, state: int) -> None:
+        """A request is queued no longer."""
+        self._live.table["state"][self._live.row(request.request_id)] = state
+        priority = self._class_of(request.request_id)
+        self._of_class[priority] -= 1
+        if not self._of_class[priority]:
+            del self._of_class[priority]
+
+    def _class_of(self, request_id: str) -> int:
+        return int(self._live.table["priority"][self._live.row(request_id)])
 
     def _front_row(self) -> int | None:
         """The row to serve next, asking for more when those at hand are used up."""

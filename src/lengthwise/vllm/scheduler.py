@@ -215,6 +215,7 @@ class LengthwiseMixin:
             priority = self._class_of(self._live.request(row))
             self._live.table["priority"][row] = priority
             self._planner.classes_matter |= priority != 0
+        self.waiting.count_classes()
 
     def _class_of(self, request: Any) -> int:
         return compat.priority_class(request) if self._believes_priority else 0
@@ -274,7 +275,7 @@ class LengthwiseMixin:
         prices = self._planner.step_time.counted
         return {
             "off": float(self._off),
-            "shadow": float(self._active.shadow is not None),
+            "shadow": float(self._offered.shadow is not None),
             "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
             "below_tau_floor": float(self._tau.below_floor),
             "running_requests": float(len(self.running) - self._planner.paused_now),
@@ -282,7 +283,7 @@ class LengthwiseMixin:
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": batch_s(prices, max(len(self.running), 1)),
             "prefill_token_seconds": float(prices["prefill_s"]),
-            **(shadow.gauges() if (shadow := self._active.shadow) else {}),
+            **(shadow.gauges() if (shadow := self._offered.shadow) else {}),
         }
 
     # Requests -------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ class LengthwiseMixin:
         """A request, or a session's turn, arrives: what bounds its wait begins anew."""
         columns["arrival_s"] = self._clock()
         columns["last_step"] = self._step
-        columns["ahead"] = len(self.waiting)
+        columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
         columns["overtaken"] = columns["promoted"] = 0
         columns["decoded_before"], columns["prefilled_before"] = self._planner.work
         columns["queued_work"] = 0.0
@@ -422,7 +423,7 @@ class LengthwiseMixin:
         if active.shadow is not None:
             self._contained.call("shadow", active.shadow.request, request, columns, self._clock())
         self._notes.ended(request, self._clock(), finished)
-        self.waiting.forget(request.request_id)
+        self.waiting.forget(request)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
@@ -460,8 +461,7 @@ class LengthwiseMixin:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._planner.put_back()
-        self.counters.pauses += len(self._planner.newly_paused)
-        self._notes.swapped(self._planner.newly_paused, self._planner.taken_up, self._now)
+        self.counters.pauses += self._planner.newly_paused
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
@@ -551,6 +551,7 @@ class LengthwiseMixin:
         for request_id, computed in compat.admitted(output):
             self._note_admission(self.requests[request_id], computed)
         self._notes.look_at_queue(self._now)
+        self._notes.look_at_paused(self._planner.paused, self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work

@@ -119,8 +119,8 @@ class Settings(BaseModel):
         default=0.0,
         ge=0.0,
         le=MOST,
-        description="how many more may do so for each request that waited when it came, so that "
-        "the bound grows with the queue",
+        description="how many more may do so for each request of its class that waited when it "
+        "came, so that the bound grows with the queue",
     )
     max_wait_s: float | None = Field(
         default=None,

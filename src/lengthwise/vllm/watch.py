@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 from lengthwise.errors import LengthwiseError, one_line
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.place import own_status
+from lengthwise.vllm.polling import Polling
 from lengthwise.vllm.settings import Settings, read_settings, replace_file
 
 # vLLM shows what is logged below its own name, and nothing else.
@@ -74,14 +74,11 @@ class SettingsWatcher:
         self._unwritable = False
         self._place = own_status(path, engine)
         self.write_status()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lengthwise-settings", daemon=True)
-        self._thread.start()
+        self._polling = Polling("settings", _POLL_S, self._look)
 
     def close(self) -> None:
         """Stop watching, leaving the status file with the counters of now."""
-        self._closed.set()
-        self._thread.join(_PATIENCE_S)
+        self._polling.close(_PATIENCE_S)
         self._look_at_engine()
         self._place.close()
 
@@ -111,13 +108,12 @@ class SettingsWatcher:
         else:
             self._unwritable = False
 
-    def _run(self) -> None:
-        while not self._closed.wait(_POLL_S):
-            signature = self._signature()
-            if signature != self._seen or self._doubtful:
-                self._seen = signature
-                self._reload()
-            self._look_at_engine()
+    def _look(self) -> None:
+        signature = self._signature()
+        if signature != self._seen or self._doubtful:
+            self._seen = signature
+            self._reload()
+        self._look_at_engine()
 
     def _look_at_engine(self) -> None:
         """Note whether the engine has taken up what was offered, and write the status."""

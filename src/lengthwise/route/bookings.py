@@ -1,0 +1,225 @@
+"""What one router has sent where: replicas by name, requests by id, and the rule that chooses.
+
+The rule and the copy of the replicas that it looks at are `policy.replicas`, which the simulator
+runs too. Here are only names, and the ways in which a booking ends: its request does, its replica
+goes, or it is too old to be true. Nothing here knows Ray.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Hashable, Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policy.replicas import (
+    BOOKING,
+    COMPANY,
+    NOBODY,
+    POWER_OF_TWO,
+    PREDICTED_WAIT,
+    REPLICA,
+    Fleet,
+    book,
+    choose,
+    hear,
+    mean_expected,
+    new_replicas,
+    new_routers,
+    release,
+)
+
+_BELIEVED_S: Final = 10.0  #: of what was heard of other routers' requests
+_NOTHING: Final = np.empty(0)
+
+
+class _Booked(NamedTuple):
+    row: int  # in the fleet's bookings
+    replica: int  # its row
+    since_s: float
+
+
+class Bookings:
+    """One router's books. Times are s of any clock that does not jump.
+
+    Args:
+        slots: requests that run at once on a replica (vLLM: --max-num-seqs).
+        shortest_first: whether replicas serve short requests first, or in the order of arrival.
+        company: of its own length, what a long request may wait longer to be among others.
+        expires_s: a booking that nobody has released is dropped after so long.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        shortest_first: bool = True,
+        company: float = COMPANY,
+        expires_s: float = 1800.0,
+    ) -> None:
+        self.expires_s = expires_s
+        self._fleet = Fleet(
+            np.zeros(64, BOOKING),
+            new_replicas(4),
+            new_routers(1, slots=slots, shortest_first=shortest_first, company=company),
+        )
+        self._fleet.replicas["open"] = False
+        self._free = list(range(64))
+        self._rows: dict[Hashable, int] = {}  # of replicas
+        self._names: dict[int, Hashable] = {}
+        self._heard_s = np.full(4, np.inf)
+        self._booked: dict[str, _Booked] = {}  # the oldest first
+
+    def __len__(self) -> int:
+        return len(self._booked)
+
+    @property
+    def replicas(self) -> Collection[Hashable]:
+        """Those that are there."""
+        return self._rows.keys()
+
+    @property
+    def rows(self) -> int:
+        """One more than the largest row that a replica can have now."""
+        return len(self._fleet.replicas)
+
+    def row(self, replica: Hashable) -> int:
+        """Where a replica is among the seconds that `choose` is told."""
+        return self._rows[replica]
+
+    def outstanding(self, replica: Hashable) -> int:
+        """Requests that a replica has, as far as is known."""
+        known = self._fleet.replicas[self._rows[replica]]
+        return int(known["count"] + known["elsewhere"])
+
+    def work(self, replica: Hashable) -> float:
+        """Predicted tokens that are booked with a replica."""
+        return float(self._fleet.replicas["work"][self._rows[replica]])
+
+    def use(self, replicas: Iterable[Hashable], now: float) -> None:
+        """These are the replicas from now on; what is booked with others is dropped."""
+        there = set(replicas)
+        for replica in [name for name in self._rows if name not in there]:
+            self.drop(replica, now)
+        for replica in there - self._rows.keys():
+            row = next(k for k in range(self.rows + 1) if k not in self._names)
+            if row == self.rows:
+                self._grow_replicas()
+            self._rows[replica], self._names[row] = row, replica
+            self._fleet.replicas[row] = new_replicas(1)[0]
+
+    def drop(self, replica: Hashable, now: float) -> None:
+        """A replica has gone, and with it all that it had."""
+        row = self._rows.pop(replica, None)
+        if row is None:
+            return
+        del self._names[row]
+        for request in [name for name, each in self._booked.items() if each.replica == row]:
+            self._release(request, now)
+        self._fleet.replicas["open"][row] = False
+        self._fleet.replicas["elsewhere"][row] = 0
+
+    def choose(
+        self,
+        expected: float | None,
+        now: float,
+        *,
+        saved_s: NDArray[np.float64] = _NOTHING,
+        closed: Iterable[Hashable] = (),
+    ) -> Hashable | None:
+        """The replica for a request; None where none takes it.
+
+        Args:
+            expected: predicted output tokens; None: not known, so the less loaded of two that are
+                drawn takes it.
+            now: s.
+            saved_s: by rows, what each replica saves because it has seen the prompt's beginning.
+            closed: replicas that take nothing now.
+        """
+        self._sweep(now)
+        replicas = self._fleet.replicas
+        rows = [self._rows[name] for name in closed if name in self._rows]
+        replicas["open"][rows] = False
+        try:
+            if expected is None:
+                there = [row for row in self._names if replicas["open"][row]]
+                if not there:
+                    return None
+                one, other = random.sample(there, 2) if len(there) > 1 else there * 2
+                chosen = choose(self._fleet, POWER_OF_TWO, 0.0, _NOTHING, 0, one, other, now)
+            else:
+                chosen = choose(self._fleet, PREDICTED_WAIT, expected, saved_s, 0, 0, 0, now)
+        finally:
+            replicas["open"][rows] = True
+        return None if chosen == NOBODY else self._names[chosen]
+
+    def book(self, request: str, replica: Hashable, expected: float | None, now: float) -> None:
+        """A request goes to a replica; what was booked for it before is released.
+
+        Args:
+            request: its id.
+            replica: where it goes. One that is not there any more is not booked with.
+            expected: predicted output tokens; None counts as the mean of all.
+            now: s.
+        """
+        before = self._booked.get(request)
+        row = self._rows.get(replica, NOBODY)
+        if before is not None:
+            if before.replica == row:
+                return
+            self._release(request, now)
+        if row == NOBODY:
+            return
+        if not self._free:
+            self._grow_bookings()
+        booking = self._free.pop()
+        work = mean_expected(self._fleet) if expected is None else expected
+        book(self._fleet, booking, row, work, now)
+        self._booked[request] = _Booked(booking, row, now)
+
+    def release(self, request: str, now: float, replica: Hashable | None = None) -> None:
+        """A request has ended; at one replica, where that is named, and perhaps not at another."""
+        booked = self._booked.get(request)
+        if booked is None or (replica is not None and self._rows.get(replica) != booked.replica):
+            return
+        self._release(request, now)
+
+    def hear(self, replica: Hashable, requests: int, now: float) -> None:
+        """A replica says how many requests it has; what is not ours is others'."""
+        row = self._rows.get(replica)
+        if row is not None:
+            others = max(requests - int(self._fleet.replicas["count"][row]), 0)
+            hear(self._fleet, row, others, others * mean_expected(self._fleet), now)
+            self._heard_s[row] = now if others else np.inf
+
+    def _release(self, request: str, now: float) -> None:
+        booked = self._booked.pop(request)
+        release(self._fleet, booked.row, now)
+        self._free.append(booked.row)
+
+    def _sweep(self, now: float) -> None:
+        """Forget what is too old to be true."""
+        while self._booked:
+            oldest = next(iter(self._booked))
+            if now - self._booked[oldest].since_s < self.expires_s:
+                break
+            self._release(oldest, now)
+        for row in np.flatnonzero(now - self._heard_s > _BELIEVED_S):
+            hear(self._fleet, row, 0, 0.0, now)
+            self._heard_s[row] = np.inf
+
+    def _grow_bookings(self) -> None:
+        before = self._fleet.bookings
+        more = np.concatenate([before, np.zeros(len(before), BOOKING)])
+        self._fleet = self._fleet._replace(bookings=more)
+        self._free.extend(range(len(before), len(more)))
+
+    def _grow_replicas(self) -> None:
+        before = self._fleet.replicas
+        more = new_replicas(2 * len(before))
+        more["open"] = False
+        more[: len(before)] = before
+        self._fleet = self._fleet._replace(replicas=more.astype(REPLICA, copy=False))
+        self._heard_s = np.concatenate([self._heard_s, np.full(len(before), np.inf)])
