@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from bench.figures.preemption import made_up, shorter_than
-from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, Case, engine_of, figures, said
+from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, engine_of, figures, said
 from scipy.stats import kendalltau
 
 from lengthwise.policy.discipline import make_discipline
@@ -75,8 +75,7 @@ def draws(place: Place, seed: int) -> Iterator[tuple[Point, dict[str, float]]]:
     slots, tail, memory = place
     cost = parse_preset(COSTS).cost
     sample = made_up(20_000, tail, 0)
-    lengths = sample.prompt_tokens, sample.output_tokens
-    engine = engine_of(Case("made up", slots, lambda data: lengths), sample, memory)
+    engine = engine_of(slots, sample, memory)
     longest = int((sample.prompt_tokens + sample.output_tokens).max())
     for load in LOADS:
         trace = shorter_than(made_up(max(REQUESTS, PER_SLOT * slots), tail, seed), longest)

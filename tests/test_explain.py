@@ -33,15 +33,14 @@ def test_who_overtook_a_request_and_what_was_predicted(tmp_path: Path) -> None:
     engine = started(tmp_path, preemption="never")
     engine.add(ask("running", 20))
     engine.step()
-    engine.add(ask("cmpl-long-0-ab12", 90, **{REQUEST_ID: "mine"}))
+    engine.add(ask("long-0-ab12", 90, **{REQUEST_ID: "mine"}))
     for place in range(7):
         engine.add(ask(f"short-{place}", 3))
     engine.drain()
     engine.scheduler.shutdown()
-    # vLLM's, that of the response, what the client said in X-Request-Id, its own
-    for name in ("cmpl-long-0-ab12", "cmpl-long", "long", "mine"):
+    for name in ("long-0-ab12", "long", "mine"):  # vLLM's, that of the response, the client's
         told = explain(tmp_path, name)
-        assert told.request == "cmpl-long-0-ab12"
+        assert told.request == "long-0-ab12"
     assert [each["request"] for each in told.overtaken_by] == [f"short-{n}" for n in range(7)]
     assert [each["rank"] for each in told.overtaken_by] == [3.0] * 7
     assert (told.rank, told.tier, told.expected_tokens) == (90.0, "ordinary", 90.0)
@@ -70,33 +69,28 @@ def test_who_was_preempted_and_for_whom(tmp_path: Path) -> None:
     assert any("for a waiting request: short ran" in line for line in in_words(told))
 
 
-def test_who_was_paused_for_how_long_and_for_whom(tmp_path: Path) -> None:
-    given = {"policy": "oracle", "journal": str(tmp_path), "max_overtakes": None}
-    given |= {"pausing": True, "preemption": "greedy"}
-    engine = CheckedEngine(
-        build_scheduler(
-            Scheduler, max_num_seqs=4, max_num_active_seqs=1, lengthwise={"settings": given}
-        )
-    )
-    engine.add(ask("long", 50))
-    for place in range(2):
-        for _ in range(9):
-            engine.step()
-        engine.add(ask(f"short-{place}", 3))
+def test_who_was_paused_and_when_it_went_on(tmp_path: Path) -> None:
+    settings = {"policy": "oracle", "pausing": True, "journal": str(tmp_path)}
+    limits = {"max_num_seqs": 8, "max_num_active_seqs": 1}
+    engine = CheckedEngine(build_scheduler(Scheduler, lengthwise={"settings": settings}, **limits))
+    engine.add(ask("cmpl-long-0-ab12", 60))
+    for _ in range(4):
+        engine.step()
+    engine.add(ask("cmpl-short-0-cd34", 3))
     engine.drain()
     engine.scheduler.shutdown()
-    told = explain(tmp_path, "long")
-    assert [each["instead"] for each in told.paused] == [["short-0"], ["short-1"]]
-    assert [each["freed"] for each in told.paused] == [False, False]
-    stalls = [each["for_s"] for each in told.paused]
-    assert min(stalls) > 0.0
-    assert (told.paused_s, told.longest_stall_s) == (pytest.approx(sum(stalls)), max(stalls))
-    assert len(told.runs_s) == 1, "it kept its place"
+    told = explain(tmp_path, "long")  # as the client said it in X-Request-Id
+    (paused,) = told.paused
+    assert paused["output_tokens"] > 0
+    assert told.runs_s[0] < paused["at_s"] < paused["until_s"] < told.total_s
+    assert paused["instead"] == ["cmpl-short-0-cd34"]
+    assert not paused["freed"]
+    assert told.paused_s == told.longest_stall_s == paused["until_s"] - paused["at_s"]
+    assert told.looked_s is None
     assert told.preempted == []
-    lines = in_words(told)
-    assert any("short-1 ran" in line for line in lines)
-    assert any(line.startswith("paused 2 times") for line in lines)
-    assert explain(tmp_path, "short-0").paused == []
+    assert any(line.startswith("paused at") and "went on" in line for line in in_words(told))
+    assert any("cmpl-short-0-cd34 ran" in line for line in in_words(told))
+    assert explain(tmp_path, "short").paused == []
 
 
 def test_a_request_that_still_waits(tmp_path: Path) -> None:

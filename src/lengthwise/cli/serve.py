@@ -213,6 +213,15 @@ def serve(
             server.check()
 
 
+def _places(settings: Settings) -> int:
+    """Places in the worker for each request that runs."""
+    from lengthwise.serve.places import MORE, MORE_TO_LOOK
+
+    if not settings.pauses or settings.shadow:
+        return 1
+    return MORE_TO_LOOK if settings.peek else MORE
+
+
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
     from lengthwise.ray.run import Replicas, replica_arguments
 
@@ -223,15 +232,6 @@ def _serve_replicas(command: ServerCommand, settings: Settings, count: int, mode
             replicas.wait()
         except KeyboardInterrupt:
             say("stopped")
-
-
-def _places(settings: Settings) -> int:
-    """Places in the worker for each request that runs."""
-    from lengthwise.serve.places import MORE, MORE_TO_LOOK
-
-    if not settings.pauses or settings.shadow:
-        return 1
-    return MORE_TO_LOOK if settings.peek else MORE
 
 
 def _engines_folder() -> tempfile.TemporaryDirectory[str] | None:

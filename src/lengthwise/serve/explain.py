@@ -41,12 +41,12 @@ class Explanation:
         runs_s: when it got a slot, each time.
         preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,
             who got a slot in the same step.
-        paused: each time that it was left out of the steps and kept its KV: `at_s`, `for_s` (to the
-            journal's end where it still is), `output_tokens` by then, `instead`, who got a slot in
-            the same step, and `freed`, whether its KV was given up after all, for want of memory.
-        paused_s: all of these together.
+        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then,
+            `instead`, who got a slot in the same step, `until_s`, when it went on (None where it
+            has not), and `freed`, whether its KV was given up then, for want of memory.
+        paused_s: all of these together, those to the journal's end that have none.
         longest_stall_s: the longest of them.
-        looked_s: when it was prefilled to be looked at, before its turn; None where it was not.
+        looked_s: when it was prefilled before its turn, for the probe to read; None where not.
         overtaken_by: later arrivals that got a slot before its first: `request`, `at_s`, `rank`.
         finished: why it ended, in vLLM's words; None where it has not.
         output_tokens: of its answer; None where it has not ended.
@@ -161,7 +161,6 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
     came = events[arrival]
     request, index, t = came["request"], came["index"], float(came["t"])
     told = Explanation(request, engine, came["priority"], came["prompt_tokens"], came["waiting"])
-    stalled_at_s: float | None = None
     for place in range(arrival + 1, len(events)):
         event = events[place]
         at_s = float(event["t"]) - t
@@ -178,16 +177,9 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                     {"request": event["request"], "at_s": at_s, "rank": event["rank"]}
                 )
             continue
-        if event["event"] == "paused":
-            tokens, instead = event["output_tokens"], _ran_at(events, place, event["t"])
-            told.paused.append(
-                {"at_s": at_s, "output_tokens": tokens, "instead": instead, "freed": False}
-            )
-            stalled_at_s = at_s
-        elif stalled_at_s is not None:
-            told.paused[-1]["for_s"] = at_s - stalled_at_s
-            told.paused[-1]["freed"] = event["event"] == "preempted"
-            stalled_at_s = None
+        stalled = bool(told.paused) and told.paused[-1]["until_s"] is None
+        if stalled and event["event"] != "paused":
+            told.paused[-1] |= {"until_s": at_s, "freed": event["event"] == "preempted"}
         if event["event"] == "ran":
             told.runs_s.append(at_s)
             if event.get("look") and told.looked_s is None:
@@ -196,7 +188,7 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                 told.waited_s = at_s
                 _look(told, event["rank"], event["tier"], event["expected"])
         elif event["event"] == "preempted":
-            instead = _ran_at(events, place, event["t"]) if event["why"] == "policy" else []
+            instead = _ran_at(events, place) if event["why"] == "policy" else []
             told.preempted.append(
                 {
                     "at_s": at_s,
@@ -205,13 +197,25 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                     "instead": instead,
                 }
             )
+        elif event["event"] == "paused":
+            told.paused.append(
+                {
+                    "at_s": at_s,
+                    "output_tokens": event["output_tokens"],
+                    "instead": _ran_at(events, place),
+                    "until_s": None,
+                    "freed": False,
+                }
+            )
         elif event["event"] == "ended":
             told.finished, told.output_tokens = event["finished"], event["output_tokens"]
             told.total_s = at_s
             break
-    if stalled_at_s is not None:
-        told.paused[-1]["for_s"] = float(events[-1]["t"]) - t - stalled_at_s
-    stalls = [each["for_s"] for each in told.paused]
+    last_s = float(events[-1]["t"]) - t
+    stalls = [
+        (last_s if each["until_s"] is None else each["until_s"]) - each["at_s"]
+        for each in told.paused
+    ]
     told.paused_s, told.longest_stall_s = sum(stalls), max(stalls, default=0.0)
     return told
 
@@ -222,15 +226,16 @@ def _look(told: Explanation, rank: float | None, tier: int | None, expected: flo
     told.expected_tokens = expected
 
 
-def _ran_at(events: list[Event], place: int, t: float) -> list[str]:
+def _ran_at(events: list[Event], place: int) -> list[str]:
     """Who got a slot in the step that an event belongs to."""
-    names = []
-    for event in events[place + 1 :]:
-        if event["t"] > t:
-            break
-        if event["event"] in ("ran", "resumed"):
-            names.append(event["request"])
-    return names
+    t = events[place]["t"]
+    first = last = place
+    while first > 0 and events[first - 1]["t"] == t:
+        first -= 1
+    while last + 1 < len(events) and events[last + 1]["t"] == t:
+        last += 1
+    step = events[first : last + 1]
+    return [event["request"] for event in step if event["event"] in ("ran", "resumed")]
 
 
 def in_words(told: Explanation) -> list[str]:
@@ -258,27 +263,25 @@ def in_words(told: Explanation) -> list[str]:
         lines.append(f"  {each['at_s']:.3f} s: {each['request']}{its}")
     if len(overtakers) > _NAMED:
         lines.append(f"  and {len(overtakers) - _NAMED} more")
-    if told.looked_s is not None:
-        lines.append(
-            f"prefilled before its turn at {told.looked_s:.3f} s, for the probe to read it"
-        )
-    for each in told.paused:
-        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
-        freed = ", and its KV was freed for want of memory" if each["freed"] else ""
-        lines.append(
-            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, for "
-            f"{each['for_s']:.3f} s{instead}{freed}"
-        )
-    if len(told.paused) > 1:
-        lines.append(
-            f"paused {len(told.paused)} times, {told.paused_s:.3f} s together and "
-            f"{told.longest_stall_s:.3f} s at most"
-        )
     for each in told.preempted:
         instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
         lines.append(
             f"put back at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, "
             f"{_WHY.get(each['why'], each['why'])}{instead}"
+        )
+    if told.looked_s is not None:
+        lines.append(f"prefilled before its turn at {told.looked_s:.3f} s, for the probe to read")
+    for each in told.paused:
+        ended = "its KV was freed for want of memory" if each["freed"] else "went on"
+        until = "" if each["until_s"] is None else f", {ended} at {each['until_s']:.3f} s"
+        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
+        lines.append(
+            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{until}{instead}"
+        )
+    if len(told.paused) > 1:
+        lines.append(
+            f"paused {len(told.paused)} times, {told.paused_s:.3f} s together and "
+            f"{told.longest_stall_s:.3f} s at most"
         )
     lines += [f"ran again from {at_s:.3f} s on" for at_s in told.runs_s[1:]]
     if told.total_s is not None:

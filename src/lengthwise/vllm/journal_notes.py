@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ class JournalNotes:
         self._contained = contained
         self._place_of = place_of
         self._looked_s = -_EVERY_S
+        self._paused: dict[str, Any] = {}
 
     def arrived(self, request: Any) -> None:
         """A request, which has its row, is about to be queued."""
@@ -66,11 +67,6 @@ class JournalNotes:
                 _PART, self._put, "preempted", request, now, why=why, output_tokens=tokens
             )
 
-    def swapped(self, paused: list[Any], taken_up: list[Any], now: float) -> None:
-        """Who is left out of the step that is planned, and who goes on with it."""
-        if self.journal is not None and (paused or taken_up):
-            self._contained.call(_PART, self._swapped, paused, taken_up, now)
-
     def ended(self, request: Any, now: float, finished: str | None) -> None:
         """A request has ended, for a reason in vLLM's words."""
         if self.journal is not None:
@@ -84,6 +80,11 @@ class JournalNotes:
         if self.journal is not None and not 0.0 <= now - self._looked_s < _EVERY_S:
             self._looked_s = now
             self._contained.call(_PART, self._look_at_queue, now)
+
+    def look_at_paused(self, paused: Sequence[Any], now: float) -> None:
+        """Who is paused in the step that is planned; and who runs again, of those that were."""
+        if self.journal is not None and (paused or self._paused):
+            self._contained.call(_PART, self._look_at_paused, paused, now)
 
     def _put(self, event: str, request: Any, t: float, **facts: Any) -> None:
         assert self.journal is not None
@@ -111,12 +112,6 @@ class JournalNotes:
             facts["look"] = True
         self._put("ran", request, now, **facts)
 
-    def _swapped(self, paused: list[Any], taken_up: list[Any], now: float) -> None:
-        for request in paused:
-            self._put("paused", request, now, output_tokens=request.num_output_tokens)
-        for request in taken_up:
-            self._put("resumed", request, now)
-
     def _look_at_queue(self, now: float) -> None:
         rows = {
             request.request_id: self._place_and_prediction(self._live.row(request.request_id))
@@ -125,6 +120,16 @@ class JournalNotes:
         if rows:
             assert self.journal is not None
             self.journal.put(t=now, event="queue", requests=rows)
+
+    def _look_at_paused(self, paused: Sequence[Any], now: float) -> None:
+        before, self._paused = self._paused, {each.request_id: each for each in paused}
+        for name, request in self._paused.items():
+            if name not in before:
+                self._put("paused", request, now, output_tokens=request.num_output_tokens)
+        for name, request in before.items():
+            # Whoever has ended or lost its memory since has an event of its own.
+            if name not in self._paused and compat.is_running(request):
+                self._put("resumed", request, now)
 
     def _place_and_prediction(self, row: int) -> tuple[float | None, int | None, float | None]:
         columns = self._live.table[row]

@@ -47,8 +47,7 @@ class Planner:
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
-        newly_paused: those that ran until this step.
-        taken_up: those that were paused until this step and run.
+        newly_paused: how many ran until this step.
         newly_looking: how many come in to be looked at only.
         on_decision: called with every decision and what it was made from; None for nobody.
     """
@@ -65,9 +64,7 @@ class Planner:
         self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
-        self.newly_paused: list[Any] = []
-        self.taken_up: list[Any] = []
-        self.newly_looking = 0
+        self.newly_paused = self.newly_looking = 0
         self._taken_out = False
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
@@ -105,7 +102,7 @@ class Planner:
         """
         self._now, self._step, self._throttled = now, step, throttled
         self._prepared, self._ranked, self._handed_out = False, False, 0
-        self.newly_paused, self.taken_up, self.newly_looking = [], [], 0
+        self.newly_paused = self.newly_looking = 0
         self._take_out()
         if self.paused and not self.discipline.pauses:
             self._go_on()
@@ -290,9 +287,7 @@ class Planner:
             self.on_decision(recorded, Decision(*decision))
         self._preempt([running[place] for place in victims], chosen.pauses)
         scheduler.running[:] = [running[place] for place in kept]
-        ran = len(running) - len(self.paused)
-        self.newly_paused = [running[place] for place in paused if place < ran]
-        self.taken_up = [running[place] for place in kept if place >= ran] if self.paused else []
+        self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
         if seen is not None:
             looked = (seen == LOOKING) | (seen == LOOKED)
@@ -391,8 +386,7 @@ class Planner:
         count = min(max(compat.free_slots(self._scheduler), 0), len(self.paused))
         for request in self.paused[:count]:
             self._live.table["state"][self._live.row(request.request_id)] = RUNNING
-        self.taken_up = self.paused[:count]
-        self._scheduler.running.extend(self.taken_up)
+        self._scheduler.running.extend(self.paused[:count])
         del self.paused[:count]
 
     # Order ----------------------------------------------------------------------------------

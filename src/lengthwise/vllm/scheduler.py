@@ -461,8 +461,7 @@ class LengthwiseMixin:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._planner.put_back()
-        self.counters.pauses += len(self._planner.newly_paused)
-        self._notes.swapped(self._planner.newly_paused, self._planner.taken_up, self._now)
+        self.counters.pauses += self._planner.newly_paused
         self.waiting.close_step()
         self._note_parked()
         self._end_step(output)
