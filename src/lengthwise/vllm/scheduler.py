@@ -551,6 +551,7 @@ class LengthwiseMixin:
         for request_id, computed in compat.admitted(output):
             self._note_admission(self.requests[request_id], computed)
         self._notes.look_at_queue(self._now)
+        self._notes.look_at_paused(self._planner.paused, self._now)
         scheduled = output.num_scheduled_tokens
         self._planner.ran(scheduled)
         self._work_before = self._last_work
