@@ -134,6 +134,22 @@ ROWS: Final[dict[str, list[Panel]]] = {
             {"engine {{engine}}": per_second("promotions")},
         ),
         Panel(
+            "Pauses and peeks",
+            "Requests that made way and kept their KV, and prompts read early; both only where "
+            "they are switched on.",
+            "ops",
+            {
+                "pauses, engine {{engine}}": per_second("pauses"),
+                "peeks, engine {{engine}}": per_second("peeks"),
+            },
+        ),
+        Panel(
+            "Paused now",
+            "They hold KV and wait for a slot.",
+            "short",
+            {"engine {{engine}}": gauge("paused_requests")},
+        ),
+        Panel(
             "A step that decodes",
             "The price that preemption is decided with.",
             "s",
@@ -167,6 +183,27 @@ ROWS: Final[dict[str, list[Panel]]] = {
             {
                 "{{predicted_tokens}} tokens": "sum by (predicted_tokens) "
                 f"(rate(lengthwise_queue_time_seconds_count{OURS}[$__rate_interval]))"
+            },
+        ),
+    ],
+    "Before the switch, and back": [
+        Panel(
+            "What the policy would gain",
+            "In shadow mode: what fcfs takes, over what the policy would. 1 is no difference.",
+            "short",
+            {
+                "mean latency, engine {{engine}}": gauge("shadow_gain_mean"),
+                "first token, engine {{engine}}": gauge("shadow_gain_ttft"),
+                "99 % quantile, engine {{engine}}": gauge("shadow_gain_p99"),
+            },
+        ),
+        Panel(
+            "Shadow and off",
+            "1 while an engine serves in vLLM's own order, be it in shadow or switched off.",
+            "short",
+            {
+                "shadow, engine {{engine}}": gauge("shadow"),
+                "off, engine {{engine}}": gauge("off"),
             },
         ),
     ],
@@ -254,6 +291,40 @@ ROWS: Final[dict[str, list[Panel]]] = {
                 "(rate(lengthwise_predict_requests_total[$__rate_interval]))",
                 "waiting prompts": "sum(lengthwise_predict_waiting_prompts)",
             },
+        ),
+    ],
+    "Gateway": [
+        Panel(
+            "Requests in the gateway",
+            "Those that wait there, and those that each upstream answers.",
+            "short",
+            {
+                "waiting": "sum(lengthwise_gateway_waiting)",
+                "in flight, {{upstream}}": "sum by (upstream) (lengthwise_gateway_in_flight)",
+                "limit, {{upstream}}": "sum by (upstream) (lengthwise_gateway_limit)",
+            },
+        ),
+        Panel(
+            "Time in the gateway's queue",
+            "From a request's body to its turn.",
+            "s",
+            quantiles("lengthwise_gateway_wait_seconds"),
+        ),
+        Panel(
+            "What became of requests",
+            "By outcome; `sent again` are those that an upstream did not take.",
+            "ops",
+            {
+                "{{outcome}}": "sum by (outcome) "
+                "(rate(lengthwise_gateway_requests_total[$__rate_interval]))",
+                "sent again": "sum(rate(lengthwise_gateway_sent_again_total[$__rate_interval]))",
+            },
+        ),
+        Panel(
+            "Upstreams",
+            "1 while an upstream takes connections.",
+            "short",
+            {"{{upstream}}": "min by (upstream) (lengthwise_gateway_reachable)"},
         ),
     ],
 }

@@ -13,12 +13,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from lengthwise.gateway.counters import GatewayMetrics
 from lengthwise.hints.counters import ServerMetrics, hint_requests
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.families import families
@@ -70,6 +72,7 @@ def known() -> set[str]:
     names = {f"lengthwise_{name}_total" for name in Counters().snapshot()}
     names |= set(re.findall(r"`(lengthwise_\w+)`", documented))
     collected = [*ServerMetrics().registry.collect(), *hint_requests().collect()]
+    collected += GatewayMetrics(Counters()).collect()
     for family in (*collected, *families([], ["engine"])):
         if family.type == "histogram":
             names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
@@ -131,7 +134,8 @@ def test_a_real_prometheus_answers_every_query(
     from lengthwise.serve.command import free_port
     from test_end_to_end import started, wait_for
 
-    ports = {name: free_port() for name in ("vllm", "scheduler", "predict", "prometheus")}
+    names = ("vllm", "scheduler", "predict", "gateway", "prometheus")
+    ports = {name: free_port() for name in names}
     monkeypatch.setenv(PREDICTOR, f"http://127.0.0.1:{ports['predict']}")
     settings = {"policy": "srpt", "predictor": "declared", "metrics_port": ports["scheduler"]}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
@@ -140,9 +144,11 @@ def test_a_real_prometheus_answers_every_query(
     server += ["--middleware", "lengthwise.hints.Middleware"]
     predict = ["predict-server", "prompt-length", "--tokenizer", "reference"]
     predict += ["--port", str(ports["predict"])]
+    gateway = ["gateway", "--upstream", f"http://127.0.0.1:{ports['vllm']}", "--max-inflight", "6"]
+    gateway += ["--policy", "srpt", "--predictor", "declared", "--port", str(ports["gateway"])]
     jobs = [
         {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{ports[name]}"]}]}
-        for name in ("vllm", "scheduler", "predict")
+        for name in names[:-1]
     ]
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -152,10 +158,12 @@ def test_a_real_prometheus_answers_every_query(
     # JSON is YAML.
     (tmp_path / "prometheus.yml").write_text(json.dumps(config))
     (tmp_path / "first").mkdir()
+    (tmp_path / "last").mkdir()
 
     with (
         started(tmp_path / "first", *predict) as predictor,
         started(tmp_path, *server) as process,
+        ExitStack() as later,
         (tmp_path / "prometheus.log").open("w") as log,
     ):
         wait_for(
@@ -164,6 +172,9 @@ def test_a_real_prometheus_answers_every_query(
             tmp_path / "first",
         )
         wait_for(lambda: "ready at" in (tmp_path / "err").read_text(), process, tmp_path)
+        last = tmp_path / "last"
+        before = later.enter_context(started(last, *gateway))
+        wait_for(lambda: "ready at" in (last / "err").read_text(), before, last)
         prometheus = subprocess.Popen(
             [
                 "prometheus",
@@ -176,8 +187,12 @@ def test_a_real_prometheus_answers_every_query(
         )
         try:
             api = f"http://127.0.0.1:{ports['prometheus']}/api/v1"
-            _ask_for_a_while(f"http://127.0.0.1:{ports['vllm']}", seconds=15.0)
+            _ask_for_a_while(f"http://127.0.0.1:{ports['gateway']}", seconds=15.0)
             _wait(lambda: _data(f"{api}/query?query=lengthwise_steps_total")["result"])
+            # What is foretold there is only in shadow.
+            (tmp_path / "settings.json").write_text(json.dumps({**settings, "shadow": True}))
+            _ask_for_a_while(f"http://127.0.0.1:{ports['vllm']}", seconds=5.0)
+            _wait(lambda: _data(f"{api}/query?query=lengthwise_shadow_gain_mean")["result"])
             empty = [
                 query
                 for query in dashboard_queries()

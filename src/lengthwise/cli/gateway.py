@@ -184,7 +184,8 @@ def gateway(
                 import json as json_module
 
                 print(json_module.dumps({"url": address, "settings": str(path)}), flush=True)
-            say(f"ready at {address}/v1 for {len(addresses)} upstreams (Ctrl-C stops)")
+            several = f"{len(addresses)} upstreams" if len(addresses) > 1 else "one upstream"
+            say(f"ready at {address}/v1 for {several} (Ctrl-C stops)")
 
         with suppress(OSError):  # `lengthwise off` then wants the file's name
             note_settings(listener.getsockname()[1], path)

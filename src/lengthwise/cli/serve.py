@@ -166,7 +166,7 @@ def serve(
         probe=wanted,
         emulate=preset,
         engines=None if engines is None else Path(engines.name),
-        pauses=chosen.pauses and not chosen.shadow,
+        more=_places(chosen),
     )
     if not theirs:  # and not before: a server that has this port reads its settings there
         write_settings(chosen, path)
@@ -213,11 +213,19 @@ def serve(
             server.check()
 
 
+def _places(settings: Settings) -> int:
+    """Places in the worker for each request that runs."""
+    from lengthwise.serve.places import MORE, MORE_TO_LOOK
+
+    if not settings.pauses or settings.shadow:
+        return 1
+    return MORE_TO_LOOK if settings.peek else MORE
+
+
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
     from lengthwise.ray.run import Replicas, replica_arguments
-    from lengthwise.serve.command import model_path
 
-    arguments = replica_arguments(command, settings, count, model_path(model))
+    arguments = replica_arguments(command, settings, count, model)
     with Replicas(arguments, command.host, command.port) as replicas:
         say(f"{count} replicas ready at {command.url}/v1 (Ctrl-C stops)")
         try:

@@ -93,6 +93,10 @@ class GatewayMetrics:
     def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
         return Gauge(f"lengthwise_gateway_{name}", says, labels, registry=self._registry)
 
+    def collect(self) -> list[Any]:
+        """All families, with their present values."""
+        return list(self._registry.collect())
+
     def page(self) -> bytes:
         """All of it as Prometheus reads it."""
         page: bytes = generate_latest(self._registry)

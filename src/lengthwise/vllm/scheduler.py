@@ -275,7 +275,7 @@ class LengthwiseMixin:
         prices = self._planner.step_time.counted
         return {
             "off": float(self._off),
-            "shadow": float(self._active.shadow is not None),
+            "shadow": float(self._offered.shadow is not None),
             "rolling_tau": math.nan if self._tau.tau is None else self._tau.tau,
             "below_tau_floor": float(self._tau.below_floor),
             "running_requests": float(len(self.running) - self._planner.paused_now),
@@ -283,7 +283,7 @@ class LengthwiseMixin:
             "waiting_requests": float(len(self.waiting)),
             "step_decode_seconds": batch_s(prices, max(len(self.running), 1)),
             "prefill_token_seconds": float(prices["prefill_s"]),
-            **(shadow.gauges() if (shadow := self._active.shadow) else {}),
+            **(shadow.gauges() if (shadow := self._offered.shadow) else {}),
         }
 
     # Requests -------------------------------------------------------------------------------
