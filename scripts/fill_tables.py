@@ -82,7 +82,7 @@ COMMANDS = {
     "recorded-steps": "python bench/recorded_steps.py --clock processor --json",
     "deadlines": "python bench/deadlines.py --json",
     "tenants": "python bench/tenants.py --json",
-    "replicas": "python bench/replicas.py --json",
+    "replicas": "python bench/replicas.py --seeds 1 --json",
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
     "versions": "make test-versions",
     "scrape": "python bench/scrape.py --json",
