@@ -47,7 +47,7 @@ BARE = Settings(predictor="declared", max_overtakes=None, max_lead=None, tau_flo
 OURS = "max_lead=auto"
 GUARDS = (
     "",
-    "max_overtakes=auto",
+    "max_overtakes=slots",
     "max_overtakes=320",
     *(f"max_wait_s={seconds}" for seconds in (10, 20)),
     *(f"max_lead={requests}" for requests in (0, 25, 50, 200)),

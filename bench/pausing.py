@@ -156,7 +156,7 @@ def said(
     """
     noise = np.random.default_rng([seed, 11]).standard_normal(len(answers))
     own = np.random.default_rng([seed, 12]).standard_normal(len(answers))
-    part = sigma / SIGMA
+    part = min(sigma / SIGMA, 1.0)
     score = np.log(answers) + sigma * (part * noise + np.sqrt(1.0 - part**2) * own)
     if raw:
         noisy, spread = np.exp(score), np.exp(float(ndtri(0.9)) * sigma)
@@ -175,15 +175,15 @@ def said(
     return np.stack([score, mean, quantile(0.1), quantile(0.5), quantile(0.9)], axis=1)
 
 
-def engine_of(case: Case, trace: Trace, memory: str) -> EngineSettings:
+def engine_of(slots: int, trace: Trace, memory: str) -> EngineSettings:
     """With so much KV memory."""
     if memory == "ample":
-        return EngineSettings(slots=case.slots, max_seqs=PLACES)
+        return EngineSettings(slots=slots, max_seqs=PLACES)
     weight = trace.output_tokens / trace.output_tokens.sum()
     held = ((trace.prompt_tokens + 0.5 * trace.output_tokens) * weight).sum()
     longest = int((trace.prompt_tokens + trace.output_tokens).max())
-    blocks = max(float(memory) * case.slots * held, longest + 1) / 16
-    return EngineSettings(slots=case.slots, max_seqs=PLACES, kv_blocks=int(blocks) + 1)
+    blocks = max(float(memory) * slots * held, longest + 1) / 16
+    return EngineSettings(slots=slots, max_seqs=PLACES, kv_blocks=int(blocks) + 1)
 
 
 def measured_capacity(trace: Trace, cost: StepCost, engine: EngineSettings) -> float:
@@ -237,7 +237,7 @@ def rows(
             [],
             "synthetic",
         )
-        engine = engine_of(case, trace, memory)
+        engine = engine_of(case.slots, trace, memory)
         rate = load * measured_capacity(trace, cost, engine)
         closed.append(rate / capacity(trace, cost, engine))
         trace = trace.with_arrivals(gamma(REQUESTS, rate, 1.0, seed))

@@ -21,6 +21,8 @@
     python scripts/fill_tables.py tenants t.json          of bench/tenants.py --json
     python scripts/fill_tables.py replicas r.json         of bench/replicas.py --json
     python scripts/fill_tables.py ray-cluster c.json      of bench/ray_cluster.py --json
+    python scripts/fill_tables.py pausing p.json          of bench/pausing.py --json
+    python scripts/fill_tables.py preemption-grid g.json  of bench/preemption_grid.py --json
     python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
     python scripts/fill_tables.py scrape s.json           of bench/scrape.py --json
     python scripts/fill_tables.py predict-server p.json   of bench/predict_server.py --json
@@ -45,6 +47,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
+from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
 from scripts.replica_tables import REPLICA_TABLES
@@ -84,6 +87,8 @@ COMMANDS = {
     "tenants": "python bench/tenants.py --json",
     "replicas": "python bench/replicas.py --seeds 1 --json",
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
+    "pausing": "python bench/pausing.py --json",
+    "preemption-grid": "python bench/preemption_grid.py --json",
     "versions": "make test-versions",
     "scrape": "python bench/scrape.py --json",
     "predict-server": "python bench/predict_server.py DIR --data TABLE --json",
@@ -94,6 +99,7 @@ SOURCES = {
     "across-summary": "across",
     "bench": "comparison",
     "overhead-summary": "overhead",
+    "pausing-summary": "pausing",
     "predictors-summary": "predictors",
     "presets-derived": "presets",
     "presets-left-out": "presets",
@@ -116,8 +122,9 @@ def keep(name: str, sources: Sequence[str]) -> None:
         for source in sources:
             label, _, path = source.rpartition("=")
             value = json.loads(Path(path).read_text(encoding="utf-8"))
-            if isinstance(value.get(name) if isinstance(value, dict) else None, list):
-                value = value[name]  # a report of which one part is wanted
+            if isinstance(value, dict):  # a report of which one part is wanted
+                parts = [value[part] for part in (name, "rows") if part in value]
+                value = next((part for part in parts if isinstance(part, list)), value)
             found = value if isinstance(value, list) else [value]
             rows += [{"label": label, **row} if label else row for row in found]
         kept = {
@@ -189,6 +196,7 @@ def filled(text: str) -> str:
             **FIGURE_TABLES,
             **SERVICE_TABLES,
             **REPLICA_TABLES,
+            **PAUSING_TABLES,
             "recorded-steps": recorded_table,
         }
         lines = tables.get(found[2], comparison_table)(kept)

@@ -175,7 +175,7 @@ class PlainChoice:
             self.facts.block_size,
             False,
         )
-        return chosen if gain > 1e-6 else None
+        return chosen if gain > -1e-6 else None
 
     def row(self, place: int) -> int:
         return int(self.runners[place].row)

@@ -83,8 +83,13 @@ def test_who_was_paused_and_when_it_went_on(tmp_path: Path) -> None:
     (paused,) = told.paused
     assert paused["output_tokens"] > 0
     assert told.runs_s[0] < paused["at_s"] < paused["until_s"] < told.total_s
+    assert paused["instead"] == ["cmpl-short-0-cd34"]
+    assert not paused["freed"]
+    assert told.paused_s == told.longest_stall_s == paused["until_s"] - paused["at_s"]
+    assert told.looked_s is None
     assert told.preempted == []
     assert any(line.startswith("paused at") and "went on" in line for line in in_words(told))
+    assert any("cmpl-short-0-cd34 ran" in line for line in in_words(told))
     assert explain(tmp_path, "short").paused == []
 
 

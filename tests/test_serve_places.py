@@ -41,14 +41,14 @@ MAMBA = {
 }
 
 
-def command(*flags: str, pauses: bool = True, model: str = REFERENCE) -> ServerCommand:
+def command(*flags: str, more: int = 2, model: str = REFERENCE) -> ServerCommand:
     return server_command(
         model,
         Path("/state/settings.json"),
         host="127.0.0.1",
         port=free_port(),
         flags=flags,
-        pauses=pauses,
+        more=more,
     )
 
 
@@ -63,8 +63,9 @@ def test_as_many_run_as_would_have_and_the_worker_holds_twice_as_many() -> None:
     built = command()
     assert values(built.arguments) == (["32"], ["16"])
     assert "16 requests run at once and 16 more can be paused" in str(built.places)
-    assert values(command(pauses=False).arguments) == (["16"], [])
+    assert values(command(more=1).arguments) == (["16"], [])
     assert values(command("--max-num-active-seqs", "24").arguments) == (["48"], ["24"])
+    assert values(command(more=4).arguments) == (["64"], ["16"]), "looks take places too"
 
 
 def test_what_the_user_gave_is_never_changed() -> None:
@@ -89,10 +90,10 @@ def test_of_another_model_vllm_itself_is_asked(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     model = str(tmp_path)
     built = command(model=model)
-    assert built.sizes_worker
+    assert built.sizes_worker == 2
     assert values(built.arguments) == ([], [])
     assert not command("--max_num_seqs", "64", model=model).sizes_worker
-    assert not command(model=model, pauses=False).sizes_worker
+    assert not command(model=model, more=1).sizes_worker
 
 
 def model_of(folder: Path, config: dict[str, object]) -> list[str]:

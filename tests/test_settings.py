@@ -51,13 +51,14 @@ def test_wrong_settings_are_refused_in_one_line(values: dict[str, object], messa
 
 def test_overtaking_is_bounded_unless_the_user_says_otherwise() -> None:
     def bounds(values: dict[str, object]) -> tuple[float | None, ...]:
-        return tuple(parse_settings(values).overtaking_for(16).values())
+        return tuple(parse_settings(values).bounds_for(16).values())[:2]
 
     assert bounds({}) == (16, 0.5)
     assert bounds({"overtake_share": 0.75}) == (16, 0.75)
     assert bounds({"max_overtakes": 7}) == (7, 0.0)
     assert bounds({"max_overtakes": 7, "overtake_share": 0.25}) == (7, 0.25)
     assert bounds({"max_overtakes": None}) == (None, 0.0)
+    assert bounds({"max_overtakes": "slots"}) == (16, 0.5)
     assert parse_spec("fcfs:max_overtakes=auto", Settings(max_overtakes=3)) == Settings()
 
 

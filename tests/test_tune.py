@@ -19,7 +19,7 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
 from lengthwise.simulate import candidates
 from lengthwise.simulate import tune as tuning
-from lengthwise.simulate.candidates import ORDERS, REFINEMENTS, Candidate, grid
+from lengthwise.simulate.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
 from lengthwise.simulate.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.objectives import (
@@ -130,17 +130,23 @@ def test_goodput_counts_requests_that_meet_every_objective(workload: Workload) -
 
 
 def test_labels_are_policies_that_other_verbs_understand() -> None:
-    found = list(grid(SLOTS, [Cap(MAX_WAIT, 30.0)]))
+    found = list(grid(SLOTS, [Cap(MAX_WAIT, 30.0)], pauses=True, looks=True))
     labels = [each.label for each in found]
     assert len(set(labels)) == len(labels)
     parsed = parse_policies(labels, "declared")
     for each in found:
         ours = make_discipline(**each.discipline)
         theirs = make_discipline(**parsed[each.label].discipline_arguments(SLOTS))
-        for name in ("policy", "parameters", "guards", "preemption", "blend"):
+        for name in ("policy", "parameters", "guards", "preemption", "blend", "pausing", "peek"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), each.label
     policies = {each.policy for each in found}
-    assert policies == {*ORDERS, *(name for name, _ in REFINEMENTS)}
+    assert policies == {*ORDERS, *(name for name, _ in (*REFINEMENTS, *PAUSING))}
+    stalls = {each.guards["max_stall_s"] for each in found if each.guards.get("pausing")}
+    assert len(stalls) > 1
+    assert any(each.guards.get("peek") for each in found)
+    without = list(grid(SLOTS))
+    assert not any(each.guards.get("pausing") for each in without), "nobody can be paused there"
+    assert not any(each.guards.get("peek") for each in grid(SLOTS, pauses=True)), "without a probe"
 
 
 # What is chosen -----------------------------------------------------------------------------
@@ -175,6 +181,18 @@ def test_the_choice_is_near_the_best_of_all_on_an_unseen_seed(
         ):
             gains[each.label] = float(np.mean([gain("mean-e2el", *pair) for pair in pairs]))
     assert gains[tuned.chosen.candidate.label] >= 0.95 * max(gains.values())
+
+
+@pytest.mark.usefixtures("small")
+def test_where_the_first_token_counts_pauses_and_looks_are_chosen(workload: Workload) -> None:
+    engine = replace(BASE.engine, max_seqs=4 * SLOTS)
+    chosen = tune(
+        workload, replace(BASE, engine=engine, probe="noisy-oracle:0.8"), "mean-ttft", (), jobs=1
+    ).chosen
+    assert chosen.candidate.guards["pausing"]
+    assert "peek" in chosen.candidate.guards
+    assert chosen.figures[0]["pauses"] > 0
+    assert chosen.figures[0]["looks"] > 0
 
 
 def test_nothing_on_the_front_is_bettered_on_both(tuned: Tuning) -> None:
@@ -320,8 +338,12 @@ def test_the_command_writes_settings_that_serve_takes(run: Run, trace_file: Path
     low, high = chosen["gain_interval"]
     assert 1.0 < low <= chosen["gain"] <= high
     parsed = parse_policies([chosen["policy"]], "declared")[chosen["policy"]]
-    # As it was simulated, but that poor predictions are not believed, as for every server.
-    assert settings == parsed.model_copy(update={"tau_floor": Settings().tau_floor})
+    # As it was simulated, but that poor predictions are not believed, as for every server, and that
+    # requests are paused only where the engine can.
+    pausing = "auto" if parsed.pausing else False
+    assert settings == parsed.model_copy(
+        update={"tau_floor": Settings().tau_floor, "pausing": pausing}
+    )
 
 
 @pytest.mark.usefixtures("small")

@@ -129,6 +129,7 @@ def _of_log(
     from dataclasses import asdict, replace
 
     from lengthwise.cli.logged import machine_of_log, read_steps
+    from lengthwise.serve.places import MORE
     from lengthwise.simulate.cell import Cell, Workload
     from lengthwise.simulate.doctor import PREDICTORS, limiting, prospects, verdict
     from lengthwise.simulate.signs import signs_of_log
@@ -149,8 +150,9 @@ def _of_log(
     signs = signs_of_log(trace, queue_s, cached, record.steps, machine.engine)
     workload = Workload(trace)
     # What `lengthwise serve` does unless it is told otherwise.
-    usual = Settings(policy="srpt", predictor="declared")
-    base = Cell(label="", discipline={}, load="trace", cost=machine.cost, engine=machine.engine)
+    usual = Settings(policy="srpt", predictor="declared", pausing="auto")
+    engine = replace(machine.engine, max_seqs=MORE * machine.engine.slots)
+    base = Cell(label="", discipline={}, load="trace", cost=machine.cost, engine=engine)
     count = 2 + len(seeds) * (len(PREDICTORS) - 1)
     progress.stage(f"simulating {len(trace):,} requests", total=count)
     fcfs, found = prospects(
@@ -170,9 +172,9 @@ def _of_log(
         "limits": limiting(signs),
         **_signs(signs),
         "simulated": {
-            "policy": "srpt:max_overtakes=auto",
+            "policy": "srpt:pausing=auto;max_overtakes=auto",
             "cost": asdict(machine.cost),
-            "engine": asdict(machine.engine),
+            "engine": asdict(engine),
             "seeds": len(seeds),
             "fcfs": fcfs,
             "predictors": [_described(each) for each in found],

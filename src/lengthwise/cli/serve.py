@@ -166,7 +166,7 @@ def serve(
         probe=wanted,
         emulate=preset,
         engines=None if engines is None else Path(engines.name),
-        pauses=chosen.pauses and not chosen.shadow,
+        more=_places(chosen),
     )
     if not theirs:  # and not before: a server that has this port reads its settings there
         write_settings(chosen, path)
@@ -211,6 +211,15 @@ def serve(
             say("stopped")
         else:
             server.check()
+
+
+def _places(settings: Settings) -> int:
+    """Places in the worker for each request that runs."""
+    from lengthwise.serve.places import MORE, MORE_TO_LOOK
+
+    if not settings.pauses or settings.shadow:
+        return 1
+    return MORE_TO_LOOK if settings.peek else MORE
 
 
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:

@@ -78,6 +78,16 @@ def tune(
             show_default="noisy-oracle:0.5",
         ),
     ] = None,
+    probe_tau: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="How well a probe orders answers once the prompt is computed (its tau, see "
+            "`lengthwise train-probe`): looks at waiting requests are then tried too.",
+            show_default="no probe",
+        ),
+    ] = None,
     requests: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many requests.")
     ] = None,
@@ -112,7 +122,7 @@ def tune(
     --out settings.json`
     """
     import json as json_module
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from rich.console import Console
 
@@ -126,6 +136,7 @@ def tune(
     )
     from lengthwise.errors import InputError
     from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.cell import Cell
     from lengthwise.simulate.objectives import GOODPUT, parse_caps, require_objective
     from lengthwise.simulate.predictions import trace_predictions
@@ -164,15 +175,18 @@ def tune(
             predicts = _as_good_as(predictor, progress)
         if predicts is not None and predicts != "given":
             trace_predictions(source.trace, predicts)  # says what is wrong with it now
+        # As `serve` sizes the worker, so that requests can be paused and looked at.
+        places = (MORE if probe_tau is None else MORE_TO_LOOK) * machine.engine.slots
         default = "0.9" if source.trace.layout == "prompts" else "trace"
         base = Cell(
             label="",
             discipline={},
             load=parse_load(load or default),
             cost=machine.cost,
-            engine=machine.engine,
+            engine=replace(machine.engine, max_seqs=machine.engine.max_seqs or places),
             seed=seed,
             predictor=predicts,
+            probe=None if probe_tau is None else f"noisy-oracle:{probe_tau}",
             objectives=objectives,
         )
         result = choose(
@@ -249,6 +263,8 @@ def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
 
     # What was simulated without a bound must not be given the default one.
     values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}
+    # Where the engine turns out not to be able to, it serves all the same.
+    values |= {name: "auto" for name in ("pausing", "peek") if values.get(name)}
     if values["policy"] == "fcfs":
         return parse_settings(values), ""
     if predictor is not None and Path(predictor).is_dir():

@@ -1,17 +1,18 @@
 """Who runs in a step among running, paused and waiting requests, where pausing costs nothing.
 
 A paused request is left out of the steps; it keeps its KV and its place in the worker, and goes on
-later as if nothing had happened. So no swap costs a recompute, and one rule is left: a swap has to
-be expected to pay. It is not free of risk, since predictions err. In order:
+later as if nothing had happened. So no swap costs a recompute, and one rule is left: a swap must
+not be expected to lose. It is not free of risk, since predictions err. In order:
 
 1. Where the running requests want more blocks than are free, the worst paused ones are freed for
    real, so that the engine does not have to throw out one that runs.
 2. Free slots go to paused and waiting requests in one order. While no newcomer can come in, paused
    ones go on; somebody always runs.
 3. Paused requests whose stall has reached its bound take the place of the worst running ones.
-4. Others swap places where that pays (`rollout.swap_gain`, without a recompute): lengths are
-   expected remaining ones given the age, and a newcomer's prompt counts as work. What is expected
-   to be needed until the newcomer ends has to be free.
+4. Others swap places where completion times are no worse for it (`rollout.swap_gain`, without a
+   recompute): lengths are expected remaining ones given the age, and a newcomer's prompt counts as
+   work. With a short queue both ways are equal, and the newcomer's first token comes sooner. What
+   is expected to be needed until the newcomer ends has to be free.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ from lengthwise.request import PAUSED, RUNNING, WAITING, RequestTable
 #: shortest of many is mostly longer than that.
 MARGIN: Final = 0.25
 
-#: Steps that a swap has to gain: where both ways are equal, a sum's last digit must not decide.
-LEAST_GAIN: Final = 1e-6
+#: Steps that a swap may lose: where both ways are equal, somebody gets its first token sooner, and
+#: a sum's last digit must not decide.
+MOST_LOSS: Final = 1e-6
 
 #: How many times the expected growth has to be free: predictions err, and what is held stays held.
 GROWTH: Final = 3.0
@@ -577,4 +579,4 @@ def _pays(
         facts.block_size,
         False,
     )
-    return chosen if gain > LEAST_GAIN else -1
+    return chosen if gain > -MOST_LOSS else -1

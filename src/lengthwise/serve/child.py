@@ -1,6 +1,6 @@
 """vLLM's OpenAI server as a child that ends when its parent does, even when that one is killed.
 
-Run as `python -m lengthwise.serve.child PARENT_PID [--size-worker] [vLLM's own arguments]`. It
+Run as `python -m lengthwise.serve.child PARENT_PID [--size-worker=N] [vLLM's own arguments]`. It
 starts the module behind `python -m vllm.entrypoints.openai.api_server`, which also starts where the
 `vllm` command does not (the CPU build's command looks for package metadata of another name).
 """
@@ -40,8 +40,8 @@ def serve_by_several(arguments: list[str]) -> None:
 def main() -> None:
     """Become the server."""
     end_with_parent(int(sys.argv.pop(1)))
-    if sys.argv[1:2] == [SIZE]:
-        sys.argv[1:] = sized(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1].startswith(SIZE):
+        sys.argv[1:] = sized(sys.argv[2:], int(sys.argv[1].removeprefix(SIZE)))
     if any(text.startswith(_SEVERAL) for text in sys.argv[1:]):
         serve_by_several(sys.argv[1:])
         return

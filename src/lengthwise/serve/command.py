@@ -82,7 +82,8 @@ class ServerCommand:
         shutdown_timeout_s: for how long it finishes what is open when it is told to end; 0 to cut
             that off at once (vLLM's --shutdown-timeout).
         places: how many requests the worker holds and how many run, where that is known.
-        sizes_worker: the child has to ask vLLM for that; see `serve.places`.
+        sizes_worker: places for each request that runs, where the child has to ask vLLM how many
+            these are, see `serve.places`; 0 where it has not.
     """
 
     arguments: list[str]
@@ -92,7 +93,7 @@ class ServerCommand:
     tls: bool = False
     shutdown_timeout_s: float = 0.0
     places: Places | None = None
-    sizes_worker: bool = False
+    sizes_worker: int = 0
 
     @property
     def url(self) -> str:
@@ -115,7 +116,7 @@ def server_command(
     probe: ProbeWanted | None = None,
     emulate: Preset | None = None,
     engines: Path | None = None,
-    pauses: bool = False,
+    more: int = 1,
 ) -> ServerCommand:
     """Put a server's command line together, and refuse what cannot work before it starts.
 
@@ -132,7 +133,8 @@ def server_command(
             `model` is then `reference`, whose tokenizer it takes.
         engines: the folder where engines keep their numbers, which are then on `/metrics` with
             vLLM's own; None for vLLM's alone.
-        pauses: requests are to be paused, for which the worker needs places.
+        more: places in the worker for each request that runs; more than one where requests are
+            to be paused.
 
     Raises:
         InputError: vLLM is absent or of an unsupported version, a flag is Lengthwise's own, the
@@ -178,8 +180,9 @@ def server_command(
         for name, text in REFERENCE_ENVIRONMENT.items():
             environment.setdefault(name, text)
     seqs, active = (last_value(flag, passed_on) for flag in (SEQS, ACTIVE))
-    places = given_places(seqs, active, int(defaults[SEQS] or 0) if SEQS in defaults else None)
-    if pauses and places is not None and seqs is None:
+    default = int(defaults[SEQS] or 0) if SEQS in defaults else None
+    places = given_places(seqs, active, default, more)
+    if more > 1 and places is not None and seqs is None:
         defaults = {**defaults, **places.flags}
     refuse_offloading_without_memory(passed_on)
     additional["lengthwise"] = ours
@@ -199,8 +202,8 @@ def server_command(
         port,
         tls=bool(given & _TLS_FLAGS),
         shutdown_timeout_s=_seconds(last_value("--shutdown-timeout", passed_on)),
-        places=places if pauses else None,
-        sizes_worker=pauses and seqs is None and places is None,
+        places=places if more > 1 else None,
+        sizes_worker=more if more > 1 and seqs is None and places is None else 0,
     )
     environment[SERVER] = command.url  # by which its engines call it
     return command

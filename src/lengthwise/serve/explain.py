@@ -41,8 +41,12 @@ class Explanation:
         runs_s: when it got a slot, each time.
         preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,
             who got a slot in the same step.
-        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then, and
-            `until_s`, when it went on; None where it has not.
+        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then,
+            `instead`, who got a slot in the same step, `until_s`, when it went on (None where it
+            has not), and `freed`, whether its KV was given up then, for want of memory.
+        paused_s: all of these together, those to the journal's end that have none.
+        longest_stall_s: the longest of them.
+        looked_s: when it was prefilled before its turn, for the probe to read; None where not.
         overtaken_by: later arrivals that got a slot before its first: `request`, `at_s`, `rank`.
         finished: why it ended, in vLLM's words; None where it has not.
         output_tokens: of its answer; None where it has not ended.
@@ -61,6 +65,9 @@ class Explanation:
     runs_s: list[float] = field(default_factory=list)
     preempted: list[dict[str, Any]] = field(default_factory=list)
     paused: list[dict[str, Any]] = field(default_factory=list)
+    paused_s: float = 0.0
+    longest_stall_s: float = 0.0
+    looked_s: float | None = None
     overtaken_by: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None
     output_tokens: int | None = None
@@ -170,13 +177,18 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                     {"request": event["request"], "at_s": at_s, "rank": event["rank"]}
                 )
             continue
+        stalled = bool(told.paused) and told.paused[-1]["until_s"] is None
+        if stalled and event["event"] != "paused":
+            told.paused[-1] |= {"until_s": at_s, "freed": event["event"] == "preempted"}
         if event["event"] == "ran":
             told.runs_s.append(at_s)
+            if event.get("look") and told.looked_s is None:
+                told.looked_s = at_s
             if len(told.runs_s) == 1:
                 told.waited_s = at_s
                 _look(told, event["rank"], event["tier"], event["expected"])
         elif event["event"] == "preempted":
-            instead = _ran_at(events, place, event["t"]) if event["why"] == "policy" else []
+            instead = _ran_at(events, place) if event["why"] == "policy" else []
             told.preempted.append(
                 {
                     "at_s": at_s,
@@ -186,14 +198,25 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                 }
             )
         elif event["event"] == "paused":
-            tokens = event["output_tokens"]
-            told.paused.append({"at_s": at_s, "output_tokens": tokens, "until_s": None})
-        elif event["event"] == "resumed" and told.paused:
-            told.paused[-1]["until_s"] = at_s
+            told.paused.append(
+                {
+                    "at_s": at_s,
+                    "output_tokens": event["output_tokens"],
+                    "instead": _ran_at(events, place),
+                    "until_s": None,
+                    "freed": False,
+                }
+            )
         elif event["event"] == "ended":
             told.finished, told.output_tokens = event["finished"], event["output_tokens"]
             told.total_s = at_s
             break
+    last_s = float(events[-1]["t"]) - t
+    stalls = [
+        (last_s if each["until_s"] is None else each["until_s"]) - each["at_s"]
+        for each in told.paused
+    ]
+    told.paused_s, told.longest_stall_s = sum(stalls), max(stalls, default=0.0)
     return told
 
 
@@ -203,15 +226,16 @@ def _look(told: Explanation, rank: float | None, tier: int | None, expected: flo
     told.expected_tokens = expected
 
 
-def _ran_at(events: list[Event], place: int, t: float) -> list[str]:
+def _ran_at(events: list[Event], place: int) -> list[str]:
     """Who got a slot in the step that an event belongs to."""
-    names = []
-    for event in events[place + 1 :]:
-        if event["t"] > t:
-            break
-        if event["event"] == "ran":
-            names.append(event["request"])
-    return names
+    t = events[place]["t"]
+    first = last = place
+    while first > 0 and events[first - 1]["t"] == t:
+        first -= 1
+    while last + 1 < len(events) and events[last + 1]["t"] == t:
+        last += 1
+    step = events[first : last + 1]
+    return [event["request"] for event in step if event["event"] in ("ran", "resumed")]
 
 
 def in_words(told: Explanation) -> list[str]:
@@ -245,10 +269,19 @@ def in_words(told: Explanation) -> list[str]:
             f"put back at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, "
             f"{_WHY.get(each['why'], each['why'])}{instead}"
         )
+    if told.looked_s is not None:
+        lines.append(f"prefilled before its turn at {told.looked_s:.3f} s, for the probe to read")
     for each in told.paused:
-        went_on = "" if each["until_s"] is None else f", went on at {each['until_s']:.3f} s"
+        ended = "its KV was freed for want of memory" if each["freed"] else "went on"
+        until = "" if each["until_s"] is None else f", {ended} at {each['until_s']:.3f} s"
+        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
         lines.append(
-            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{went_on}"
+            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{until}{instead}"
+        )
+    if len(told.paused) > 1:
+        lines.append(
+            f"paused {len(told.paused)} times, {told.paused_s:.3f} s together and "
+            f"{told.longest_stall_s:.3f} s at most"
         )
     lines += [f"ran again from {at_s:.3f} s on" for at_s in told.runs_s[1:]]
     if told.total_s is not None:

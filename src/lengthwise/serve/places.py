@@ -1,8 +1,8 @@
 """How many requests the worker holds beside those that run, so that paused ones keep their places.
 
 `--max-num-seqs` sizes vLLM's worker and `--max-num-active-seqs` says how many run. Where the user
-names neither, as many run as would have anyway, and the worker holds twice as many. A value
-that the user gave is never changed.
+names neither, as many run as would have anyway, and the worker holds twice as many, four times
+where waiting requests are looked at. A value that the user gave is never changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from lengthwise.errors import InputError
 SEQS: Final = "--max-num-seqs"
 ACTIVE: Final = "--max-num-active-seqs"
 MORE: Final = 2  #: places for each request that runs
-SIZE: Final = "--size-worker"  #: tells the child to do it, which can ask vLLM
+MORE_TO_LOOK: Final = 4  #: the same where waiting requests are looked at, who keep places too
+SIZE: Final = "--size-worker="  #: tells the child to do it, which can ask vLLM; then the places
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,16 @@ class Places:
         )
 
 
-def given_places(seqs: str | None, active: str | None, default: int | None) -> Places | None:
+def given_places(
+    seqs: str | None, active: str | None, default: int | None, more: int = MORE
+) -> Places | None:
     """The size of a worker whose user or whose preset says something of it.
 
     Args:
         seqs: what the user gave as --max-num-seqs, None for nothing.
         active: what the user gave as --max-num-active-seqs.
         default: how many run at once where the user says nothing; None where vLLM decides.
+        more: places for each that runs.
 
     Returns:
         The size; None where nothing can be said of it, or nobody can be paused.
@@ -81,10 +85,10 @@ def given_places(seqs: str | None, active: str | None, default: int | None) -> P
     if held is not None or default is None:
         return None
     slots = default if slots is None else slots
-    return Places(slots, max(MORE * slots, default))
+    return Places(slots, max(more * slots, default))
 
 
-def sized(arguments: Sequence[str]) -> list[str]:
+def sized(arguments: Sequence[str], more: int = MORE) -> list[str]:
     """The server's arguments with the size of its worker; the same where vLLM or the model forbids.
 
     Called in the server's process: it takes vLLM itself to say how many would run, and what the
@@ -96,7 +100,8 @@ def sized(arguments: Sequence[str]) -> list[str]:
     if not isinstance(found, ServedModel):
         _say(f"nobody is paused: {found}")
         return list(arguments)
-    places = given_places(None, None if found.active is None else str(found.active), found.slots)
+    active = None if found.active is None else str(found.active)
+    places = given_places(None, active, found.slots, more)
     assert places is not None
     _say(f"{places}; {places.cost(found.vocabulary)}")
     return [*arguments, *with_values(places.flags)]

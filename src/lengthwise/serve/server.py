@@ -59,7 +59,7 @@ class Server:
             [
                 sys.executable,
                 *("-m", "lengthwise.serve.child", str(os.getpid())),
-                *([SIZE] if command.sizes_worker else []),
+                *([f"{SIZE}{command.sizes_worker}"] if command.sizes_worker else []),
                 *command.arguments,
             ],
             env=command.environment,

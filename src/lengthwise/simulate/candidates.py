@@ -30,6 +30,10 @@ REFINEMENTS: Final[tuple[tuple[str, dict[str, float]], ...]] = (
     ("trail", {"c": 0.5}),
     ("trail", {"c": 0.8}),
 )
+#: The same where whoever makes way keeps its KV, with bounds on its stall, s, the tightest first;
+#: with a probe, also with looks at requests before their turn.
+PAUSING: Final[tuple[tuple[str, dict[str, float]], ...]] = (("srpt", {}), ("gittins", {}))
+_STALLS_S: Final = (2.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Candidate:
     def label(self) -> str:
         """As `lengthwise simulate --policy` takes it."""
         options = {**self.parameters, **self.guards}.items()
-        shown = ";".join(f"{name}={value}" for name, value in options)
+        shown = ";".join(f"{name}={str(value).lower()}" for name, value in options)
         return f"{self.policy}:{shown}" if shown else self.policy
 
 
@@ -76,14 +80,34 @@ def orders(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
         yield Candidate(policy, {}, bound | ({"blend": blend} if blend < 1.0 else {}))
 
 
-def refinements(bounds: Iterable[dict[str, Any]]) -> Iterator[Candidate]:
-    """Every preempting policy with each of these bounds."""
+def refinements(
+    bounds: Iterable[dict[str, Any]], pauses: bool = False, looks: bool = False
+) -> Iterator[Candidate]:
+    """Every preempting policy with each of these bounds.
+
+    Args:
+        bounds: arguments of `make_discipline`.
+        pauses: there are places for paused requests.
+        looks: there is a probe, which reads prompts before their turn.
+    """
+    bounds = list(bounds)
     for guards, (policy, parameters) in itertools.product(bounds, REFINEMENTS):
         yield Candidate(policy, parameters, guards)
+    if not pauses:
+        return
+    peeks: tuple[dict[str, Any], ...] = ({}, {"peek": True}) if looks else ({},)
+    for guards, (policy, parameters), stall_s, peek in itertools.product(
+        bounds, PAUSING, _STALLS_S, peeks
+    ):
+        pausing = {"pausing": True, "max_stall_s": stall_s, **peek}
+        yield Candidate(policy, parameters, {**guards, **pausing})
 
 
-def grid(slots: int, caps: Sequence[Cap] = ()) -> Iterator[Candidate]:
+def grid(
+    slots: int, caps: Sequence[Cap] = (), pauses: bool = False, looks: bool = False
+) -> Iterator[Candidate]:
     """Every policy with every bound, for an exhaustive search."""
     found = list(orders(slots, caps))
     yield from found
-    yield from refinements(each.guards for each in found if each.policy == ORDERS[0])
+    bounds = (each.guards for each in found if each.policy == ORDERS[0])
+    yield from refinements(bounds, pauses, looks)

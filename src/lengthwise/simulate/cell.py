@@ -38,6 +38,7 @@ class Cell:
         engine: limits of each engine.
         cost: of its steps.
         predictor: see `trace_predictions`; "given" for the predictions that come with the trace.
+        probe: the same, as a probe says it of a prompt that has been computed; None without one.
         replicas: engines.
         router: see `simulate`, as are the next two.
         routers: in front of the engines.
@@ -54,6 +55,7 @@ class Cell:
     cv: float | None = None
     seed: int = 0
     predictor: str | None = None
+    probe: str | None = None
     replicas: int = 1
     router: str = "least-outstanding"
     routers: int = 1
@@ -136,12 +138,16 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
             predictions = workload.predictions
         elif predictor is not None:
             predictions = trace_predictions(trace, predictor, cell.seed)
+    probe = None
+    if cell.probe is not None and discipline.refines:
+        probe = trace_predictions(trace, cell.probe, cell.seed)
     simulated = simulate(
         trace,
         discipline,
         cell.cost,
         cell.engine,
         predictions=predictions,
+        probe=probe,
         replicas=cell.replicas,
         router=cell.router,
         routers=cell.routers,
@@ -180,6 +186,8 @@ def summary(simulated: Simulation, objectives: Mapping[str, float] | None = None
         "steps": simulated.step_count,
         "preemptions": int(requests["preemptions"].sum()),
         "memory_preemptions": int(requests["memory_preemptions"].sum()),
+        "pauses": int(requests["pauses"].sum()),
+        "looks": int(requests["looks"].sum()),
         "recomputed_tokens": int(requests["recomputed_tokens"].sum()),
         "cached_tokens": int(requests["cached_tokens"].sum()),
         "max_overtaken": int(requests["overtaken"].max(initial=0)),

@@ -2,9 +2,10 @@
 
 The field is narrowed in rungs, each dearer per candidate than the last (as in successive halving,
 Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943): every bound under orders that never
-preempt; the bounds that did best under those that do; of a long trace up to here only the stretch
-with the most waiting; then the better ones on the whole of it; and the best are judged on seeds
-that chose nothing, since the seeds that did flatter what they chose.
+preempt; the bounds that did best under those that do, with recompute and with pauses; of a long
+trace up to here only the stretch with the most waiting; then the better ones on the whole of it;
+and the best are judged on seeds that chose nothing, since the seeds that did flatter what they
+chose.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def tune(
     part = _stretch(workload, base)
     plain = list(orders(base.engine.slots, caps))
     tried = player.play("trying bounds", part, plain, seed)
-    refined = list(_refinements(player.best(tried, _SLACK)))
+    pauses, looks = base.engine.places > base.engine.slots, base.probe is not None
+    refined = list(_refinements(player.best(tried, _SLACK), pauses, looks))
     tried += player.play("trying preemption", part, refined, seed)
     if part is not workload:
         kept = player.best(tried, _SLACK)[:_KEPT] + player.front(tried)
@@ -259,10 +261,11 @@ class _Player:
         return f"no candidate is better on {self.objective}{within}"
 
 
-def _refinements(best: Sequence[Judged]) -> Iterator[Candidate]:
+def _refinements(best: Sequence[Judged], pauses: bool, looks: bool) -> Iterator[Candidate]:
     """Preempting policies, with the bounds under which shortest first did best."""
     shortest = [each for each in best if each.candidate.policy == ORDERS[0]]
-    yield from refinements(each.candidate.guards for each in _distinct(shortest)[:_REFINED])
+    bounds = (each.candidate.guards for each in _distinct(shortest)[:_REFINED])
+    yield from refinements(bounds, pauses, looks)
 
 
 def _choose(passed: Sequence[Judged], order: Sequence[str]) -> Judged | None:

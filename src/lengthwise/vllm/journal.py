@@ -1,4 +1,4 @@
-"""The journal: who came, ran, was put back and ended, in a folder of bounded size.
+"""The journal: who came, ran, was paused or put back and ended, in a folder of bounded size.
 
 What `lengthwise explain` reads. Two segments of JSON lines; when the newer one is full, the older
 one makes room. No prompt is written. What the disk does not take is lost and counted.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
+from lengthwise.request import LOOKING
 from lengthwise.vllm import compat
 from lengthwise.vllm.journal import Journal
 from lengthwise.vllm.observers import Containment
@@ -106,7 +107,10 @@ class JournalNotes:
         row = self._live.row(request.request_id)
         index = int(self._live.table["arrival_index"][row])
         rank, tier, expected = self._place_and_prediction(row)
-        self._put("ran", request, now, index=index, rank=rank, tier=tier, expected=expected)
+        facts = {"index": index, "rank": rank, "tier": tier, "expected": expected}
+        if self._live.table["look"][row] == LOOKING:
+            facts["look"] = True
+        self._put("ran", request, now, **facts)
 
     def _look_at_queue(self, now: float) -> None:
         rows = {

@@ -1,0 +1,89 @@
+"""What pausing was measured to bring, as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from scripts.result_tables import Row, table
+
+NAMES: Final = {
+    "castillo": "Llama-3.1-8B, with runaways (CASTILLO)",
+    "log-normal": "log-normal, σ 1.4",
+    "vicuna": "Vicuna-7B",
+    "azure-conversations": "Azure, conversations",
+    "azure-code": "Azure, code",
+}
+FIGURES: Final = ("mean", "p99", "ttft", "longest_wait")
+HEADS: Final = ("mean", "p99", "TTFT", "longest wait")
+
+
+def pausing_summary(kept: Row) -> list[str]:
+    """srpt that never preempts, and with pauses, where there is something to gain."""
+    rows = []
+    for load in (0.9, 1.15):
+        for name in ("castillo", "log-normal", "vicuna"):
+            never, paused = (
+                _one(kept["rows"], workload=name, load=load, kv="ample", policy=policy, **how)
+                for policy, how in (
+                    ("srpt:preemption=never", {}),
+                    ("srpt", {"pausing": True, "tau_probe": None}),
+                )
+            )
+            pairs = [f"{never[figure]:.2f} → {paused[figure]:.2f}×" for figure in FIGURES]
+            rows.append([NAMES[name], str(load), *pairs])
+    return table(["lengths", "load", *HEADS], rows)
+
+
+def pausing_table(kept: Row) -> list[str]:
+    """srpt in all its forms, for every kind of requests and memory."""
+    rows = []
+    for row in kept["rows"]:
+        if row["policy"].partition(":")[0] != "srpt":
+            continue
+        form = "never" if row["policy"].endswith("never") else "computes again"
+        if row["pausing"]:
+            form = "pauses, looks" if row["peek"] else "pauses"
+            form += "" if row["tau_probe"] is None or row["peek"] else ", probe"
+        rows.append(
+            [
+                NAMES[row["workload"]],
+                str(row["load"]),
+                row["kv"] if row["kv"] == "ample" else f"{row['kv']}×",
+                form,
+                *(f"{row[figure]:.2f}×" for figure in FIGURES),
+                f"{row['swaps']:,.0f}",
+                f"{row['recomputed_tokens']:,.0f}",
+            ]
+        )
+    return table(["lengths", "load", "KV", "`srpt`", *HEADS, "swaps", "tokens again"], rows)
+
+
+def grid_table(kept: Row) -> list[str]:
+    """A line for each batch and memory: the worst, the median and the best of its points."""
+    rows = []
+    for slots in (16, 64, 256):
+        for memory in ("ample", "1.5", "1.0"):
+            some = [row for row in kept["rows"] if (row["slots"], row["kv"]) == (slots, memory)]
+            spreads = []
+            for figure in FIGURES:
+                values = sorted(row[figure] for row in some)
+                middle = values[len(values) // 2]
+                spreads.append(f"{middle:.2f} ({values[0]:.3f}–{values[-1]:.2f})")
+            label = memory if memory == "ample" else f"{memory}×"
+            rows.append([str(slots), label, str(len(some)), *spreads])
+    return table(["slots", "KV", "points", *HEADS], rows)
+
+
+def _one(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
+    (found,) = (
+        row for row in rows if all(row.get(name) == value for name, value in wanted.items())
+    )
+    return found
+
+
+PAUSING_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
+    "pausing-summary": pausing_summary,
+    "pausing": pausing_table,
+    "preemption-grid": grid_table,
+}
