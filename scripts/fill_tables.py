@@ -85,7 +85,7 @@ COMMANDS = {
     "recorded-steps": "python bench/recorded_steps.py --clock processor --json",
     "deadlines": "python bench/deadlines.py --json",
     "tenants": "python bench/tenants.py --json",
-    "replicas": "python bench/replicas.py --json",
+    "replicas": "python bench/replicas.py --seeds 1 --json",
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
     "pausing": "python bench/pausing.py --json",
     "preemption-grid": "python bench/preemption_grid.py --json",

@@ -49,6 +49,22 @@ def test_what_ray_has_its_own_way_for_is_refused(
     assert says in refusal(*flags)
 
 
+def test_paused_requests_take_no_slot(tmp_path: Path) -> None:
+    from lengthwise.ray.run import replica_arguments
+
+    command = server_command(
+        "reference",
+        tmp_path / "settings.json",
+        host="127.0.0.1",
+        port=free_port(),
+        flags=["--max-num-seqs", "8", "--max-num-active-seqs", "4"],
+        emulate=parse_preset("a100:llama-3-8b"),
+    )
+    told = replica_arguments(command, Settings(predictor="declared"), 2, "reference")
+    assert told.router is not None
+    assert told.router["slots"] == 4
+
+
 @pytest.mark.parametrize(("policy", "order"), [("fcfs", "arrival"), ("srpt", "shortest")])
 def test_a_replica_is_what_one_server_would_be(policy: str, order: str, tmp_path: Path) -> None:
     from lengthwise.ray.run import replica_arguments

@@ -33,7 +33,7 @@ app = build_app(
         },
         "router": {"predictor": "declared", "tokenizer": "reference", "slots": SLOTS},
         "environment": {"RAYLLM_VLLM_ENGINE_CLS": "lengthwise.ray.engine.EmulatedEngine"},
-        "cpus": 0.5,
+        "cpus": 0.25,
     }
 )
 

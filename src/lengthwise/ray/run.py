@@ -68,6 +68,8 @@ def replica_arguments(
         del engine["distributed_executor_backend"]
         environment[_ENGINE_VARIABLE] = _ENGINE
     predictor = settings.predictor
+    # With pauses vLLM holds more requests than run at once.
+    slots = given.get("max_num_active_seqs") or given.get("max_num_seqs") or _SLOTS
     return Arguments(
         model_id=served[0],
         model_source=given["model"],
@@ -78,7 +80,7 @@ def replica_arguments(
         router={
             "predictor": "declared" if predictor in (None, NO_PREDICTOR) else predictor,
             "tokenizer": model,
-            "slots": given.get("max_num_seqs", _SLOTS),
+            "slots": slots,
             "order": "arrival" if settings.policy == "fcfs" or settings.shadow else "shortest",
         },
     )

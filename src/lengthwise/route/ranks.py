@@ -27,7 +27,6 @@ from lengthwise.hints.middleware import (
     Send,
     is_completion,
 )
-from lengthwise.policy.replicas import ROUTERS
 from lengthwise.route.bookings import Bookings
 from lengthwise.route.work import WorkPredictor, body_of
 
@@ -66,7 +65,7 @@ class Ranks:
             os.environ.get(PREDICTOR, "declared"), os.environ.get(TOKENIZER, "reference")
         )
         self._numbers = count()
-        logger.info("Lengthwise: ranks by %s among %d", ROUTERS[-1], ranks)
+        logger.info("Lengthwise: requests go to the one of %d ranks where they wait least", ranks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
