@@ -3,15 +3,16 @@
     python bench/replicas.py             a table
     python bench/replicas.py --json      a list of rows
 
-Simulated: engines of an 8B model on an A100 with 16 slots each, a load of 0.9, log-normal answers
-(mean 150 tokens, sigma 1.5), predictions with a Kendall tau of 0.5. Five ways to choose a replica,
+Simulated: engines of an 8B model on an A100 with four slots each, a load of 0.9, log-normal answers
+(mean 150 tokens, sigma 1.5), predictions with a Kendall tau of 0.5. Six ways to choose a replica,
 in front of engines that serve in the order of arrival (fcfs) or by predicted length (srpt). One
 router knows all; or sixteen routers take turns, and each knows what it has sent itself, and of the
 others' requests what was so `stale_s` seconds ago, at most. With old news whoever seemed the least
 loaded is chosen by all of them at once: they herd.
 
-`decide_us` is measured: what one decision takes a router of Ray Serve with so many replicas, each
-of which has all its slots taken and half as many requests waiting.
+`decide_us` is measured: what one decision, its booking and its release take a router of Ray Serve
+with so many replicas, each of which has all its slots taken and half as many requests waiting, for
+a prompt of 2,000 characters that one of them has seen. The prediction itself comes before it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bench.rows import print_rows
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
 from lengthwise.route.bookings import Bookings
+from lengthwise.route.prefixes import Prefixes
 from lengthwise.simulate import simulate
 from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.predictions import trace_predictions
@@ -39,10 +41,10 @@ from lengthwise.workload.synthetic import synthetic_trace
 
 REPLICAS: Final = (2, 8, 64, 512)
 POLICIES: Final = ("fcfs", "srpt")
-NEWS: Final = ((1, 0.0), (16, 1.0), (16, 10.0))  # routers, and how old their news may be, s
+NEWS: Final = ((1, 0.0), (16, 5.0))  # routers, and how old their news may be, s
 LOAD: Final = 0.9
-SLOTS: Final = 16
-EACH: Final = 120  # requests a replica
+SLOTS: Final = 4
+EACH: Final = 60  # requests a replica
 LEAST: Final = 3_000  # of all
 DECISIONS: Final = 200
 
@@ -104,14 +106,19 @@ def decision_us(count: int, seed: int = 0) -> float:
     """The median time of one decision with its booking and its release, in µs."""
     random = np.random.default_rng(seed)
     books = Bookings(SLOTS, shortest_first=True)
-    books.use(range(count), 0.0)
+    books.use(dict.fromkeys(range(count), 1_000), 0.0)
+    prefixes = Prefixes()
+    prompts = [f"{k:>1000}" * 2 for k in range(count)]
+    for k, prompt in enumerate(prompts):
+        prefixes.add(prompt, books.row(k))
     for k in range(count):
         for place in range(SLOTS + SLOTS // 2):
             books.book(f"{k}-{place}", k, float(random.lognormal(4.0, 1.5)), 0.0)
     took = []
     for each in range(DECISIONS):
         expected, began = float(random.lognormal(4.0, 1.5)), time.perf_counter()
-        chosen = books.choose(expected, 1.0)
+        saved_s = 5e-5 * prefixes.seen_tokens(prompts[each % count], books.rows)
+        chosen = books.choose(expected, 1.0, saved_s=saved_s)
         assert chosen is not None
         books.book("new", chosen, expected, 1.0)
         books.release("new", 1.0)

@@ -77,7 +77,7 @@ class TimedEngine:
         vllm_policy: str,
         batch: int,
         waiting: int,
-        settings: dict[str, object] | None,
+        settings: dict[str, object] | str | None,
     ) -> None:
         self._lag = int(base == "AsyncScheduler")
         num_blocks = 1 + batch * (1 + (PROMPT_TOKENS + ANSWER_TOKENS[1]) // BLOCK_SIZE) * 2

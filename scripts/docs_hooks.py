@@ -103,16 +103,21 @@ def plain(text: str | None) -> str:
 
 def settings(_: str) -> str:
     """Every key of the settings file."""
-    from lengthwise.vllm.settings import Settings
+    return keys("lengthwise.vllm.settings:Settings")
 
+
+def keys(where: str) -> str:
+    """Every key of an object that a pydantic model describes, `module:Class`."""
+    module, _, name = where.partition(":")
+    model = getattr(importlib.import_module(module), name)
     rows = [
         (
             f"`{name}`",
             f"`{type_name(field.annotation)}`",
-            f"`{json.dumps(field.default)}`",
+            "" if field.is_required() else f"`{json.dumps(field.default)}`",
             one_line(field.description),
         )
-        for name, field in Settings.model_fields.items()
+        for name, field in model.model_fields.items()
     ]
     return table(("key", "type", "default", "meaning"), rows)
 
@@ -376,6 +381,32 @@ def escape(text: str) -> str:
     return text.replace("|", "\\|").replace("[", "\\[")
 
 
+def rooms(_: str) -> str:
+    """The packages of the source, each with its purpose, those that import nothing first."""
+    source = ROOT / "src/lengthwise"
+    uses = {
+        folder.name: {
+            name
+            for path in folder.rglob("*.py")
+            for name in re.findall(r"from lengthwise\.(\w+)", path.read_text(encoding="utf-8"))
+            if (source / name).is_dir() and name != folder.name
+        }
+        for folder in sorted(source.iterdir())
+        if (folder / "__init__.py").is_file()
+    }
+    rows: list[tuple[str, str, str]] = []
+    while uses:
+        lowest = [name for name in uses if not uses[name] & uses.keys()]
+        assert lowest, f"packages import each other in a circle: {', '.join(uses)}"
+        for name in lowest:
+            says = (source / name / "__init__.py").read_text(encoding="utf-8")
+            purpose = says.removeprefix('"""').partition('"""')[0].partition("\n\n")[0]
+            below = ", ".join(f"`{each}`" for each in sorted(uses[name])) or "—"
+            rows.append((f"`{name}`", one_line(purpose), below))
+        uses = {name: used for name, used in uses.items() if name not in lowest}
+    return table(("package", "what it is", "imports"), rows)
+
+
 GENERATORS: dict[str, Callable[[str], str]] = {
     "command": command,
     "counters": counters,
@@ -386,6 +417,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "guessed-columns": guessed_columns,
     "hint-outcomes": hint_outcomes,
     "gateway-outcomes": gateway_outcomes,
+    "keys": keys,
     "layouts": layouts,
     "policies": policies,
     "policy": policy,
@@ -393,6 +425,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "python": python,
     "reference-flags": reference_flags,
     "request": request,
+    "rooms": rooms,
     "settings": settings,
     "tau-figure": tau_figure,
     "theory": theory,

@@ -19,6 +19,8 @@
     python scripts/fill_tables.py recorded-steps r.json   of bench/recorded_steps.py --json
     python scripts/fill_tables.py deadlines d.json        of bench/deadlines.py --json
     python scripts/fill_tables.py tenants t.json          of bench/tenants.py --json
+    python scripts/fill_tables.py replicas r.json         of bench/replicas.py --json
+    python scripts/fill_tables.py ray-cluster c.json      of bench/ray_cluster.py --json
     python scripts/fill_tables.py pausing p.json          of bench/pausing.py --json
     python scripts/fill_tables.py preemption-grid g.json  of bench/preemption_grid.py --json
     python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
@@ -48,6 +50,7 @@ from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
+from scripts.replica_tables import REPLICA_TABLES
 from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
@@ -82,6 +85,8 @@ COMMANDS = {
     "recorded-steps": "python bench/recorded_steps.py --clock processor --json",
     "deadlines": "python bench/deadlines.py --json",
     "tenants": "python bench/tenants.py --json",
+    "replicas": "python bench/replicas.py --json",
+    "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
     "pausing": "python bench/pausing.py --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "versions": "make test-versions",
@@ -190,6 +195,7 @@ def filled(text: str) -> str:
             **PRESET_TABLES,
             **FIGURE_TABLES,
             **SERVICE_TABLES,
+            **REPLICA_TABLES,
             **PAUSING_TABLES,
             "recorded-steps": recorded_table,
         }

@@ -72,8 +72,11 @@ def rank(engine: PlainEngine) -> None:
         held = row.computed_tokens if row.state == RUNNING else row.cached_tokens
         row.prefill_work = engine.prefill_weight * max(row.prompt_tokens + row.age - held - 1, 0)
     price, guards = engine.token_work, chosen.guards.view(np.recarray)[0]
-    queued = sum(int(job.row.remaining + price * job.known + 0.5) for job in engine.waiting)
     mean = (engine.decoded + price * engine.prefilled) / max(engine.admissions, 1)
+    queued = sum(
+        int((job.row.remaining + price * job.known if job.row.expected else mean) + 0.5)
+        for job in engine.waiting
+    )
     for job in engine.running + engine.waiting:
         row = job.row
         if row.state != RUNNING:

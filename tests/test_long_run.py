@@ -76,6 +76,7 @@ def names_within(parts: dict[str, object]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.timeout(900 + REQUESTS // 100)
 @pytest.mark.parametrize("lag", [0, 1])
 def test_nothing_is_left_of_many_requests(lag: int, tmp_path: Path) -> None:
     from vllm.v1.request import RequestStatus

@@ -144,6 +144,21 @@ def test_a_rank_moves_to_the_front_only(rank: float, late: float, later: float) 
     assert hastened(-np.inf, late) == -np.inf
 
 
+def test_where_nothing_is_predicted_each_counts_as_the_mean_request() -> None:
+    """And not as no work at all, by which everybody would be late at once."""
+    table = new_table(4)
+    table["state"], table["prompt_tokens"] = WAITING, 20
+    discipline = make_discipline("shortest-prefill-first", max_lead=1.0)
+    assert not discipline.needs_predictions
+    order = StepOrder()
+    order.rank(discipline, table, 4, 0.0, 1, decoded=500, prefilled=100, admissions=6)
+    assert (table["queued_work"] == 4 * round(500 / 6)).all()
+    table["expected"] = table["remaining"] = 7.0
+    table["queued_work"] = 0
+    order.rank(discipline, table, 4, 0.0, 1, decoded=500, prefilled=100, admissions=6)
+    assert (table["queued_work"] == 4 * 7).all()
+
+
 def test_of_a_tenant_that_is_ahead_nothing_is_brought_forward() -> None:
     """However late its requests get: shares go before leads, and nothing is divided by zero."""
     discipline = make_discipline("srpt", max_lead=1.0, max_tenant_lead=10.0)

@@ -185,4 +185,5 @@ def test_many_routers_with_old_news_herd_and_drawing_two_helps() -> None:
     fresh, stale = mean("least-outstanding", 1, 0.0), mean("least-outstanding", 16, 5.0)
     assert stale > 1.2 * fresh
     assert mean("power-of-two", 16, 5.0) < stale
+    assert mean("predicted-wait-of-two", 16, 5.0) < mean("predicted-wait", 16, 5.0)
     assert mean("round-robin", 1, 0.0) == mean("round-robin", 16, 5.0)

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     },
     "gateway": {"request", "policy", "workload", "predict", "hints", "vllm"},
     "route": {"policy", "hints"},
-    "ray": {"policy", "predict", "route", "vllm", "emulate", "serve"},
+    "ray": {"policy", "simulate", "predict", "route", "vllm", "emulate", "serve"},
     "compare": {
         "serve",
         "workload",

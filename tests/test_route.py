@@ -6,14 +6,16 @@ import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.errors import InputError
 from lengthwise.reference import model_path
-from lengthwise.route.bookings import Bookings
+from lengthwise.route import Bookings, Ranks
 from lengthwise.route.prefixes import Prefixes
 from lengthwise.route.work import WorkPredictor, answers_of, body_of, text_of
 
@@ -22,7 +24,7 @@ NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
 def books(*names: str, slots: int = 1, **more: float) -> Bookings:
     made = Bookings(slots, shortest_first=False, **more)
-    made.use(names, 0.0)
+    made.use(dict.fromkeys(names, 99), 0.0)
     return made
 
 
@@ -44,7 +46,7 @@ def test_whatever_happens_the_books_balance(data: st.DataObject) -> None:
                 where[f"r{step}"] = str(chosen)
         elif deed == "use":
             there = data.draw(st.lists(st.sampled_from(NAMES), unique=True))
-            made.use(there, now)
+            made.use(dict.fromkeys(there, 99), now)
             where = {name: at for name, at in where.items() if at in there}
         elif deed == "drop":
             gone = data.draw(st.sampled_from(NAMES))
@@ -87,7 +89,7 @@ def test_a_new_replica_takes_its_share_and_a_lost_one_leaves_nothing() -> None:
     made = books("a", "b")
     for k in range(12):
         made.book(f"r{k}", "ab"[k % 2], 50.0, 0.0)
-    made.use(["b", "c"], 0.0)
+    made.use({"b": 99, "c": 99}, 0.0)
     assert len(made) == 6
     assert [made.choose(50.0, 0.0) for _ in range(3)] == ["c"] * 3
     for k in range(6):
@@ -108,11 +110,22 @@ def test_requests_of_other_routers_count_until_the_news_is_old() -> None:
 
 def test_full_replicas_are_passed_over() -> None:
     made = books("a", "b")
-    assert made.choose(1.0, 0.0, closed=["a"]) == "b"
-    assert made.choose(None, 0.0, closed=["a"]) == "b"
-    assert made.choose(1.0, 0.0, closed=["a", "b", "stranger"]) is None
-    assert made.choose(None, 0.0, closed=["a", "b"]) is None
-    assert made.choose(1.0, 0.0) is not None
+    made.use({"a": 1, "b": 2}, 0.0)
+    made.book("one", "a", 1.0, 0.0)
+    assert made.choose(1.0, 0.0) == made.choose(None, 0.0) == "b"
+    made.hear("b", 2, 0.0)
+    assert made.choose(1.0, 0.0) is made.choose(None, 0.0) is None
+    made.release("one", 0.0)
+    assert made.choose(1.0, 0.0) == "a"
+    assert made.choose(1.0, 0.0, among=["b", "stranger"]) is None
+
+
+def test_drawing_two_never_looks_at_a_third() -> None:
+    made = Bookings(1, draws=True)
+    made.use(dict.fromkeys(NAMES, 99), 0.0)
+    made.book("one", "a", 10.0, 0.0)
+    chosen = {made.choose(10.0, 0.0) for _ in range(200)}
+    assert chosen == set(NAMES) - {"a"}
 
 
 def test_a_prefix_is_followed_as_far_as_it_was_seen() -> None:
@@ -209,3 +222,65 @@ def test_a_predictor_that_cannot_be_loaded_costs_nobody_a_request(
     (tmp_path / "config.json").write_text(json.dumps({"kind": "lexical"}))
     assert asked(WorkPredictor(str(tmp_path), None), {"prompt": "Hi"}) == [None]
     assert log.text.count("routing without predictions") == 1
+
+
+def test_ranks_are_told_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long requests on one rank, whose answers do not come, leave the other one for short ones."""
+    monkeypatch.setenv("LENGTHWISE_RANKS", "2")
+    monkeypatch.setenv("LENGTHWISE_RANKS_SLOTS", "1")
+    ranks: list[bytes | None] = []
+    bodies: list[bytes] = []
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        ranks.append(dict(scope["headers"]).get(b"x-data-parallel-rank"))
+        bodies.append((await receive())["body"])
+        if b"wait" in bodies[-1]:
+            await asyncio.Event().wait()
+
+    async def ask(ranks_: Ranks, prompt: str, headers: Any = ()) -> None:
+        body = json.dumps({"prompt": prompt, "vllm_xargs": {"lengthwise_expected_tokens": 9}})
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body.encode(), "more_body": False}
+
+        async def send(message: Any) -> None: ...
+
+        await ranks_(scope, receive, send)
+
+    async def talk() -> None:
+        made = Ranks(server)
+        waits = asyncio.create_task(ask(made, "wait"))
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            await ask(made, "short")
+        await ask(made, "named", [(b"x-data-parallel-rank", b"7")])
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        assert len(made._books) == 0
+
+    asyncio.run(talk())
+    first, *others, named = ranks
+    assert others == [b"1" if first == b"0" else b"0"] * 3
+    assert named == b"7"
+    assert all(json.loads(body)["prompt"] for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LENGTHWISE_RANKS", "none"),
+        ("LENGTHWISE_RANKS_SLOTS", "0"),
+        ("LENGTHWISE_RANKS_ORDER", "x"),
+    ],
+)
+def test_ranks_refuse_what_makes_no_sense(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENGTHWISE_RANKS", "2")
+    monkeypatch.setenv(name, value)
+
+    async def server(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with pytest.raises(InputError, match=name):
+        Ranks(server)

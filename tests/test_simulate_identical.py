@@ -106,8 +106,9 @@ def plain(
         row.priority, row.arrival_s = classes[i], trace.arrival_s[i]
         row.tenant = tenants[i]
         row.prompt_tokens = trace.prompt_tokens[i]
-        for name, value in zip(PREDICTION, predictions[i], strict=True):
-            row[name] = value
+        if discipline.needs_predictions:
+            for name, value in zip(PREDICTION, predictions[i], strict=True):
+                row[name] = value
         row.initial = row.expected
         row.remaining = row.expected
         jobs.append(Job(i, row, int(trace.output_tokens[i])))

@@ -63,6 +63,11 @@ def router(
                 if each not in unfinished[k]:
                     fleet.release(sent.pop(each), served[each].finish_s)
         chosen = fleet.choose(expected[place], arrival_s)
+        if name == "predicted-wait-of-two":
+            chosen = min(
+                (first[place], second[place]),
+                key=lambda k: (fleet.wait(k, expected[place], arrival_s), fleet.outstanding(k)),
+            )
         sent[place] = fleet.book(chosen, expected[place], arrival_s)
         return chosen
 
@@ -73,7 +78,7 @@ def router(
         served: Sequence[Served],
     ) -> int:
         outstanding = [len(places) for places in unfinished]
-        if name == "predicted-wait":
+        if name.startswith("predicted-wait"):
             return least_wait(place, arrival_s, unfinished, served)
         if name == "round-robin":
             return place % engines

@@ -31,7 +31,7 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
 ) -> None:
     """Say why a request waited: its rank and tier, what was predicted, who overtook it, when it was
-    paused, or preempted and for whom.
+    paused or preempted, for how long and for whom.
 
     The server must keep a journal (the setting `journal`). It may run on meanwhile: the journal is
     a quarter of a second behind. A request that still waits is explained as far as it got.

@@ -224,9 +224,8 @@ def _places(settings: Settings) -> int:
 
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
     from lengthwise.ray.run import Replicas, replica_arguments
-    from lengthwise.serve.command import model_path
 
-    arguments = replica_arguments(command, settings, count, model_path(model))
+    arguments = replica_arguments(command, settings, count, model)
     with Replicas(arguments, command.host, command.port) as replicas:
         say(f"{count} replicas ready at {command.url}/v1 (Ctrl-C stops)")
         try:

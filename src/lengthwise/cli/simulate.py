@@ -108,8 +108,8 @@ def simulate(
     router: Annotated[
         str,
         typer.Option(
-            help="round-robin, least-outstanding, power-of-two, least-predicted-work or "
-            "predicted-wait."
+            help="round-robin, least-outstanding, power-of-two, least-predicted-work, "
+            "predicted-wait or predicted-wait-of-two."
         ),
     ] = "least-outstanding",
     cv: Annotated[

@@ -94,7 +94,7 @@ class Middleware:
         """The ASGI interface."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
-        elif _is_completion(scope):
+        elif is_completion(scope):
             await self._pass_on(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -132,7 +132,7 @@ class Middleware:
         return estimator
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        read = _BodyReader(receive, self._most_bytes)
+        read = BodyReader(receive, self._most_bytes)
         body = await read.whole()
         if body is None:
             # Too large, or its client has gone: what was read of it is told again.
@@ -211,7 +211,7 @@ class Middleware:
             logger.warning("Lengthwise: requests are passed on without hints: %s", reason)
 
 
-class _BodyReader:
+class BodyReader:
     """Reads a request's body, and tells it again to whoever asks next."""
 
     def __init__(self, receive: Receive, most_bytes: int) -> None:
@@ -245,7 +245,8 @@ class _BodyReader:
         return self._messages.pop(0) if self._messages else await self._receive()
 
 
-def _is_completion(scope: Scope) -> bool:
+def is_completion(scope: Scope) -> bool:
+    """Whether a request asks for completions, in a body that can be read."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     if not scope["path"].endswith(_PATHS):

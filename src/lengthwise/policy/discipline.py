@@ -198,11 +198,11 @@ def make_discipline(
     """
     chosen = get_policy(policy if blend > 0.0 else "fcfs")
     if blend == 0.0:
-        parameters, preemption, memory_growth = None, None, 0.0
+        parameters = preemption = None
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
         max_overtakes = max_lead = None
-    if chosen.name == "fcfs":
-        max_tenant_lead = None
+    if chosen.name == "fcfs":  # which predicts nothing, whatever the classes
+        memory_growth, max_tenant_lead = 0.0, None
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,

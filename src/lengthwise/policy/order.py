@@ -97,7 +97,10 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             # The whole prompt, since what is cached is looked up for a few only; and in whole
             # tokens, so that the sum does not depend on the order of the rows.
             known = known if request.state == WAITING else 0
-            queued_work += int(request.remaining + token_work * known + 0.5)
+            work = request.remaining + token_work * known
+            if request.expected == 0.0:  # nothing is predicted: it counts as requests do so far
+                work = mean_work
+            queued_work += int(work + 0.5)
             request.overtaken += overtakers(request, admitted)
         for i in range(count):
             request = table[i]

@@ -19,6 +19,10 @@ that make it wait little longer, in proportion to its own length. Long requests 
 company, and the others stay short of them. (That is size-interval task assignment without fixed
 intervals: Harchol-Balter, Crovella and Murta, "On choosing a task assignment policy for a
 distributed server system", 1999.)
+
+Many routers with old news all choose the replica that seemed the least loaded, until the next news:
+they herd. Looking at two replicas only, drawn at random, is the old remedy, for waits as for
+numbers (Mitzenmacher, "How useful is old information?", 2000).
 """
 
 from __future__ import annotations
@@ -38,13 +42,15 @@ ROUTERS: Final = (
     "power-of-two",
     "least-predicted-work",
     "predicted-wait",
+    "predicted-wait-of-two",
 )
 ROUND_ROBIN: Final = 0
 LEAST_OUTSTANDING: Final = 1
 POWER_OF_TWO: Final = 2
 LEAST_WORK: Final = 3
 PREDICTED_WAIT: Final = 4
-PREDICTS: Final = (ROUTERS[LEAST_WORK], ROUTERS[PREDICTED_WAIT])  #: those that need predictions
+WAIT_OF_TWO: Final = 5
+PREDICTS: Final = ROUTERS[LEAST_WORK:]  #: those that need predictions
 
 NOBODY: Final = -1
 LONG: Final = 2.0  #: times the mean: from where on a request is a long one
@@ -283,7 +289,7 @@ def choose(
         saved_s: with the rule `predicted-wait`, s that each replica saves because it has seen the
             beginning of the prompt; empty for nothing.
         turn: how many requests came before, for `round-robin`.
-        first: a replica drawn at random, for `power-of-two`.
+        first: a replica drawn at random, for the rules that look at two.
         second: another.
         now: s.
 
@@ -299,13 +305,25 @@ def choose(
         return NOBODY
     if rule == PREDICTED_WAIT:
         return _least_wait(fleet, expected, saved_s, now)
-    if rule == POWER_OF_TWO and (replicas[first].open or replicas[second].open):
-        if not replicas[second].open:
-            return first
-        if not replicas[first].open:
-            return second
-        return first if _outstanding(fleet, first) <= _outstanding(fleet, second) else second
+    if rule in (POWER_OF_TWO, WAIT_OF_TWO):
+        if replicas[first].open and replicas[second].open:
+            return _better_of(fleet, rule, expected, first, second, now)
+        if replicas[first].open or replicas[second].open:
+            return first if replicas[first].open else second
     return _least_work(fleet) if rule == LEAST_WORK else _least_outstanding(fleet)
+
+
+@compiled
+def _better_of(
+    fleet: Fleet, rule: int, expected: float, first: int, second: int, now: float
+) -> int:
+    """The one where a request waits less, or else the one that has fewer; the first if equal."""
+    if rule == WAIT_OF_TWO:
+        one = predicted_wait(fleet, first, expected, now)
+        other = predicted_wait(fleet, second, expected, now)
+        if one != other:
+            return first if one < other else second
+    return first if _outstanding(fleet, first) <= _outstanding(fleet, second) else second
 
 
 @compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
         company: float = COMPANY,
         prompt_token_s: float = 5e-5,
         expires_s: float = 1800.0,
+        draws: bool = False,
     ) -> None:
         """Take up `request_router_kwargs`.
 
@@ -75,6 +76,7 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
             company: of its own length, what a long request waits longer to be among others.
             prompt_token_s: s that a prefilled token takes and a seen prefix saves; 0: no affinity.
             expires_s: after which a booking that nobody has released is dropped.
+            draws: look at two replicas only, drawn at random, for many routers; see `Bookings`.
 
         Raises:
             InputError: one of them makes no sense.
@@ -91,14 +93,18 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
                 raise InputError(f"{name} must be at least {least}, not {value}")
         self._work = WorkPredictor(predictor, tokenizer)
         self._bookings = Bookings(
-            slots, shortest_first=order == "shortest", company=company, expires_s=expires_s
+            slots,
+            shortest_first=order == "shortest",
+            company=company,
+            expires_s=expires_s,
+            draws=draws,
         )
         self._prefixes = Prefixes()
         self._prompt_token_s = prompt_token_s
         self._asked: dict[str, _Asked] = {}
         # Compiled before the first request comes.
         warm = Bookings(1)
-        warm.use(["one"], 0.0)
+        warm.use({"one": 1}, 0.0)
         warm.book("request", "one", 1.0, 0.0)
         warm.choose(1.0, 0.0)
         warm.choose(None, 0.0)
@@ -112,36 +118,25 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
         """Replicas in order of preference: the best one, then all others together."""
         if pending_request is None:
             return [candidate_replicas]
-        there = candidate_replicas
+        among = None
         if pending_request.metadata.multiplexed_model_id:
-            ids = self.apply_multiplex_routing(pending_request)
-            there = [replica for replica in there if replica.replica_id in ids]
+            among = self.apply_multiplex_routing(pending_request)
         # A router that does not ask for it is asked again at once where all are full.
         pending_request.routing_context.should_backoff = True
         asked = await self._ask(pending_request)
         if pending_request.future.done():
             return []
-        return self._decide(there, pending_request, asked)
-
-    def _decide(
-        self, there: list[RunningReplica], pending: PendingRequest, asked: _Asked
-    ) -> list[list[RunningReplica]]:
         now = time.monotonic()
-        books, request = self._bookings, pending.metadata.internal_request_id
-        known = {each.replica_id: each for each in there if each.replica_id in books.replicas}
-        full = [
-            name
-            for name, each in known.items()
-            if books.outstanding(name) >= each.max_ongoing_requests
-        ]
-        elsewhere = [name for name in books.replicas if name not in known]
-        chosen = books.choose(
-            asked.expected, now, saved_s=self._saved_s(asked.text), closed=[*full, *elsewhere]
+        chosen = self._bookings.choose(
+            asked.expected, now, saved_s=self._saved_s(asked.text), among=among
         )
-        if chosen is None:  # all are full as far as is known, so Serve asks them
-            return [there]
-        books.book(request, chosen, asked.expected, now)
-        return [[known[chosen]], [each for each in there if each.replica_id != chosen]]
+        best = self.curr_replicas.get(chosen)
+        if best is None:  # all are full as far as is known, so Serve asks them
+            return [[each for each in candidate_replicas if _is_among(each, among)]]
+        request = pending_request.metadata.internal_request_id
+        self._bookings.book(request, chosen, asked.expected, now)
+        rest = [each for each in candidate_replicas if each is not best and _is_among(each, among)]
+        return [[best], rest]
 
     def _saved_s(self, text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         if not text or not self._prompt_token_s:
@@ -202,13 +197,17 @@ class PredictedWorkRouter(MultiplexMixin, RequestRouter):  # type: ignore[misc]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """These are the replicas now."""
-        there = [replica.replica_id for replica in replicas]
-        for name in [name for name in self._bookings.replicas if name not in there]:
+        most = {replica.replica_id: replica.max_ongoing_requests for replica in replicas}
+        for name in [name for name in self._bookings.replicas if name not in most]:
             self._gone(name)
-        self._bookings.use(there, time.monotonic())
+        self._bookings.use(most, time.monotonic())
         super().update_replicas(replicas)
 
     def _gone(self, replica: Hashable) -> None:
         if replica in self._bookings.replicas:
             self._prefixes.forget(self._bookings.row(replica))
             self._bookings.drop(replica, time.monotonic())
+
+
+def _is_among(replica: RunningReplica, among: Collection[ReplicaID] | None) -> bool:
+    return among is None or replica.replica_id in among

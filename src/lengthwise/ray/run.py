@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import ray
 from ray import serve
@@ -15,7 +16,9 @@ from lengthwise.emulate.settings import EMULATE
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.ray.application import build_app
+from lengthwise.ray.arguments import Arguments
 from lengthwise.serve.command import SETTINGS_VARIABLE, ServerCommand
+from lengthwise.serve.interrupts import ignored
 from lengthwise.vllm.compat import given_arguments, runs_on_cpu
 from lengthwise.vllm.settings import Settings
 
@@ -36,7 +39,7 @@ _NOT_WITH_REPLICAS: Final = {
 
 def replica_arguments(
     command: ServerCommand, settings: Settings, replicas: int, model: str
-) -> dict[str, Any]:
+) -> Arguments:
     """What `build_app` is to be told so that each replica is what the command would start.
 
     Args:
@@ -65,26 +68,26 @@ def replica_arguments(
         del engine["distributed_executor_backend"]
         environment[_ENGINE_VARIABLE] = _ENGINE
     predictor = settings.predictor
-    return {
-        "model_id": served[0],
-        "model_source": given["model"],
-        "replicas": replicas,
-        "engine_kwargs": engine,
-        "environment": environment,
-        "cpus": 1.0 if emulated or runs_on_cpu() else None,
-        "router": {
+    return Arguments(
+        model_id=served[0],
+        model_source=given["model"],
+        replicas=replicas,
+        engine_kwargs=engine,
+        environment=environment,
+        cpus=1.0 if emulated or runs_on_cpu() else None,
+        router={
             "predictor": "declared" if predictor in (None, NO_PREDICTOR) else predictor,
             "tokenizer": model,
             "slots": given.get("max_num_seqs", _SLOTS),
             "order": "arrival" if settings.policy == "fcfs" or settings.shadow else "shortest",
         },
-    }
+    )
 
 
 class Replicas:
     """Deployed replicas; a context manager that takes them away again."""
 
-    def __init__(self, arguments: dict[str, Any], host: str, port: int) -> None:
+    def __init__(self, arguments: Arguments, host: str, port: int) -> None:
         """Deploy on the cluster that is there, or on one that is begun on this machine.
 
         Args:
@@ -97,11 +100,12 @@ class Replicas:
         """
         # Each start of theirs is a screenful.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        polite_end = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
             self._own_cluster = False
         except ConnectionError:
-            cpus = max(os.cpu_count() or 1, arguments["replicas"] + _SPARE_CPUS)
+            cpus = max(os.cpu_count() or 1, arguments.replicas + _SPARE_CPUS)
             ray.init(
                 num_cpus=cpus,
                 include_dashboard=False,
@@ -109,9 +113,10 @@ class Replicas:
                 logging_level="ERROR",
             )
             self._own_cluster = True
+        signal.signal(signal.SIGTERM, polite_end)  # Ray's own ends us on the spot
         try:
             serve.start(http_options={"host": host, "port": port})
-            serve.run(build_app(**arguments), name=_NAME)
+            serve.run(build_app(arguments), name=_NAME)
         except BaseException as error:
             self.stop()
             if isinstance(error, Exception):
@@ -150,8 +155,9 @@ class Replicas:
 
     def stop(self) -> None:
         """Take the application away, and a cluster that was begun for it."""
-        if self._own_cluster:
-            serve.shutdown()
-        else:
-            serve.delete(_NAME)
-        ray.shutdown()
+        with ignored(signal.SIGINT, signal.SIGTERM):
+            if self._own_cluster:
+                serve.shutdown()
+            else:
+                serve.delete(_NAME)
+            ray.shutdown()

@@ -8,7 +8,7 @@ goes, or it is too old to be true. Nothing here knows Ray.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from lengthwise.policy.replicas import (
     POWER_OF_TWO,
     PREDICTED_WAIT,
     REPLICA,
+    WAIT_OF_TWO,
     Fleet,
     book,
     choose,
@@ -49,6 +50,8 @@ class Bookings:
         shortest_first: whether replicas serve short requests first, or in the order of arrival.
         company: of its own length, what a long request may wait longer to be among others.
         expires_s: a booking that nobody has released is dropped after so long.
+        draws: look at two replicas only, drawn at random: where many routers know little of each
+            other, none of them runs where all run. Prefixes and company then count for nothing.
     """
 
     def __init__(
@@ -58,14 +61,16 @@ class Bookings:
         shortest_first: bool = True,
         company: float = COMPANY,
         expires_s: float = 1800.0,
+        draws: bool = False,
     ) -> None:
+        self._draws = draws
         self.expires_s = expires_s
         self._fleet = Fleet(
             np.zeros(64, BOOKING),
             new_replicas(4),
             new_routers(1, slots=slots, shortest_first=shortest_first, company=company),
         )
-        self._fleet.replicas["open"] = False
+        self._most = np.zeros(4, np.int64)  # requests that each takes; 0 where there is none
         self._free = list(range(64))
         self._rows: dict[Hashable, int] = {}  # of replicas
         self._names: dict[int, Hashable] = {}
@@ -98,17 +103,23 @@ class Bookings:
         """Predicted tokens that are booked with a replica."""
         return float(self._fleet.replicas["work"][self._rows[replica]])
 
-    def use(self, replicas: Iterable[Hashable], now: float) -> None:
-        """These are the replicas from now on; what is booked with others is dropped."""
-        there = set(replicas)
-        for replica in [name for name in self._rows if name not in there]:
+    def use(self, most: Mapping[Hashable, int], now: float) -> None:
+        """These are the replicas from now on; what is booked with others is dropped.
+
+        Args:
+            most: for each replica, the requests that it takes at once.
+            now: s.
+        """
+        for replica in [name for name in self._rows if name not in most]:
             self.drop(replica, now)
-        for replica in there - self._rows.keys():
-            row = next(k for k in range(self.rows + 1) if k not in self._names)
-            if row == self.rows:
-                self._grow_replicas()
-            self._rows[replica], self._names[row] = row, replica
-            self._fleet.replicas[row] = new_replicas(1)[0]
+        for replica in most:
+            if replica not in self._rows:
+                row = next(k for k in range(self.rows + 1) if k not in self._names)
+                if row == self.rows:
+                    self._grow_replicas()
+                self._rows[replica], self._names[row] = row, replica
+                self._fleet.replicas[row] = new_replicas(1)[0]
+            self._most[self._rows[replica]] = most[replica]
 
     def drop(self, replica: Hashable, now: float) -> None:
         """A replica has gone, and with it all that it had."""
@@ -118,8 +129,7 @@ class Bookings:
         del self._names[row]
         for request in [name for name, each in self._booked.items() if each.replica == row]:
             self._release(request, now)
-        self._fleet.replicas["open"][row] = False
-        self._fleet.replicas["elsewhere"][row] = 0
+        self._fleet.replicas["elsewhere"][row] = self._most[row] = 0
 
     def choose(
         self,
@@ -127,7 +137,7 @@ class Bookings:
         now: float,
         *,
         saved_s: NDArray[np.float64] = _NOTHING,
-        closed: Iterable[Hashable] = (),
+        among: Iterable[Hashable] | None = None,
     ) -> Hashable | None:
         """The replica for a request; None where none takes it.
 
@@ -136,23 +146,23 @@ class Bookings:
                 drawn takes it.
             now: s.
             saved_s: by rows, what each replica saves because it has seen the prompt's beginning.
-            closed: replicas that take nothing now.
+            among: the replicas that may be chosen; None for all.
         """
         self._sweep(now)
         replicas = self._fleet.replicas
-        rows = [self._rows[name] for name in closed if name in self._rows]
-        replicas["open"][rows] = False
-        try:
-            if expected is None:
-                there = [row for row in self._names if replicas["open"][row]]
-                if not there:
-                    return None
-                one, other = random.sample(there, 2) if len(there) > 1 else there * 2
-                chosen = choose(self._fleet, POWER_OF_TWO, 0.0, _NOTHING, 0, one, other, now)
-            else:
-                chosen = choose(self._fleet, PREDICTED_WAIT, expected, saved_s, 0, 0, 0, now)
-        finally:
-            replicas["open"][rows] = True
+        takes = replicas["count"] + replicas["elsewhere"] < self._most
+        if among is not None:
+            rows = [self._rows[name] for name in among if name in self._rows]
+            takes &= np.isin(np.arange(len(takes)), rows)
+        replicas["open"] = takes
+        rule, one, other = PREDICTED_WAIT, 0, 0
+        if expected is None or self._draws:
+            there = np.flatnonzero(takes).tolist()
+            if not there:
+                return None
+            one, other = random.sample(there, 2) if len(there) > 1 else there * 2
+            rule = POWER_OF_TWO if expected is None else WAIT_OF_TWO
+        chosen = choose(self._fleet, rule, expected or 0.0, saved_s, 0, one, other, now)
         return None if chosen == NOBODY else self._names[chosen]
 
     def book(self, request: str, replica: Hashable, expected: float | None, now: float) -> None:
@@ -219,7 +229,7 @@ class Bookings:
     def _grow_replicas(self) -> None:
         before = self._fleet.replicas
         more = new_replicas(2 * len(before))
-        more["open"] = False
         more[: len(before)] = before
         self._fleet = self._fleet._replace(replicas=more.astype(REPLICA, copy=False))
         self._heard_s = np.concatenate([self._heard_s, np.full(len(before), np.inf)])
+        self._most = np.concatenate([self._most, np.zeros(len(before), np.int64)])

@@ -66,15 +66,10 @@ def enter(limits: Any, engine: Any, served: Any, queue: Queue, i: int) -> None:
     request.deadline_s = served.deadline_s
     request.tenant = served.tenant
     request.arrival_index = engine.arrivals - 1
-    request.score = served.score
-    request.expected = served.expected
-    request.initial = served.expected
-    request.predicted_age = 0
-    request.remaining = served.expected
-    request.low = served.low
-    request.median = served.median
-    request.high = served.high
-    request.predicted = 1
+    # Nothing is predicted of it, unless `expect` comes next.
+    request.score = request.expected = request.initial = request.remaining = 0.0
+    request.low = request.median = request.high = 0.0
+    request.predicted = request.predicted_age = 0
     request.arrival_s = engine.plans_s
     request.overtaken = 0
     request.ahead = _ahead(limits, engine, queue, row)
@@ -222,7 +217,7 @@ def _serve_running(
     slots, running = batch.slots, batch.running
     size = limits.block_size
     budget = limits.token_budget
-    several = engine.running + engine.paused + engine.waiting > 1
+    several = _are_several(engine)
     preempted = 0
     k = 0
     while k < engine.running and budget > 0:
@@ -330,10 +325,7 @@ def _admit(
         if need > engine.free_blocks:
             return
         tokens = known - hits * limits.block_size
-        if (
-            engine.running + engine.paused + engine.waiting > 1
-            and 0 < limits.long_prefill_tokens < tokens
-        ):
+        if _are_several(engine) and 0 < limits.long_prefill_tokens < tokens:
             tokens = limits.long_prefill_tokens
         tokens = min(tokens, budget)
         start(
@@ -351,6 +343,13 @@ def _admit(
             tokens,
         )
         budget -= tokens
+
+
+@compiled_here
+def _are_several(engine: Any) -> bool:
+    """Whether a long prefill has to leave room for others. One that was preempted while its last
+    token was on its way is among them: the scheduler does not know yet that it has ended."""
+    return bool(engine.running + engine.paused + engine.waiting + engine.ended_waiting > 1)
 
 
 @compiled_here
