@@ -52,11 +52,11 @@ def limits(scheduler: Any) -> dict[str, Any]:
     if not offloads(scheduler) or not scheduler.cache_config.enable_prefix_caching:
         return {}
     side = scheduler.connector.connector_scheduler
-    # Other stores than host memory say nothing of their size: what is in them is not counted on.
+    # What a store of another kind, or of another version, does not say is not counted on.
     chunks = int(getattr(side.manager, "_num_chunks", 0))
     return {
-        "host_blocks": chunks * side.config.blocks_per_chunk,
-        "offloads_answers": not side.config.offload_prompt_only,
+        "host_blocks": chunks * int(getattr(side.config, "blocks_per_chunk", 1)),
+        "offloads_answers": not getattr(side.config, "offload_prompt_only", True),
         "load_s": LOAD_S,
     }
 
