@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 
 from checked_engine import CheckedEngine
 from engine_harness import Ask, build_scheduler
+from lengthwise.cli.serving import say_if_off
 from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError, LengthwiseError
@@ -182,3 +183,15 @@ def test_a_url_names_a_server_of_this_machine(
     for url in ("http://localhost:8124", "http://localhost:port"):
         with pytest.raises(InputError):
             settings_file(url)
+
+
+def test_an_earlier_switch_is_said_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "settings.json"
+    say_if_off(settings, 8123)
+    assert capsys.readouterr().err == ""
+    off_path(settings).touch()
+    say_if_off(settings, 8123)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lengthwise on http://localhost:8123" in line

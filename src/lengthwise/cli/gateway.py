@@ -25,6 +25,7 @@ from lengthwise.cli.serving import (
     new_settings,
     own_settings_file,
     say,
+    say_if_off,
     settings_in_force,
     write_settings,
 )
@@ -196,6 +197,7 @@ def gateway(
             + f", {max_inflight} answers under way at each upstream"
         )
         say(f"settings, watched while serving: {path}")
+        say_if_off(path, listener.getsockname()[1])
         try:
             with learner_of(chosen, path, learn_every) if learn else nullcontext():
                 ended = asyncio.run(life.serve(listener, tls, shutdown_timeout, ready))

@@ -22,6 +22,7 @@ from lengthwise.cli.serving import (
     new_settings,
     own_settings_file,
     say,
+    say_if_off,
     settings_in_force,
     write_settings,
 )
@@ -196,6 +197,7 @@ def serve(
         f"settings, watched while serving: {path}"
         + ("" if settings else " (made anew at each start; --settings FILE keeps changes)")
     )
+    say_if_off(path, port)
     if replicas is not None:
         with learner_of(chosen, path, learn_every) if learn else nullcontext():
             _serve_replicas(command, chosen, replicas, model)

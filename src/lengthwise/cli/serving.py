@@ -134,6 +134,17 @@ def own_settings_file(port: int) -> Path:
     return state_folder(port) / "settings.json"
 
 
+def say_if_off(path: Path, port: int) -> None:
+    """Tell that an earlier `lengthwise off` still holds: whoever said so may have had a reason."""
+    from lengthwise.vllm.settings import off_path
+
+    if off_path(path).exists():
+        say(
+            f"switched off: {off_path(path)} is there, and the order is that of arrival; "
+            f"`lengthwise on http://localhost:{port}` lets the settings decide"
+        )
+
+
 def say(line: str) -> None:
     """Tell whoever started the command; standard output is for results."""
     print(f"lengthwise: {line}", file=sys.stderr, flush=True)
