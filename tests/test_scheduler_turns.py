@@ -89,7 +89,9 @@ def test_an_external_launcher_is_refused_in_one_line() -> None:
             distributed_executor_backend="external_launcher", world_size=ranks
         )
         model = SimpleNamespace(is_diffusion=False)
-        config = SimpleNamespace(model_config=model, parallel_config=parallel)
+        config = SimpleNamespace(
+            model_config=model, parallel_config=parallel, kv_transfer_config=None
+        )
         compat.refuse_unsupported(config)
 
     refused(1)
