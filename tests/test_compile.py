@@ -68,6 +68,7 @@ def test_a_read_only_folder_of_compiled_code_is_used(tmp_path: Path) -> None:
     assert sorted(cache.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_or_loaded_in_the_midst_of_a_step() -> None:
     """Whatever a step may call is there before the settings that call it are in force."""
     pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from lengthwise.ray.router import PredictedWorkRouter
 from lengthwise.reference import model_path
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SLOTS = 2
 TOKEN_S = 0.01
