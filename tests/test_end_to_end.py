@@ -93,6 +93,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_bench_stopped_by_ctrl_c_keeps_its_rounds(tmp_path: Path, table: Path) -> None:
     results = tmp_path / "results"
     options = ["--policy", "fcfs,oracle", "--repeats", "500", "--requests", "40", "--burst"]
