@@ -168,7 +168,8 @@ class Tables:
         few = VICUNA._replace(label=f"Vicuna-7B: {rows:,} rows", rows=rows)
         yield {**self.measure(few, VICUNA, default), "label": few.label}
         print(f"{VICUNA.label}, encoder", file=sys.stderr)
-        name = Path(str(metadata.settings["backbone"])).name
+        shape = json.loads((folder / "backbone" / "config.json").read_text())
+        name = f"{shape['model_type']}, {shape['num_hidden_layers']} layers"
         asked = self.rows(VICUNA, "test")
         yield {
             "label": f"{few.label}, fine-tuned {name}",

@@ -67,7 +67,7 @@ BLOCK = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTA
 #: A folder that is not the project's, in a command: where the data lay on that machine.
 FOLDER_ELSEWHERE = re.compile(r"(?<![^\s=])(?:\.\./|/)(?:[^\s/]+/)*(?=[^\s/]+)")
 COMMANDS = {
-    "predictors": "python bench/predictors.py --json",
+    "predictors": "python bench/predictors.py --encoder DIR --json",
     "transfer": "python bench/predictor_transfer.py LABEL=PATH … --json",
     "across": "lengthwise evaluate DIR --across A,B --json",
     "attempts": "python bench/attempts.py --encoder DIR --json",
