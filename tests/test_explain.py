@@ -93,6 +93,23 @@ def test_who_was_paused_and_when_it_went_on(tmp_path: Path) -> None:
     assert explain(tmp_path, "short").paused == []
 
 
+def test_without_a_journal_no_paused_request_is_held_on_to(tmp_path: Path) -> None:
+    settings = {"policy": "oracle", "pausing": True, "journal": str(tmp_path)}
+    limits = {"max_num_seqs": 8, "max_num_active_seqs": 1}
+    engine = CheckedEngine(build_scheduler(Scheduler, lengthwise={"settings": settings}, **limits))
+    engine.add(ask("long", 60))
+    for _ in range(4):
+        engine.step()
+    engine.add(ask("short", 9))
+    engine.step()
+    engine.step()
+    assert list(engine.scheduler._notes._paused) == ["long"]
+    engine.scheduler._notes.journal = None
+    engine.step()
+    assert engine.scheduler._notes._paused == {}
+    engine.drain()
+
+
 def test_a_request_that_still_waits(tmp_path: Path) -> None:
     engine = started(tmp_path, preemption="never")
     engine.scheduler.begin_anew(iter(float(n) for n in range(10_000)).__next__)  # 1 s a look

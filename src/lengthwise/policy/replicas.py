@@ -27,7 +27,7 @@ numbers (Mitzenmacher, "How useful is old information?", 2000).
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -310,7 +310,9 @@ def choose(
             return _better_of(fleet, rule, expected, first, second, now)
         if replicas[first].open or replicas[second].open:
             return first if replicas[first].open else second
-    return _least_work(fleet) if rule == LEAST_WORK else _least_outstanding(fleet)
+    if rule == LEAST_WORK:
+        return _least(fleet, replicas["work"] + replicas["elsewhere_work"])
+    return _least(fleet, replicas["count"] + replicas["elsewhere"])
 
 
 @compiled
@@ -331,7 +333,7 @@ def _least_wait(fleet: Fleet, expected: float, saved_s: NDArray[np.float64], now
     replicas, router = fleet.replicas, fleet.router[0]
     if len(saved_s) == 0:
         # Where somebody has a free slot nothing else need be looked at.
-        idlest = _least_outstanding(fleet)
+        idlest = _least(fleet, replicas["count"] + replicas["elsewhere"])
         if idlest == NOBODY or _outstanding(fleet, idlest) < router.slots:
             return idlest
     costs = np.full(len(replicas), np.inf)
@@ -357,26 +359,12 @@ def _least_wait(fleet: Fleet, expected: float, saved_s: NDArray[np.float64], now
 
 
 @compiled
-def _least_outstanding(fleet: Fleet) -> int:
-    best, least = NOBODY, 0
+def _least(fleet: Fleet, loads: NDArray[Any]) -> int:
+    """The first of those that take a request whose load is least."""
+    best = NOBODY
     for k in range(len(fleet.replicas)):
-        if not fleet.replicas[k].open:
-            continue
-        count = _outstanding(fleet, k)
-        if best == NOBODY or count < least:
-            best, least = k, count
-    return best
-
-
-@compiled
-def _least_work(fleet: Fleet) -> int:
-    best, least = NOBODY, 0.0
-    for k in range(len(fleet.replicas)):
-        if not fleet.replicas[k].open:
-            continue
-        work = _work(fleet, k)
-        if best == NOBODY or work < least:
-            best, least = k, work
+        if fleet.replicas[k].open and (best == NOBODY or loads[k] < loads[best]):
+            best = k
     return best
 
 

@@ -83,7 +83,9 @@ class JournalNotes:
 
     def look_at_paused(self, paused: Sequence[Any], now: float) -> None:
         """Who is paused in the step that is planned; and who runs again, of those that were."""
-        if self.journal is not None and (paused or self._paused):
+        if self.journal is None:
+            self._paused.clear()  # requests are not to be held on to
+        elif paused or self._paused:
             self._contained.call(_PART, self._look_at_paused, paused, now)
 
     def _put(self, event: str, request: Any, t: float, **facts: Any) -> None:
