@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from bench.figures.cell import Cell, Figures, difference_s, figures
 from bench.figures.sources import Sources
-
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.run import package_versions
 
