@@ -41,7 +41,7 @@ from lengthwise.emulate.forward_engine import (
     ForwardEngine,
     open_forward_engine,
 )
-from lengthwise.measure.record import Records, RequestRecord
+from lengthwise.measure.request_record import Records, RequestRecord
 from lengthwise.measure.round import RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.baselines import REQUEST_ID

@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from lengthwise.measure.comparison import compare
 from lengthwise.measure.report import result_rows, twin_rows
 from lengthwise.measure.results import read_results
-from lengthwise.measure.run import describe_machine, package_versions
+from lengthwise.measure.run_info import describe_machine, package_versions
 from lengthwise.measure.twins import read_twins
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.pausing_tables import PAUSING_TABLES

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from lengthwise.gateway.counters import GatewayMetrics
-from lengthwise.hints.counters import ServerMetrics, hint_requests
+from lengthwise.gateway.prometheus import GatewayMetrics
+from lengthwise.hints.counts import ServerMetrics, hint_requests
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.families import families
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
 
-import lengthwise.probe.train
+import lengthwise.probe.training
 from lengthwise.cli.main import main
 from lengthwise.errors import InputError
 from lengthwise.probe import Probe
@@ -25,7 +25,7 @@ METHODS = ("prompt_only", "reestimated", "raw", "refined")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = Recipe(hidden=16, epochs=2, batch=64)
-    monkeypatch.setattr(lengthwise.probe.train, "Recipe", lambda: quick)
+    monkeypatch.setattr(lengthwise.probe.training, "Recipe", lambda: quick)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_without_torch_it_says_what_to_install(
     command: Command, states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "lengthwise.probe.train")
+    monkeypatch.delitem(sys.modules, "lengthwise.probe.training")
     monkeypatch.delitem(sys.modules, "lengthwise.probe.fit")
     refusal = command.refusal(states, "--out", tmp_path / "p")
     assert refusal.endswith("torch is not installed: pip install 'lengthwise[probe]'")
@@ -132,7 +132,7 @@ def test_an_interrupted_training_goes_on(
     command: Command, states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p"
-    train = lengthwise.probe.train
+    train = lengthwise.probe.training
 
     def fail(*_arguments: object, **_keywords: object) -> None:
         raise InputError("stopped here")

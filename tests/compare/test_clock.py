@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lengthwise.compare.clock import EngineClock, Pace, WallClock
+from lengthwise.compare.send_clock import EngineClock, Pace, WallClock
 from lengthwise.simulate.calibrate import fit_tokens
 from lengthwise.simulate.step_cost import StepCost
 

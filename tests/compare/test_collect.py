@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
-from lengthwise.compare.collect import TRAIN_STATES, _request_bytes, _train_states
+from lengthwise.compare.state_collection import TRAIN_STATES, _request_bytes, _train_states
 from lengthwise.probe.states import StatesMeta
 
 GIB = 2**30

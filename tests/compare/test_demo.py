@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.cli.demo import PRESET
-from lengthwise.compare import demo
+from lengthwise.compare import demonstration
 from lengthwise.compare.corpus_table import corpus_table
 from lengthwise.compare.progress import Silent
 from lengthwise.measure.report import write_report
@@ -45,8 +45,8 @@ class Notes(Silent):
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "REQUESTS", 40)
-    monkeypatch.setattr(demo, "_LEARNT_FROM", 300)
+    monkeypatch.setattr(demonstration, "REQUESTS", 40)
+    monkeypatch.setattr(demonstration, "_LEARNT_FROM", 300)
 
 
 @pytest.mark.parametrize("source", ["built-in", "table"])
@@ -66,7 +66,7 @@ def test_the_demo_compares_four_policies_at_four_loads(
     out, notes = tmp_path / "out", Notes()
     out.mkdir()
     (out / LIVE_FOLDER).write_text("no server's folder can be here")
-    demo.run_demo(out, parse_preset(PRESET), slots=8, data=data, seed=0, progress=notes)
+    demonstration.run_demo(out, parse_preset(PRESET), slots=8, data=data, seed=0, progress=notes)
     assert [line for line in notes.lines if "live part is left out: cannot write" in line]
     results = read_results(out)
     assert read_twins(out, results) == []
@@ -84,7 +84,7 @@ def test_the_demo_compares_four_policies_at_four_loads(
 @pytest.mark.slow
 @pytest.mark.engine
 def test_the_demo_measures_the_table_of_the_readme_and_answers_a_burst_live(tmp_path: Path) -> None:
-    demo.run_demo(tmp_path, parse_preset(PRESET), data=None, seed=0, progress=Silent())
+    demonstration.run_demo(tmp_path, parse_preset(PRESET), data=None, seed=0, progress=Silent())
     results = read_results(tmp_path)
     twins = read_twins(tmp_path, results)
     write_report(tmp_path, results, twins=twins)
@@ -94,13 +94,13 @@ def test_the_demo_measures_the_table_of_the_readme_and_answers_a_burst_live(tmp_
     assert rows[: len(kept["rows"])] == kept["rows"]
 
     assert [(row["policy"], row["load"], row["engine"]) for row in rows[len(kept["rows"]) :]] == [
-        (policy, f"burst={demo.LIVE_REQUESTS}", engine)
-        for policy in demo.LIVE_POLICIES
+        (policy, f"burst={demonstration.LIVE_REQUESTS}", engine)
+        for policy in demonstration.LIVE_POLICIES
         for engine in ("live", "virtual")
     ]
     for twin in twins:
         live, exact = twin.live.summary(), twin.exact.summary()
-        assert (live["completed"], live["failed"]) == (demo.LIVE_REQUESTS, 0)
+        assert (live["completed"], live["failed"]) == (demonstration.LIVE_REQUESTS, 0)
         for same in ("total_input_tokens", "total_output_tokens"):
             assert live[same] == exact[same]
         assert "requests reached the scheduler over" in twin.remarks[0]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lengthwise.compare.collect import TRAIN_STATES
+from lengthwise.compare.state_collection import TRAIN_STATES
 from lengthwise.probe.states import open_states
 from lengthwise.serve.command import free_port
 from lengthwise.vllm.settings import status_path

@@ -19,7 +19,7 @@ from lengthwise.errors import InputError
 from lengthwise.gateway.discipline import discipline_of, refuse_unsuited
 from lengthwise.gateway.dispatcher import Dispatcher
 from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
-from lengthwise.gateway.queue import Entry, Queue
+from lengthwise.gateway.ranked_queue import Entry, Queue
 from lengthwise.gateway.upstream import Pool, Upstream, parse_upstreams
 from lengthwise.gateway.waiting import adapted, waiting_of
 from lengthwise.policy import policy_names, register

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.gateway.question import asking_for_usage, clamped_priority, read_body
+from lengthwise.gateway.request_body import asking_for_usage, clamped_priority, read_body
 from lengthwise.gateway.usage import AnswerUsage, StreamUsage, Usage, WholeUsage
 from lengthwise.predict.features import LORA
 

@@ -21,10 +21,10 @@ from aiohttp.test_utils import TestServer
 
 from lengthwise.errors import InputError
 from lengthwise.hints import Middleware, write_hints
-from lengthwise.hints.counters import OUTCOMES, hint_requests
+from lengthwise.hints.counts import OUTCOMES, hint_requests
 from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
-from lengthwise.hints.predictor import PromptPredictor
-from lengthwise.hints.server import make_app
+from lengthwise.hints.prediction_thread import PromptPredictor
+from lengthwise.hints.service import make_app
 from lengthwise.hints.write import parse_targets
 
 TEXT = "Name three rivers."

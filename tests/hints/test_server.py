@@ -20,8 +20,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from lengthwise.errors import InputError
-from lengthwise.hints import server as server_module
-from lengthwise.hints.predictor import PART, PromptPredictor
+from lengthwise.hints import service
+from lengthwise.hints.prediction_thread import PART, PromptPredictor
 from lengthwise.predict import Prediction, Prompt, load_predictor
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
@@ -265,7 +265,7 @@ class Careless:
 
 
 async def post(predictor: PromptPredictor, body: Any) -> tuple[int, Any, str | None]:
-    app = server_module.make_app(predictor, 1_000_000)
+    app = service.make_app(predictor, 1_000_000)
     async with TestClient(TestServer(app)) as client:
         response = await client.post("/v1/predict", json=body)
         return response.status, await response.json(), response.headers.get("Retry-After")
@@ -297,7 +297,7 @@ def test_a_predictor_without_an_answer_says_which_prompt(tmp_path: Path) -> None
 
 
 def test_too_many_waiting_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MOST_WAITING", 2)
+    monkeypatch.setattr(service, "MOST_WAITING", 2)
     predictor = PromptPredictor("prompt-length", "reference")
     status, answer, after = asyncio.run(post(predictor, {"prompt": ["a", "b", "c"]}))
     assert (status, after) == (503, "1")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.learn.rows import teaching, training_rows
+from lengthwise.learn.training_rows import teaching, training_rows
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import load_predictor

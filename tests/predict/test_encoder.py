@@ -18,9 +18,9 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict import Prompt, load_predictor
 from lengthwise.predict.ablation import ablate
 from lengthwise.predict.encoder import Head, Precision
+from lengthwise.predict.encoder.fine_tuning import held_out_rows
 from lengthwise.predict.encoder.predictor import EncoderPredictor
 from lengthwise.predict.encoder.text import READ_TOKENS, PromptText
-from lengthwise.predict.encoder.train import held_out_rows
 from lengthwise.predict.extract import vocabulary_of
 from lengthwise.predict.kinds import Recipe, recipe_of
 from lengthwise.predict.prediction import SlowPredictor
@@ -242,7 +242,7 @@ def test_without_torch_it_says_what_to_install(
     backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "lengthwise.predict.encoder.model", raising=False)
+    monkeypatch.delitem(sys.modules, "lengthwise.predict.encoder.backbone", raising=False)
     with pytest.raises(InputError, match=r"lengthwise\[encoder\]"):
         trained(backbones["opt"], rows=60)
 

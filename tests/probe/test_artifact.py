@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from lengthwise.errors import InputError
 from lengthwise.probe import Probe
-from lengthwise.probe.artifact import Metadata, Network, Refinement, Training
 from lengthwise.probe.bins import geometric_edges
+from lengthwise.probe.probe_folder import Metadata, Network, Refinement, Training
 
 BINS, HIDDEN, LAYERS = 6, 4, [1, 3]
 

@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 
 from lengthwise.probe.bins import geometric_edges, midpoints
-from lengthwise.probe.refine import HIGH, LOW, MEAN, Filter, new_filter
-from lengthwise.probe.replay import (
+from lengthwise.probe.filter_replay import (
     Record,
     base_rates,
     fit_refinement,
@@ -19,6 +18,7 @@ from lengthwise.probe.replay import (
     raw,
     refined,
 )
+from lengthwise.probe.refine import HIGH, LOW, MEAN, Filter, new_filter
 from tests.support.synthetic_states import coarsen
 
 

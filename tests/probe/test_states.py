@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.probe.rows import layer_rows
+from lengthwise.probe.state_rows import layer_rows
 from lengthwise.probe.states import (
     META,
     Shard,

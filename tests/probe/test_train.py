@@ -13,8 +13,8 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 from lengthwise.errors import InputError
 from lengthwise.probe import Probe
+from lengthwise.probe.accuracy import METHODS, Bootstrap, by_age
 from lengthwise.probe.bins import midpoints
-from lengthwise.probe.evaluate import METHODS, Bootstrap, by_age
 from lengthwise.probe.fit import (
     Examples,
     Recipe,
@@ -23,7 +23,7 @@ from lengthwise.probe.fit import (
     probabilities,
 )
 from lengthwise.probe.states import TEST, TRAIN, open_states, write_meta, write_shard
-from lengthwise.probe.train import Trained, train_probe
+from lengthwise.probe.training import Trained, train_probe
 from lengthwise.reference.prompts import generate
 from tests.support.reference_states import collect
 from tests.support.synthetic_states import (

@@ -50,7 +50,7 @@ def test_what_ray_has_its_own_way_for_is_refused(
 
 
 def test_paused_requests_take_no_slot(tmp_path: Path) -> None:
-    from lengthwise.ray.run import replica_arguments
+    from lengthwise.ray.deploy import replica_arguments
 
     command = server_command(
         "reference",
@@ -67,7 +67,7 @@ def test_paused_requests_take_no_slot(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("policy", "order"), [("fcfs", "arrival"), ("srpt", "shortest")])
 def test_a_replica_is_what_one_server_would_be(policy: str, order: str, tmp_path: Path) -> None:
-    from lengthwise.ray.run import replica_arguments
+    from lengthwise.ray.deploy import replica_arguments
 
     settings = parse_spec(policy, Settings(predictor="build/p"))
     command = server_command(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lengthwise.serve.check import check_settings, worst
+from lengthwise.serve.settings_check import check_settings, worst
 from lengthwise.vllm.settings import off_path
 
 SRPT = {"policy": "srpt", "predictor": "declared"}

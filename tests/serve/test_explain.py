@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.predict.baselines import REQUEST_ID, TRUE_TOKENS
-from lengthwise.serve.explain import explain, in_words
+from lengthwise.serve.journal_reader import explain, in_words
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.journal import SEGMENTS, Journal

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.serve.server import fetch
+from lengthwise.serve.vllm_server import fetch
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

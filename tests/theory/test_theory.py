@@ -43,7 +43,7 @@ from lengthwise.theory import (
     weibull,
 )
 from lengthwise.theory.laws import POINTS
-from lengthwise.theory.simulation import play
+from lengthwise.theory.single_server import play
 
 Array = NDArray[np.float64]
 COMMAND = "from lengthwise.cli.main import main; main()"

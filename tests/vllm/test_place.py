@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from lengthwise.files import take_lock
-from lengthwise.learn.state import STATE_FILE
-from lengthwise.serve.explain import explain
+from lengthwise.learn.learner_state import STATE_FILE
+from lengthwise.serve.journal_reader import explain
 from lengthwise.serve.kill_switch import statuses, switch
 from lengthwise.vllm.place import own_folder, own_status
 from lengthwise.vllm.settings import Settings, status_path

@@ -18,7 +18,7 @@ from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.workload.dataset import Dataset, load_dataset
-from lengthwise.workload.facts import Facts, facts_of
+from lengthwise.workload.request_facts import Facts, facts_of
 
 REFERENCE = load_tokenizer("reference")
 TOOL = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.measure.record import RequestRecord
+from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run import RunInfo
+from lengthwise.measure.run_info import RunInfo
 from lengthwise.workload.layouts import (
     ARRIVAL_COLUMNS,
     LAYOUTS,

@@ -31,7 +31,7 @@ def check(
 
     Example: `lengthwise check settings.json && mv settings.json /etc/lengthwise/`
     """
-    from lengthwise.serve.check import check_settings, worst
+    from lengthwise.serve.settings_check import check_settings, worst
 
     found = {path: check_settings(path, model, probe) for path in settings}
     code = max(map(worst, found.values()))

@@ -54,9 +54,9 @@ def collect(
     from dataclasses import asdict
 
     from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.compare.collect import MAX_TOKENS
-    from lengthwise.compare.collect import collect as collect_states
     from lengthwise.compare.offline_engine import open_engine
+    from lengthwise.compare.state_collection import MAX_TOKENS
+    from lengthwise.compare.state_collection import collect as collect_states
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.probe.states import StatesMeta
     from lengthwise.serve.command import model_path

@@ -38,8 +38,8 @@ def explain(
 
     Example: `lengthwise explain http://localhost:8000 cmpl-8f0a6c`
     """
-    from lengthwise.serve.explain import explain as explained
-    from lengthwise.serve.explain import in_words
+    from lengthwise.serve.journal_reader import explain as explained
+    from lengthwise.serve.journal_reader import in_words
 
     told = explained(_journal_of(target), request)
     if json:

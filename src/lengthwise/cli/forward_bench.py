@@ -116,7 +116,6 @@ def run_forward_bench(
         learn_into: folder for a prompt predictor to train on the model's answers; None for none.
         progress: told what happens.
     """
-    from lengthwise.compare.forward import ForwardSession
     from lengthwise.compare.own_answers import (
         LEARNT_FROM,
         held_out_tau,
@@ -127,8 +126,9 @@ def run_forward_bench(
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.virtual import Draw, run_virtual_plan
+    from lengthwise.compare.virtual_forward import ForwardSession
     from lengthwise.measure.results import ResultsWriter, read_results
-    from lengthwise.measure.run import VIRTUAL
+    from lengthwise.measure.run_info import VIRTUAL
 
     session = ForwardSession(machine.cost, machine.engine, out, model)
     table = None if read is None else read()

@@ -40,8 +40,8 @@ def predict_server(
 
     from aiohttp import web
 
-    from lengthwise.hints.predictor import PromptPredictor
-    from lengthwise.hints.server import make_app
+    from lengthwise.hints.prediction_thread import PromptPredictor
+    from lengthwise.hints.service import make_app
 
     with bound(host, port) as listener:
         answering = PromptPredictor(predictor, tokenizer)

@@ -115,7 +115,7 @@ def serve(
     """
     from lengthwise.policy import get_policy
     from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
-    from lengthwise.serve.server import Server
+    from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
 
@@ -225,7 +225,7 @@ def _places(settings: Settings) -> int:
 
 
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
-    from lengthwise.ray.run import Replicas, replica_arguments
+    from lengthwise.ray.deploy import Replicas, replica_arguments
 
     arguments = replica_arguments(command, settings, count, model)
     with Replicas(arguments, command.host, command.port) as replicas:

@@ -65,7 +65,7 @@ def theory(
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.theory.disciplines import make_queue
     from lengthwise.theory.formula import mean_response_time
-    from lengthwise.theory.simulation import REPLICATIONS, simulate
+    from lengthwise.theory.single_server import REPLICATIONS, simulate
 
     law = _job_law(size, predictions)
     queue = make_queue(law, rate, policy, c)

@@ -192,7 +192,7 @@ def _train_from_log(
     """A predictor learnt from a length log, and what was left out of it."""
     from collections import Counter
 
-    from lengthwise.learn.rows import training_rows
+    from lengthwise.learn.training_rows import training_rows
     from lengthwise.predict.train import train_on_features
     from lengthwise.workload.length_log import read_answers
 

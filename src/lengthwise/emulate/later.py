@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from lengthwise.emulate.clock import Clock
+from lengthwise.emulate.virtual_clock import Clock
 
 
 class Later(Future):  # type: ignore[type-arg]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from lengthwise.emulate.clock import Clock, MeasuredClock, VirtualClock
 from lengthwise.emulate.step import Work
+from lengthwise.emulate.virtual_clock import Clock, MeasuredClock, VirtualClock
 from lengthwise.errors import LengthwiseError
 from lengthwise.simulate.step_cost import StepCost, step_seconds
 

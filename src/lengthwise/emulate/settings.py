@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lengthwise.emulate.clock import Clock, RealClock, VirtualClock
+from lengthwise.emulate.virtual_clock import Clock, RealClock, VirtualClock
 from lengthwise.errors import InputError, unknown_name
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.simulate.step_cost import StepCost

@@ -13,7 +13,7 @@ from typing import Final
 
 from lengthwise.gateway.discipline import discipline_of, refuse_unsuited
 from lengthwise.gateway.lengths import Source
-from lengthwise.hints.predictor import PromptEncoder, PromptPredictor
+from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.warm_up import warm_up
 from lengthwise.predict.load import NO_PREDICTOR

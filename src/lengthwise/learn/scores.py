@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.learn.rows import features_of
-from lengthwise.learn.state import Promise
+from lengthwise.learn.learner_state import Promise
+from lengthwise.learn.training_rows import features_of
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import load_predictor
 from lengthwise.workload.length_log import Answer

@@ -7,6 +7,7 @@ from html import escape
 from importlib import resources
 
 from lengthwise.measure import svg
+from lengthwise.measure.charts import Drawing, Series, draw_load, series
 from lengthwise.measure.comparison import (
     Comparison,
     PolicyResult,
@@ -15,9 +16,8 @@ from lengthwise.measure.comparison import (
     knows_lengths,
 )
 from lengthwise.measure.method import method
-from lengthwise.measure.plot import Drawing, Series, draw_load, series
 from lengthwise.measure.results import Results
-from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.run_info import VIRTUAL
 from lengthwise.measure.twin_views import twins_section
 from lengthwise.measure.twins import Twin
 from lengthwise.measure.wording import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.run_info import VIRTUAL
 
 
 def method(engine: str, *, forward: bool = False) -> str:

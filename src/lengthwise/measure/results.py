@@ -18,10 +18,10 @@ from pathlib import Path
 
 from lengthwise.errors import InputError
 from lengthwise.measure import round as round_module
-from lengthwise.measure import run as run_module
-from lengthwise.measure.record import Records, RequestRecord, read_records, write_records
+from lengthwise.measure import run_info
+from lengthwise.measure.request_record import Records, RequestRecord, read_records, write_records
 from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run import RunInfo
+from lengthwise.measure.run_info import RunInfo
 from lengthwise.measure.schema import DamagedFileError, check_schema
 
 RUN_FILE = "run.json"
@@ -119,7 +119,7 @@ def _read_run(path: Path) -> RunInfo:
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: run `lengthwise bench` again") from error
-    check_schema(value.get("schema") if isinstance(value, dict) else None, run_module.SCHEMA, path)
+    check_schema(value.get("schema") if isinstance(value, dict) else None, run_info.SCHEMA, path)
     try:
         return RunInfo.from_json(value)
     except TypeError as error:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lengthwise.measure.comparison import PolicyResult
-from lengthwise.measure.run import LIVE, VIRTUAL
+from lengthwise.measure.run_info import LIVE, VIRTUAL
 from lengthwise.measure.twins import Twin
 from lengthwise.measure.wording import NOTHING, change, factor, load_title, seconds
 

@@ -13,7 +13,7 @@ from lengthwise.measure.comparison import (
     knows_lengths,
     load_number,
 )
-from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.run_info import VIRTUAL
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 DASH = "\N{EN DASH}"

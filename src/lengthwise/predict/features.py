@@ -35,7 +35,7 @@ from lengthwise.predict.words import (
     new_words,
     read_words,
 )
-from lengthwise.workload.facts import Facts
+from lengthwise.workload.request_facts import Facts
 
 #: Of what the features mean. A group may be added without a new one; artifacts do not have it then.
 FEATURES_VERSION: Final = 1

@@ -127,7 +127,7 @@ _CODE: Final = {
         "lengthwise.predict.lexical:load_lexical",
     ),
     BACKBONE: _Code(
-        "lengthwise.predict.encoder.train:train_encoder",
+        "lengthwise.predict.encoder.fine_tuning:train_encoder",
         "lengthwise.predict.encoder.predictor:load_encoder",
     ),
 }

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lengthwise.probe.artifact import Network
 from lengthwise.probe.checkpoint import Checkpoint
+from lengthwise.probe.probe_folder import Network
 
 _BATCH: Final = 32
 _LARGEST_BATCH: Final = 512

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lengthwise.probe.artifact import Network
+from lengthwise.probe.probe_folder import Network
 
 
 class ProbeNetwork(torch.nn.Module):  # type: ignore[misc]

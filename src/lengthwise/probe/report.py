@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lengthwise.probe.evaluate import AgeGroup, Figure
+from lengthwise.probe.accuracy import AgeGroup, Figure
 
 
 @dataclass(frozen=True)

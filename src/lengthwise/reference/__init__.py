@@ -5,7 +5,7 @@ writes itself. Its answers end by themselves, at lengths from 2 to about 450 tok
 the prompt and differ from sample to sample, so the whole of Lengthwise can be tried without a model
 hub and without a GPU.
 
-    words.py      the word lists
+    word_lists.py  the word lists
     prompts.py    the prompts, in families
     corpus.py     the answers: prompt -> text of chance-determined length
     tokenizer.py  the byte-level BPE tokenizer and the chat template

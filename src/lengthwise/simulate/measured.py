@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.measure.record import Records
+from lengthwise.measure.request_record import Records
 from lengthwise.measure.round import RoundInfo
 from lengthwise.policy.discipline import Discipline
 from lengthwise.simulate.engine_settings import EngineSettings

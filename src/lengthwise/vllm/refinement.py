@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.probe.artifact import Probe
+from lengthwise.probe.probe_folder import Probe
 from lengthwise.probe.refine import pool, refine, start, summarise
 from lengthwise.request import BY_PROBE, PREDICTED
 from lengthwise.vllm.counters import Counters

@@ -20,7 +20,7 @@ synthetic.py        traces that are made up
 recorded.py         the folders that Lengthwise itself leaves behind
 length_log.py       the log of answers that a server writes
 
-files.py            what kind of file it is, and its bytes, unpacked
+file_kinds.py       what kind of file it is, and its bytes, unpacked
 records.py          its rows, one by one
 table.py            all of them at once
 rejections.py       why rows, columns and files are not taken

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.files import FileKind, kind_of, open_bytes, unreadable
+from lengthwise.workload.file_kinds import FileKind, kind_of, open_bytes, unreadable
 from lengthwise.workload.length_log import read_answers
 from lengthwise.workload.records import open_records, parse_line
 from lengthwise.workload.rejections import Rejection

@@ -24,9 +24,8 @@ from lengthwise.workload.exchanges import (
     Exchanges,
     Row,
 )
-from lengthwise.workload.facts import NOTHING, Facts
 from lengthwise.workload.prompt_layouts import recognise
-from lengthwise.workload.prompt_layouts.columns import (
+from lengthwise.workload.prompt_layouts.named_columns import (
     ANSWER_COLUMNS,
     PROMPT_COLUMNS,
     PROMPT_TOKENS_COLUMNS,
@@ -35,6 +34,7 @@ from lengthwise.workload.prompt_layouts.columns import (
 )
 from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection
+from lengthwise.workload.request_facts import NOTHING, Facts
 
 __all__ = [
     "ANSWER_COLUMNS",

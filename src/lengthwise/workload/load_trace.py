@@ -16,7 +16,7 @@ from lengthwise.errors import InputError
 from lengthwise.workload import servegen
 from lengthwise.workload.columns import Columns, columns_of_records, open_parts
 from lengthwise.workload.layouts import Layout, recognise
-from lengthwise.workload.prompt_layouts.columns import PROMPT_COLUMNS
+from lengthwise.workload.prompt_layouts.named_columns import PROMPT_COLUMNS
 from lengthwise.workload.recorded import is_recorded, recorded_requests
 from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection, require_column

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 
 from lengthwise.errors import InputError
 from lengthwise.workload.documents import Record, rows_of
-from lengthwise.workload.files import kind_of, open_bytes, unreadable
+from lengthwise.workload.file_kinds import kind_of, open_bytes, unreadable
 from lengthwise.workload.rejections import Rejection
 
 _HEAD: Final = 1_000  # rows whose keys are the columns of a file of JSON

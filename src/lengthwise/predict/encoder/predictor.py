@@ -22,7 +22,7 @@ from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.predict.words import Vocabulary
 
 if TYPE_CHECKING:
-    from lengthwise.predict.encoder.model import Encoder
+    from lengthwise.predict.encoder.backbone import Encoder
 
 BACKBONE: Final = "backbone"  #: folder within the artifact
 
@@ -132,7 +132,7 @@ def load_encoder(folder: Path, metadata: Metadata, tensors: Tensors) -> EncoderP
 
     def trained() -> Encoder:
         try:
-            from lengthwise.predict.encoder.model import assemble, load_backbone
+            from lengthwise.predict.encoder.backbone import assemble, load_backbone
         except ImportError as error:
             raise missing_extra(error.name or "torch", "encoder") from None
         model, tokenizer = load_backbone(str(backbone), local=True)

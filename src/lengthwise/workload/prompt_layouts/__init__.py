@@ -1,8 +1,8 @@
 """The layouts that prompts with answers come in, told apart by their columns.
 
 layout.py         what a layout is
-answers.py        a text, a message, or a server's response
-columns.py        any table
+answer_fields.py  a text, a message, or a server's response
+named_columns.py  any table
 instructions.py   Alpaca, Dolly, vLLM-LTR
 conversations.py  ShareGPT, LMSYS-Chat-1M, WildChat, OpenAI's chats
 benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark

@@ -12,7 +12,7 @@ from lengthwise.workload.conversation import (
     is_messages,
 )
 from lengthwise.workload.documents import STATUS, Record
-from lengthwise.workload.prompt_layouts.answers import read_answer, read_length
+from lengthwise.workload.prompt_layouts.answer_fields import read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,
     Exchange,

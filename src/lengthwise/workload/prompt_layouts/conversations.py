@@ -15,11 +15,11 @@ from lengthwise.workload.conversation import (
     read_tools,
 )
 from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length, read_usage
-from lengthwise.workload.prompt_layouts.columns import (
-    ANSWER_COLUMNS,
-    LENGTH_COLUMNS,
-    refuse_other_answer,
+from lengthwise.workload.prompt_layouts.answer_fields import (
+    Answer,
+    read_answer,
+    read_length,
+    read_usage,
 )
 from lengthwise.workload.prompt_layouts.layout import (
     Exchange,
@@ -27,6 +27,11 @@ from lengthwise.workload.prompt_layouts.layout import (
     exchange_of,
     first_cell,
     one_of,
+)
+from lengthwise.workload.prompt_layouts.named_columns import (
+    ANSWER_COLUMNS,
+    LENGTH_COLUMNS,
+    refuse_other_answer,
 )
 
 

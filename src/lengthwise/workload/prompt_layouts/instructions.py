@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts.columns import LENGTH_COLUMNS, ColumnNames
 from lengthwise.workload.prompt_layouts.layout import PromptLayout
+from lengthwise.workload.prompt_layouts.named_columns import LENGTH_COLUMNS, ColumnNames
 
 
 def _layout(name: str, source: str, columns: ColumnNames) -> PromptLayout:

@@ -22,7 +22,7 @@ from lengthwise.workload.conversation import (
     read_tools,
 )
 from lengthwise.workload.documents import Record
-from lengthwise.workload.facts import NOTHING, Facts, facts_of
+from lengthwise.workload.request_facts import NOTHING, Facts, facts_of
 
 
 class Exchange(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.corpus_table import corpus_table
+from lengthwise.compare.exact_twin import choose_burst, run_twins
 from lengthwise.compare.load import Burst, Capacity
 from lengthwise.compare.own_answers import held_out_tau, learn
 from lengthwise.compare.progress import Progress
@@ -22,11 +23,10 @@ from lengthwise.compare.rounds import Plan
 from lengthwise.compare.run_info import describe_run
 from lengthwise.compare.session import Starting, start_session
 from lengthwise.compare.specs import parse_policies
-from lengthwise.compare.twins import choose_burst, run_twins
 from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run import VIRTUAL, RunInfo
+from lengthwise.measure.run_info import VIRTUAL, RunInfo
 from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.simulate.engine_settings import EngineSettings

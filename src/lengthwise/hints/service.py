@@ -17,8 +17,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lengthwise.errors import InputError
-from lengthwise.hints.counters import ServerMetrics
-from lengthwise.hints.predictor import PredictorThread, PromptPredictor, UnpredictableError
+from lengthwise.hints.counts import ServerMetrics
+from lengthwise.hints.prediction_thread import PredictorThread, PromptPredictor, UnpredictableError
 from lengthwise.hints.question import read_body
 from lengthwise.hints.refusal import error_response, place_of
 

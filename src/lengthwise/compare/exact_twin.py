@@ -22,7 +22,7 @@ from lengthwise.compare.session import Observed, Starting
 from lengthwise.compare.virtual import VirtualSession
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run import LIVE, VIRTUAL, RunInfo
+from lengthwise.measure.run_info import LIVE, VIRTUAL, RunInfo
 from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER
 from lengthwise.simulate.step_cost import WORK, StepCost
 from lengthwise.vllm.settings import Settings

@@ -22,7 +22,7 @@ from lengthwise.workload.conversation import (
     read_messages,
 )
 from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length
+from lengthwise.workload.prompt_layouts.answer_fields import Answer, read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,
     Exchange,

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.probe.artifact import Refinement
 from lengthwise.probe.bins import midpoints
+from lengthwise.probe.probe_folder import Refinement
 from lengthwise.probe.refine import (
     HIGH,
     LEAST_EPSILON,

@@ -58,7 +58,7 @@ def train_encoder(
     try:
         import torch
 
-        from lengthwise.predict.encoder.model import new_encoder, require_precision
+        from lengthwise.predict.encoder.backbone import new_encoder, require_precision
     except ImportError as error:
         raise missing_extra(error.name or "torch", "encoder") from None
     require_precision(recipe.precision)

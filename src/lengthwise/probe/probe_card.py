@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lengthwise.probe.artifact import Metadata
+    from lengthwise.probe.probe_folder import Metadata
 
 
 def probe_card(metadata: Metadata, bins: int) -> str:

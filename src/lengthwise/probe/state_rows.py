@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.probe.replay import Record
+from lengthwise.probe.filter_replay import Record
 from lengthwise.probe.states import Pooling, States
 
 

@@ -16,7 +16,7 @@ from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.warm_up import warm_up
 from lengthwise.predict.load import NO_PREDICTOR, load_predictor
-from lengthwise.probe.artifact import Probe
+from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.command import model_path, probe_of
 from lengthwise.vllm.settings import Settings, off_path, read_settings
 

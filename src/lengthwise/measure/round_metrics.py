@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.measure.record import Records
+from lengthwise.measure.request_record import Records
 
 Floats = NDArray[np.float64]
 Summary = dict[str, float | int | None]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
-from lengthwise.probe.card import probe_card
+from lengthwise.probe.probe_card import probe_card
 from lengthwise.probe.refine import Filter, new_filter
 
 SCHEMA: Final = "lengthwise.probe"
