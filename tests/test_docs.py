@@ -20,8 +20,7 @@ import typer.main
 from lengthwise.cli.main import app
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run_info import RunInfo, describe_machine
+from lengthwise.measure.run_info import RoundInfo, RunInfo, describe_machine
 from lengthwise.policy import policy_names
 from lengthwise.vllm.settings import OVERTAKE_SHARE, parse_settings
 

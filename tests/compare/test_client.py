@@ -23,7 +23,7 @@ from lengthwise.compare.client import (
     request_body,
 )
 from lengthwise.compare.client_process import ClientProcess
-from lengthwise.compare.load import Turns
+from lengthwise.compare.specs import Turns
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.cli.demo import PRESET
 from lengthwise.compare import demonstration
-from lengthwise.compare.corpus_table import corpus_table
+from lengthwise.compare.own_answers import corpus_table
 from lengthwise.compare.progress import Silent
 from lengthwise.measure.report import write_report
 from lengthwise.measure.results import read_results

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from lengthwise.compare.load import (
+from lengthwise.compare.specs import (
     Burst,
     Capacity,
     Clients,
@@ -18,9 +18,11 @@ from lengthwise.compare.load import (
     Trace,
     Turns,
     arrival_times,
+    parse_loads,
+    parse_policies,
+    read_trace,
     turns_of,
 )
-from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
 from lengthwise.errors import InputError
 
 

@@ -16,12 +16,12 @@ import pytest
 
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
-from lengthwise.compare.load import Burst, Capacity, Load
 from lengthwise.compare.requests import choose_requests
 from lengthwise.compare.rounds import describe_round, records_of
 from lengthwise.compare.session import Observed
+from lengthwise.compare.specs import Burst, Capacity, Load
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.vllm.settings import OVERTAKE_SHARE, Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
 

@@ -12,9 +12,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.emulate.link import BANDWIDTH, link_of
+from lengthwise.emulate.link import BANDWIDTH, Transfers, link_of
 from lengthwise.emulate.model_folder import model_folder
-from lengthwise.emulate.transfers import Transfers
 from lengthwise.errors import InputError
 from lengthwise.serve.command import EXECUTOR
 from lengthwise.simulate.presets import parse_preset

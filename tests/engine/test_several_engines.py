@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lengthwise.learn.learner_state import STATE_FILE
 from lengthwise.serve.command import REFERENCE, free_port, server_command
-from lengthwise.serve.kill_switch import statuses
 from lengthwise.serve.vllm_server import Server
+from lengthwise.serve.whereabouts import statuses
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.vllm.counters import HELP
 from lengthwise.vllm.settings import Settings

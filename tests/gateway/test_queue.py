@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.gateway.discipline import discipline_of, refuse_unsuited
+from lengthwise.gateway.configuration import discipline_of, refuse_unsuited
 from lengthwise.gateway.dispatcher import Dispatcher
 from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
 from lengthwise.gateway.ranked_queue import Entry, Queue

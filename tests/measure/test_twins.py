@@ -12,8 +12,7 @@ from rich.console import Console
 
 from lengthwise.measure import ResultsWriter, read_results, write_report
 from lengthwise.measure.run_info import LIVE, VIRTUAL
-from lengthwise.measure.twin_views import twins_table
-from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER, read_twins
+from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER, read_twins, twins_table
 from tests.support.measure_rounds import RUN, append_round
 
 EXACT = {"fcfs": [1.0, 2.0, 3.0], "srpt": [1.0, 1.0, 2.0]}

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.predict.adam import Adam
-from lengthwise.predict.descend import Schedule, deal_lists, descend
-from lengthwise.predict.linear import Linear, SparseRows
+from lengthwise.predict.descend import Adam, Schedule, deal_lists, descend
+from lengthwise.predict.linear import PENALTY, Linear, SparseRows, fit_ridge, normal_scores
 from lengthwise.predict.losses import LOSSES, QUANTILES
 from lengthwise.predict.network import Network
-from lengthwise.predict.ridge import PENALTY, fit_ridge, normal_scores
 
 FAST = Schedule(epochs=5, rate=0.05)
 

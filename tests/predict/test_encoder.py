@@ -19,8 +19,7 @@ from lengthwise.predict import Prompt, load_predictor
 from lengthwise.predict.ablation import ablate
 from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.encoder.fine_tuning import held_out_rows
-from lengthwise.predict.encoder.predictor import EncoderPredictor
-from lengthwise.predict.encoder.text import READ_TOKENS, PromptText
+from lengthwise.predict.encoder.predictor import READ_TOKENS, EncoderPredictor, PromptText
 from lengthwise.predict.extract import vocabulary_of
 from lengthwise.predict.kinds import Recipe, recipe_of
 from lengthwise.predict.prediction import SlowPredictor

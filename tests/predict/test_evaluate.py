@@ -20,11 +20,10 @@ from lengthwise.predict.breakdown import (
     by_task,
     root_verb,
 )
-from lengthwise.predict.evaluate import evaluate
+from lengthwise.predict.evaluate import evaluate, plot_calibration
 from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.latency import BATCH_SIZES, latencies, predict_timed
-from lengthwise.predict.plot import plot_calibration
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from tests.support.answer_tables import SUBJECTS, TASKS, table

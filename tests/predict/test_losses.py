@@ -13,17 +13,20 @@ from hypothesis.extra import numpy as arrays
 
 from lengthwise.errors import InputError
 from lengthwise.predict.losses import (
+    LONGEST,
     LOSSES,
     QUANTILES,
+    bucket_numbers,
+    bucketed,
     cross_entropy,
     huber,
     listmle,
     listnet,
+    log_lengths,
     loss_named,
     pairwise,
     pinball,
 )
-from lengthwise.predict.targets import LONGEST, bucket_numbers, bucketed, log_lengths
 
 numbers = st.floats(-5, 5, allow_subnormal=False)
 scores_lists = arrays.arrays(np.float64, st.integers(1, 12), elements=numbers)

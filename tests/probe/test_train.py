@@ -13,7 +13,6 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 from lengthwise.errors import InputError
 from lengthwise.probe import Probe
-from lengthwise.probe.accuracy import METHODS, Bootstrap, by_age
 from lengthwise.probe.bins import midpoints
 from lengthwise.probe.fit import (
     Examples,
@@ -22,6 +21,7 @@ from lengthwise.probe.fit import (
     fit_network,
     probabilities,
 )
+from lengthwise.probe.report import METHODS, Bootstrap, by_age
 from lengthwise.probe.states import TEST, TRAIN, open_states, write_meta, write_shard
 from lengthwise.probe.training import Trained, train_probe
 from lengthwise.reference.prompts import generate

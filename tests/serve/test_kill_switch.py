@@ -19,8 +19,7 @@ from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
-from lengthwise.serve.kill_switch import statuses, switch
-from lengthwise.serve.whereabouts import note_settings, settings_file
+from lengthwise.serve.whereabouts import note_settings, settings_file, statuses, switch
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.settings import Settings, off_path, status_path

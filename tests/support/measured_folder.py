@@ -12,8 +12,7 @@ import numpy as np
 
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run_info import RunInfo
+from lengthwise.measure.run_info import RoundInfo, RunInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.clock import Clock, steady
 from lengthwise.simulate.engine_settings import EngineSettings

@@ -18,8 +18,7 @@ from lengthwise.simulate.step_cost import StepCost
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
-from lengthwise.emulate.link import BANDWIDTH
-from lengthwise.emulate.offload import Offload
+from lengthwise.emulate.link import BANDWIDTH, Offload
 
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6)
 SETTINGS = {"policy": "srpt", "predictor": "oracle", "pausing": True, "preemption": "greedy"}

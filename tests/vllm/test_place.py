@@ -17,7 +17,7 @@ import pytest
 from lengthwise.files import take_lock
 from lengthwise.learn.learner_state import STATE_FILE
 from lengthwise.serve.journal_reader import explain
-from lengthwise.serve.kill_switch import statuses, switch
+from lengthwise.serve.whereabouts import statuses, switch
 from lengthwise.vllm.place import own_folder, own_status
 from lengthwise.vllm.settings import Settings, status_path
 from lengthwise.vllm.watch import SERVER

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run_info import RunInfo
+from lengthwise.measure.run_info import RoundInfo, RunInfo
 from lengthwise.workload.layouts import (
     ARRIVAL_COLUMNS,
     LAYOUTS,

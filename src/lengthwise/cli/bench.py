@@ -200,14 +200,14 @@ def bench(
         run_virtual_bench,
         with_places,
     )
-    from lengthwise.compare.corpus_table import corpus_table
+    from lengthwise.compare.own_answers import corpus_table
     from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
-    from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.errors import InputError
     from lengthwise.measure.results import ResultsWriter
+    from lengthwise.measure.run_info import describe_run
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.simulate.hardware import MODELS

@@ -113,8 +113,8 @@ def evaluate(
     from lengthwise.cli.train import note_left_out, parse_where
     from lengthwise.errors import InputError
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
+    from lengthwise.predict.evaluate import plot_calibration
     from lengthwise.predict.load import load_predictor
-    from lengthwise.predict.plot import plot_calibration
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
     from lengthwise.workload.dataset import load_dataset
 

@@ -124,11 +124,10 @@ def run_forward_bench(
         same_length,
     )
     from lengthwise.compare.requests import choose_requests, describe_requests
-    from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.virtual import Draw, run_virtual_plan
     from lengthwise.compare.virtual_forward import ForwardSession
     from lengthwise.measure.results import ResultsWriter, read_results
-    from lengthwise.measure.run_info import VIRTUAL
+    from lengthwise.measure.run_info import VIRTUAL, describe_run
 
     session = ForwardSession(machine.cost, machine.engine, out, model)
     table = None if read is None else read()

@@ -237,7 +237,7 @@ def _settings_file(
     listener: socket.socket,
 ) -> Path:
     """The settings file that is watched, written unless it is there: as `lengthwise serve` does."""
-    from lengthwise.gateway.discipline import refuse_unsuited
+    from lengthwise.gateway.configuration import refuse_unsuited
 
     if (learn or log_text) and log is None and given is None:
         raise InputError("--learn and --log-text need a log: add --log DIR")

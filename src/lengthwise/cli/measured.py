@@ -16,8 +16,7 @@ from lengthwise.compare.engine_log import (
 from lengthwise.errors import InputError
 from lengthwise.measure.request_record import Records
 from lengthwise.measure.results import Round, read_results
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run_info import RunInfo
+from lengthwise.measure.run_info import RoundInfo, RunInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.measured import Floats, MeasuredRound

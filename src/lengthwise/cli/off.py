@@ -43,8 +43,7 @@ def on(target: Target, timeout: Timeout = 30.0, json: AsJson = False) -> None:
 def _switch(target: str, off: bool, timeout_s: float, as_json: bool) -> None:
     import json
 
-    from lengthwise.serve.kill_switch import switch
-    from lengthwise.serve.whereabouts import settings_file
+    from lengthwise.serve.whereabouts import settings_file, switch
 
     path = settings_file(target)
     engines = switch(path, off, timeout_s)

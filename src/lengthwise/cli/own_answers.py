@@ -52,8 +52,8 @@ def run_own_answers(
     )
     from lengthwise.compare.requests import describe_requests
     from lengthwise.compare.rounds import run_and_keep
-    from lengthwise.compare.run_info import describe_run
     from lengthwise.measure.results import ResultsWriter, read_results
+    from lengthwise.measure.run_info import describe_run
     from lengthwise.serve.command import REFERENCE
 
     ask = partial(answer_all, session, progress=progress)

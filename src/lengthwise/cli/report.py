@@ -60,8 +60,7 @@ def show_results(
     from lengthwise.measure.results import read_results
     from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.measure.terminal import comparison_table, serving_results
-    from lengthwise.measure.twin_views import twins_table
-    from lengthwise.measure.twins import read_twins
+    from lengthwise.measure.twins import read_twins, twins_table
 
     objectives = parse_objectives(goodput) or None
     results = read_results(folder)

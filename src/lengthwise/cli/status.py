@@ -30,8 +30,7 @@ def status(
     import json as json_module
 
     from lengthwise.errors import LengthwiseError
-    from lengthwise.serve.kill_switch import statuses
-    from lengthwise.serve.whereabouts import port_of, settings_file
+    from lengthwise.serve.whereabouts import port_of, settings_file, statuses
 
     path = settings_file(target)
     found = statuses(path)

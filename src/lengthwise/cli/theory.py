@@ -144,7 +144,7 @@ def _column(path: Path, name: str) -> NDArray[np.float64]:
     import numpy as np
 
     from lengthwise.errors import InputError
-    from lengthwise.workload.table import read_table
+    from lengthwise.workload.records import read_table
 
     table = read_table(path)
     if table.unreadable:

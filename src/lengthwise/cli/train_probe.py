@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.probe.accuracy import Figure
-    from lengthwise.probe.report import Report
+    from lengthwise.probe.report import Figure, Report
 
 
 class Bins(StrEnum):
@@ -58,7 +57,7 @@ def train_probe(
 
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.errors import missing_extra
-    from lengthwise.probe.plot import write_layer_plot
+    from lengthwise.probe.report import write_layer_plot
     from lengthwise.probe.states import open_states
 
     with ConsoleProgress() as progress:

@@ -80,8 +80,7 @@ def learn_from_corpus(
     folder: Path, tokenizer: PromptTokenizer, seed: int, progress: Progress
 ) -> str:
     """Train a predictor on the built-in model's training prompts; what it learnt from, in words."""
-    from lengthwise.compare.corpus_table import corpus_table
-    from lengthwise.compare.own_answers import learn
+    from lengthwise.compare.own_answers import corpus_table, learn
     from lengthwise.workload.split import TRAIN
 
     table = corpus_table(tokenizer, _LEARNT_FROM, TRAIN, seed)
@@ -117,10 +116,9 @@ def run_virtual_bench(
         progress: told what happens.
     """
     from lengthwise.compare.requests import choose_requests, describe_requests
-    from lengthwise.compare.run_info import describe_run
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
     from lengthwise.measure.results import ResultsWriter
-    from lengthwise.measure.run_info import VIRTUAL
+    from lengthwise.measure.run_info import VIRTUAL, describe_run
 
     def draw(seed: int) -> Draw:
         requests, notes = choose_requests(

@@ -13,20 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from lengthwise.compare.client import ReplayRequest
-from lengthwise.compare.corpus_table import corpus_table
 from lengthwise.compare.exact_twin import choose_burst, run_twins
-from lengthwise.compare.load import Burst, Capacity
-from lengthwise.compare.own_answers import held_out_tau, learn
+from lengthwise.compare.own_answers import corpus_table, held_out_tau, learn
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.requests import choose_requests, describe_requests
 from lengthwise.compare.rounds import Plan
-from lengthwise.compare.run_info import describe_run
 from lengthwise.compare.session import Starting, start_session
-from lengthwise.compare.specs import parse_policies
+from lengthwise.compare.specs import Burst, Capacity, parse_policies
 from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run_info import VIRTUAL, RunInfo
+from lengthwise.measure.run_info import VIRTUAL, RunInfo, describe_run
 from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.simulate.engine_settings import EngineSettings

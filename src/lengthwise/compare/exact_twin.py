@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.compare.client import ReplayRequest
-from lengthwise.compare.load import Burst
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.rounds import describe_round, keeping, records_of, summary_line
 from lengthwise.compare.session import Observed, Starting
+from lengthwise.compare.specs import Burst
 from lengthwise.compare.virtual import VirtualSession
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter

@@ -19,9 +19,9 @@ from lengthwise.compare.engine_log import (
     EngineLog,
     read_engine_log,
 )
-from lengthwise.compare.load import Turns
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.send_clock import Pace
+from lengthwise.compare.specs import Turns
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serve.command import free_port, server_command

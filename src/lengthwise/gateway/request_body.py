@@ -1,14 +1,22 @@
-"""What a body says that matters here: how many answers, and what their length is predicted from."""
+"""A request's body: taken in, and what it says that matters here.
+
+How many answers it asks for, and what their length is predicted from.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import aiohttp
+from aiohttp import web
+
 from lengthwise.errors import InputError
+from lengthwise.gateway.limits import Place, RefusedError
 from lengthwise.hints.question import Question, read_request
 from lengthwise.predict.baselines import TTFT_DEADLINE_MS, deadline_ms
 from lengthwise.predict.features import LORA
@@ -111,3 +119,31 @@ def _of_model(question: Question, model: object) -> Question:
 
 def _count(value: object) -> int:
     return min(max(value, 1), _MOST_ANSWERS) if type(value) is int else 1
+
+
+async def take_in(request: web.Request, place: Place, patience_s: float) -> None:
+    """Keep a request's body, every part of it counted before the next is read.
+
+    Args:
+        request: the client's.
+        place: where it is kept.
+        patience_s: with a client that sends nothing.
+
+    Raises:
+        RefusedError: there is no room for it, or it did not come.
+    """
+    parts: list[bytes] = []
+    try:
+        while True:
+            async with asyncio.timeout(patience_s):
+                part = await request.content.readany()
+            if not part:
+                place.body = b"".join(parts)
+                return
+            place.keep(len(part))
+            parts.append(part)
+    except TimeoutError:
+        reason = f"nothing of the body came for {patience_s:g} s"
+        raise RefusedError(408, reason, "incomplete") from None
+    except (aiohttp.ClientError, web.RequestPayloadError, OSError):
+        raise RefusedError(400, "the body broke off", "incomplete") from None

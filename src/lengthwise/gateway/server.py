@@ -17,16 +17,13 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from lengthwise.gateway.configuration import Configuration
-from lengthwise.gateway.discipline import discipline_of
+from lengthwise.gateway.configuration import Configuration, discipline_of
 from lengthwise.gateway.dispatcher import Dispatcher
-from lengthwise.gateway.intake import take_in
 from lengthwise.gateway.lengths import Lengths, Measured
 from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
 from lengthwise.gateway.options import Options
 from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.gateway.ranked_queue import Entry, Queue
-from lengthwise.gateway.reachable import Reachability
 from lengthwise.gateway.relay import NotTakenError, Relay, new_session
 from lengthwise.gateway.request_body import (
     GENERATE,
@@ -34,8 +31,9 @@ from lengthwise.gateway.request_body import (
     asking_for_usage,
     clamped_priority,
     read_body,
+    take_in,
 )
-from lengthwise.gateway.upstream import Pool, Upstream
+from lengthwise.gateway.upstream import Pool, Reachability, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
 from lengthwise.hints.refusal import error_response, place_of

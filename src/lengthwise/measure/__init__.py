@@ -1,7 +1,6 @@
 """What happened to each request of a run, and what it adds up to: records, metrics, reports.
 
     request_record  one row per request of a round; parquet or JSONL
-    round        one row per round: policy, load, capacity, flags
     run_info     what was run, where, with which versions
     results      the folder that holds all of it
     round_metrics  one round's latency and throughput, with the keys of `vllm bench serve`
@@ -17,9 +16,8 @@ from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, comp
 from lengthwise.measure.report import write_report
 from lengthwise.measure.request_record import Records, RequestRecord, read_records, write_records
 from lengthwise.measure.results import Results, ResultsWriter, read_results
-from lengthwise.measure.round import RoundInfo
 from lengthwise.measure.round_metrics import parse_objectives, request_metrics, summarise
-from lengthwise.measure.run_info import RunInfo
+from lengthwise.measure.run_info import RoundInfo, RunInfo
 
 __all__ = [
     "Comparison",

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.measure.schema import DamagedFileError, check_schema
+from lengthwise.measure.run_info import DamagedFileError, check_schema
 
 SCHEMA = "lengthwise.records/1"
 

@@ -180,7 +180,7 @@ def recipe_of(metadata: Metadata) -> Recipe:
     recipe = Recipe(metadata.kind, metadata.loss, metadata.bucket, seed=metadata.training.seed)
     if BACKBONE not in metadata.settings:
         return recipe
-    from lengthwise.predict.encoder.settings import EncoderSettings
+    from lengthwise.predict.encoder.predictor import EncoderSettings
 
     settings = EncoderSettings.model_validate(metadata.settings)
     return replace(recipe, **settings.model_dump(exclude={"window"}))

@@ -9,10 +9,8 @@
     training.py   a probe: choice of layer and pooling, its networks, its refinement
     refine.py     the Bayesian filter that serving runs at every prediction
     filter_replay.py  the filter over recorded answers, and the fit of its constants
-    accuracy.py   errors with intervals, by layer and by age
     figures.py    everything that is reported, from what was trained
     report.py     what is reported
-    plot.py       errors by layer as a picture
     probe_folder.py  a probe as a folder
     probe_card.py  its README
     network.py    its networks in torch

@@ -8,13 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.probe.accuracy import METHODS, Bootstrap, by_age
 from lengthwise.probe.bins import midpoints
 from lengthwise.probe.filter_replay import Record, counted_down, raw, refined, within
 from lengthwise.probe.heads import PromptHead
 from lengthwise.probe.probe_folder import Refinement
 from lengthwise.probe.refine import HIGH, LOW, MEAN, MEDIAN, Filter, new_filter
-from lengthwise.probe.report import IntervalError, LayerError, PoolingError, Report
+from lengthwise.probe.report import (
+    METHODS,
+    Bootstrap,
+    IntervalError,
+    LayerError,
+    PoolingError,
+    Report,
+    by_age,
+)
 from lengthwise.probe.state_rows import Rows
 from lengthwise.probe.states import TEST, TRAIN, VALID
 

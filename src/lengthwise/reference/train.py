@@ -33,7 +33,7 @@ from lengthwise.reference.tokenizer import (
     train_tokenizer,
 )
 from lengthwise.workload.dataset import ANSWER_COLUMNS, PROMPT_COLUMNS
-from lengthwise.workload.table import read_table
+from lengthwise.workload.records import read_table
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.request_record import Records
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.calibrate import fit_cost
 from lengthwise.simulate.cell import Cell, Figures, Workload

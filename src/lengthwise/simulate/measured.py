@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.measure.request_record import Records
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import Discipline
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import WORK

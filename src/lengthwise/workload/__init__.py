@@ -13,7 +13,6 @@ layouts.py          the columns of published traces
 trace_records.py    traces whose rows are nested
 servegen.py         requests drawn from published clients
 trace_rows.py       which rows of a trace are sound, and why others are not
-block_size.py       how many tokens a block has
 cells.py            what the cells of a trace say
 arrivals.py         arrival times
 synthetic.py        traces that are made up
@@ -22,9 +21,7 @@ length_log.py       the log of answers that a server writes
 
 file_kinds.py       what kind of file it is, and its bytes, unpacked
 records.py          its rows, one by one
-table.py            all of them at once
 rejections.py       why rows, columns and files are not taken
-documents.py        the rows of a JSON file that is one object
 columns.py          its columns, part by part
 inspection.py       what a file holds, without keeping any of it
 """

@@ -15,8 +15,12 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Chat, MalformedError, Turns
-from lengthwise.workload.documents import Record
-from lengthwise.workload.leaks import find_leak
+from lengthwise.workload.file_kinds import Record
+from lengthwise.workload.leaks import (
+    find_leak,
+    has_a_heading_of_an_answer,
+    is_rendered_with_an_answer,
+)
 from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.joined import with_prompts
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
@@ -26,7 +30,6 @@ from lengthwise.workload.prompt_layouts.named_columns import (
 )
 from lengthwise.workload.records import Records, open_records
 from lengthwise.workload.rejections import Rejection, require_column
-from lengthwise.workload.rendered import has_a_heading_of_an_answer, is_rendered_with_an_answer
 from lengthwise.workload.request_facts import NOTHING, Facts, facts_of
 
 SYSTEM_COLUMNS: Final = ("system", "system_prompt")  #: ahead of the user's prompt

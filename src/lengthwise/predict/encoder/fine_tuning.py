@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import LengthwiseError, missing_extra
 from lengthwise.predict.artifact import Metadata
-from lengthwise.predict.encoder.predictor import EncoderPredictor
-from lengthwise.predict.encoder.settings import EncoderSettings
-from lengthwise.predict.encoder.text import PromptText
+from lengthwise.predict.encoder.predictor import EncoderPredictor, EncoderSettings, PromptText
 from lengthwise.predict.extract import requests_of, vocabulary_of
 from lengthwise.predict.held_out import calibrate_held_out, training_record
 from lengthwise.predict.kinds import Progress, Recipe
 from lengthwise.predict.lexical import scores_of
-from lengthwise.predict.losses import Loss, loss_named
-from lengthwise.predict.targets import typical_lengths
+from lengthwise.predict.losses import Loss, loss_named, typical_lengths
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset
 

@@ -11,7 +11,7 @@ from lengthwise.workload.conversation import (
     Turns,
     is_messages,
 )
-from lengthwise.workload.documents import STATUS, Record
+from lengthwise.workload.file_kinds import STATUS, Record
 from lengthwise.workload.prompt_layouts.answer_fields import read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,

@@ -21,7 +21,7 @@ from lengthwise.workload.conversation import (
     read_messages,
     read_tools,
 )
-from lengthwise.workload.documents import Record
+from lengthwise.workload.file_kinds import Record
 from lengthwise.workload.request_facts import NOTHING, Facts, facts_of
 
 

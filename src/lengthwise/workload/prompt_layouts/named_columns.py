@@ -21,7 +21,7 @@ from lengthwise.workload.conversation import (
     looks_like_messages,
     read_messages,
 )
-from lengthwise.workload.documents import Record
+from lengthwise.workload.file_kinds import Record
 from lengthwise.workload.prompt_layouts.answer_fields import Answer, read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,
