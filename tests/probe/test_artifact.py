@@ -184,7 +184,7 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 def test_the_torch_network_is_the_plain_formula(probe: Probe) -> None:
     torch = pytest.importorskip("torch")
-    from lengthwise.probe.network import ProbeNetwork
+    from lengthwise.probe.torch_network import ProbeNetwork
 
     states = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float16)
     states[4] = np.nan

@@ -17,11 +17,11 @@ from scipy.stats import kendalltau
 from tokenizers import Tokenizer
 
 from lengthwise.errors import InputError
-from lengthwise.reference import model_path
+from lengthwise.reference import SPECIAL_TOKENS, model_path
 from lengthwise.reference.corpus import WRITERS, answer, exchanges
 from lengthwise.reference.prompts import FAMILIES, generate
-from lengthwise.reference.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY
-from lengthwise.reference.train import configuration, recorded_exchanges
+from scripts.reference_model.tokenizer import CHAT_TEMPLATE, VOCABULARY
+from scripts.reference_model.train import configuration, recorded_exchanges
 
 MODEL = model_path()
 FILES = (
@@ -48,10 +48,12 @@ def test_the_folder_is_complete_and_small() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = (
         "import sys, lengthwise.reference.prompts, lengthwise.reference.corpus, "
-        "lengthwise.reference.train, lengthwise.reference.evaluate; "
+        "scripts.reference_model.train, scripts.reference_model.evaluate; "
         "print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert printed.stdout.strip() == "[]", printed.stderr
 
 

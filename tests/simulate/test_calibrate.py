@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.cli.main import main
-from lengthwise.cli.measured import read_measured
+from lengthwise.compare.bench_folder import read_measured
 from lengthwise.errors import InputError
 from lengthwise.simulate.agreement import agreement, by_round
 from lengthwise.simulate.calibrate import TERMS, fit_cost

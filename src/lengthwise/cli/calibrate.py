@@ -44,7 +44,7 @@ def calibrate(
     from rich.console import Console
 
     from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.measured import read_measured
+    from lengthwise.compare.bench_folder import read_measured
     from lengthwise.simulate.agreement import agreement, by_round
     from lengthwise.simulate.calibrate import fit_cost
     from lengthwise.simulate.fidelity import SPEEDS, compare

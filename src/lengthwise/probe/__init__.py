@@ -13,9 +13,9 @@
     report.py     what is reported
     probe_folder.py  a probe as a folder
     probe_card.py  its README
-    network.py    its networks in torch
+    torch_network.py  its networks in torch
 
-Reading and refining need numpy and numba only; `network.py`, and what trains, import torch.
+Reading and refining need numpy and numba only; `torch_network.py`, and what trains, import torch.
 """
 
 from lengthwise.probe.probe_folder import Probe

@@ -128,7 +128,7 @@ def fit_network(
 
 def probabilities(network: Network, states: NDArray[np.float16]) -> NDArray[np.float32]:
     """What a trained network says of states [rows, inputs]: float32 [rows, bins]."""
-    from lengthwise.probe.network import ProbeNetwork
+    from lengthwise.probe.torch_network import ProbeNetwork
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = ProbeNetwork(network).to(device)

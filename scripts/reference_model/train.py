@@ -1,4 +1,4 @@
-"""Train the reference model from scratch: python -m lengthwise.reference.train --out DIR.
+"""Train the reference model from scratch: python -m scripts.reference_model.train --out DIR.
 
 Writes the corpus, learns the tokenizer, trains a small Llama by next-token prediction on the
 answers alone, and saves weights, tokenizer and configuration in the form that Hugging Face loaders
@@ -20,20 +20,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
-from lengthwise.reference import corpus
-from lengthwise.reference.muon import Muon
+from lengthwise.reference import ASSISTANT, END, SPECIAL_TOKENS, USER, corpus
 from lengthwise.reference.prompts import ReferencePrompt
-from lengthwise.reference.tokenizer import (
-    ASSISTANT,
-    END,
-    SPECIAL_TOKENS,
-    USER,
-    VOCABULARY,
-    save_tokenizer,
-    train_tokenizer,
-)
 from lengthwise.workload.dataset import ANSWER_COLUMNS, PROMPT_COLUMNS
 from lengthwise.workload.records import read_table
+from scripts.reference_model.muon import Muon
+from scripts.reference_model.tokenizer import VOCABULARY, save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -259,7 +251,7 @@ def train(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m lengthwise.reference.train", description=__doc__
+        prog="python -m scripts.reference_model.train", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--width", type=int, default=WIDTH, help="of the hidden states")

@@ -1,4 +1,4 @@
-"""What the reference model's answers are like: python -m lengthwise.reference.evaluate.
+"""What the reference model's answers are like: python -m scripts.reference_model.evaluate.
 
 Serves the model with vLLM, samples two answers to each of many prompts, and prints the figures that
 stand in the model card. The prompts have a seed of their own, but the short ones recur in training.
@@ -130,7 +130,7 @@ def figures(prompts: Sequence[ReferencePrompt], samples: Samples) -> dict[str, f
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m lengthwise.reference.evaluate", description=__doc__
+        prog="python -m scripts.reference_model.evaluate", description=__doc__
     )
     parser.add_argument("--model", type=Path, default=model_path())
     parser.add_argument("--prompts", type=int, default=1000)

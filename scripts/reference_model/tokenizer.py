@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lengthwise.reference import ASSISTANT, END, PAD, SPECIAL_TOKENS, USER
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VOCABULARY = 1024
-PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
-SPECIAL_TOKENS = (PAD, END, USER, ASSISTANT)  # in the order of their token ids, from 0
 
 # Whatever is not the assistant's is read as the user's, so that system messages do no harm.
 CHAT_TEMPLATE = (
