@@ -107,13 +107,7 @@ def build_scheduler(
         lengthwise: our part of vLLM's `additional_config`.
     """
     import torch
-    from vllm.config import (
-        CacheConfig,
-        LoRAConfig,
-        ParallelConfig,
-        SchedulerConfig,
-        VllmConfig,
-    )
+    from vllm.config import CacheConfig, LoRAConfig, ParallelConfig, SchedulerConfig, VllmConfig
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import (

@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.measure import (
-    Records,
-    RequestRecord,
-    parse_objectives,
-    request_metrics,
-    summarise,
-)
+from lengthwise.measure import Records, RequestRecord, parse_objectives, request_metrics, summarise
 from tests.support.measure_rounds import answered, failed
 
 

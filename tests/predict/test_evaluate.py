@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.predict import Prediction, PredictionError, Prompt, load_predictor
 from lengthwise.predict.ablation import ABLATIONS, ablate
-from lengthwise.predict.breakdown import (
-    OTHER,
-    by_estimate,
-    by_length,
-    by_task,
-    root_verb,
-)
+from lengthwise.predict.breakdown import OTHER, by_estimate, by_length, by_task, root_verb
 from lengthwise.predict.evaluate import evaluate, plot_calibration
 from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kinds import Recipe

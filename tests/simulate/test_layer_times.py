@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from lengthwise.simulate.hardware import GPUS
-from lengthwise.simulate.layer_errors import (
-    HALVES,
-    derived_errors,
-    fit_errors,
-    left_out_errors,
-)
+from lengthwise.simulate.layer_errors import HALVES, derived_errors, fit_errors, left_out_errors
 from lengthwise.simulate.layer_times import (
     Measured,
     derived_times,

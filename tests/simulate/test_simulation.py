@@ -19,12 +19,7 @@ from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import certain, noisy, trace_predictions
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import (
-    StepCost,
-    prefill_token_seconds,
-    read_cost,
-    step_seconds,
-)
+from lengthwise.simulate.step_cost import StepCost, prefill_token_seconds, read_cost, step_seconds
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
 

@@ -16,15 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.probe.states import (
-    TEST,
-    TRAIN,
-    VALID,
-    Shard,
-    StatesMeta,
-    write_meta,
-    write_shard,
-)
+from lengthwise.probe.states import TEST, TRAIN, VALID, Shard, StatesMeta, write_meta, write_shard
 from lengthwise.reference import model_path
 from lengthwise.reference.prompts import generate
 

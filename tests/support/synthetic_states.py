@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from lengthwise.probe import filter_replay
-from lengthwise.probe.states import (
-    TEST,
-    TRAIN,
-    VALID,
-    Shard,
-    StatesMeta,
-    write_meta,
-    write_shard,
-)
+from lengthwise.probe.states import TEST, TRAIN, VALID, Shard, StatesMeta, write_meta, write_shard
 
 LAYERS = [0, 2, 3]
 NOISE = {0: 3.0, 2: 0.5, 3: 1.5}  # layer 2 tells most

@@ -21,12 +21,7 @@ from lengthwise.errors import InputError
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import RoundInfo, RunInfo
-from lengthwise.workload.layouts import (
-    ARRIVAL_COLUMNS,
-    LAYOUTS,
-    OUTPUT_COLUMNS,
-    PROMPT_COLUMNS,
-)
+from lengthwise.workload.layouts import ARRIVAL_COLUMNS, LAYOUTS, OUTPUT_COLUMNS, PROMPT_COLUMNS
 from lengthwise.workload.load_trace import load_trace
 from lengthwise.workload.trace import Trace
 

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.workload import columns as columns_module
+from lengthwise.workload import column_files
 from lengthwise.workload.inspection import Quantiles, inspect_trace
-from lengthwise.workload.load_trace import is_trace, load_trace, spread_ties
+from lengthwise.workload.load_trace import load_trace, spread_ties
+from lengthwise.workload.open_trace import is_trace
 from lengthwise.workload.rejections import UnusableError
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -387,8 +388,8 @@ def test_parts_are_put_together(
     elif suffix == ".jsonl.zst":
         with pa.CompressedOutputStream(str(path), "zstd") as out:
             out.write((tmp_path / "trace.jsonl").read_bytes())
-    monkeypatch.setattr(columns_module, "_BYTES", 4_096)
-    monkeypatch.setattr(columns_module, "_ROWS", 100)
+    monkeypatch.setattr(column_files, "_BYTES", 4_096)
+    monkeypatch.setattr(column_files, "_ROWS", 100)
     trace = load_trace(path)
     assert np.array_equal(trace.arrival_s, whole.arrival_s)
     assert np.array_equal(trace.output_tokens, whole.output_tokens)
@@ -411,7 +412,7 @@ def test_bad_lines_keep_their_numbers_across_parts(
     text[1500] = "1,2,3,4\n"
     text.append("1\n")
     path.write_text("".join(text))
-    monkeypatch.setattr(columns_module, "_BYTES", 4_096)
+    monkeypatch.setattr(column_files, "_BYTES", 4_096)
     trace = load_trace(path)
     assert [rejection.row for rejection in trace.rejected] == [700, 1500, 2001]
 
@@ -421,7 +422,7 @@ def test_a_time_that_goes_back_is_seen_across_parts(
 ) -> None:
     rows = [{"arrival_s": n, "prompt_tokens": 1, "output_tokens": 1} for n in (*range(900), 3)]
     path = lines(tmp_path / "t.jsonl", rows)
-    monkeypatch.setattr(columns_module, "_BYTES", 4_096)
+    monkeypatch.setattr(column_files, "_BYTES", 4_096)
     trace = load_trace(path)
     assert [rejection.row for rejection in trace.rejected] == [901]
 
@@ -431,7 +432,7 @@ def test_memory_does_not_grow_with_the_rows(
 ) -> None:
     """A million rows are inspected in the memory that a fifth of them takes."""
     write_trace = runpy.run_path(str(BENCH / "make_azure_trace.py"))["write_trace"]
-    monkeypatch.setattr(columns_module, "_BYTES", 1 << 17)  # Arrow reads some of them ahead
+    monkeypatch.setattr(column_files, "_BYTES", 1 << 17)  # Arrow reads some of them ahead
     peaks = []
     for rows in (200_000, 1_000_000):
         path = tmp_path / f"{rows}.csv"

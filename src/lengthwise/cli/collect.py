@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.workload.dataset import Prompts
+    from lengthwise.workload.prompts import Prompts
 
 
 def collect(
@@ -128,7 +128,7 @@ def _servable(prompts: Prompts, tokenizer: PromptTokenizer, progress: Progress) 
     """Without the conversations that the model's chat template refuses."""
     from collections import Counter
 
-    from lengthwise.workload.dataset import Prompts
+    from lengthwise.workload.prompts import Prompts
 
     kept = Prompts([], [], prompts.rejected)
     refused: Counter[str] = Counter()
@@ -155,7 +155,7 @@ def _prompts(
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
     from lengthwise.serve.command import REFERENCE
-    from lengthwise.workload.dataset import Prompts, load_prompts
+    from lengthwise.workload.prompts import Prompts, load_prompts
 
     if table is not None:
         prompts = load_prompts(table, prompt_column=column, limit=count)

@@ -187,7 +187,7 @@ def _column(path: Path, name: str) -> NDArray[np.float64]:
     """A column of numbers of the recorded requests; NaN where it has none."""
     import numpy as np
 
-    from lengthwise.workload.columns import open_columns
+    from lengthwise.workload.column_files import open_columns
 
     columns = open_columns(path)
     if name not in columns.names:

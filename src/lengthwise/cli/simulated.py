@@ -124,7 +124,8 @@ def read_workload(
     from lengthwise.predict.extract import prompt_counter
     from lengthwise.predict.tokenizer import REFERENCE
     from lengthwise.simulate.cell import Workload
-    from lengthwise.workload.load_trace import is_trace, load_trace
+    from lengthwise.workload.load_trace import load_trace
+    from lengthwise.workload.open_trace import is_trace
 
     progress.stage(f"reading {path.name}")
     if path.is_file() and not is_trace(path):

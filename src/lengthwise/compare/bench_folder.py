@@ -7,12 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.compare.engine_log import (
-    ROUNDS_FOLDER,
-    SERVER_FOLDER,
-    EngineLog,
-    read_engine_log,
-)
+from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, EngineLog, read_engine_log
 from lengthwise.errors import InputError
 from lengthwise.measure.request_record import Records
 from lengthwise.measure.results import Round, read_results

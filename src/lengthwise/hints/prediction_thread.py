@@ -17,13 +17,7 @@ from typing import Final
 from lengthwise.errors import InputError
 from lengthwise.hints.question import Question
 from lengthwise.predict.load import load_predictor
-from lengthwise.predict.prediction import (
-    Prediction,
-    PredictionError,
-    Prompt,
-    SlowPredictor,
-    cut,
-)
+from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor, cut
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.workload.conversation import USER, Chat, Message
 

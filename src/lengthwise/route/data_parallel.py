@@ -19,14 +19,7 @@ from itertools import count
 from typing import Any, Final
 
 from lengthwise.errors import InputError
-from lengthwise.hints.middleware import (
-    Application,
-    BodyReader,
-    Receive,
-    Scope,
-    Send,
-    is_completion,
-)
+from lengthwise.hints.middleware import Application, BodyReader, Receive, Scope, Send, is_completion
 from lengthwise.route.bookings import Bookings
 from lengthwise.route.work import WorkPredictor, body_of
 

@@ -24,10 +24,7 @@ from lengthwise.workload.leaks import (
 from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.joined import with_prompts
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
-from lengthwise.workload.prompt_layouts.named_columns import (
-    name_columns,
-    plain_layout,
-)
+from lengthwise.workload.prompt_layouts.named_columns import name_columns, plain_layout
 from lengthwise.workload.records import Records, open_records
 from lengthwise.workload.rejections import Rejection, require_column
 from lengthwise.workload.request_facts import NOTHING, Facts, facts_of
@@ -151,6 +148,18 @@ class Exchanges:
                 continue
             for exchange in self._read(number, record):
                 yield Row(number, record, exchange)
+
+    def why_nothing(self) -> str:
+        """That no row is left, and why the first, or the most, were not kept."""
+        tally = self.tally
+        if tally.rejected:
+            first = tally.rejected[0]
+            return f"none of {tally.records} rows is usable; row {first.row}: {first.reason}"
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in tally.left_out.most_common(3))
+        return (
+            f"none of {tally.records} rows, read as {self.layout.name}, has something to learn "
+            f"from: {reasons or 'there are none'}"
+        )
 
     def check(self) -> None:
         """Look at all that was read.
