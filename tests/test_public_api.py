@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "vllm": {"request", "policy", "predict", "probe", "workload"},
     "emulate": {"simulate", "policy", "workload", "vllm", "predict", "reference"},
     "serve": {
+        "learn",
         "workload",
         "measure",
         "policy",

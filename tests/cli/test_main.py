@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from lengthwise.cli.main import app, main
-from lengthwise.cli.serving import new_settings, own_settings_file
+from lengthwise.serve.settings_file import new_settings, own_settings_file
 
 
 class Ended(NamedTuple):

@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from bench.support.engine_harness import Ask, build_scheduler
-from lengthwise.cli.serving import say_if_off
 from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.serve.settings_file import say_if_off
 from lengthwise.serve.whereabouts import note_settings, settings_file, statuses, switch
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.vllm import Scheduler

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.cli.listen import address_of, bound
-from lengthwise.cli.serving import (
+from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
     LogOption,
     LogTextOption,
     PredictorOption,
     SettingsOption,
+)
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.serve.listen import address_of, bound
+from lengthwise.serve.settings_file import (
     learner_of,
     learnt_before,
     new_settings,
@@ -29,7 +32,6 @@ from lengthwise.cli.serving import (
     settings_in_force,
     write_settings,
 )
-from lengthwise.errors import InputError, LengthwiseError
 
 if TYPE_CHECKING:
     from lengthwise.gateway.upstream import Upstream
@@ -182,9 +184,9 @@ def gateway(
                 )
             address = address_of(listener, host, "https" if tls else "http")
             if json:
-                import json as json_module
+                from lengthwise.cli.output import print_json
 
-                print(json_module.dumps({"url": address, "settings": str(path)}), flush=True)
+                print_json({"url": address, "settings": str(path)}, pretty=False)
             several = f"{len(addresses)} upstreams" if len(addresses) > 1 else "one upstream"
             say(f"ready at {address}/v1 for {several} (Ctrl-C stops)")
 

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.serving import (
+from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
     LogOption,
     LogTextOption,
     PredictorOption,
     SettingsOption,
+)
+from lengthwise.errors import InputError
+from lengthwise.serve.settings_file import (
     learner_of,
     learnt_before,
     new_settings,
@@ -26,7 +29,6 @@ from lengthwise.cli.serving import (
     settings_in_force,
     write_settings,
 )
-from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -41,7 +43,7 @@ def train_probe(
         typer.Option(min=1, help="Number of bins; default: 10 equal or 20 geometric ones."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For weights, order and bootstrap.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Train a probe on collected hidden states, and say how good it is on test answers.
 
@@ -51,11 +53,9 @@ def train_probe(
 
     Example: `lengthwise train-probe build/states --layer auto --out build/probe`
     """
-    import json as json_module
-
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import missing_extra
     from lengthwise.probe.report import write_layer_plot
     from lengthwise.probe.states import open_states
@@ -83,7 +83,7 @@ def train_probe(
         if report.by_layer:
             write_layer_plot(report.by_layer, report.model, out / "layers.svg")
     if json:
-        print(json_module.dumps(report.as_dict(), indent=2))
+        print_json(report.as_dict())
     else:
         show(report, out, Console(highlight=False, soft_wrap=True))
 

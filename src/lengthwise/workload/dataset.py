@@ -6,7 +6,7 @@ counted by reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -32,6 +32,7 @@ __all__ = [
     "CountTokens",
     "Dataset",
     "load_dataset",
+    "parse_where",
 ]
 
 SPLIT_COLUMN: Final = "split"
@@ -89,6 +90,16 @@ class Dataset:
             chats=self.chats and _at(self.chats, places),
         )
 
+    def account(self) -> Iterator[str]:
+        """How the file was read, and which of its rows were not taken, by reason, a line each."""
+        yield f"{self.name}, read as {self.layout}: {len(self.prompts):,} prompts"
+        for reason, count in self.left_out.items():
+            yield f"  left out {count:,}: {reason}"
+        if self.rejected:
+            yield f"  left out {len(self.rejected):,} malformed rows:"
+            for rejection in self.rejected[:5]:
+                yield f"    row {rejection.row}: {rejection.reason}"
+
     def refuse_rejected(self) -> None:
         """Raise an InputError if any row was malformed, naming the first."""
         if self.rejected:
@@ -98,6 +109,23 @@ class Dataset:
                 f"(malformed rows in all: {len(self.rejected)}); mend the table, or leave such "
                 "rows out with --skip-malformed"
             )
+
+
+def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:
+    """Columns and the values that they must have, from `COLUMN=VALUE` each.
+
+    Raises:
+        InputError: a condition without an equals sign.
+    """
+    parsed: dict[str, str] = {}
+    for condition in conditions or ():
+        column, equals, value = condition.partition("=")
+        if not equals or not column:
+            raise InputError(
+                f"--where {condition}: give COLUMN=VALUE, for example --where model=my-model"
+            )
+        parsed[column] = value
+    return parsed
 
 
 T = TypeVar("T")

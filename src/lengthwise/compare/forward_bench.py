@@ -11,7 +11,7 @@ from lengthwise.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lengthwise.cli.simulated import Machine
+    from lengthwise.compare.machine import Machine
     from lengthwise.compare.progress import Progress
     from lengthwise.compare.rounds import Plan
     from lengthwise.emulate.forward_engine import ComputedModel
@@ -33,8 +33,8 @@ def choose_pace(
     Raises:
         InputError: an unknown GPU or model.
     """
-    from lengthwise.cli.simulated import choose_machine
-    from lengthwise.cli.virtual_bench import DEFAULT_MODEL
+    from lengthwise.compare.machine import choose_machine
+    from lengthwise.compare.virtual_bench import DEFAULT_MODEL
     from lengthwise.emulate.forward_engine import BLOCK_SIZE
 
     card, _, model = (gpu or DEFAULT_GPU).partition(":")

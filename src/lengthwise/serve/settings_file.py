@@ -1,48 +1,16 @@
-"""What the verbs that serve share: options, the settings file, and what learns beside them."""
+"""The settings file that a server is started with, and what learns beside it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
     from lengthwise.learn.supervisor import LearnerProcess
     from lengthwise.vllm.settings import Settings
-
-PredictorOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder made by `lengthwise train`, or `declared`, `prompt-length`.",
-        show_default="declared",
-    ),
-]
-SettingsOption = Annotated[
-    Path | None,
-    typer.Option(help="Your own settings file, watched while serving; made if missing."),
-]
-LogOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder for a log of hashed prompt features and answer lengths; no prompts."),
-]
-LogTextOption = Annotated[
-    bool, typer.Option("--log-text", help="With --log: write the text of prompts as well.")
-]
-LearnOption = Annotated[
-    bool,
-    typer.Option(
-        "--learn",
-        help="With --log: train predictors from it in the background, and exchange the "
-        "present one for a better one.",
-    ),
-]
-LearnEveryOption = Annotated[
-    int, typer.Option(min=40, help="With --learn: new answers between two trainings.")
-]
 
 
 def settings_in_force(file: Path, given: list[str]) -> Settings:

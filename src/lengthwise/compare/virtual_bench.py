@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
-    from lengthwise.cli.simulated import Machine
+    from lengthwise.compare.machine import Machine
     from lengthwise.compare.progress import Progress
     from lengthwise.compare.rounds import Plan
     from lengthwise.predict.tokenizer import PromptTokenizer
@@ -41,7 +41,7 @@ def choose_gpu(
     Raises:
         InputError: no GPU was named, or an unknown one, or an unknown model.
     """
-    from lengthwise.cli.simulated import choose_machine
+    from lengthwise.compare.machine import choose_machine
 
     if gpu is None:
         raise InputError("--engine virtual needs the GPU whose time it keeps: add --gpu a100")

@@ -1,9 +1,12 @@
-"""Progress on stderr: a live line on a terminal, plain lines in a log."""
+"""What verbs print: progress on stderr, a live line or a log's plain lines, and JSON on stdout."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -67,3 +70,18 @@ class ConsoleProgress:
     def note(self, line: str) -> None:
         """One line that stays on the screen."""
         self._console.print(line, markup=False)
+
+
+def print_json(value: Any, *, pretty: bool = True) -> None:
+    """JSON on stdout, over several lines or on one, with null for what is not a number."""
+    text = json.dumps(without_nan(value), indent=2 if pretty else None, ensure_ascii=False)
+    print(text, flush=True)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: what is undefined is null there."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    return [without_nan(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,77 +1,24 @@
-"""What verbs that simulate have in common: the workload, the engine and the costs."""
+"""What is simulated: a trace, or a table of prompts whose lengths are predicted or given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
+import numpy as np
+
+from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
-
-if TYPE_CHECKING:
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.simulate.cell import Workload
-    from lengthwise.simulate.engine_settings import EngineSettings
-    from lengthwise.simulate.step_cost import StepCost
-
-
-class Machine(NamedTuple):
-    """An engine and what its steps cost."""
-
-    engine: EngineSettings
-    cost: StepCost
-
-
-def choose_machine(
-    *, cost: Path | None, model: str | None, gpu: str | None, given: Mapping[str, Any]
-) -> Machine:
-    """The engine to simulate.
-
-    Args:
-        cost: a file of `lengthwise calibrate`; its engine's limits are the defaults.
-        model: with `gpu`, a preset instead.
-        gpu: see `model`.
-        given: limits by the names of `EngineSettings`; None for the default.
-
-    Raises:
-        InputError: neither or both ways were given, or something in them is wrong.
-    """
-    from lengthwise.simulate.engine_settings import read_engine
-    from lengthwise.simulate.presets import preset
-    from lengthwise.simulate.step_cost import read_cost
-
-    limits = {name: value for name, value in given.items() if value is not None}
-    if cost is not None:
-        if model or gpu:
-            raise InputError("give either --cost FILE or --model and --gpu, not both")
-        return Machine(read_engine(cost, limits), read_cost(cost))
-    if not (model and gpu):
-        raise InputError(
-            "what is simulated? give --cost FILE (`lengthwise calibrate` makes one from a bench "
-            "run), or --model llama-3-8b --gpu h100 for a preset"
-        )
-    chosen = preset(gpu, model)
-    engine = chosen.limits(limits.pop("block_size", chosen.engine.block_size))
-    return Machine(replace(engine, **limits), chosen.cost)
-
-
-def or_default_machine(
-    cost: Path | None, model: str | None, gpu: str | None
-) -> tuple[str | None, str | None, str]:
-    """A model and a GPU where nothing was said.
-
-    Returns:
-        The model, the GPU, and a line that says what was taken for granted, or "".
-    """
-    if cost is not None or model or gpu:
-        return model, gpu, ""
-    model, gpu = "llama-3-8b", "h100"
-    line = (
-        f"no --cost and no --model: taking the preset {gpu}:{model}; `lengthwise calibrate` "
-        "measures yours"
-    )
-    return model, gpu, line
+from lengthwise.predict.extract import encode_prompts, prompt_counter
+from lengthwise.predict.load import load_predictor
+from lengthwise.predict.prediction import PredictionError, Prompt
+from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+from lengthwise.simulate.cell import Workload
+from lengthwise.workload.dataset import load_dataset, parse_where
+from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.open_trace import is_trace
+from lengthwise.workload.trace import Trace
 
 
 def parse_load(text: str) -> str:
@@ -102,7 +49,7 @@ def read_workload(
     where: Sequence[str] | None,
     predictor: str | None,
     skip_malformed: bool,
-    progress: ConsoleProgress,
+    progress: Progress,
     reading: Mapping[str, Any] | None = None,
 ) -> tuple[Workload, str | None]:
     """A trace, or a table of prompts whose requests arrive all at once until a load is given.
@@ -120,12 +67,6 @@ def read_workload(
     Returns:
         The workload, and the predictor as cells name it: "given" where it has read the prompts.
     """
-    from lengthwise.cli.train import parse_where
-    from lengthwise.predict.extract import prompt_counter
-    from lengthwise.predict.tokenizer import REFERENCE
-    from lengthwise.simulate.cell import Workload
-    from lengthwise.workload.load_trace import load_trace
-    from lengthwise.workload.open_trace import is_trace
 
     progress.stage(f"reading {path.name}")
     if path.is_file() and not is_trace(path):
@@ -159,18 +100,8 @@ def _from_prompts(
     where: Sequence[str] | None,
     predictor: str | None,
     skip_malformed: bool,
-    progress: ConsoleProgress,
+    progress: Progress,
 ) -> tuple[Workload, str | None]:
-    import numpy as np
-
-    from lengthwise.cli.train import note_left_out, parse_where
-    from lengthwise.predict.extract import encode_prompts
-    from lengthwise.predict.load import load_predictor
-    from lengthwise.predict.prediction import PredictionError, Prompt
-    from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-    from lengthwise.simulate.cell import Workload
-    from lengthwise.workload.dataset import load_dataset
-    from lengthwise.workload.trace import Trace
 
     loaded = None
     if predictor is not None and Path(predictor).is_dir():
@@ -187,7 +118,8 @@ def _from_prompts(
     )
     if not skip_malformed:
         table.refuse_rejected()
-    note_left_out(progress, table)
+    for line in table.account():
+        progress.note(line)
     answered = np.flatnonzero(table.lengths > 0)
     progress.stage("reading the prompts", total=len(answered))
     lengths: list[int] = []
