@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from lengthwise.errors import InputError
 from lengthwise.predict import Prompt, load_predictor
@@ -97,40 +96,6 @@ def test_only_the_groups_that_are_asked_for_are_looked_at() -> None:
     assert set(predictor.parameters.model.buckets >> 17) == {0}
     with pytest.raises(InputError, match="did you mean 'words'"):
         train(table(300), REFERENCE, Recipe(groups=("wrods",)))
-
-
-def test_an_artifact_of_the_first_schema_is_still_read(tmp_path: Path) -> None:
-    """It was linear, with one output; its configuration said less."""
-    predictor = train(table(300), REFERENCE)
-    assert isinstance(predictor, LexicalPredictor)
-    model = predictor.parameters.model
-    linear = model._replace(
-        bias=np.zeros(1),
-        embedding=model.embedding[:, :0],
-        hidden_bias=np.zeros(0),
-        output=np.zeros((0, 1)),
-    )
-    new = LexicalPredictor(predictor.metadata, predictor.parameters._replace(model=linear))
-    new.save(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    for name in ("bias", "embedding", "hidden_bias", "output"):
-        del tensors[f"model.{name}"]
-    del tensors["factors"]
-    tensors["model.weights"] = tensors["model.weights"][:, 0].copy()
-    save_file(tensors, tmp_path / "model.safetensors")
-    config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("loss", "bucket", "settings"):
-        del config[name]
-    (tmp_path / "config.json").write_text(
-        json.dumps({**config, "schema": "lengthwise.predictor/1"})
-    )
-    old = load_predictor(str(tmp_path))
-    for text in TASKS:
-        prompt = Prompt(REFERENCE.encode_chat(text), {})
-        assert old.predict(prompt) == new.predict(prompt)
-    assert isinstance(old, LexicalPredictor)
-    old.save(tmp_path / "again")
-    assert load_predictor(str(tmp_path / "again")).predict(prompt) == old.predict(prompt)
 
 
 @pytest.mark.parametrize(

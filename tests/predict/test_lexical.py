@@ -193,6 +193,7 @@ def _not_finite(tensors: dict[str, Any]) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer": (lambda p: _change_config(p, schema="lengthwise.predictor/3"), "newer Lengthwise"),
+    "older": (lambda p: _change_config(p, schema="lengthwise.predictor/1"), "older Lengthwise"),
     "foreign": (lambda p: _change_config(p, schema="other/1"), "no predictor of Lengthwise"),
     "features": (lambda p: _change_config(p, features=99), "train again"),
     "kind": (lambda p: _change_config(p, kind="oracular"), "kind 'oracular'"),

@@ -97,15 +97,6 @@ def test_the_filter_is_that_of_the_nearest_interval(probe: Probe) -> None:
     assert probe.filter(8).stretch == 1.5
 
 
-def test_a_probe_of_the_first_schema_is_refined_as_in_the_paper(folder: Path) -> None:
-    edit_tensor("base_rates", None)(folder)
-    old = [{"interval": 1, "temper": 0.2, "epsilon": 0.01}]
-    edit_config(schema="lengthwise.probe/1", refinement=old)(folder)
-    constants = Probe.load(folder).filter()
-    np.testing.assert_array_equal(constants.base, 1)
-    assert (constants.temper, constants.stretch) == (0.2, 1)
-
-
 @pytest.mark.parametrize(
     ("served", "message"),
     [
@@ -150,6 +141,7 @@ def edit_tensor(name: str, array: np.ndarray | None) -> Callable[[Path], None]:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "is damaged"),
         (edit_config(schema="lengthwise.predictor/1"), "is no probe"),
         (edit_config(schema="lengthwise.probe/99"), "newer Lengthwise"),
+        (edit_config(schema="lengthwise.probe/1"), "older Lengthwise"),
         (edit_config(bins="odd"), "is damaged"),
         (edit_config(refinement=[]), "is damaged"),
         (edit_config(layers=[1]), "does not fit 1 layers of width 4 and 6 bins"),

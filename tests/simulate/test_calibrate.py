@@ -180,22 +180,9 @@ def test_steps_that_took_far_too_long_are_left_out_and_counted(folder: Path) -> 
     assert fit.cost.terms == pytest.approx(expected.cost.terms, rel=1e-3)
 
 
-def test_older_records_are_fitted_without_what_they_lack(folder: Path) -> None:
+def test_steps_that_say_less_are_fitted_without_what_they_lack(folder: Path) -> None:
     change_steps(folder, without("requests", "kv_tokens", "attention_tokens"))
-    for path in folder.glob("server/rounds/*/steps.jsonl"):
-        lines = path.read_text().splitlines()
-        path.write_text("\n".join(['{"schema": "lengthwise.steps/1"}', *lines[1:]]) + "\n")
-    for path in folder.glob("server/rounds/*/requests.jsonl"):
-        rewrite_lines(path, without("arrival_s", "score", "low_tokens", "median_tokens"))
-    rewrite_lines(folder / "rounds.jsonl", without("settings"))
-
-    rounds, notes = read_measured(folder)
-    assert rounds[0].engine == replace(
-        ENGINE, token_budget=2048, kv_blocks=int(rounds[0].steps["free_blocks"].max())
-    )
-    assert rounds[1].discipline.preempts
-    assert "command line" in notes[0]
-    assert "only the expected length" in notes[1]
+    rounds, _ = read_measured(folder)
     fit = fit_cost(rounds)
     assert fit.left_out["kv_s"] == fit.left_out["attention_s"] == "not recorded in every round"
     assert fit.cost.prefill_s == pytest.approx(COST.prefill_s, rel=0.3)

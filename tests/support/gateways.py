@@ -12,9 +12,9 @@ import aiohttp
 from aiohttp import web
 
 from lengthwise.gateway.configuration import Opener
-from lengthwise.gateway.options import Options
 from lengthwise.gateway.run import runner_of
 from lengthwise.gateway.server import Gateway
+from lengthwise.gateway.start_options import Options
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.settings import Settings, parse_spec

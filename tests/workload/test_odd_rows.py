@@ -16,7 +16,7 @@ from lengthwise.workload.dataset import load_dataset
 from lengthwise.workload.inspection import inspect_prompts, inspect_trace
 from lengthwise.workload.load_trace import load_trace
 from lengthwise.workload.open_trace import is_trace
-from lengthwise.workload.prompts import load_prompts
+from lengthwise.workload.prompts_alone import load_prompts
 from tests.support.published_layouts import CASES, Row
 
 REFERENCE = load_tokenizer("reference")

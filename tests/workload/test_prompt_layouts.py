@@ -20,7 +20,7 @@ from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.dataset import Dataset, load_dataset
 from lengthwise.workload.inspection import inspect_prompts
-from lengthwise.workload.prompts import load_prompts
+from lengthwise.workload.prompts_alone import load_prompts
 from lengthwise.workload.rejections import UnusableError
 from tests.support.published_layouts import CASES, Case, Row
 

@@ -12,7 +12,7 @@ from lengthwise.cli.options import JsonOption, PromptColumnOption
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.workload.prompts import Prompts
+    from lengthwise.workload.prompts_alone import Prompts
 
 
 def collect(
@@ -129,7 +129,7 @@ def _servable(prompts: Prompts, tokenizer: PromptTokenizer, progress: Progress) 
     """Without the conversations that the model's chat template refuses."""
     from collections import Counter
 
-    from lengthwise.workload.prompts import Prompts
+    from lengthwise.workload.prompts_alone import Prompts
 
     kept = Prompts([], [], prompts.rejected)
     refused: Counter[str] = Counter()
@@ -156,7 +156,7 @@ def _prompts(
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
     from lengthwise.serve.command import REFERENCE
-    from lengthwise.workload.prompts import Prompts, load_prompts
+    from lengthwise.workload.prompts_alone import Prompts, load_prompts
 
     if table is not None:
         prompts = load_prompts(table, prompt_column=column, limit=count)

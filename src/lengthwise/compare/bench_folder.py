@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +10,10 @@ from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, EngineLo
 from lengthwise.errors import InputError
 from lengthwise.measure.request_record import Records
 from lengthwise.measure.results import Round, read_results
-from lengthwise.measure.run_info import RoundInfo, RunInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.measured import Floats, MeasuredRound
-from lengthwise.vllm.settings import Settings, parse_settings, parse_spec
-
-_OLD_LIMITS = (
-    "the engine's limits were not recorded (older Lengthwise): they are taken from the server's "
-    "command line and from the blocks that were free"
-)
-_OLD_PREDICTIONS = (
-    "of predictions only the expected length was recorded (older Lengthwise): it stands in for the "
-    "score and for the quantiles, so policies that estimate remaining lengths are simulated with "
-    "other estimates than they had"
-)
-_OLD_TOKEN_BUDGET = 2048  # vLLM's own default for an API server, where the command names none
+from lengthwise.vllm.settings import parse_settings
 
 
 def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
@@ -52,7 +39,7 @@ def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
             continue
         if failed:
             notes[f"round {each.info.round}: {failed} requests that failed are left out"] = None
-        rounds.append(_measured(results.run, each, log, notes))
+        rounds.append(_measured(each, log))
     if not rounds:
         raise InputError(
             f"{folder} holds no steps of the engine ({SERVER_FOLDER}/{ROUNDS_FOLDER}/*/steps.jsonl)"
@@ -61,69 +48,37 @@ def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
     return rounds, list(notes)
 
 
-def _measured(run: RunInfo, each: Round, log: EngineLog, notes: dict[str, None]) -> MeasuredRound:
-    engine = _limits(run, log, notes)
-    discipline = make_discipline(**_settings(each.info).discipline_arguments(engine.slots))
+def _measured(each: Round, log: EngineLog) -> MeasuredRound:
+    engine = _limits(log)
+    settings = parse_settings(each.info.settings)
+    discipline = make_discipline(**settings.discipline_arguments(engine.slots))
     return MeasuredRound(
         info=each.info,
         records=each.records,
         steps=log.steps,
         engine=engine,
         discipline=discipline,
-        predictions=_predictions(each.records, log, notes if discipline.needs_predictions else {}),
+        predictions=_predictions(each.records, log),
         arrival_s=_column(each.records, log, "arrival_s"),
     )
 
 
-def _settings(info: RoundInfo) -> Settings:
-    """What the round ran with; older runs kept only the label, which says the same."""
-    if info.settings:
-        return parse_settings(info.settings)
-    return parse_spec(
-        info.policy, Settings(predictor="declared", max_overtakes=None, max_lead=None)
-    )
-
-
-def _limits(run: RunInfo, log: EngineLog, notes: dict[str, None]) -> EngineSettings:
-    """The engine's limits as it recorded them, or as its command line has them."""
-    if log.limits:
-        try:
-            return EngineSettings(**log.limits)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise InputError(
-                f"the recorded steps have limits that this Lengthwise does not know: {error}; "
-                "pip install --upgrade lengthwise"
-            ) from error
-    arguments = run.server.get("arguments")
-    words = [str(word) for word in arguments] if isinstance(arguments, list) else []
-    given = dict(itertools.pairwise(words))
+def _limits(log: EngineLog) -> EngineSettings:
+    """The engine's limits as it recorded them."""
     try:
-        slots, block_size = int(given["--max-num-seqs"]), int(given["--block-size"])
-        token_budget = int(given.get("--max-num-batched-tokens", _OLD_TOKEN_BUDGET))
-    except (KeyError, ValueError):
+        return EngineSettings(**log.limits)  # type: ignore[arg-type]
+    except TypeError as error:
         raise InputError(
-            "the engine's limits were not recorded (older Lengthwise), and the server's command "
-            "line does not say them: run `lengthwise bench` again"
-        ) from None
-    notes[_OLD_LIMITS] = None
-    return EngineSettings(
-        slots=slots,
-        token_budget=max(token_budget, slots),
-        kv_blocks=int(np.nanmax(log.steps["free_blocks"])),
-        block_size=block_size,
-        prefix_caching="--no-enable-prefix-caching" not in words,
-    )
+            f"the recorded steps have limits that this Lengthwise does not know: {error}; "
+            "run `lengthwise bench` again"
+        ) from error
 
 
-def _predictions(records: Records, log: EngineLog, notes: dict[str, None]) -> Floats:
+def _predictions(records: Records, log: EngineLog) -> Floats:
     """Each request's prediction in the columns of PREDICTION, NaN without; shape [n, 5]."""
-    expected = records.expected_tokens
     score = _column(records, log, "score")
-    if np.isnan(score).all() and np.isfinite(expected).any():
-        notes[_OLD_PREDICTIONS] = None
-        return np.repeat(expected[:, None], 5, axis=1)
     tokens = [_column(records, log, f"{name}_tokens") for name in ("low", "median", "high")]
-    return np.stack([score, expected, *tokens], axis=1)
+    return np.stack([score, records.expected_tokens, *tokens], axis=1)
 
 
 def _column(records: Records, log: EngineLog, name: str) -> Floats:

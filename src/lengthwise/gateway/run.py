@@ -14,8 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from lengthwise.gateway.configuration import Configuration, Opener
-from lengthwise.gateway.options import Options
 from lengthwise.gateway.server import Gateway
+from lengthwise.gateway.start_options import Options
 from lengthwise.gateway.upstream import Upstream
 from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.off_switch import OffSwitch

@@ -21,7 +21,6 @@ from lengthwise.gateway.configuration import Configuration, discipline_of
 from lengthwise.gateway.dispatcher import Dispatcher
 from lengthwise.gateway.lengths import Lengths, Measured
 from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
-from lengthwise.gateway.options import Options
 from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.gateway.ranked_queue import Entry, Queue
 from lengthwise.gateway.relay import NotTakenError, Relay, new_session
@@ -33,6 +32,7 @@ from lengthwise.gateway.request_body import (
     read_body,
     take_in,
 )
+from lengthwise.gateway.start_options import Options
 from lengthwise.gateway.upstream import Pool, Reachability, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch

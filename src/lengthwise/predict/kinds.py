@@ -13,8 +13,9 @@ from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.prediction import Predictor
 
 if TYPE_CHECKING:
-    from lengthwise.predict.artifact import Metadata, Tensors
+    from lengthwise.predict.artifact import Metadata
     from lengthwise.predict.tokenizer import PromptTokenizer
+    from lengthwise.predict.weights_folder import Tensors
     from lengthwise.workload.dataset import Dataset
 
 Progress = Callable[[str, float], None]  #: what is being done, and the part done of it all, 0 to 1

@@ -1,27 +1,22 @@
-"""A probe on disk: a folder of config.json, model.safetensors and README.md. Never pickle."""
+"""A probe: its networks, bins and constants, and the folder that holds them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from pydantic import BaseModel, ConfigDict, Field
 
 from lengthwise.errors import InputError
+from lengthwise.predict.weights_folder import WeightsFolder
 from lengthwise.probe.probe_card import probe_card
 from lengthwise.probe.refine import Filter, new_filter
 
-SCHEMA: Final = "lengthwise.probe"
-SCHEMA_VERSION: Final = 2  #: 1 had no base rates: refined as in the paper
-
-_CONFIG: Final = "config.json"
-_TENSORS: Final = "model.safetensors"
-_CARD: Final = "README.md"
+PROBE: Final = WeightsFolder(
+    "lengthwise.probe", 2, "probe", verb="train-probe", again="train the probe again"
+)
 
 
 class Refinement(BaseModel):
@@ -60,7 +55,7 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    schema_name: str = Field(default=f"{SCHEMA}/{SCHEMA_VERSION}", alias="schema")
+    schema_name: str = Field(default=PROBE.schema_name, alias="schema")
     model: str  #: whose states it reads
     model_fingerprint: str
     hidden_size: int = Field(ge=1)
@@ -157,26 +152,16 @@ class Probe:
         """Read a probe and check it.
 
         Raises:
-            InputError: not a probe, damaged, or written by a newer version.
+            InputError: not a probe, damaged, or written by another version.
         """
-        metadata = _read_config(folder)
-        path = folder / _TENSORS
+        metadata = PROBE.read_config(folder, Metadata)
+        tensors = PROBE.read_tensors(folder)
+        decode, prompt = (
+            Network(*(tensors[f"{name}.{part}"] for part in Network._fields))
+            for name in ("decode", "prompt")
+        )
         try:
-            tensors = load_file(path)
-        except FileNotFoundError:
-            raise _damaged(path, "the file is missing") from None
-        except (OSError, SafetensorError) as error:
-            raise _damaged(path, str(error)) from None
-        try:
-            decode, prompt = (
-                Network(*(tensors[f"{name}.{part}"] for part in Network._fields))
-                for name in ("decode", "prompt")
-            )
-            first = metadata.schema_name == f"{SCHEMA}/1"
-            rates = None if first else tensors["base_rates"]
-            return cls(metadata, tensors["edges"], decode, prompt, rates)
-        except KeyError as error:
-            raise _damaged(path, f"tensor {error.args[0]} is missing") from None
+            return cls(metadata, tensors["edges"], decode, prompt, tensors["base_rates"])
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
 
@@ -189,20 +174,8 @@ class Probe:
         tensors = {"edges": self.edges, "base_rates": self.base_rates}
         for name, network in (("decode", self.decode), ("prompt", self.prompt)):
             tensors |= {f"{name}.{part}": array for part, array in network._asdict().items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _TENSORS).write_bytes(
-                save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
-            )
-            (folder / _CARD).write_text(
-                probe_card(self.metadata, self.edges.size - 1), encoding="utf-8"
-            )
-            # Last, since a folder without it is not a probe.
-            (folder / _CONFIG).write_text(
-                self.metadata.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
-            )
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror}") from None
+        arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        PROBE.write(folder, self.metadata, arrays, probe_card(self.metadata, self.edges.size - 1))
 
     def _inconsistency(self) -> str | None:
         """What compiled code and matrix products could not survive."""
@@ -230,36 +203,3 @@ class Probe:
         if not (np.isfinite(rates).all() and (rates > 0).all()):
             return "a bin's base rate is not above 0"
         return None
-
-
-def _read_config(folder: Path) -> Metadata:
-    path = folder / _CONFIG
-    advice = "give a folder written by lengthwise train-probe --out DIR"
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {problem}: {advice}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no {_CONFIG}: {advice}") from None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-    schema = config.get("schema") if isinstance(config, dict) else None
-    name, _, version = str(schema).partition("/")
-    if name != SCHEMA or not version.isdecimal():
-        raise InputError(f"{path} is no probe of Lengthwise (schema {schema!r}): {advice}")
-    if int(version) > SCHEMA_VERSION:
-        raise InputError(
-            f"{folder} was written by a newer Lengthwise ({schema}, this one reads up to "
-            f"{SCHEMA}/{SCHEMA_VERSION}): upgrade Lengthwise, or train again"
-        )
-    try:
-        return Metadata.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, f"{place}: {first['msg']}") from None
-
-
-def _damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path} is damaged ({why}): train the probe again")

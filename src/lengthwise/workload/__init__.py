@@ -2,7 +2,7 @@
 
 dataset.py          prompts and the lengths of their answers
 dataset_columns.py  its columns as they grow
-prompts.py          prompts alone
+prompts_alone.py    prompts alone
 exchanges.py        from a file to its prompts and answers, one by one
 prompt_layouts/     the layouts that they come in, a file for each family
 conversation.py     who said what, and where each answer begins

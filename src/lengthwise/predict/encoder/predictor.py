@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lengthwise.errors import InputError, missing_extra
-from lengthwise.predict.artifact import Metadata, Tensors, write_artifact
+from lengthwise.predict.artifact import Metadata, write_artifact
 from lengthwise.predict.calibration import calibrate_many, score_at
 from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.lexical import scores_of
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.predict.weights_folder import Tensors
 from lengthwise.predict.words import Vocabulary
 
 if TYPE_CHECKING:
