@@ -121,7 +121,7 @@ def test_a_value_of_any_kind_is_refused_in_one_line_or_taken(
 
 
 @pytest.mark.parametrize("predictor", ["declared", "oracle", "noisy-oracle:0.5"])
-@pytest.mark.parametrize("policy", ["srpt", "trail", "gittins"])
+@pytest.mark.parametrize("policy", ["srpt", "trail", "gittins", "deadline"])
 def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Path) -> None:
     engine = engine_with(
         policy=policy,
@@ -129,6 +129,7 @@ def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Pa
         preemption="greedy",
         memory_growth=1.0,
         service_time=True,
+        max_tenant_lead=100,
         record=str(tmp_path),
     )
     said = (*EXTREMES, "1e300", "-inf", "nan", "9" * 5000, None, {})
@@ -139,6 +140,8 @@ def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Pa
             "lengthwise_expected_tokens": value,
             "lengthwise_true_tokens": value,
             "lengthwise_id": value,
+            "lengthwise_tenant": value,
+            "lengthwise_ttft_deadline_ms": value,
         }
         engine.add(Ask(f"r{number}", [7] * 8, 5, hints=hints))
         engine.step()
@@ -231,6 +234,10 @@ OBSERVERS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "rolling tau": lambda scheduler: (scheduler._tau, "ended"),
     "measured prices": lambda scheduler: (scheduler._planner.step_time, "observe"),
     "predictor": lambda scheduler: (scheduler._predictions, "work"),
+    "queue times": lambda scheduler: (scheduler._queue_times, "observe"),
+    "journal": lambda scheduler: (scheduler._active.journal, "put"),
+    "shadow of requests": lambda scheduler: (scheduler._active.shadow, "request"),
+    "shadow of steps": lambda scheduler: (scheduler._active.shadow, "step"),
 }
 
 
@@ -246,6 +253,8 @@ def test_an_observer_that_raises_is_switched_off(
         preemption="pays",
         record=str(tmp_path / "record"),
         length_log={"folder": str(tmp_path / "log")},
+        journal=str(tmp_path / "journal"),
+        shadow=observer.startswith("shadow"),
     )
     owner, method = OBSERVERS[observer](engine.scheduler)
     calls = 0
