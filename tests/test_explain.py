@@ -12,12 +12,12 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from checked_engine import CheckedEngine
 from engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.predict.baselines import REQUEST_ID, TRUE_TOKENS
 from lengthwise.serve.explain import explain, in_words
+from lengthwise.telemetry.journal import SEGMENTS, Journal
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.journal import SEGMENTS, Journal
 
 
 def started(folder: Path, **settings: Any) -> CheckedEngine:

@@ -15,11 +15,11 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from checked_engine import CheckedEngine
 from engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.observers import Containment
-from lengthwise.vllm.settings import Settings, parse_settings
 
 HUGE = 2**63
 EXTREMES: tuple[Any, ...] = (
@@ -304,12 +304,12 @@ def test_a_line_that_cannot_be_encoded_loses_itself_alone(
 def test_a_full_disk_under_the_record_is_said_once_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lengthwise.vllm import record
+    from lengthwise.telemetry import engine_record
 
     said: list[str] = []
-    monkeypatch.setattr(record.logger, "error", lambda line, *rest: said.append(line))
-    monkeypatch.setattr(record, "_RETRY_S", 0.0)
-    monkeypatch.setattr(record, "_FLUSH_S", 0.01)
+    monkeypatch.setattr(engine_record.logger, "error", lambda line, *rest: said.append(line))
+    monkeypatch.setattr(engine_record, "_RETRY_S", 0.0)
+    monkeypatch.setattr(engine_record, "_FLUSH_S", 0.01)
     folder = tmp_path / "record"
     folder.mkdir()
     for name in ("steps.jsonl", "requests.jsonl"):

@@ -21,8 +21,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from engine_harness import Ask, build_scheduler
+from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import parse_settings
 from stand_in_runner import StandInRunner
 
 REQUESTS = int(os.environ.get("LENGTHWISE_LONG_RUN", "4000"))

@@ -271,7 +271,7 @@ def test_a_stall_is_bounded() -> None:
 
 
 def test_settings_can_change_while_somebody_is_paused() -> None:
-    from lengthwise.vllm.settings import parse_settings
+    from lengthwise.settings import parse_settings
 
     for change in ({"pausing": False}, {"policy": "fcfs"}, {"preemption": "never"}):
         engine = with_one_paused()

@@ -23,8 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from checked_engine import AnyText, CheckedEngine
 from engine_harness import Ask, build_scheduler
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import parse_settings
 from random_traffic import RandomTraffic
 
 POLICIES = ("srpt", "trail", "ltr", "sjf", "hrrn", "mlfq", "gittins", "tie")

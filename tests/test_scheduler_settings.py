@@ -19,8 +19,8 @@ from checked_engine import CheckedEngine
 from engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.settings import Settings, status_path
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, status_path
 
 PATIENCE_S = 20.0
 

@@ -11,8 +11,8 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.request import PARKED, RUNNING, WAITING
+from lengthwise.telemetry.rolling_tau import GROUP
 from lengthwise.vllm import Scheduler, compat
-from lengthwise.vllm.rolling_tau import GROUP
 
 SJF = {"policy": "sjf", "predictor": "declared", "tau_floor": None}
 

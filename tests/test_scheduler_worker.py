@@ -18,8 +18,8 @@ from engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, parse_settings
 
 PATIENCE_S = 30.0
 

@@ -23,11 +23,11 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from checked_engine import CheckedEngine
 from engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.vllm import Scheduler, compat, watch
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings, parse_settings, read_settings, status_path
-from lengthwise.vllm.watch import SettingsWatcher
+from lengthwise.settings import Settings, parse_settings, read_settings, status_path, watch
+from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.vllm import Scheduler, compat
 from lengthwise.workload.length_log import read_answers
 
 PATIENCE_S = 20.0
@@ -442,7 +442,7 @@ def test_a_settings_file_keeps_its_mode_and_its_link(tmp_path: Path, mode: int) 
 
 def test_a_new_settings_file_has_the_mode_that_the_user_gives_to_files(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from lengthwise.vllm.settings import Settings;"
+        "import os, sys; from pathlib import Path; from lengthwise.settings import Settings;"
         "os.umask(0o027); Settings().write(Path(sys.argv[1]))"
     )
     path = tmp_path / "new.json"

@@ -10,9 +10,9 @@ from bench.tenants import measurements
 
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, guard_record, tier
+from lengthwise.policy.tenant_names import MOST, Tenants
 from lengthwise.policy.tenants import Shares, new_shares, service, take_leads
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
-from lengthwise.vllm.tenants import MOST, Tenants
 
 
 def table_of(*rows: tuple[int, int, int, float]) -> RequestTable:
@@ -110,7 +110,7 @@ def test_names_take_bounded_memory() -> None:
 
 
 def test_the_setting_reaches_the_guard() -> None:
-    from lengthwise.vllm.settings import parse_settings
+    from lengthwise.settings import parse_settings
 
     settings = parse_settings({"policy": "priority", "max_tenant_lead": 0})
     discipline = make_discipline(**settings.discipline_arguments(8))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.probe.hidden_states import COLLECT, WORKER
 from lengthwise.serve.command import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
@@ -17,7 +18,6 @@ from lengthwise.serve.command import (
     require_vllm,
 )
 from lengthwise.vllm import compat
-from lengthwise.vllm.hidden_states import COLLECT, WORKER
 from lengthwise.vllm.in_process import llvmlite_unseen, stdout_on_stderr
 
 _OWN_FLAGS = ("--model", "--worker-cls", "--additional-config", "--enable-prefix-caching")

@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return worker_class()
     if name == "Metrics":
-        from lengthwise.vllm.metrics import Metrics
+        from lengthwise.telemetry.metrics_page import Metrics
 
         return Metrics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

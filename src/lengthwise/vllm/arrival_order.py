@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import Any
 
-from lengthwise.vllm.table import LiveTable
+from lengthwise.policy.live_table import LiveTable
 
 _Key = tuple[float, str]
 

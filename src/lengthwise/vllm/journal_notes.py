@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.request import LOOKING
+from lengthwise.telemetry.journal import Journal
 from lengthwise.vllm import compat
-from lengthwise.vllm.journal import Journal
 from lengthwise.vllm.observers import Containment
 from lengthwise.vllm.predictions import name_of
 from lengthwise.vllm.queue import PolicyQueue
-from lengthwise.vllm.table import LiveTable
 
 _PART: Final = "journal"
 _EVERY_S: Final = 1.0  # between two looks at the queue

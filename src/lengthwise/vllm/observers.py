@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from lengthwise.counters import Counters
 from lengthwise.errors import one_line
-from lengthwise.vllm.counters import Counters
 
 logger = logging.getLogger("vllm.lengthwise")
 

@@ -13,6 +13,7 @@ from lengthwise.policy import cutoff, prepass
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import TIERS
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.prepass import SPARE, begin, prepare
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for, host_tokens
@@ -21,7 +22,6 @@ from lengthwise.policy.step_time import StepTime
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING
 from lengthwise.vllm import compat, offloading
-from lengthwise.vllm.table import LiveTable
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
 may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]

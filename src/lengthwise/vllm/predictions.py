@@ -18,7 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from lengthwise.counters import Counters
 from lengthwise.errors import one_line
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.stand_in import (
     MEDIAN_EVERY,
     PER_STEP,
@@ -45,9 +47,7 @@ from lengthwise.predict.prediction import (
     cut,
 )
 from lengthwise.request import BY_PROBE, WAITING
-from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.prediction_source import Source
-from lengthwise.vllm.table import LiveTable
 from lengthwise.workload.facts import NOTHING, Facts
 
 logger = logging.getLogger("vllm.lengthwise")

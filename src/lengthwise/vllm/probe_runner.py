@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 import torch
 
 from lengthwise.errors import InputError
+from lengthwise.probe.hidden_states import CollectionWanted, ProbeWanted, require_layers
 from lengthwise.vllm import compat
-from lengthwise.vllm.hidden_states import CollectionWanted, ProbeWanted, require_layers
 from lengthwise.vllm.probe_output import Pending, ProbeOutput
 
 logger = logging.getLogger("vllm.lengthwise")

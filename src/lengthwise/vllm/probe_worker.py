@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lengthwise.probe.hidden_states import wanted_states
 from lengthwise.vllm import compat
-from lengthwise.vllm.hidden_states import wanted_states
 from lengthwise.vllm.probe_runner import model_fingerprint, runner_class
 
 

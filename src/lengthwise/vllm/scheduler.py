@@ -18,28 +18,28 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lengthwise.counters import Counters
 from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.step_time import batch_s
+from lengthwise.policy.tenant_names import Tenants
 from lengthwise.request import BY_PROBE, PARKED, RUNNING
+from lengthwise.settings import Settings, off_path, settings_of
+from lengthwise.settings.off_switch import OffSwitch
+from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.telemetry.engine_file import EngineFile, EngineState, engines_folder
+from lengthwise.telemetry.queue_times import QueueTimes
+from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.vllm import compat, offloading
 from lengthwise.vllm.active import Engine, Opener, stock_order
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.engine_file import EngineFile, EngineState, engines_folder
 from lengthwise.vllm.journal_notes import JournalNotes
 from lengthwise.vllm.observers import Containment
-from lengthwise.vllm.off_switch import OffSwitch
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.predictions import Predictions, deadline_of, name_of, prompt_of, tenant_of
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
-from lengthwise.vllm.queue_times import QueueTimes
 from lengthwise.vllm.refinement import open_refinement
-from lengthwise.vllm.rolling_tau import RollingTau
-from lengthwise.vllm.settings import Settings, off_path, settings_of
 from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
-from lengthwise.vllm.table import LiveTable
-from lengthwise.vllm.tenants import Tenants
-from lengthwise.vllm.watch import SettingsWatcher
 from lengthwise.workload.length_log import FULL
 
 _POLICY: Final = "policy"

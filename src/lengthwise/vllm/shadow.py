@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from lengthwise.errors import one_line
+from lengthwise.settings import Settings
 from lengthwise.vllm import compat
-from lengthwise.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.lengthwise")
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.place import own_status
-from lengthwise.vllm.polling import Polling
-from lengthwise.vllm.settings import Settings, read_settings, replace_file
+from lengthwise.files import replace_file
+from lengthwise.settings.fields import Settings
+from lengthwise.settings.file import read_settings
+from lengthwise.settings.place import own_status
+from lengthwise.settings.polling import Polling
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")

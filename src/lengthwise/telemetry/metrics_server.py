@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.vllm.engine_file import EngineState
-from lengthwise.vllm.families import families
+from lengthwise.telemetry.engine_file import EngineState
+from lengthwise.telemetry.families import families
 
 logger = logging.getLogger("vllm.lengthwise")
 

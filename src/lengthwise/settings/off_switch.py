@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from lengthwise.vllm.polling import Polling
+from lengthwise.settings.polling import Polling
 
 logger = logging.getLogger("vllm.lengthwise")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-from lengthwise.vllm.counters import HELP
-from lengthwise.vllm.engine_file import EngineState
-from lengthwise.vllm.queue_times import BOUNDS
+from lengthwise.counters import HELP
+from lengthwise.telemetry.engine_file import EngineState
+from lengthwise.telemetry.queue_times import BOUNDS
 
 _QUEUE: Final = "lengthwise_queue_time_seconds"
 _SAYS: Final = "Time from arrival to the first step, by priority class and predicted output tokens"
