@@ -78,7 +78,6 @@ MAY_IMPORT = {
         "hints",
         "settings",
         "telemetry",
-        "vllm",
     },
     "route": {"policy", "hints"},
     "ray": {"policy", "simulate", "predict", "route", "settings", "vllm", "emulate", "serve"},

@@ -25,10 +25,9 @@ from lengthwise.gateway.usage import Usage
 from lengthwise.hints.predictor import PromptEncoder, PromptPredictor
 from lengthwise.hints.question import Question
 from lengthwise.policy.stand_in import MEDIAN_EVERY, RECENT
-from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.predict.prediction import Prediction, Prompt, usable
 from lengthwise.telemetry.length_log_writer import LengthLog
 from lengthwise.telemetry.rolling_tau import RollingTau
-from lengthwise.vllm.predictions import usable
 from lengthwise.workload.length_log import FULL
 
 logger = logging.getLogger("lengthwise.gateway")

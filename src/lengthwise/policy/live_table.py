@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
-from lengthwise.policy.tenant_names import Tenants
+from lengthwise.policy.tenants import Tenants
 from lengthwise.request import FREE, PARKED, RequestTable, new_table
 
 _INITIAL_CAPACITY = 256

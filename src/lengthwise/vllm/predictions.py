@@ -31,7 +31,6 @@ from lengthwise.policy.stand_in import (
     stand_in,
 )
 from lengthwise.predict.baselines import (
-    MOST_TOKENS,
     REQUEST_ID,
     TENANT,
     TTFT_DEADLINE_MS,
@@ -45,6 +44,7 @@ from lengthwise.predict.prediction import (
     Predictor,
     Prompt,
     cut,
+    usable,
 )
 from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.prediction_source import Source
@@ -109,18 +109,6 @@ def _name(given: object) -> str | None:
     """A name that came with a request: text or a number; None for anything else."""
     named = isinstance(given, str) or (isinstance(given, int) and abs(given) < 2**63)
     return str(given)[:_LONGEST_NAME] if named else None
-
-
-def usable(prediction: Prediction) -> bool:
-    """Whether every number is finite and every length positive and one that an answer can have."""
-    try:
-        lengths = prediction[1:]
-        return bool(
-            all(map(math.isfinite, prediction))
-            and 0.0 < min(lengths) <= max(lengths) <= MOST_TOKENS
-        )
-    except (TypeError, ValueError, OverflowError):  # not even numbers
-        return False
 
 
 class Predictions:

@@ -22,7 +22,7 @@ from lengthwise.counters import Counters
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.step_time import batch_s
-from lengthwise.policy.tenant_names import Tenants
+from lengthwise.policy.tenants import Tenants
 from lengthwise.request import BY_PROBE, PARKED, RUNNING
 from lengthwise.settings import Settings, off_path, settings_of
 from lengthwise.settings.off_switch import OffSwitch
