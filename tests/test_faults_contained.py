@@ -215,26 +215,26 @@ def test_a_policy_that_raises_leaves_fcfs(
         engine.step()
     engine.drain()
     assert scheduler.counters.switched_off == 1
-    assert "ZeroDivisionError" in scheduler._state()["switched_off"]["policy"]
+    assert "ZeroDivisionError" in scheduler._report.status()["switched_off"]["policy"]
     for number in range(6):
         engine.add(Ask(f"later-{number}", [7] * 30, 6))
     engine.drain()
     later = [name for name in engine.finished if name.startswith("later")]
     assert later == [f"later-{number}" for number in range(6)]
     assert scheduler.counters.switched_off == 1
-    scheduler._apply(parse_settings({"policy": "srpt", "predictor": "declared"}))
+    scheduler._settings.offer(parse_settings({"policy": "srpt", "predictor": "declared"}))
     serve(engine)
-    assert scheduler._state()["switched_off"] == {}
+    assert scheduler._report.status()["switched_off"] == {}
 
 
 OBSERVERS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "record of requests": lambda scheduler: (scheduler._active.recorder, "request"),
     "record of steps": lambda scheduler: (scheduler._active.recorder, "step"),
     "length log": lambda scheduler: (scheduler._active.length_log, "answer"),
-    "rolling tau": lambda scheduler: (scheduler._tau, "ended"),
+    "rolling tau": lambda scheduler: (scheduler._observers.tau, "ended"),
     "measured prices": lambda scheduler: (scheduler._planner.step_time, "observe"),
     "predictor": lambda scheduler: (scheduler._predictions, "work"),
-    "queue times": lambda scheduler: (scheduler._queue_times, "observe"),
+    "queue times": lambda scheduler: (scheduler._observers.queue_times, "observe"),
     "journal": lambda scheduler: (scheduler._active.journal, "put"),
     "shadow of requests": lambda scheduler: (scheduler._active.shadow, "request"),
     "shadow of steps": lambda scheduler: (scheduler._active.shadow, "step"),
@@ -268,7 +268,7 @@ def test_an_observer_that_raises_is_switched_off(
     serve(engine)
     assert calls == 1
     assert engine.scheduler.counters.switched_off == 1
-    (why,) = engine.scheduler._state()["switched_off"].values()
+    (why,) = engine.scheduler._report.status()["switched_off"].values()
     assert why == "RuntimeError: nobody thought of this"
     engine.scheduler.shutdown()
 
@@ -318,9 +318,9 @@ def test_a_full_disk_under_the_record_is_said_once_and_counted(
     serve(engine)
     scheduler = engine.scheduler
     # Taking the record out again is possible.
-    scheduler._apply(Settings())
+    scheduler._settings.offer(Settings())
     serve(engine, count=3)
-    scheduler._settle()
+    scheduler._settings.settle()
     assert scheduler._active.recorder is None
     assert len(said) == 1
     assert scheduler.counters.record_lost >= 8

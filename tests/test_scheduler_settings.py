@@ -35,7 +35,7 @@ def engine(path: Path) -> Iterator[CheckedEngine]:
     Settings(policy="fcfs").write(path)
     scheduler = build_scheduler(Scheduler, max_num_seqs=1, lengthwise={"settings": str(path)})
     yield CheckedEngine(scheduler)
-    scheduler._watcher.close()
+    scheduler._settings._watcher.close()
 
 
 def _status_once(path: Path, **expected: object) -> dict[str, Any]:

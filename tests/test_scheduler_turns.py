@@ -106,13 +106,13 @@ def test_limits_of_callers_do_not_make_predictions_look_wrong() -> None:
     engine = served(slots=8)
     scheduler = engine.scheduler
     seen: list[int | None] = []
-    ended = scheduler._tau.ended
+    ended = scheduler._observers.tau.ended
 
     def watched(index: int, score: float | None, length: int | None) -> None:
         seen.append(length)
         ended(index, score, length)
 
-    scheduler._tau.ended = watched
+    scheduler._observers.tau.ended = watched
     expected = []
     for number in range(2 * GROUP):
         predicted, answer, limit = 10 + number % 40, 5 + number % 30, 20 if number % 2 else None

@@ -118,7 +118,7 @@ def test_refused_settings_change_nothing(
 ) -> None:
     engine = start(length_log={"folder": "good"}, record=str(tmp_path / "good-record"))
     scheduler = engine.scheduler
-    active, parts = scheduler._active, list(scheduler._opener._open)
+    active, parts = scheduler._active, list(scheduler._settings._opener._open)
     assert len(parts) == 2
     threads = set(threading.enumerate())
     port = free_port()
@@ -134,8 +134,8 @@ def test_refused_settings_change_nothing(
     assert status["state"] == "refused"
     assert "\n" not in status["error"]
     assert (status["policy"], status["metrics_port"]) == ("fcfs", None)
-    assert scheduler._offered is scheduler._active is active
-    assert scheduler._opener._open == parts
+    assert scheduler._settings.offered is scheduler._active is active
+    assert scheduler._settings._opener._open == parts
     assert not answers_at(port)
     assert set(threading.enumerate()) <= threads
     engine.add(Ask("a", list(range(20, 40)), 5))
@@ -172,7 +172,7 @@ def test_what_stays_the_same_stays_open(
     scheduler = start(**same).scheduler
     before = scheduler._active
     switch(path, policy="srpt", predictor="declared", **same)
-    after = scheduler._offered
+    after = scheduler._settings.offered
     assert after is not before
     assert after.length_log is before.length_log
     assert after.recorder is before.recorder
@@ -183,7 +183,7 @@ def test_the_status_of_an_idle_engine_is_of_one_piece(
     start: Callable[..., CheckedEngine], path: Path
 ) -> None:
     scheduler = start(policy="sjf", predictor="declared").scheduler
-    scheduler._tau.tau = 0.75
+    scheduler._observers.tau.tau = 0.75
     wait_until(lambda: json.loads(status_path(path).read_text())["rolling_tau"] == 0.75)
     status = switch(path, policy="ltr", predictor="prompt-length")
     assert (status["policy"], status["predictor"]) == ("ltr", "prompt-length")
@@ -204,19 +204,21 @@ def test_active_means_committed(
     plan = scheduler._planner.plan
 
     def changed_in_the_midst(*arguments: Any) -> Any:
-        scheduler._apply(parse_settings({"policy": "mlfq", "record": str(tmp_path / "two")}))
-        seen.append((scheduler._settle(), scheduler._active is old))
+        scheduler._settings.offer(
+            parse_settings({"policy": "mlfq", "record": str(tmp_path / "two")})
+        )
+        seen.append((scheduler._settings.settle(), scheduler._active is old))
         return plan(*arguments)
 
     monkeypatch.setattr(scheduler._planner, "plan", changed_in_the_midst)
     engine.step()
     assert seen == [(False, True)]
     monkeypatch.setattr(scheduler._planner, "plan", plan)
-    assert scheduler._settle()  # the next step takes it up before it decides anything
+    assert scheduler._settings.settle()  # the next step takes it up before it decides anything
     assert old.recorder._thread.is_alive()  # what is in flight still writes there
     engine.step()
-    assert scheduler._active is scheduler._offered
-    scheduler._settle()
+    assert scheduler._active is scheduler._settings.offered
+    scheduler._settings.settle()
     assert not old.recorder._thread.is_alive()
     engine.drain()
     scheduler.shutdown()
@@ -228,10 +230,10 @@ def test_settings_that_are_offered_while_others_are_taken_up_are_not_lost(
     start: Callable[..., CheckedEngine],
 ) -> None:
     scheduler = start().scheduler
-    scheduler._apply(parse_settings({"policy": "sjf", "predictor": "declared"}))
+    scheduler._settings.offer(parse_settings({"policy": "sjf", "predictor": "declared"}))
     use = scheduler._predictions.use
     later = parse_settings({"policy": "mlfq"})
-    scheduler._predictions.use = lambda source: (scheduler._apply(later), use(source))[1]
+    scheduler._predictions.use = lambda source: (scheduler._settings.offer(later), use(source))[1]
     scheduler._take_up()
     scheduler._predictions.use = use
     assert scheduler._planner.discipline.policy.name == "sjf"

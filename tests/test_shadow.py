@@ -104,7 +104,7 @@ def test_the_replay_is_a_process_of_its_own() -> None:
         assert np.isnan(shadow.gauges()["shadow_gain_mean"])
         shadow.look()
         assert shadow.estimate["gain_mean"] == shadow.gauges()["shadow_gain_mean"]
-        assert virtual.scheduler._state()["shadow_estimate"] == shadow.estimate
+        assert virtual.scheduler._report.status()["shadow_estimate"] == shadow.estimate
         shadow.clear()
         shadow.look()  # too few requests: said, and nothing else
         assert "error" in shadow.estimate

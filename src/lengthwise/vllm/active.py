@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -78,12 +79,12 @@ class Active:
     journal: Journal | None = None
     shadow: Shadow | None = None
 
-    @property
+    @cached_property
     def writes(self) -> bool:
         """Whether anything is written of finished requests."""
         return self.recorder is not None or self.length_log is not None
 
-    @property
+    @cached_property  # asked at every step
     def measures_work(self) -> bool:
         """Whether anybody wants to know what each step does."""
         return self.recorder is not None or self.shadow is not None

@@ -217,10 +217,9 @@ def free_blocks(scheduler: Any) -> int:
     return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
 
-def free_blocks_of_each_group(scheduler: Any) -> int:
-    """KV blocks free now for each KV group, of which hybrid models have several: a token takes its
-    place in a block of every one."""
-    return free_blocks(scheduler) // max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
+def kv_groups(scheduler: Any) -> int:
+    """Groups of layers with KV blocks of their own, of which hybrid models have several."""
+    return max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
 
 
 def blocks_freed(scheduler: Any, request: Any) -> int:
@@ -404,8 +403,8 @@ def let_parent_choose_victims(scheduler: Any, chooses: bool) -> None:
 def admitted(output: Any) -> list[tuple[str, int]]:
     """The requests that a step's plan lets run from now on, new or again, and their tokens that
     need not be computed now."""
-    cached = output.scheduled_cached_reqs
-    found = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
+    started, cached = output.scheduled_new_reqs, output.scheduled_cached_reqs
+    found = [(new.req_id, new.num_computed_tokens) for new in started] if started else []
     if cached.resumed_req_ids:
         every = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
         found += [(name, tokens) for name, tokens in every if name in cached.resumed_req_ids]

@@ -47,6 +47,7 @@ class Planner:
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
+        left_out: how many of them are in no queue of vLLM's now, while it plans a step.
         newly_paused: how many ran until this step.
         newly_looking: how many come in to be looked at only.
         on_decision: called with every decision and what it was made from; None for nobody.
@@ -64,8 +65,8 @@ class Planner:
         self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
+        self.left_out = 0
         self.newly_paused = self.newly_looking = 0
-        self._taken_out = False
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
         self._live = live
@@ -74,6 +75,7 @@ class Planner:
         limits = compat.step_limits(scheduler)
         self._facts = new_facts(1, **limits)
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
+        self._kv_groups = compat.kv_groups(scheduler)
         self._token_bytes = offloading.token_bytes(scheduler)
         self._loads_measured = False
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
@@ -103,9 +105,8 @@ class Planner:
         self._now, self._step, self._throttled = now, step, throttled
         self._prepared, self._ranked, self._handed_out = False, False, 0
         self.newly_paused = self.newly_looking = 0
-        self._take_out()
-        if self.paused and not self.discipline.pauses:
-            self._go_on()
+        if self.paused:
+            self._take_out()
         if not self._reorders:
             return False, None
         if not self._may_decide() or not self._prepare():
@@ -118,14 +119,8 @@ class Planner:
 
     def put_back(self) -> None:
         """Between two steps vLLM knows of the paused requests as of running ones."""
-        if self._taken_out:
-            self._taken_out = False
-            self._scheduler.running.extend(self.paused)
-
-    @property
-    def left_out(self) -> int:
-        """Requests that are in no queue of vLLM's while it plans a step."""
-        return len(self.paused) if self._taken_out else 0
+        self.left_out = 0
+        self._scheduler.running.extend(self.paused)
 
     @property
     def paused_now(self) -> int:
@@ -204,13 +199,16 @@ class Planner:
         """Tokens that the engine has computed so far, of answers and of prompts."""
         return self._decoded, self._prefilled
 
-    def worked(self, decoded: int, prefilled: int) -> None:
-        """Note the tokens of a planned step."""
+    def ran(self, request_ids: Iterable[str], decoded: int, prefilled: int) -> None:
+        """Note what runs in this step.
+
+        Args:
+            request_ids: the requests, for the guard that counts steps.
+            decoded: tokens of answers.
+            prefilled: tokens of prompts.
+        """
         self._decoded += decoded
         self._prefilled += prefilled
-
-    def ran(self, request_ids: Iterable[str]) -> None:
-        """Note which requests run in this step, for the guard that counts steps."""
         if not self.discipline.counts_steps:
             return
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
@@ -228,7 +226,7 @@ class Planner:
             chosen.memory_growth > 0.0,
             chosen.peeks and self._facts["looking"][0] > 0,
             bool(self.paused) and compat.free_slots(scheduler) > 0,
-            compat.free_blocks_of_each_group(scheduler),
+            self._free_blocks(),
             len(scheduler.running) + self._most_blocks,
         )
 
@@ -249,11 +247,15 @@ class Planner:
             len(scheduler.waiting),
             compat.free_slots(scheduler) - self._slots_kept(),
             compat.free_places(scheduler) - len(self.paused),
-            compat.free_blocks_of_each_group(scheduler),
+            self._free_blocks(),
             chosen.preempts and compat.may_swap(scheduler, self._throttled),
             self._live.arrivals,
             self._admissions,
         )
+
+    def _free_blocks(self) -> int:
+        """KV blocks free now for each group of layers: a token takes a place in one of each."""
+        return compat.free_blocks(self._scheduler) // self._kv_groups
 
     def _slots_kept(self) -> int:
         """Free slots that the parent gives to those that hold KV, before all others."""
@@ -289,6 +291,7 @@ class Planner:
         scheduler.running[:] = [running[place] for place in kept]
         self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
+        self.left_out = len(self.paused)
         if seen is not None:
             looked = (seen == LOOKING) | (seen == LOOKED)
             here = runners["row"][kept[looked[kept]]]
@@ -373,13 +376,13 @@ class Planner:
     def _take_out(self) -> None:
         """Who is paused and has not ended or been preempted since is kept out of the parent's
         step; the last of `running` are these."""
-        self._taken_out = True
-        if not self.paused:
-            return
         self.paused = [request for request in self.paused if compat.is_running(request)]
         if self.paused:
             running = self._scheduler.running
             del running[len(running) - len(self.paused) :]
+            if not self.discipline.pauses:
+                self._go_on()
+        self.left_out = len(self.paused)
 
     def _go_on(self) -> None:
         """Nobody is paused any longer: those that are go on as slots get free, before newcomers."""

@@ -174,6 +174,12 @@ class Predictions:
         self._made[row] = np.nan
         return dict(zip(_RECORDED, said, strict=True))
 
+    @property
+    def pending(self) -> bool:
+        """Whether `work` may find anything to do."""
+        source = self._source
+        return bool(self._pending) or (source is not None and source.worker is not None)
+
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests, fewer where their prompts are long.
 

@@ -60,13 +60,16 @@ class PolicyQueue(RequestQueue):
         self._front = None if front is None else front[::-1]
         self.taken.clear()
 
-    def close_step(self) -> None:
-        """End a step: the frozen order is forgotten."""
+    def close_step(self) -> list[int]:
+        """End a step: the frozen order is forgotten.
+
+        Returns:
+            Rows of the requests that were taken in it and have not been put back.
+        """
         self._in_order = False
         self._front = None
-
-    def rows_that_left(self) -> list[int]:
-        """Rows of the requests that were taken in this step and have not been put back."""
+        if not self.taken:
+            return []
         return [
             self._live.row(request.request_id)
             for request in self.taken

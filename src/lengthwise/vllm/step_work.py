@@ -13,8 +13,10 @@ def prefilling(output: Any) -> Collection[str]:
     model proposed do not count.
     """
     scheduled = output.num_scheduled_tokens
-    started = {new.req_id for new in output.scheduled_new_reqs}
-    started.update(output.scheduled_cached_reqs.resumed_req_ids)
+    resumed = output.scheduled_cached_reqs.resumed_req_ids
+    started = {new.req_id for new in output.scheduled_new_reqs} if output.scheduled_new_reqs else ()
+    if resumed:
+        started = {*started, *resumed}
     if output.total_num_scheduled_tokens == len(scheduled):
         return started
     drafts = output.scheduled_spec_decode_tokens
@@ -27,7 +29,8 @@ def prefilling(output: Any) -> Collection[str]:
 
 def step_tokens(output: Any, prefilling: Collection[str]) -> dict[str, int]:
     """Tokens of a step by kind: all those of prefilling requests, and the others."""
-    prefill = sum(output.num_scheduled_tokens[name] for name in prefilling)
+    scheduled = output.num_scheduled_tokens
+    prefill = sum(scheduled[name] for name in prefilling) if prefilling else 0
     return {
         "prefill_tokens": prefill,
         "decode_tokens": output.total_num_scheduled_tokens - prefill,
