@@ -82,7 +82,7 @@ class TurningEngine:
 
         from lengthwise.probe.hidden_states import WORKER, ProbeWanted
         from lengthwise.reference import model_path
-        from lengthwise.vllm.in_process import llvmlite_unseen
+        from lengthwise.vllm.compat.in_process import llvmlite_unseen
         from lengthwise.vllm.probe_reader import ProbeReader
         from lengthwise.vllm.refinement import Refinement
 

@@ -12,7 +12,8 @@ from engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.request import PARKED, RUNNING, WAITING
 from lengthwise.telemetry.rolling_tau import GROUP
-from lengthwise.vllm import Scheduler, compat
+from lengthwise.vllm import Scheduler
+from lengthwise.vllm.compat import schedulers
 
 SJF = {"policy": "sjf", "predictor": "declared", "tau_floor": None}
 
@@ -92,7 +93,7 @@ def test_an_external_launcher_is_refused_in_one_line() -> None:
         config = SimpleNamespace(
             model_config=model, parallel_config=parallel, kv_transfer_config=None
         )
-        compat.refuse_unsupported(config)
+        schedulers.refuse_unsupported(config)
 
     refused(1)
     with pytest.raises(InputError, match="external launcher") as error:

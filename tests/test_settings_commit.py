@@ -27,7 +27,7 @@ from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.settings import Settings, parse_settings, read_settings, status_path, watch
 from lengthwise.settings.watch import SettingsWatcher
-from lengthwise.vllm import Scheduler, compat
+from lengthwise.vllm import Scheduler
 from lengthwise.workload.length_log import read_answers
 
 PATIENCE_S = 20.0
@@ -396,7 +396,9 @@ def test_each_engine_of_a_server_has_files_and_a_port_of_its_own(
     )
     schedulers = []
     for index in range(3):
-        monkeypatch.setattr(compat, "engine_index", lambda config, index=index: index)
+        monkeypatch.setattr(
+            "lengthwise.vllm.compat.schedulers.engine_index", lambda config, index=index: index
+        )
         schedulers.append(build_scheduler(Scheduler, lengthwise={"settings": str(path)}))
         engine = CheckedEngine(schedulers[-1])
         engine.add(Ask(f"of-{index}", [7] * 8, 5))

@@ -9,7 +9,7 @@ from typing import Any, Final
 from lengthwise.policy.live_table import LiveTable
 from lengthwise.request import LOOKING
 from lengthwise.telemetry.journal import Journal
-from lengthwise.vllm import compat
+from lengthwise.vllm.compat import requests
 from lengthwise.vllm.predictions import name_of
 from lengthwise.vllm.queue import PolicyQueue
 
@@ -52,7 +52,7 @@ class JournalNotes:
             float(columns["arrival_s"]),
             id=name_of(request),
             index=int(columns["arrival_index"]),
-            priority=compat.priority_class(request),
+            priority=requests.priority_class(request),
             prompt_tokens=request.num_prompt_tokens,
             waiting=len(self._waiting),
         )
@@ -104,7 +104,7 @@ class JournalNotes:
                 self._put("paused", request, now, output_tokens=request.num_output_tokens)
         for name, request in before.items():
             # Whoever has ended or lost its memory since has an event of its own.
-            if name not in self._paused and compat.is_running(request):
+            if name not in self._paused and requests.is_running(request):
                 self._put("resumed", request, now)
 
     def _place_and_prediction(self, row: int) -> tuple[float | None, int | None, float | None]:

@@ -19,8 +19,8 @@ from lengthwise.request import BY_PROBE
 from lengthwise.telemetry.journal import Journal
 from lengthwise.telemetry.queue_times import QueueTimes
 from lengthwise.telemetry.rolling_tau import RollingTau
-from lengthwise.vllm import compat
 from lengthwise.vllm.active import Active, stock_order
+from lengthwise.vllm.compat import requests
 from lengthwise.vllm.journal_notes import JournalNotes, Place
 from lengthwise.vllm.predictions import name_of, prompt_of
 from lengthwise.vllm.queue import PolicyQueue
@@ -199,7 +199,7 @@ class Observers:
         columns = self._live.table[self._live.row(request.request_id)]
         self.queue_times.observe(
             now - float(columns["arrival_s"]),
-            compat.priority_class(request),
+            requests.priority_class(request),
             float(columns["expected"]) if columns["predicted"] else None,
         )
 

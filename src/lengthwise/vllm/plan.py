@@ -21,7 +21,7 @@ from lengthwise.policy.step_order import NOBODY, StepOrder
 from lengthwise.policy.step_time import StepTime
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING
-from lengthwise.vllm import compat, offloading
+from lengthwise.vllm.compat import offloading, requests, schedulers
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
 may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
@@ -72,10 +72,10 @@ class Planner:
         self._live = live
         self._give_up = give_up
         self._order = StepOrder()
-        limits = compat.step_limits(scheduler)
+        limits = schedulers.step_limits(scheduler)
         self._facts = new_facts(1, **limits)
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
-        self._kv_groups = compat.kv_groups(scheduler)
+        self._kv_groups = schedulers.kv_groups(scheduler)
         self._token_bytes = offloading.token_bytes(scheduler)
         self._loads_measured = False
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
@@ -125,7 +125,7 @@ class Planner:
     @property
     def paused_now(self) -> int:
         """Paused requests that have not ended since."""
-        return sum(compat.is_running(request) for request in self.paused)
+        return sum(requests.is_running(request) for request in self.paused)
 
     def next_rows(self) -> list[int]:
         """The waiting rows that come next in this step's order."""
@@ -225,7 +225,7 @@ class Planner:
             chosen.pauses and self._live.arrivals > self._facts["looked_at"][0],
             chosen.memory_growth > 0.0,
             chosen.peeks and self._facts["looking"][0] > 0,
-            bool(self.paused) and compat.free_slots(scheduler) > 0,
+            bool(self.paused) and schedulers.free_slots(scheduler) > 0,
             self._free_blocks(),
             len(scheduler.running) + self._most_blocks,
         )
@@ -245,23 +245,23 @@ class Planner:
             len(scheduler.running),
             len(self.paused),
             len(scheduler.waiting),
-            compat.free_slots(scheduler) - self._slots_kept(),
-            compat.free_places(scheduler) - len(self.paused),
+            schedulers.free_slots(scheduler) - self._slots_kept(),
+            schedulers.free_places(scheduler) - len(self.paused),
             self._free_blocks(),
-            chosen.preempts and compat.may_swap(scheduler, self._throttled),
+            chosen.preempts and schedulers.may_swap(scheduler, self._throttled),
             self._live.arrivals,
             self._admissions,
         )
 
     def _free_blocks(self) -> int:
         """KV blocks free now for each group of layers: a token takes a place in one of each."""
-        return compat.free_blocks(self._scheduler) // self._kv_groups
+        return schedulers.free_blocks(self._scheduler) // self._kv_groups
 
     def _slots_kept(self) -> int:
         """Free slots that the parent gives to those that hold KV, before all others."""
         if not self.paused and self._facts["host_blocks"][0] == 0:
             return 0
-        return compat.ready_holders(self._scheduler)
+        return schedulers.ready_holders(self._scheduler)
 
     def _decide(self) -> list[int] | None:
         """Preempt and put memory victims last; the only rows that may come in, None for all."""
@@ -275,9 +275,9 @@ class Planner:
         for place in np.nonzero(runners["may_make_way"])[0]:
             request = running[place]
             if chosen.pauses and not runners["paused"][place]:
-                runners["may_make_way"][place] = compat.may_pause(request)
-            elif compat.may_make_way(scheduler, request):
-                runners["freed_blocks"][place] = compat.blocks_freed(scheduler, request)
+                runners["may_make_way"][place] = requests.may_pause(request)
+            elif schedulers.may_make_way(scheduler, request):
+                runners["freed_blocks"][place] = schedulers.blocks_freed(scheduler, request)
             else:
                 runners["may_make_way"][place] = False
         ready = self._ready(waiting)
@@ -327,7 +327,7 @@ class Planner:
                     self._live.row(request.request_id),
                     request.num_output_tokens,
                     request.num_computed_tokens,
-                    compat.tokens_this_step(request),
+                    requests.tokens_this_step(request),
                     place >= running_now,
                     request.is_prefill_chunk,
                     False,
@@ -345,7 +345,7 @@ class Planner:
         """
         scheduler = self._scheduler
         # Which adapters there is room for depends on who is paused, which is decided later.
-        adapters = None if self.discipline.pauses else compat.Adapters(scheduler)
+        adapters = None if self.discipline.pauses else schedulers.Adapters(scheduler)
         ready = np.ones(len(waiting), np.bool_)
         missing = int(self._facts["free_slots"][0]) + self.discipline.max_swaps
         if self.discipline.peeks:
@@ -354,7 +354,9 @@ class Planner:
             if missing == 0:
                 break
             request = self._live.request(row)
-            ready[place] = compat.is_ready(request) and (adapters is None or adapters.take(request))
+            ready[place] = requests.is_ready(request) and (
+                adapters is None or adapters.take(request)
+            )
             missing -= int(ready[place])
         return ready
 
@@ -376,7 +378,7 @@ class Planner:
     def _take_out(self) -> None:
         """Who is paused and has not ended or been preempted since is kept out of the parent's
         step; the last of `running` are these."""
-        self.paused = [request for request in self.paused if compat.is_running(request)]
+        self.paused = [request for request in self.paused if requests.is_running(request)]
         if self.paused:
             running = self._scheduler.running
             del running[len(running) - len(self.paused) :]
@@ -386,7 +388,7 @@ class Planner:
 
     def _go_on(self) -> None:
         """Nobody is paused any longer: those that are go on as slots get free, before newcomers."""
-        count = min(max(compat.free_slots(self._scheduler), 0), len(self.paused))
+        count = min(max(schedulers.free_slots(self._scheduler), 0), len(self.paused))
         for request in self.paused[:count]:
             self._live.table["state"][self._live.row(request.request_id)] = RUNNING
         self._scheduler.running.extend(self.paused[:count])
@@ -428,7 +430,7 @@ class Planner:
             self._rank_by(everyone, NOBODY)
             # A look-up is too dear for all: those who would be next.
             for row in self._first(int(self._facts["free_slots"][0]) + SPARE):
-                cached = compat.cached_tokens(self._scheduler, self._live.request(row))
+                cached = schedulers.cached_tokens(self._scheduler, self._live.request(row))
                 self._live.table["cached_tokens"][row] = cached
         admitted = np.array(self._admitted, np.int64).reshape(-1, 2)
         if self.on_decision is not None:

@@ -63,7 +63,7 @@ def prompt_of(request: Any, most_tokens: int = 0) -> Prompt:
 
     Args:
         request: vLLM's.
-        most_tokens: where its answer is cut, see `compat.most_tokens`.
+        most_tokens: where its answer is cut, see `compat.requests.most_tokens`.
     """
     sampling, hints = request.sampling_params, _hints(request)
     facts = Facts(most_tokens=most_tokens, attachments=len(request.mm_features))

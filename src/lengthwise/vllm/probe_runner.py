@@ -18,7 +18,7 @@ import torch
 
 from lengthwise.errors import InputError
 from lengthwise.probe.hidden_states import CollectionWanted, ProbeWanted, require_layers
-from lengthwise.vllm import compat
+from lengthwise.vllm.compat import workers
 from lengthwise.vllm.probe_output import Pending, ProbeOutput
 
 logger = logging.getLogger("vllm.lengthwise")
@@ -68,8 +68,8 @@ class HiddenStatesMixin:
             InputError: the model cannot return them, or the probe is for another model.
         """
         super().load_model(*args, **kwargs)  # type: ignore[misc]
-        compat.return_hidden_states(self, self._wanted.layers)
-        if compat.speaks_for_engine():
+        workers.return_hidden_states(self, self._wanted.layers)
+        if workers.speaks_for_engine():
             self._reader = self._make_reader()
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -90,11 +90,11 @@ class HiddenStatesMixin:
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         if self._failed is not None:
             failed, self._failed = self._failed, None
-            return compat.send_along(output, lambda: [ProbeOutput(failed=failed)])
+            return workers.send_along(output, lambda: [ProbeOutput(failed=failed)])
         pending = self._reader.ready() if self._reader is not None else []
         if not pending:
             return output
-        return compat.send_along(output, lambda: [each.result() for each in pending])
+        return workers.send_along(output, lambda: [each.result() for each in pending])
 
     def take_states(self, names: list[str]) -> Any:
         """What was collected of finished requests; None where another rank collects."""
@@ -125,7 +125,7 @@ class HiddenStatesMixin:
         assert self._reader is not None
         if not self._reader.begin(scheduled):
             return
-        states = compat.hidden_states(self)
+        states = workers.hidden_states(self)
         if states is None:
             return
         if len(states) != len(self._wanted.layers):
@@ -134,7 +134,7 @@ class HiddenStatesMixin:
                 "choose layers further from its end"
             )
         with torch.inference_mode():
-            self._reader.read(*compat.batch_rows(self), states)
+            self._reader.read(*workers.batch_rows(self), states)
 
     def _give_up(self, reason: str) -> None:
         logger.error("Lengthwise: the probe is off, predictions stay what they are: %s", reason)

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lengthwise.probe.hidden_states import wanted_states
-from lengthwise.vllm import compat
+from lengthwise.vllm.compat import version, workers
 from lengthwise.vllm.probe_runner import model_fingerprint, runner_class
 
 
@@ -27,13 +27,13 @@ class ProbeWorkerMixin:
         Raises:
             InputError: this engine cannot show them.
         """
-        compat.require_supported_version()
+        version.require_supported_version()
         wanted = wanted_states(self.vllm_config.additional_config)
         if wanted is not None:
-            compat.refuse_without_hidden_states(self.vllm_config, wanted.layers)
+            workers.refuse_without_hidden_states(self.vllm_config, wanted.layers)
         super().init_device()  # type: ignore[misc]
         if wanted is not None:
-            compat.check_runner(self.model_runner)
+            workers.check_runner(self.model_runner)
             # The runner exists now, of the kind that vLLM chose for this platform; giving it our
             # class leaves that choice, and how it is built, to vLLM.
             chosen: type = type(self.model_runner)

@@ -21,8 +21,8 @@ from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.tenants import Tenants
 from lengthwise.request import PARKED, RUNNING
 from lengthwise.settings import Settings, settings_of
-from lengthwise.vllm import compat, offloading
 from lengthwise.vllm.active import Engine
+from lengthwise.vllm.compat import offloading, requests, schedulers, version
 from lengthwise.vllm.live_settings import LiveSettings
 from lengthwise.vllm.observers import Observers
 from lengthwise.vllm.plan import Planner
@@ -55,14 +55,14 @@ class LengthwiseMixin:
         max_num_running_reqs: int
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        compat.require_supported_version()
-        compat.refuse_unsupported(vllm_config)
+        version.require_supported_version()
+        schedulers.refuse_unsupported(vllm_config)
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
-        compat.check_scheduler(self)
+        schedulers.check_scheduler(self)
         # What is known of requests, and who decides.
         self.counters = Counters()
         self._live = LiveTable()
-        self._by_priority = compat.goes_by_priority(self)
+        self._by_priority = schedulers.goes_by_priority(self)
         self._believes_priority = self._by_priority
         self._parent_chooses_victims = False
         self._planner = self._new_planner()
@@ -87,13 +87,13 @@ class LengthwiseMixin:
         self._report = Report(self)
         self._settings = LiveSettings(
             Engine(
-                index=compat.engine_index(vllm_config),
-                limits=compat.engine_limits(self),
+                index=schedulers.engine_index(vllm_config),
+                limits=schedulers.engine_limits(self),
                 tokenizer=vllm_config.model_config.tokenizer,
                 model=vllm_config.model_config.served_model_name,
                 state=self._report.numbers,
                 by_priority=self._by_priority,
-                refusal_to_pause=compat.refusal_to_pause(self, vllm_config),
+                refusal_to_pause=schedulers.refusal_to_pause(self, vllm_config),
                 has_probe=self._refinement is not None,
             ),
             self.counters,
@@ -120,10 +120,10 @@ class LengthwiseMixin:
             columns["priority"] = self._class_of(request)
             self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
-            columns["most_tokens"] = compat.most_tokens(self, request)
+            columns["most_tokens"] = requests.most_tokens(self, request)
             columns["deadline_s"] = deadline_of(request)
             columns["tenant"] = self._live.tenants.arrive(tenant_of(request))
-            columns["adapter"] = compat.adapter(request)
+            columns["adapter"] = requests.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._observers.arrived(request)
             if self._predicts:
@@ -212,7 +212,7 @@ class LengthwiseMixin:
         # come from elsewhere before it runs. A session's next turn was not there: it has its slot.
         for row in self.waiting.close_step():
             self.counters.promotions += self._planner.admitted(row)
-        for request_id, computed in compat.admitted(output):
+        for request_id, computed in schedulers.admitted(output):
             self._note_admission(self.requests[request_id], computed)
         if self._active.journal is not None:
             self._observers.planned(self._planner.paused, self._now)
@@ -231,7 +231,7 @@ class LengthwiseMixin:
                 step_reads(output, prefills, self.requests),
                 running=len(self.running),
                 waiting=len(self.waiting),
-                free_blocks=compat.free_blocks(self),
+                free_blocks=schedulers.free_blocks(self),
                 preempted=len(output.preempted_req_ids or ()),
             )
 
@@ -266,7 +266,7 @@ class LengthwiseMixin:
         parked = {request.request_id for request in self.kv_holding_waiting}
         for request_id in parked ^ self._parked:
             if request_id in self._live:
-                running = compat.is_running(self.requests[request_id])
+                running = requests.is_running(self.requests[request_id])
                 state = self._live.table["state"]
                 row = self._live.row(request_id)
                 if request_id in parked or running:
@@ -369,7 +369,7 @@ class LengthwiseMixin:
             return
         self._planner.discipline = discipline
         self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
-        compat.let_parent_choose_victims(self, self._parent_chooses_victims)
+        schedulers.let_parent_choose_victims(self, self._parent_chooses_victims)
 
     def _give_up_policy(self, error: Exception) -> None:
         """The policy has raised: the order is that of fcfs from now on."""
@@ -391,7 +391,7 @@ class LengthwiseMixin:
         self.waiting.count_classes()
 
     def _class_of(self, request: Any) -> int:
-        return compat.priority_class(request) if self._believes_priority else 0
+        return requests.priority_class(request) if self._believes_priority else 0
 
     def apply_now(self, settings: Settings) -> None:
         """Take settings up at once; for a scheduler that no other thread steps."""
@@ -438,7 +438,7 @@ class Scheduler:
 
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         """Build the adapter; takes what vLLM's own schedulers take."""
-        compat.require_supported_version()
+        version.require_supported_version()
         if vllm_config.scheduler_config.async_scheduling:
             from vllm.v1.core.sched.async_scheduler import AsyncScheduler as Base
         else:
