@@ -80,9 +80,9 @@ class TurningEngine:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from lengthwise.probe.hidden_states import WORKER, ProbeWanted
         from lengthwise.reference import model_path
         from lengthwise.vllm.compat.in_process import llvmlite_unseen
+        from lengthwise.vllm.hidden_states import WORKER, ProbeWanted
         from lengthwise.vllm.probe_reader import ProbeReader
         from lengthwise.vllm.refinement import Refinement
 

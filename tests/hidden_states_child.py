@@ -19,9 +19,9 @@ os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 from lengthwise.compare import offline_engine
-from lengthwise.probe.hidden_states import STATES_ID, STATES_KEPT, WORKER
 from lengthwise.reference import model_path
 from lengthwise.vllm.compat import in_process
+from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT, WORKER
 
 FLAGS = [
     *("--model", str(model_path()), "--worker-cls", WORKER, "--dtype", "float32"),

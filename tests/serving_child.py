@@ -14,9 +14,9 @@ from typing import Any
 import numba.core.event as numba_events
 
 from engine_harness import Ask, SteppedEngine, build_scheduler
-from lengthwise.probe.hidden_states import WORKER
 from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
+from lengthwise.vllm.hidden_states import WORKER
 from made_up_probe import made_up_probe
 from test_scheduler_probe import ProbedEngine
 

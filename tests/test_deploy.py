@@ -23,7 +23,7 @@ import pytest
 from lengthwise.counters import Counters
 from lengthwise.gateway.counters import GatewayMetrics
 from lengthwise.hints.counters import ServerMetrics, hint_requests
-from lengthwise.telemetry.families import families
+from lengthwise.telemetry.prometheus import families
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana-dashboard.json"

@@ -26,12 +26,12 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.results import read_results
 from lengthwise.predict.baselines import PREDICTION
 from lengthwise.predict.tokenizer import load_tokenizer
-from lengthwise.probe.hidden_states import ProbeWanted
 from lengthwise.reference import model_path
 from lengthwise.reference.prompts import generate
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.presets import preset
-from lengthwise.vllm.probe_runner import model_fingerprint
+from lengthwise.vllm.hidden_states import ProbeWanted
+from lengthwise.vllm.probe_worker import model_fingerprint
 from made_up_probe import made_up_probe
 
 COST = preset("a100", "llama-3-8b").cost

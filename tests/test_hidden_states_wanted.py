@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.probe.hidden_states import (
+from lengthwise.vllm.hidden_states import (
     CollectionWanted,
     ProbeWanted,
     require_layers,

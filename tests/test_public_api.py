@@ -50,7 +50,6 @@ MAY_IMPORT = {
         "simulate",
         "policy",
         "workload",
-        "probe",
         "settings",
         "vllm",
         "predict",

@@ -13,8 +13,8 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from checked_engine import CheckedEngine
 from engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
-from lengthwise.probe.hidden_states import WORKER
 from lengthwise.vllm import Scheduler
+from lengthwise.vllm.hidden_states import WORKER
 from lengthwise.vllm.probe_output import ProbeOutput, attach
 from made_up_probe import BINS, LONGEST, made_up_probe
 

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 import torch
 
-from lengthwise.probe.hidden_states import STATES_ID, STATES_KEPT
+from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT
 from lengthwise.vllm.state_collector import CollectedStates, StateCollector
 
 

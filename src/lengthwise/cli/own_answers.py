@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lengthwise.compare.rounds import Plan
     from lengthwise.compare.session import Session
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.probe.hidden_states import ProbeWanted
+    from lengthwise.vllm.hidden_states import ProbeWanted
 
 
 #: Requests with seeds of their own must not be computed in chunks: vLLM 0.32 fails there on a CPU.

@@ -20,8 +20,8 @@ import numpy as np
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.state_shards import Answered, ShardFolder
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.probe.hidden_states import STATES_ID, STATES_KEPT
 from lengthwise.probe.states import StatesMeta
+from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT
 from lengthwise.workload.split import TRAIN, split_of
 
 #: decode states kept of a training answer: as many as TRAIL does, and more where there is room

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.probe.hidden_states import COLLECT, WORKER
 from lengthwise.serve.command import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
@@ -19,6 +18,7 @@ from lengthwise.serve.command import (
 )
 from lengthwise.vllm.compat import workers
 from lengthwise.vllm.compat.in_process import llvmlite_unseen, stdout_on_stderr
+from lengthwise.vllm.hidden_states import COLLECT, WORKER
 
 _OWN_FLAGS = ("--model", "--worker-cls", "--additional-config", "--enable-prefix-caching")
 

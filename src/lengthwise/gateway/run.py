@@ -19,8 +19,7 @@ from lengthwise.gateway.options import Options
 from lengthwise.gateway.server import Gateway
 from lengthwise.gateway.upstream import Upstream
 from lengthwise.settings import Settings, off_path
-from lengthwise.settings.off_switch import OffSwitch
-from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.settings.watch import OffSwitch, SettingsWatcher
 
 
 @dataclass(frozen=True)

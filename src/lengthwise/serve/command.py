@@ -15,12 +15,12 @@ from lengthwise.emulate.model_folder import cached_model_folder, model_name
 from lengthwise.emulate.settings import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.probe.artifact import Probe
-from lengthwise.probe.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
 from lengthwise.settings.watch import SERVER
 from lengthwise.simulate.presets import Preset
 from lengthwise.telemetry.engine_file import ENGINES
 from lengthwise.vllm.compat import offloading
+from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
 
 REFERENCE = "reference"  #: the name of the built-in model
 

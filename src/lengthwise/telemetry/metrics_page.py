@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 
 from lengthwise.errors import one_line
 from lengthwise.telemetry.engine_file import engines_folder, read_engines
-from lengthwise.telemetry.families import families
+from lengthwise.telemetry.prometheus import families
 
 logger = logging.getLogger("vllm.lengthwise")
 

@@ -28,7 +28,7 @@ from lengthwise.telemetry.engine_file import EngineState
 from lengthwise.telemetry.engine_record import Recorder
 from lengthwise.telemetry.journal import Journal
 from lengthwise.telemetry.length_log_writer import LengthLog
-from lengthwise.telemetry.metrics_server import MetricsServer
+from lengthwise.telemetry.prometheus import MetricsServer
 from lengthwise.vllm.prediction_source import Source, open_source
 from lengthwise.vllm.shadow import Shadow
 

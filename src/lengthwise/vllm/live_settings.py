@@ -13,8 +13,7 @@ from typing import Any
 
 from lengthwise.counters import Counters
 from lengthwise.settings import Settings, off_path
-from lengthwise.settings.off_switch import OffSwitch
-from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.settings.watch import OffSwitch, SettingsWatcher
 from lengthwise.vllm.active import Active, Engine, Opener, stock_order
 
 

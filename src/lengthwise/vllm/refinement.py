@@ -19,9 +19,9 @@ from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.policy.live_table import LiveTable
 from lengthwise.probe.artifact import Probe
-from lengthwise.probe.hidden_states import WORKER, ProbeWanted, require_layers, wanted_states
 from lengthwise.probe.refine import pool, refine, start, summarise
 from lengthwise.request import BY_PROBE, PREDICTED
+from lengthwise.vllm.hidden_states import WORKER, ProbeWanted, require_layers, wanted_states
 from lengthwise.vllm.probe_output import ProbeOutput
 
 logger = logging.getLogger("vllm.lengthwise")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lengthwise.probe.hidden_states import STATES_ID, STATES_KEPT
+from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT
 from lengthwise.vllm.probe_output import Pending
 from lengthwise.vllm.step_states import StepStates
 
