@@ -232,7 +232,7 @@ OBSERVERS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "record of steps": lambda scheduler: (scheduler._active.recorder, "step"),
     "length log": lambda scheduler: (scheduler._active.length_log, "answer"),
     "rolling tau": lambda scheduler: (scheduler._observers.tau, "ended"),
-    "measured prices": lambda scheduler: (scheduler._planner.step_time, "observe"),
+    "measured prices": lambda scheduler: (scheduler._planner.facts.step_time, "observe"),
     "predictor": lambda scheduler: (scheduler._predictions, "work"),
     "queue times": lambda scheduler: (scheduler._observers.queue_times, "observe"),
     "journal": lambda scheduler: (scheduler._active.journal, "put"),

@@ -69,7 +69,9 @@ def test_neither_resets_nor_aborts_are_taken_for_want_of_memory(
     engine = served(slots=8)
     scheduler = engine.scheduler
     told: list[bool] = []
-    monkeypatch.setattr(scheduler._planner, "left", lambda thrown_out: told.append(thrown_out))
+    monkeypatch.setattr(
+        scheduler._planner.facts, "left", lambda thrown_out: told.append(thrown_out)
+    )
     for number in range(8):
         engine.add(declared(f"r{number}", 50))
     for _ in range(3):

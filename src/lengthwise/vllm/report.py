@@ -53,7 +53,7 @@ class Report:
         """Present values, by name."""
         here = self._scheduler
         planner, tau = here._planner, here._observers.tau
-        prices, shadow = planner.step_time.counted, here._settings.offered.shadow
+        prices, shadow = planner.facts.step_time.counted, here._settings.offered.shadow
         return {
             "off": float(here._settings.off),
             "shadow": float(shadow is not None),

@@ -151,7 +151,8 @@ class LengthwiseMixin:
         columns["last_step"] = self._step
         columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
         columns["overtaken"] = columns["promoted"] = 0
-        columns["decoded_before"], columns["prefilled_before"] = self._planner.work
+        facts = self._planner.facts
+        columns["decoded_before"], columns["prefilled_before"] = facts.decoded, facts.prefilled
         columns["queued_work"] = 0.0
 
     # Steps ----------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class LengthwiseMixin:
         if ran is not None and duration_s is not None and self._planner.discipline.measures_steps:
             self._observers.contained.call(
                 "measured prices",
-                self._planner.step_time.observe,
+                self._planner.facts.step_time.observe,
                 ran["prefill_tokens"],
                 ran["decode_tokens"],
                 duration_s,
@@ -247,7 +248,7 @@ class LengthwiseMixin:
         if held is not None:  # it was preempted: what was lost of its KV is computed anew
             lost = max(held - computed, 0)
             self.counters.recomputed_tokens += lost
-            self._planner.came_back(held, lost)
+            self._planner.facts.came_back(held, lost)
         self._observers.ran(request, computed, self._now)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -255,7 +256,7 @@ class LengthwiseMixin:
         if self._refinement is not None and self._planner.discipline.refines:
             self._refinement.take(attached(model_runner_output))
         if self.connector is not None:
-            self._planner.loaded(*offloading.loaded(model_runner_output))
+            self._planner.facts.loaded(*offloading.loaded(model_runner_output))
         return super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
@@ -291,7 +292,7 @@ class LengthwiseMixin:
         """Note a preemption, whoever decided on it."""
         if self._planning:
             self._held_tokens[request.request_id] = request.num_computed_tokens
-        offloaded = self._planner.offloaded(request) if offloading.offloads(self) else None
+        offloaded = self._planner.facts.offloaded(request) if offloading.offloads(self) else None
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
@@ -307,7 +308,7 @@ class LengthwiseMixin:
         elif self._planning:  # else the cache is reset, which says nothing of memory
             why = "memory"
             self.counters.memory_preemptions += 1
-            self._planner.left(thrown_out=True)
+            self._planner.facts.left(thrown_out=True)
         self._observers.preempted(request, self._now, why)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -322,7 +323,7 @@ class LengthwiseMixin:
             int(columns["tenant"]), request.num_prompt_tokens, request.num_output_tokens
         )
         if str(request.get_finished_reason()) != _ABORTED:
-            self._planner.left(thrown_out=False)
+            self._planner.facts.left(thrown_out=False)
         predicted = self._predictions.forget(request.request_id)
         self._observers.ended(request, predicted, self._clock())
         self.waiting.forget(request)
