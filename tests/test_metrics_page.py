@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families
 
-from lengthwise.counters import HELP, Counters
+from lengthwise.counters import BOUNDS, HELP, Counters, QueueTimes
 from lengthwise.telemetry.engine_file import (
     ENGINES,
     EngineFile,
@@ -28,7 +28,6 @@ from lengthwise.telemetry.engine_file import (
     started,
 )
 from lengthwise.telemetry.metrics_page import Metrics
-from lengthwise.telemetry.queue_times import BOUNDS, QueueTimes
 
 PATIENCE_S = 20.0
 

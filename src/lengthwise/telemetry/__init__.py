@@ -1,6 +1,5 @@
 """What a scheduler tells while it serves: its numbers, records of what it did, and logs.
 
-queue_times         how long requests waited for their first step
 rolling_tau         how well predictions order the answers that are being served
 engine_file         an engine's numbers in a file, for the server's other processes
 prometheus          the numbers as Prometheus takes them, and on a port of their own

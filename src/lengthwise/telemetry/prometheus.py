@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-from lengthwise.counters import HELP
+from lengthwise.counters import BOUNDS, HELP
 from lengthwise.errors import InputError, one_line
 from lengthwise.telemetry.engine_file import EngineState
-from lengthwise.telemetry.queue_times import BOUNDS
 
 logger = logging.getLogger("vllm.lengthwise")
 

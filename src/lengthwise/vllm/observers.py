@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lengthwise.counters import Counters
+from lengthwise.counters import Counters, QueueTimes
 from lengthwise.errors import one_line
 from lengthwise.policy.live_table import LiveTable
 from lengthwise.request import BY_PROBE
 from lengthwise.telemetry.journal import Journal
-from lengthwise.telemetry.queue_times import QueueTimes
 from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.vllm.active import Active, stock_order
 from lengthwise.vllm.compat import requests

@@ -23,6 +23,7 @@ from lengthwise.request import PARKED, RUNNING
 from lengthwise.settings import Settings, settings_of
 from lengthwise.vllm.active import Engine
 from lengthwise.vllm.compat import offloading, requests, schedulers, version
+from lengthwise.vllm.engine_facts import prefilling, step_reads, step_tokens
 from lengthwise.vllm.live_settings import LiveSettings
 from lengthwise.vllm.observers import Observers
 from lengthwise.vllm.plan import Planner
@@ -31,7 +32,6 @@ from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.report import Report
-from lengthwise.vllm.step_work import prefilling, step_reads, step_tokens
 
 _POLICY: Final = "policy"
 _ABORTED: Final = "abort"  # why a request ended, in vLLM's words
