@@ -1,4 +1,4 @@
-"""The pre-pass in front of vLLM's own step: facts gathered, the decision carried out."""
+"""The pre-pass in front of vLLM's own step: the decision, carried out."""
 
 from __future__ import annotations
 
