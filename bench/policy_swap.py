@@ -39,8 +39,8 @@ def measure(
     """One row for each exchange."""
     from bench.scheduler_overhead import TimedEngine
 
+    from lengthwise.settings import Settings, status_path
     from lengthwise.vllm import Scheduler
-    from lengthwise.vllm.settings import Settings, status_path
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:

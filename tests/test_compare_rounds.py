@@ -22,7 +22,7 @@ from lengthwise.compare.rounds import describe_round, records_of
 from lengthwise.compare.session import Observed
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.round import RoundInfo
-from lengthwise.vllm.settings import OVERTAKE_SHARE, Settings, parse_settings
+from lengthwise.settings import OVERTAKE_SHARE, Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
 
 

@@ -23,7 +23,7 @@ from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.round import RoundInfo
 from lengthwise.measure.run import RunInfo, describe_machine
 from lengthwise.policy import policy_names
-from lengthwise.vllm.settings import OVERTAKE_SHARE, parse_settings
+from lengthwise.settings import OVERTAKE_SHARE, parse_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

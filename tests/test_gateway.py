@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from gateways import Client, body, gateway_before, until
+from lengthwise.counters import Counters
 from lengthwise.gateway import waiting
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import LengthLogSettings, Settings
+from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from small_upstream import SmallUpstream, small_upstream
 

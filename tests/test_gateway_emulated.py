@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from gateways import Client, body, gateway_before, until
 from lengthwise.measure.server_metrics import parse_metrics
 from lengthwise.serve.command import free_port
-from lengthwise.vllm.settings import LengthLogSettings, Settings
+from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from test_end_to_end import started, wait_for
 

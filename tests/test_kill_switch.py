@@ -22,9 +22,9 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.serve.kill_switch import statuses, switch
 from lengthwise.serve.whereabouts import note_settings, settings_file
+from lengthwise.settings import Settings, off_path, status_path
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, off_path, status_path
 from virtual_workloads import COST
 
 QUEUED = 10_000

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from checked_engine import CheckedEngine
 from engine_harness import Ask, SteppedEngine, build_scheduler
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, parse_settings
 from random_traffic import RandomTraffic
 
 CLASSES = 3

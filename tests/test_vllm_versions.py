@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from scripts.vllm_versions import VERSIONS
 
-from lengthwise.vllm.compat import NEWEST, OLDEST
+from lengthwise.vllm.compat.version import NEWEST, OLDEST
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
-CHECK = "from lengthwise.vllm.compat import require_supported_version as r; print(r())"
+CHECK = "from lengthwise.vllm.compat.version import require_supported_version as r; print(r())"
 
 
 def with_version(

@@ -1,9 +1,11 @@
-"""Files that others write or want as well: read in bounded time and memory, or locked."""
+"""Files that others write or want as well: read in bounded time and memory, replaced, or locked."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,27 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"is larger than {most_bytes >> 20} MiB")
     return data
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file atomically; it keeps its mode, and a link to it stays one.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The name is this process's own: several may write the same file.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(data)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def take_lock(path: Path) -> IO[bytes] | None:

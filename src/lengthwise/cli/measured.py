@@ -19,9 +19,9 @@ from lengthwise.measure.results import Round, read_results
 from lengthwise.measure.round import RoundInfo
 from lengthwise.measure.run import RunInfo
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import Settings, parse_settings, parse_spec
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.measured import Floats, MeasuredRound
-from lengthwise.vllm.settings import Settings, parse_settings, parse_spec
 
 _OLD_LIMITS = (
     "the engine's limits were not recorded (older Lengthwise): they are taken from the server's "

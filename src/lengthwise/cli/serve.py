@@ -30,7 +30,7 @@ from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand
-    from lengthwise.vllm.settings import Settings
+    from lengthwise.settings import Settings
 
 
 def serve(

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.settings import Settings
     from lengthwise.simulate.objectives import Cap
     from lengthwise.simulate.tune import Judged, Tuning
-    from lengthwise.vllm.settings import Settings
 
 
 def tune(
@@ -259,7 +259,7 @@ def _as_good_as(predictor: str, progress: ConsoleProgress) -> str:
 def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
     """The settings of the choice, and what is left for the user to do."""
     from lengthwise.cli.serving import predictor_setting
-    from lengthwise.vllm.settings import parse_settings
+    from lengthwise.settings import parse_settings
 
     # What was simulated without a bound must not be given the default one.
     values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}

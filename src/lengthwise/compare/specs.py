@@ -8,7 +8,7 @@ from pathlib import Path
 from lengthwise.compare.load import Burst, Capacity, Clients, Load, Rate, Trace, Turns
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
-from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.workload.columns import open_columns
 from lengthwise.workload.load_trace import load_trace
 

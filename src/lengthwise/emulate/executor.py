@@ -26,7 +26,7 @@ from lengthwise.emulate.offload import Offload
 from lengthwise.emulate.pace import ModelledPace, Pace
 from lengthwise.emulate.settings import EMULATE, emulation_settings
 from lengthwise.emulate.step import Batch
-from lengthwise.vllm.compat import check_executor, refuse_without_worker
+from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
 # What a worker would do and say that it has done; here there is nothing to do.
 _OBEYED = ("add_lora", "remove_lora", "pin_lora")

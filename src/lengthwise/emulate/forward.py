@@ -20,7 +20,7 @@ from lengthwise.emulate.pace import ModelledPace, Pace
 from lengthwise.emulate.settings import EMULATE, emulation_settings
 from lengthwise.emulate.step import Batch, Work
 from lengthwise.errors import InputError
-from lengthwise.vllm.compat import check_executor, refuse_without_worker
+from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
 
 class ForwardExecutor(UniProcExecutor):  # type: ignore[misc]

@@ -8,7 +8,7 @@ from lengthwise.emulate import offload, transfers
 from lengthwise.emulate.offload import Offload
 from lengthwise.emulate.transfers import Transfers
 from lengthwise.errors import InputError
-from lengthwise.vllm import offloading
+from lengthwise.vllm.compat import offloading
 
 BANDWIDTH: Final = "emulated_gbit_per_s"  #: in the connector's `kv_connector_extra_config`
 

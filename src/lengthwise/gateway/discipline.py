@@ -7,7 +7,7 @@ from typing import Final
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
 
 #: what only an engine can do, with what to use instead, or why it is of no use
 _ENGINES_OWN: Final = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.vllm.settings import off_path
+from lengthwise.settings import off_path
 
 _LOOK_S: Final = 0.05
 
