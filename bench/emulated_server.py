@@ -24,8 +24,8 @@ import numpy as np
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Observed, Session, open_session
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import Preset, parse_preset
-from lengthwise.vllm.settings import Settings
 
 BATCH = 64
 ANSWER_TOKENS = 256

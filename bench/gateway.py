@@ -45,8 +45,8 @@ from lengthwise.compare.client import ReplayJob, ReplayRequest
 from lengthwise.compare.session import Starting, start_session
 from lengthwise.errors import LengthwiseError
 from lengthwise.serve.command import REFERENCE
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.arrivals import poisson
 
 PARTS: Final = ("streams", "latency", "memory", "gain")

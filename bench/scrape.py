@@ -24,9 +24,9 @@ import numpy as np
 
 from lengthwise.serve.command import REFERENCE, free_port, server_command
 from lengthwise.serve.vllm_server import Server
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.engine_file import ENGINES
-from lengthwise.vllm.settings import Settings
+from lengthwise.telemetry.engine_file import ENGINES
 
 PRESET: Final = "a100:llama-3-8b"
 API_SERVERS: Final = (1, 4)
@@ -86,7 +86,7 @@ def our_part(engines: Path) -> Callable[[], object]:
     """What the middleware appends to a page, as it makes it."""
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from lengthwise.vllm.metrics import Metrics
+    from lengthwise.telemetry.metrics_page import Metrics
 
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
         pass

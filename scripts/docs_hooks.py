@@ -103,7 +103,7 @@ def plain(text: str | None) -> str:
 
 def settings(_: str) -> str:
     """Every key of the settings file."""
-    return keys("lengthwise.vllm.settings:Settings")
+    return keys("lengthwise.settings:Settings")
 
 
 def keys(where: str) -> str:
@@ -156,7 +156,7 @@ def policy(name: str) -> str:
 
 def counters(_: str) -> str:
     """The scheduler's counters, as the status file and Prometheus have them."""
-    from lengthwise.vllm.counters import HELP, Counters
+    from lengthwise.counters import HELP, Counters
 
     rows = [
         (f"`{name}`", f"`lengthwise_{name}_total`", HELP[name]) for name in Counters().snapshot()

@@ -21,6 +21,7 @@
     python scripts/fill_tables.py tenants t.json          of bench/tenants.py --json
     python scripts/fill_tables.py replicas r.json         of bench/replicas.py --json
     python scripts/fill_tables.py ray-cluster c.json      of bench/ray_cluster.py --json
+    python scripts/fill_tables.py gateway g.json …        of bench/gateway.py --json
     python scripts/fill_tables.py pausing p.json          of bench/pausing.py --json
     python scripts/fill_tables.py preemption-grid g.json  of bench/preemption_grid.py --json
     python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
@@ -52,6 +53,7 @@ from lengthwise.measure.results import read_results
 from lengthwise.measure.run_info import describe_machine, package_versions
 from lengthwise.measure.twins import read_twins
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
+from scripts.gateway_table import gateway_table
 from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
@@ -86,6 +88,7 @@ COMMANDS = {
     "tenants": "python bench/tenants.py --json",
     "replicas": "python bench/replicas.py --seeds 1 --json",
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
+    "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 --json",
     "pausing": "python bench/pausing.py --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "versions": "make test-versions",
@@ -197,6 +200,7 @@ def filled(text: str) -> str:
             **REPLICA_TABLES,
             **PAUSING_TABLES,
             "recorded-steps": recorded_table,
+            "gateway": gateway_table,
         }
         lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
+from lengthwise.counters import Counters
 from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.hints.counts import ServerMetrics, hint_requests
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.families import families
+from lengthwise.telemetry.prometheus import families
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana-dashboard.json"

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.predict.baselines import PREDICTION, Foretold
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.cell import summary
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings, parse_spec
 from lengthwise.workload.trace import Trace
 
 #: As in `lengthwise bench`: guards are off where a spec does not set them.

@@ -22,7 +22,7 @@ from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Burst, Capacity, Load
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.run_info import RoundInfo
-from lengthwise.vllm.settings import OVERTAKE_SHARE, Settings, parse_settings
+from lengthwise.settings import OVERTAKE_SHARE, Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
 
 

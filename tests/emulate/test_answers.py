@@ -25,7 +25,7 @@ from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.prompts import generate
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.compat import check_executor
+from lengthwise.vllm.compat.workers import check_executor
 from lengthwise.workload.dataset import Dataset
 
 

@@ -23,9 +23,9 @@ from lengthwise.emulate.virtual_config import OURS, virtual_config
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
 from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS, Foretold
+from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.vllm.settings import parse_settings
 from lengthwise.workload.trace import Trace
 from tests.support.virtual_probe import VirtualProbe, random_distributions, said
 from tests.support.virtual_replicas import router, serve

@@ -222,7 +222,7 @@ def test_who_waits_for_its_kv_counts_once_it_has_left_the_queue(make_core: MakeC
 
     def noted(*arguments: Any, **more: Any) -> Any:
         output = first(*arguments, **more)
-        left.append(scheduler._planner._admissions)
+        left.append(scheduler._planner.facts.admissions)
         return output
 
     scheduler.schedule = noted

@@ -31,7 +31,7 @@ from lengthwise.reference.prompts import generate
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.presets import preset
 from lengthwise.vllm.hidden_states import ProbeWanted
-from lengthwise.vllm.probe_runner import model_fingerprint
+from lengthwise.vllm.probe_worker import model_fingerprint
 from tests.support.made_up_probe import made_up_probe
 
 COST = preset("a100", "llama-3-8b").cost

@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.serve.command import free_port
-from lengthwise.vllm.settings import status_path
+from lengthwise.settings import status_path
 from tests.engine.test_end_to_end import (
     COMMAND,
     DIRECT,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from lengthwise.serve.command import free_port
-from lengthwise.vllm.settings import status_path
+from lengthwise.settings import status_path
 from tests.support.small_backbones import opt_backbone
 
 pytestmark = pytest.mark.engine

@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("psutil", reason="psutil, which vLLM brings, is not installed")
 
-from lengthwise.vllm.settings import status_path
+from lengthwise.settings import status_path
 from tests.engine.test_end_to_end import assert_gone, children_of
 from tests.support.live_server import CUT, GOOD, REFUSED, WHOLE, Ask, Live, assert_all, live_server
 

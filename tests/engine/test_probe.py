@@ -18,7 +18,7 @@ import pytest
 from lengthwise.compare.state_collection import TRAIN_STATES
 from lengthwise.probe.states import open_states
 from lengthwise.serve.command import free_port
-from lengthwise.vllm.settings import status_path
+from lengthwise.settings import status_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

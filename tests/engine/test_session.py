@@ -13,7 +13,7 @@ from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.session import Observed, Session
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.tokenizer import load_tokenizer
-from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.settings import Settings, parse_spec
 
 pytestmark = pytest.mark.engine
 

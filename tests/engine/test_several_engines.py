@@ -17,13 +17,13 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from lengthwise.counters import HELP
 from lengthwise.learn.learner_state import STATE_FILE
 from lengthwise.serve.command import REFERENCE, free_port, server_command
 from lengthwise.serve.vllm_server import Server
 from lengthwise.serve.whereabouts import statuses
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.counters import HELP
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.length_log import read_answers
 from tests.engine.test_emulated_server import Client
 from tests.engine.test_end_to_end import COMMAND, DIRECT, last_line, started, wait_for

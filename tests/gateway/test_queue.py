@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.gateway.configuration import discipline_of, refuse_unsuited
 from lengthwise.gateway.dispatcher import Dispatcher
@@ -25,8 +26,7 @@ from lengthwise.gateway.waiting import adapted, waiting_of
 from lengthwise.policy import policy_names, register
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.prediction import Prediction
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.settings import Settings, parse_spec
 
 STAND_IN = 128.0  # before anything is predicted
 OVERTAKES = 3

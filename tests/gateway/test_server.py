@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from lengthwise.counters import Counters
 from lengthwise.gateway import waiting
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import LengthLogSettings, Settings
+from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, body, gateway_before, until
 from tests.support.small_upstream import SmallUpstream, small_upstream

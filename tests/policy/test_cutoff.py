@@ -16,12 +16,12 @@ from lengthwise.policy import get_policy
 from lengthwise.policy.cutoff import cutoff, observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.request import RUNNING, WAITING, new_table
+from lengthwise.settings import Settings, parse_settings, parse_spec
 from lengthwise.simulate.cell import Cell, Workload, run_cell
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings, parse_settings, parse_spec
 from lengthwise.workload.synthetic import synthetic_trace
 
 COST = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)

@@ -10,9 +10,15 @@ import pytest
 from bench.tenants import measurements
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, guard_record, tier
-from lengthwise.policy.tenants import Shares, new_shares, service, take_leads
+from lengthwise.policy.tenants import (
+    MOST_TENANTS,
+    Shares,
+    Tenants,
+    new_shares,
+    service,
+    take_leads,
+)
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
-from lengthwise.vllm.tenants import MOST, Tenants
 
 
 def table_of(*rows: tuple[int, int, int, float]) -> RequestTable:
@@ -93,8 +99,8 @@ def test_a_flood_does_not_hold_up_others() -> None:
 def test_names_take_bounded_memory() -> None:
     tenants = Tenants()
     assert tenants.arrive("") == 0
-    rows = [tenants.arrive(f"t{number}") for number in range(MOST)]
-    assert rows == [*range(1, MOST), 0]  # no room for the last one, as all are there
+    rows = [tenants.arrive(f"t{number}") for number in range(MOST_TENANTS)]
+    assert rows == [*range(1, MOST_TENANTS), 0]  # no room for the last one, as all are there
     assert tenants.arrive("t5") == 6
     for row in rows[:-1]:
         tenants.leave(row, 10, row)
@@ -102,15 +108,15 @@ def test_names_take_bounded_memory() -> None:
     assert tenants.shares.tenants["ended"][6] == 10 + 2 * 6
     assert tenants.arrive("new") == 1  # those served least make room
     assert tenants.shares.tenants["ended"][1] == 0
-    assert tenants.arrive(f"t{MOST - 2}") == MOST - 1
-    assert len(tenants.shares.tenants) == MOST
-    for number in range(3 * MOST):
+    assert tenants.arrive(f"t{MOST_TENANTS - 2}") == MOST_TENANTS - 1
+    assert len(tenants.shares.tenants) == MOST_TENANTS
+    for number in range(3 * MOST_TENANTS):
         tenants.leave(tenants.arrive(f"u{number}"), 1, 1)
-    assert len(tenants.shares.tenants) == MOST
+    assert len(tenants.shares.tenants) == MOST_TENANTS
 
 
 def test_the_setting_reaches_the_guard() -> None:
-    from lengthwise.vllm.settings import parse_settings
+    from lengthwise.settings import parse_settings
 
     settings = parse_settings({"policy": "priority", "max_tenant_lead": 0})
     discipline = make_discipline(**settings.discipline_arguments(8))

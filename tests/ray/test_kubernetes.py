@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from lengthwise.cli.main import app
-from lengthwise.vllm.settings import parse_settings
+from lengthwise.settings import parse_settings
 
 yaml: Any = pytest.importorskip("yaml", reason="PyYAML, which vLLM brings, is not installed")
 

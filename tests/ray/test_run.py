@@ -14,8 +14,8 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 from lengthwise.cli.main import app
 from lengthwise.errors import InputError
 from lengthwise.serve.command import free_port, server_command
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.settings import Settings, parse_spec
 
 EMULATED = ["serve", "--emulate", "a100:llama-3-8b", "--replicas", "2"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lengthwise.serve.settings_check import check_settings, worst
-from lengthwise.vllm.settings import off_path
+from lengthwise.settings import off_path
 
 SRPT = {"policy": "srpt", "predictor": "declared"}
 POLICY_OF_OWN = """

@@ -20,8 +20,8 @@ from lengthwise.serve.command import (
     require_free_port,
     server_command,
 )
+from lengthwise.settings import settings_of
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.settings import settings_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"

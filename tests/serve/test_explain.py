@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.predict.baselines import REQUEST_ID, TRUE_TOKENS
 from lengthwise.serve.journal_reader import explain, in_words
+from lengthwise.settings import parse_settings
+from lengthwise.telemetry.journal import SEGMENTS, Journal
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.journal import SEGMENTS, Journal
 from tests.support.checked_engine import CheckedEngine
 
 
@@ -103,10 +104,9 @@ def test_without_a_journal_no_paused_request_is_held_on_to(tmp_path: Path) -> No
     engine.add(ask("short", 9))
     engine.step()
     engine.step()
-    assert list(engine.scheduler._notes._paused) == ["long"]
-    engine.scheduler._notes.journal = None
-    engine.step()
-    assert engine.scheduler._notes._paused == {}
+    assert list(engine.scheduler._observers._notes._paused) == ["long"]
+    engine.scheduler.apply_now(parse_settings({**settings, "journal": None}))
+    assert engine.scheduler._observers._notes is None
     engine.drain()
 
 

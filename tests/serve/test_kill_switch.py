@@ -20,9 +20,9 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.serve.settings_file import say_if_off
 from lengthwise.serve.whereabouts import note_settings, settings_file, statuses, switch
+from lengthwise.settings import Settings, off_path, status_path
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, off_path, status_path
 from tests.support.checked_engine import CheckedEngine
 from tests.support.virtual_workloads import COST
 

@@ -12,7 +12,7 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.serve.command import REFERENCE, ServerCommand, free_port, server_command
 from lengthwise.serve.places import Places, given_places, sized
-from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.settings import Settings, parse_spec
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"

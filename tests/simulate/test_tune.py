@@ -17,6 +17,7 @@ from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+from lengthwise.settings import Settings, read_settings
 from lengthwise.simulate import candidates
 from lengthwise.simulate import tune as tuning
 from lengthwise.simulate.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
@@ -34,7 +35,6 @@ from lengthwise.simulate.objectives import (
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.simulate.tune import FRESH, FRESH_SEEDS, MARGIN, Tuning, interval, tune
-from lengthwise.vllm.settings import Settings, read_settings
 from lengthwise.workload.synthetic import synthetic_trace
 from tests.support.recorded_log import ENGINE, traffic, write_log
 

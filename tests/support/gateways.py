@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import aiohttp
 from aiohttp import web
 
+from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.run import runner_of
 from lengthwise.gateway.server import Gateway
 from lengthwise.gateway.start_options import Options
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.settings import Settings, parse_spec
 from tests.support.small_upstream import SmallUpstream
 
 

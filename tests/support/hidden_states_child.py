@@ -20,7 +20,7 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 from lengthwise.compare import offline_engine
 from lengthwise.reference import model_path
-from lengthwise.vllm import in_process
+from lengthwise.vllm.compat import in_process
 from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT, WORKER
 
 FLAGS = [

@@ -14,12 +14,12 @@ from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import RoundInfo, RunInfo
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import Settings
 from lengthwise.simulate.clock import Clock, steady
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import WORK, StepCost
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
 

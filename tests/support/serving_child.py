@@ -14,9 +14,9 @@ from typing import Any
 import numba.core.event as numba_events
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
+from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.hidden_states import WORKER
-from lengthwise.vllm.settings import parse_settings
 from tests.support.made_up_probe import made_up_probe
 from tests.vllm.test_scheduler_probe import ProbedEngine
 
@@ -53,7 +53,9 @@ class InSteps(numba_events.Listener):  # type: ignore[misc]
 
 
 def serve(engine: SteppedEngine, settings: dict[str, Any], listener: InSteps) -> None:
-    engine.scheduler._apply(parse_settings({"predictor": "declared", "tau_floor": None} | settings))
+    engine.scheduler._settings.offer(
+        parse_settings({"predictor": "declared", "tau_floor": None} | settings)
+    )
     listener.serving = True
     begun = len(engine.finished)
     for number in range(begun, begun + 14):
@@ -63,7 +65,7 @@ def serve(engine: SteppedEngine, settings: dict[str, Any], listener: InSteps) ->
         engine.step()
     engine.run()
     listener.serving = False
-    engine.scheduler._settle()
+    engine.scheduler._settings.settle()
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def listen(scheduler: Any) -> None:
     scheduler._refinement = Refinement(
         scheduler._live, scheduler.counters, made_up_probe(), interval=1
     )
-    scheduler._opener.engine = replace(scheduler._opener.engine, has_probe=True)
+    scheduler._settings._opener.engine = replace(scheduler._settings._opener.engine, has_probe=True)
 
 
 class VirtualProbe:

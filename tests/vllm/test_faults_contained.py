@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.observers import Containment
-from lengthwise.vllm.settings import Settings, parse_settings
 from tests.support.checked_engine import CheckedEngine
 
 HUGE = 2**63
@@ -121,7 +121,7 @@ def test_a_value_of_any_kind_is_refused_in_one_line_or_taken(
 
 
 @pytest.mark.parametrize("predictor", ["declared", "oracle", "noisy-oracle:0.5"])
-@pytest.mark.parametrize("policy", ["srpt", "trail", "gittins"])
+@pytest.mark.parametrize("policy", ["srpt", "trail", "gittins", "deadline"])
 def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Path) -> None:
     engine = engine_with(
         policy=policy,
@@ -129,6 +129,7 @@ def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Pa
         preemption="greedy",
         memory_growth=1.0,
         service_time=True,
+        max_tenant_lead=100,
         record=str(tmp_path),
     )
     said = (*EXTREMES, "1e300", "-inf", "nan", "9" * 5000, None, {})
@@ -139,6 +140,8 @@ def test_a_client_may_declare_anything(predictor: str, policy: str, tmp_path: Pa
             "lengthwise_expected_tokens": value,
             "lengthwise_true_tokens": value,
             "lengthwise_id": value,
+            "lengthwise_tenant": value,
+            "lengthwise_ttft_deadline_ms": value,
         }
         engine.add(Ask(f"r{number}", [7] * 8, 5, hints=hints))
         engine.step()
@@ -212,25 +215,29 @@ def test_a_policy_that_raises_leaves_fcfs(
         engine.step()
     engine.drain()
     assert scheduler.counters.switched_off == 1
-    assert "ZeroDivisionError" in scheduler._state()["switched_off"]["policy"]
+    assert "ZeroDivisionError" in scheduler._report.status()["switched_off"]["policy"]
     for number in range(6):
         engine.add(Ask(f"later-{number}", [7] * 30, 6))
     engine.drain()
     later = [name for name in engine.finished if name.startswith("later")]
     assert later == [f"later-{number}" for number in range(6)]
     assert scheduler.counters.switched_off == 1
-    scheduler._apply(parse_settings({"policy": "srpt", "predictor": "declared"}))
+    scheduler._settings.offer(parse_settings({"policy": "srpt", "predictor": "declared"}))
     serve(engine)
-    assert scheduler._state()["switched_off"] == {}
+    assert scheduler._report.status()["switched_off"] == {}
 
 
 OBSERVERS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "record of requests": lambda scheduler: (scheduler._active.recorder, "request"),
     "record of steps": lambda scheduler: (scheduler._active.recorder, "step"),
     "length log": lambda scheduler: (scheduler._active.length_log, "answer"),
-    "rolling tau": lambda scheduler: (scheduler._tau, "ended"),
-    "measured prices": lambda scheduler: (scheduler._planner.step_time, "observe"),
+    "rolling tau": lambda scheduler: (scheduler._observers.tau, "ended"),
+    "measured prices": lambda scheduler: (scheduler._planner.facts.step_time, "observe"),
     "predictor": lambda scheduler: (scheduler._predictions, "work"),
+    "queue times": lambda scheduler: (scheduler._observers.queue_times, "observe"),
+    "journal": lambda scheduler: (scheduler._active.journal, "put"),
+    "shadow of requests": lambda scheduler: (scheduler._active.shadow, "request"),
+    "shadow of steps": lambda scheduler: (scheduler._active.shadow, "step"),
 }
 
 
@@ -246,6 +253,8 @@ def test_an_observer_that_raises_is_switched_off(
         preemption="pays",
         record=str(tmp_path / "record"),
         length_log={"folder": str(tmp_path / "log")},
+        journal=str(tmp_path / "journal"),
+        shadow=observer.startswith("shadow"),
     )
     owner, method = OBSERVERS[observer](engine.scheduler)
     calls = 0
@@ -259,7 +268,7 @@ def test_an_observer_that_raises_is_switched_off(
     serve(engine)
     assert calls == 1
     assert engine.scheduler.counters.switched_off == 1
-    (why,) = engine.scheduler._state()["switched_off"].values()
+    (why,) = engine.scheduler._report.status()["switched_off"].values()
     assert why == "RuntimeError: nobody thought of this"
     engine.scheduler.shutdown()
 
@@ -295,12 +304,12 @@ def test_a_line_that_cannot_be_encoded_loses_itself_alone(
 def test_a_full_disk_under_the_record_is_said_once_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lengthwise.vllm import record
+    from lengthwise.telemetry import engine_record
 
     said: list[str] = []
-    monkeypatch.setattr(record.logger, "error", lambda line, *rest: said.append(line))
-    monkeypatch.setattr(record, "_RETRY_S", 0.0)
-    monkeypatch.setattr(record, "_FLUSH_S", 0.01)
+    monkeypatch.setattr(engine_record.logger, "error", lambda line, *rest: said.append(line))
+    monkeypatch.setattr(engine_record, "_RETRY_S", 0.0)
+    monkeypatch.setattr(engine_record, "_FLUSH_S", 0.01)
     folder = tmp_path / "record"
     folder.mkdir()
     for name in ("steps.jsonl", "requests.jsonl"):
@@ -309,9 +318,9 @@ def test_a_full_disk_under_the_record_is_said_once_and_counted(
     serve(engine)
     scheduler = engine.scheduler
     # Taking the record out again is possible.
-    scheduler._apply(Settings())
+    scheduler._settings.offer(Settings())
     serve(engine, count=3)
-    scheduler._settle()
+    scheduler._settings.settle()
     assert scheduler._active.recorder is None
     assert len(said) == 1
     assert scheduler.counters.record_lost >= 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -54,3 +56,20 @@ def test_layers_have_to_be_the_probes() -> None:
     require_layers(probe, ProbeWanted(folder="p", layers=(1,)))
     with pytest.raises(InputError, match=r"reads the layers \[1\]"):
         require_layers(probe, ProbeWanted(folder="p", layers=(2,)))
+
+
+def test_what_the_worker_loads_before_it_starts_is_free_of_numba() -> None:
+    """vLLM's CPU platform looks through all that is imported, and fails on llvmlite."""
+    pytest.importorskip("torch")
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import lengthwise.vllm.probe_worker, sys; "
+            "print(sorted({'numba', 'llvmlite', 'scipy'} & set(sys.modules)))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout == "[]\n"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prompt
-from lengthwise.vllm import length_log
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.length_log import LengthLog
-from lengthwise.vllm.settings import LengthLogSettings
+from lengthwise.settings import LengthLogSettings
+from lengthwise.telemetry import length_log_writer
+from lengthwise.telemetry.length_log_writer import LengthLog
 from lengthwise.workload.length_log import LengthLogReader, read_answers, segments
 from tests.support.length_logs import REFERENCE, reference_text
 
@@ -174,11 +174,12 @@ import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from lengthwise.predict.prediction import Prompt
-from tests.vllm.test_length_log import VALUES, log_to
-from lengthwise.vllm import length_log
-from lengthwise.vllm.counters import Counters
+from tests.vllm.test_length_log import VALUES
+from tests.vllm.test_length_log import log_to
+from lengthwise.telemetry import length_log_writer
+from lengthwise.counters import Counters
 
-length_log._RETRY_S = 0.0
+length_log_writer._RETRY_S = 0.0
 folder, counters = Path(sys.argv[1]), Counters()
 log = log_to(folder, counters)
 
@@ -226,9 +227,11 @@ def test_a_disk_that_is_full_is_complained_about_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(length_log.logger, "error", lambda line, *rest: said.append(line))
-    monkeypatch.setattr(length_log, "_RETRY_S", 0.0)
-    monkeypatch.setattr(length_log, "segment_path", lambda folder, number: Path("/dev/full/x"))
+    monkeypatch.setattr(length_log_writer.logger, "error", lambda line, *rest: said.append(line))
+    monkeypatch.setattr(length_log_writer, "_RETRY_S", 0.0)
+    monkeypatch.setattr(
+        length_log_writer, "segment_path", lambda folder, number: Path("/dev/full/x")
+    )
     counters = Counters()
     log = log_to(tmp_path, counters)
     for row in range(3):

@@ -22,8 +22,8 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
 from bench.support.stand_in_runner import StandInRunner
+from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import parse_settings
 
 REQUESTS = int(os.environ.get("LENGTHWISE_LONG_RUN", "4000"))
 CHANGES = 100  #: of settings
@@ -132,8 +132,8 @@ def test_nothing_is_left_of_many_requests(lag: int, tmp_path: Path) -> None:
         step += 1
         if changes < CHANGES and ended >= REQUESTS * (changes + 1) / (CHANGES + 2):
             changes += 1
-            scheduler._apply(parse_settings(settings_number(changes, tmp_path)))
-            scheduler._settle()
+            scheduler._settings.offer(parse_settings(settings_number(changes, tmp_path)))
+            scheduler._settings.settle()
         if not after_a_tenth and ended > REQUESTS / 10:
             after_a_tenth = resident_mib()
     for _ in range(2 + lag):

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families
 
-from lengthwise.vllm.counters import HELP, Counters
-from lengthwise.vllm.engine_file import (
+from lengthwise.counters import BOUNDS, HELP, Counters, QueueTimes
+from lengthwise.telemetry.engine_file import (
     ENGINES,
     EngineFile,
     EngineState,
@@ -27,8 +27,7 @@ from lengthwise.vllm.engine_file import (
     read_engines,
     started,
 )
-from lengthwise.vllm.metrics import Metrics
-from lengthwise.vllm.queue_times import BOUNDS, QueueTimes
+from lengthwise.telemetry.metrics_page import Metrics
 
 PATIENCE_S = 20.0
 

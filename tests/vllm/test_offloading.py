@@ -72,7 +72,7 @@ def test_what_is_freed_is_loaded_and_not_computed_again(lag: int) -> None:
     assert freed.recomputed_tokens > 17 * freed.memory_preemptions
     manager = virtual.scheduler.kv_cache_manager
     assert manager.block_pool.get_num_free_blocks() == 34
-    measured = float(virtual.scheduler._planner._facts["load_s"][0])
+    measured = float(virtual.scheduler._planner.facts.array["load_s"][0])
     assert measured == pytest.approx(BLOCK_BYTES / 16 / (GBIT_PER_S * 1e9 / 8))
 
 

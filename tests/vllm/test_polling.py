@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lengthwise.vllm.polling import Polling
+from lengthwise.settings.polling import Polling
 
 PATIENCE_S = 20.0
 
@@ -24,7 +24,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
 def test_what_fails_is_said_once_until_it_works_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lengthwise.vllm import polling
+    from lengthwise.settings import polling
 
     said: list[str] = []
     monkeypatch.setattr(polling.logger, "warning", lambda line, *values: said.append(line % values))

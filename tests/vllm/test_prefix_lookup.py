@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
-from lengthwise.vllm import compat
+from lengthwise.vllm.compat import schedulers
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -32,7 +32,7 @@ def test_the_cached_tokens_are_those_that_vllm_finds(seed: int, lag: int) -> Non
             engine.abort(rng.sample(engine.live(), 1))
         engine.step()
         for request in scheduler.waiting:
-            cached = compat.cached_tokens(scheduler, request)
+            cached = schedulers.cached_tokens(scheduler, request)
             assert cached == scheduler.kv_cache_manager.get_computed_blocks(request)[1]
             found.add(cached // scheduler.block_size)
     assert len(found) > 15
@@ -45,4 +45,4 @@ def test_without_prefix_caching_nothing_is_cached() -> None:
         engine.add(Ask(name, [7] * 100, 5))
     engine.step()
     (waiting,) = scheduler.waiting
-    assert compat.cached_tokens(scheduler, waiting) == 0
+    assert schedulers.cached_tokens(scheduler, waiting) == 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.probe.refine import refine, start, summarise
 from lengthwise.request import RUNNING
-from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.probe_output import ProbeOutput
 from lengthwise.vllm.refinement import Refinement
-from lengthwise.vllm.table import LiveTable
 from tests.support.made_up_probe import BINS, LONGEST, made_up_probe
 
 PROBE = made_up_probe()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lengthwise.counters import Counters
 from lengthwise.predict.ranking import kendall_tau
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.rolling_tau import GROUP, GROUPS, LEAST, RollingTau
+from lengthwise.telemetry.rolling_tau import GROUP, GROUPS, LEAST, RollingTau
 
 
 def feed(

@@ -72,7 +72,7 @@ def test_the_log_follows_the_settings(tmp_path: Path) -> None:
     def switch(settings: dict[str, object]) -> None:
         before = scheduler.counters.settings_changes
         path.write_text(json.dumps(settings))
-        while scheduler._offered is scheduler._active:
+        while scheduler._settings.offered is scheduler._active:
             time.sleep(0.02)
         engine.step()
         assert scheduler.counters.settings_changes == before + 1
@@ -85,7 +85,7 @@ def test_the_log_follows_the_settings(tmp_path: Path) -> None:
     switch({"policy": "fcfs"})
     engine.add(Ask("c", [5], answer=5))
     engine.drain()
-    scheduler._watcher.close()
+    scheduler._settings._watcher.close()
     for folder, length in (("one", 3), ("two", 4)):
         (answer,), _ = read_answers(tmp_path / folder)
         assert answer.output_tokens == length
@@ -143,11 +143,11 @@ def test_below_the_floor_the_order_is_that_of_the_queue(moody: _Moody, floor: fl
     for ask in _asks(320, "bad"):
         engine.add(ask)
         engine.drain()
-    tau = scheduler._gauges()["rolling_tau"]
+    tau = scheduler._report.gauges()["rolling_tau"]
     assert tau == pytest.approx(-1.0, abs=0.05)
     assert scheduler.counters.floor_falls == (0 if floor is None else 1)
     assert order_of("late") == (longest_first if floor is None else list(range(20)))
-    assert scheduler._state()["below_tau_floor"] is (floor is not None)
+    assert scheduler._report.status()["below_tau_floor"] is (floor is not None)
 
     # Predictions were made all the while, so that better ones are noticed.
     assert scheduler.counters.predictions == 360
@@ -158,7 +158,7 @@ def test_below_the_floor_the_order_is_that_of_the_queue(moody: _Moody, floor: fl
     assert scheduler.counters.floor_rises == (0 if floor is None else 1)
     lengths = [ask.answer for ask in _asks(20, "last")]
     assert [lengths[place] for place in order_of("last")] == sorted(lengths)
-    assert scheduler._state()["rolling_tau"] == pytest.approx(1.0)
+    assert scheduler._report.status()["rolling_tau"] == pytest.approx(1.0)
 
 
 def test_answers_that_were_cut_say_nothing_of_predictions(moody: _Moody) -> None:
@@ -166,7 +166,7 @@ def test_answers_that_were_cut_say_nothing_of_predictions(moody: _Moody) -> None
     asks = [Ask(a.request_id, a.prompt, 500, a.answer, hints=a.hints) for a in _asks(400, "cut")]
     engine = served(settings, asks)
     assert engine.scheduler.counters.floor_falls == 0
-    assert engine.scheduler._state()["rolling_tau"] is None
+    assert engine.scheduler._report.status()["rolling_tau"] is None
 
 
 def test_without_a_predictor_yet_the_order_is_that_of_the_queue() -> None:

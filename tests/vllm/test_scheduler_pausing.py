@@ -205,8 +205,8 @@ def test_counts_tell_of_paused_requests() -> None:
     here = engine.scheduler
     assert here.get_request_counts() == (3, 0)
     assert here.make_stats().num_running_reqs == 2
-    assert here._gauges()["paused_requests"] == 1.0
-    assert here._gauges()["running_requests"] == 2.0
+    assert here._report.gauges()["paused_requests"] == 1.0
+    assert here._report.gauges()["running_requests"] == 2.0
     assert here.counters.pauses == 1
     inside = []
     allocate = here.kv_cache_manager.new_step_starts
@@ -271,7 +271,7 @@ def test_a_stall_is_bounded() -> None:
 
 
 def test_settings_can_change_while_somebody_is_paused() -> None:
-    from lengthwise.vllm.settings import parse_settings
+    from lengthwise.settings import parse_settings
 
     for change in ({"pausing": False}, {"policy": "fcfs"}, {"preemption": "never"}):
         engine = with_one_paused()

@@ -206,7 +206,7 @@ def test_a_steps_time_is_booked_on_the_step_that_ran(
     engine = _engine(lag)
     booked: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        engine.scheduler._planner.step_time,
+        engine.scheduler._planner.facts.step_time,
         "observe",
         lambda prefill, decode, seconds: booked.append((prefill, decode)),
     )

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, parse_settings
 from tests.support.checked_engine import CheckedEngine
 from tests.support.random_traffic import RandomTraffic
 

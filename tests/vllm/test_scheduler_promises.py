@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import parse_settings
 from tests.support.checked_engine import AnyText, CheckedEngine
 from tests.support.random_traffic import RandomTraffic
 
@@ -176,7 +176,7 @@ class PromisesMachine(RuleBasedStateMachine):
     @rule(policy=st.sampled_from(POLICIES), preemption=st.sampled_from([None, "never", "greedy"]))
     def change_settings(self, policy: str, preemption: str | None) -> None:
         # As the watcher of the settings file does.
-        self.engine.scheduler._apply(parse_settings(self.settings(policy, preemption)))
+        self.engine.scheduler._settings.offer(parse_settings(self.settings(policy, preemption)))
 
     @rule(mood=st.sampled_from(["right", "raises", "nan", "inf", "negative"]))
     def change_the_predictor(self, mood: str) -> None:

@@ -18,8 +18,8 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.settings import Settings, status_path
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, status_path
 from tests.support.checked_engine import CheckedEngine
 
 PATIENCE_S = 20.0
@@ -35,7 +35,7 @@ def engine(path: Path) -> Iterator[CheckedEngine]:
     Settings(policy="fcfs").write(path)
     scheduler = build_scheduler(Scheduler, max_num_seqs=1, lengthwise={"settings": str(path)})
     yield CheckedEngine(scheduler)
-    scheduler._watcher.close()
+    scheduler._settings._watcher.close()
 
 
 def _status_once(path: Path, **expected: object) -> dict[str, Any]:

@@ -11,8 +11,9 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.request import PARKED, RUNNING, WAITING
-from lengthwise.vllm import Scheduler, compat
-from lengthwise.vllm.rolling_tau import GROUP
+from lengthwise.telemetry.rolling_tau import GROUP
+from lengthwise.vllm import Scheduler
+from lengthwise.vllm.compat import schedulers
 
 SJF = {"policy": "sjf", "predictor": "declared", "tau_floor": None}
 
@@ -68,7 +69,9 @@ def test_neither_resets_nor_aborts_are_taken_for_want_of_memory(
     engine = served(slots=8)
     scheduler = engine.scheduler
     told: list[bool] = []
-    monkeypatch.setattr(scheduler._planner, "left", lambda thrown_out: told.append(thrown_out))
+    monkeypatch.setattr(
+        scheduler._planner.facts, "left", lambda thrown_out: told.append(thrown_out)
+    )
     for number in range(8):
         engine.add(declared(f"r{number}", 50))
     for _ in range(3):
@@ -92,7 +95,7 @@ def test_an_external_launcher_is_refused_in_one_line() -> None:
         config = SimpleNamespace(
             model_config=model, parallel_config=parallel, kv_transfer_config=None
         )
-        compat.refuse_unsupported(config)
+        schedulers.refuse_unsupported(config)
 
     refused(1)
     with pytest.raises(InputError, match="external launcher") as error:
@@ -106,13 +109,13 @@ def test_limits_of_callers_do_not_make_predictions_look_wrong() -> None:
     engine = served(slots=8)
     scheduler = engine.scheduler
     seen: list[int | None] = []
-    ended = scheduler._tau.ended
+    ended = scheduler._observers.tau.ended
 
     def watched(index: int, score: float | None, length: int | None) -> None:
         seen.append(length)
         ended(index, score, length)
 
-    scheduler._tau.ended = watched
+    scheduler._observers.tau.ended = watched
     expected = []
     for number in range(2 * GROUP):
         predicted, answer, limit = 10 + number % 40, 5 + number % 30, 20 if number % 2 else None

@@ -17,8 +17,8 @@ from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.settings import Settings, parse_settings
 from tests.support.checked_engine import CheckedEngine
 
 PATIENCE_S = 30.0
@@ -192,12 +192,12 @@ def test_other_settings_keep_the_worker_and_another_predictor_ends_it(
     scheduler = engine.scheduler
     pid = worker_pid(engine)
     base = Settings(policy="sjf", predictor="prompt-length")
-    scheduler._apply(base.model_copy(update={"blend": 0.5}))
+    scheduler._settings.offer(base.model_copy(update={"blend": 0.5}))
     engine.add(ask("a", 5, 3))
     engine.drain()
     assert worker_pid(engine) == pid
-    scheduler._apply(base.model_copy(update={"predictor": "oracle"}))
-    scheduler._settle()
+    scheduler._settings.offer(base.model_copy(update={"predictor": "oracle"}))
+    scheduler._settings.settle()
     wait_until(lambda: is_gone(pid))
     before = scheduler.counters.predictions
     engine.add(ask("b", 5, 3))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.vllm.settings import (
+from lengthwise.settings import (
     Settings,
     parse_settings,
     parse_spec,

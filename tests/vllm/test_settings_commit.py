@@ -22,11 +22,11 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.vllm import Scheduler, compat, watch
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import Settings, parse_settings, read_settings, status_path
-from lengthwise.vllm.watch import SettingsWatcher
+from lengthwise.settings import Settings, parse_settings, read_settings, status_path, watch
+from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.vllm import Scheduler
 from lengthwise.workload.length_log import read_answers
 from tests.support.checked_engine import CheckedEngine
 
@@ -118,7 +118,7 @@ def test_refused_settings_change_nothing(
 ) -> None:
     engine = start(length_log={"folder": "good"}, record=str(tmp_path / "good-record"))
     scheduler = engine.scheduler
-    active, parts = scheduler._active, list(scheduler._opener._open)
+    active, parts = scheduler._active, list(scheduler._settings._opener._open)
     assert len(parts) == 2
     threads = set(threading.enumerate())
     port = free_port()
@@ -134,8 +134,8 @@ def test_refused_settings_change_nothing(
     assert status["state"] == "refused"
     assert "\n" not in status["error"]
     assert (status["policy"], status["metrics_port"]) == ("fcfs", None)
-    assert scheduler._offered is scheduler._active is active
-    assert scheduler._opener._open == parts
+    assert scheduler._settings.offered is scheduler._active is active
+    assert scheduler._settings._opener._open == parts
     assert not answers_at(port)
     assert set(threading.enumerate()) <= threads
     engine.add(Ask("a", list(range(20, 40)), 5))
@@ -172,7 +172,7 @@ def test_what_stays_the_same_stays_open(
     scheduler = start(**same).scheduler
     before = scheduler._active
     switch(path, policy="srpt", predictor="declared", **same)
-    after = scheduler._offered
+    after = scheduler._settings.offered
     assert after is not before
     assert after.length_log is before.length_log
     assert after.recorder is before.recorder
@@ -183,7 +183,7 @@ def test_the_status_of_an_idle_engine_is_of_one_piece(
     start: Callable[..., CheckedEngine], path: Path
 ) -> None:
     scheduler = start(policy="sjf", predictor="declared").scheduler
-    scheduler._tau.tau = 0.75
+    scheduler._observers.tau.tau = 0.75
     wait_until(lambda: json.loads(status_path(path).read_text())["rolling_tau"] == 0.75)
     status = switch(path, policy="ltr", predictor="prompt-length")
     assert (status["policy"], status["predictor"]) == ("ltr", "prompt-length")
@@ -204,19 +204,21 @@ def test_active_means_committed(
     plan = scheduler._planner.plan
 
     def changed_in_the_midst(*arguments: Any) -> Any:
-        scheduler._apply(parse_settings({"policy": "mlfq", "record": str(tmp_path / "two")}))
-        seen.append((scheduler._settle(), scheduler._active is old))
+        scheduler._settings.offer(
+            parse_settings({"policy": "mlfq", "record": str(tmp_path / "two")})
+        )
+        seen.append((scheduler._settings.settle(), scheduler._active is old))
         return plan(*arguments)
 
     monkeypatch.setattr(scheduler._planner, "plan", changed_in_the_midst)
     engine.step()
     assert seen == [(False, True)]
     monkeypatch.setattr(scheduler._planner, "plan", plan)
-    assert scheduler._settle()  # the next step takes it up before it decides anything
+    assert scheduler._settings.settle()  # the next step takes it up before it decides anything
     assert old.recorder._thread.is_alive()  # what is in flight still writes there
     engine.step()
-    assert scheduler._active is scheduler._offered
-    scheduler._settle()
+    assert scheduler._active is scheduler._settings.offered
+    scheduler._settings.settle()
     assert not old.recorder._thread.is_alive()
     engine.drain()
     scheduler.shutdown()
@@ -228,10 +230,10 @@ def test_settings_that_are_offered_while_others_are_taken_up_are_not_lost(
     start: Callable[..., CheckedEngine],
 ) -> None:
     scheduler = start().scheduler
-    scheduler._apply(parse_settings({"policy": "sjf", "predictor": "declared"}))
+    scheduler._settings.offer(parse_settings({"policy": "sjf", "predictor": "declared"}))
     use = scheduler._predictions.use
     later = parse_settings({"policy": "mlfq"})
-    scheduler._predictions.use = lambda source: (scheduler._apply(later), use(source))[1]
+    scheduler._predictions.use = lambda source: (scheduler._settings.offer(later), use(source))[1]
     scheduler._take_up()
     scheduler._predictions.use = use
     assert scheduler._planner.discipline.policy.name == "sjf"
@@ -394,7 +396,9 @@ def test_each_engine_of_a_server_has_files_and_a_port_of_its_own(
     )
     schedulers = []
     for index in range(3):
-        monkeypatch.setattr(compat, "engine_index", lambda config, index=index: index)
+        monkeypatch.setattr(
+            "lengthwise.vllm.compat.schedulers.engine_index", lambda config, index=index: index
+        )
         schedulers.append(build_scheduler(Scheduler, lengthwise={"settings": str(path)}))
         engine = CheckedEngine(schedulers[-1])
         engine.add(Ask(f"of-{index}", [7] * 8, 5))
@@ -442,7 +446,7 @@ def test_a_settings_file_keeps_its_mode_and_its_link(tmp_path: Path, mode: int) 
 
 def test_a_new_settings_file_has_the_mode_that_the_user_gives_to_files(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from lengthwise.vllm.settings import Settings;"
+        "import os, sys; from pathlib import Path; from lengthwise.settings import Settings;"
         "os.umask(0o027); Settings().write(Path(sys.argv[1]))"
     )
     path = tmp_path / "new.json"

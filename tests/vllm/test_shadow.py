@@ -19,10 +19,10 @@ from lengthwise.emulate.driver import Served, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.foregone import Window, foretell_gain
 from lengthwise.simulate.simulation import simulate
-from lengthwise.vllm.settings import parse_settings
 from tests.support.virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
 ENGINES = int(os.environ.get("LENGTHWISE_VIRTUAL_ENGINES", "6"))  #: engines of random limits
@@ -104,7 +104,7 @@ def test_the_replay_is_a_process_of_its_own() -> None:
         assert np.isnan(shadow.gauges()["shadow_gain_mean"])
         shadow.look()
         assert shadow.estimate["gain_mean"] == shadow.gauges()["shadow_gain_mean"]
-        assert virtual.scheduler._state()["shadow_estimate"] == shadow.estimate
+        assert virtual.scheduler._report.status()["shadow_estimate"] == shadow.estimate
         shadow.clear()
         shadow.look()  # too few requests: said, and nothing else
         assert "error" in shadow.estimate

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.vllm.compat import NEWEST, OLDEST
+from lengthwise.vllm.compat.version import NEWEST, OLDEST
 from scripts.vllm_versions import VERSIONS
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
-CHECK = "from lengthwise.vllm.compat import require_supported_version as r; print(r())"
+CHECK = "from lengthwise.vllm.compat.version import require_supported_version as r; print(r())"
 
 
 def with_version(

@@ -126,10 +126,10 @@ def _of_log(
 
     from lengthwise.compare.machine import machine_of_log, read_steps
     from lengthwise.serve.places import MORE
+    from lengthwise.settings import Settings
     from lengthwise.simulate.cell import Cell, Workload
     from lengthwise.simulate.doctor import PREDICTORS, limiting, prospects, verdict
     from lengthwise.simulate.signs import signs_of_log
-    from lengthwise.vllm.settings import Settings
     from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.recorded import recorded_requests
 

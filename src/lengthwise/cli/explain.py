@@ -54,7 +54,7 @@ def _journal_of(target: str) -> Path:
     if "://" not in target:
         return Path(target)
     from lengthwise.serve.whereabouts import settings_file
-    from lengthwise.vllm.settings import read_settings
+    from lengthwise.settings import read_settings
 
     path = settings_file(target)
     settings, _ = read_settings(path)

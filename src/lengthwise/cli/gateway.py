@@ -138,6 +138,7 @@ def gateway(
     --learn` needs no predictor, nor access to the model: it learns from the usage of the answers
     that pass.
     """
+    from lengthwise.counters import Counters
     from lengthwise.gateway.configuration import Opener
     from lengthwise.gateway.limits import Limits
     from lengthwise.gateway.relay import Patience
@@ -146,7 +147,6 @@ def gateway(
     from lengthwise.gateway.upstream import parse_upstreams
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings
-    from lengthwise.vllm.counters import Counters
 
     logging.basicConfig(format="lengthwise: %(message)s", level=logging.INFO)
     addresses = parse_upstreams(upstream)

@@ -32,7 +32,7 @@ from lengthwise.serve.settings_file import (
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand
-    from lengthwise.vllm.settings import Settings
+    from lengthwise.settings import Settings
 
 
 def serve(

@@ -11,9 +11,9 @@ from lengthwise.errors import InputError
 from lengthwise.measure.request_record import Records
 from lengthwise.measure.results import Round, read_results
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.measured import Floats, MeasuredRound
-from lengthwise.vllm.settings import parse_settings
 
 
 def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:

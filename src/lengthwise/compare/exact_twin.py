@@ -24,8 +24,8 @@ from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import LIVE, VIRTUAL, RunInfo
 from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER
+from lengthwise.settings import Settings
 from lengthwise.simulate.step_cost import WORK, StepCost
-from lengthwise.vllm.settings import Settings
 
 _WARM_UP_TOKENS = 8
 

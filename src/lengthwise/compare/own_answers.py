@@ -21,7 +21,7 @@ from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import Exchange, exchanges
 from lengthwise.reference.prompts import generate
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
 from lengthwise.workload.dataset import Dataset
 from lengthwise.workload.split import TEST, TRAIN, split_of
 

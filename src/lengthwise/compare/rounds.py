@@ -23,9 +23,9 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import RoundInfo
+from lengthwise.settings import Settings
 from lengthwise.simulate.calibrate import fit_tokens
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings
 
 _WARM_UP_REQUESTS = 48
 _CALIBRATION_REQUESTS = 320

@@ -26,10 +26,10 @@ from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serve.command import free_port, server_command
 from lengthwise.serve.vllm_server import Server
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import Preset
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.hidden_states import ProbeWanted
-from lengthwise.vllm.settings import Settings
 
 _DRAIN_PATIENCE_S = 15.0
 

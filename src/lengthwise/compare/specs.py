@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
-from lengthwise.vllm.settings import Settings, parse_spec
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.workload import arrivals
 from lengthwise.workload.column_files import open_columns
 from lengthwise.workload.load_trace import load_trace

@@ -11,9 +11,9 @@ from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
 from lengthwise.predict.load import load_predictor
 from lengthwise.serve.settings_file import predictor_setting
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.simulate.objectives import Cap, times_fcfs
 from lengthwise.simulate.tune import Judged, Tuning, interval
-from lengthwise.vllm.settings import Settings, parse_settings
 
 
 def as_good_as(predictor: str, progress: Progress) -> str:

@@ -34,10 +34,10 @@ from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor
+from lengthwise.settings import Settings
 from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.trace import Trace
 
 #: Significant digits of predictions: the last ones depend on how a processor adds products up.

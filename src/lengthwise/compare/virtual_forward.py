@@ -22,9 +22,9 @@ from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.prediction import Prediction
 from lengthwise.predict.ranking import kendall_tau
+from lengthwise.settings import Settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings
 
 _LISTENING = Settings(policy="sjf", predictor=NO_PREDICTOR)
 

@@ -165,7 +165,7 @@ class VirtualEngine:
         Raises:
             InputError: they make no sense; nothing has changed.
         """
-        from lengthwise.vllm.settings import parse_settings
+        from lengthwise.settings import parse_settings
 
         self.scheduler.apply_now(parse_settings(dict(settings)))
 

@@ -23,7 +23,7 @@ from lengthwise.emulate.link import Offload, link_of
 from lengthwise.emulate.pace import Batch, Later, ModelledPace, Pace
 from lengthwise.emulate.virtual_clock import VirtualClock
 from lengthwise.emulate.virtual_config import EMULATE, emulation_settings
-from lengthwise.vllm.compat import check_executor, refuse_without_worker
+from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
 # What a worker would do and say that it has done; here there is nothing to do.
 _OBEYED = ("add_lora", "remove_lora", "pin_lora")

@@ -17,8 +17,8 @@ from lengthwise.emulate.virtual_config import EMULATE, OURS
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
+from lengthwise.vllm.compat.in_process import llvmlite_unseen, stdout_on_stderr
 from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
-from lengthwise.vllm.in_process import llvmlite_unseen, stdout_on_stderr
 
 #: Tokens in a KV block: the least that vLLM's attention on a CPU takes.
 BLOCK_SIZE = 32

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError
-from lengthwise.vllm import offloading
+from lengthwise.vllm.compat import offloading
 
 OFFLOAD_GBIT_PER_S: Final = 200.0  #: 25 GB/s, PCI Express 4.0 with 16 lanes
 

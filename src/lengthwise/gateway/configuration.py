@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.gateway.lengths import Source
 from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
@@ -20,9 +21,8 @@ from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.warm_up import warm_up
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.token_text import token_text_of
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.length_log import LengthLog
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
+from lengthwise.telemetry.length_log_writer import LengthLog
 
 DEFAULT_TOKENIZER: Final = "reference"  #: cuts prompts into words where nothing names another
 

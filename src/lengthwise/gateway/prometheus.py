@@ -8,8 +8,8 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 
-from lengthwise.vllm.counters import HELP
-from lengthwise.vllm.counters import Counters as SchedulerCounters
+from lengthwise.counters import HELP
+from lengthwise.counters import Counters as SchedulerCounters
 
 #: what became of a request, label `outcome`
 OUTCOMES: Final = {

@@ -19,15 +19,15 @@ from typing import Final
 
 import numpy as np
 
+from lengthwise.counters import Counters
 from lengthwise.errors import one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.stand_in import UNKNOWN, stand_in
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.tenants import take_leads
 from lengthwise.predict.prediction import Prediction
 from lengthwise.request import RUNNING, WAITING
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.table import LiveTable
 
 logger = logging.getLogger("lengthwise.gateway")
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Configuration, discipline_of
 from lengthwise.gateway.dispatcher import Dispatcher
 from lengthwise.gateway.lengths import Lengths, Measured
@@ -37,7 +38,6 @@ from lengthwise.gateway.upstream import Pool, Reachability, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
 from lengthwise.hints.refusal import error_response, place_of
-from lengthwise.vllm.counters import Counters
 
 logger = logging.getLogger("lengthwise.gateway")
 

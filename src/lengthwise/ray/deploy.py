@@ -18,8 +18,8 @@ from lengthwise.processes import Stoppable, ignored
 from lengthwise.ray.application import build_app
 from lengthwise.ray.arguments import Arguments
 from lengthwise.serve.command import SETTINGS_VARIABLE, ServerCommand
-from lengthwise.vllm.compat import given_arguments, runs_on_cpu
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
+from lengthwise.vllm.compat.serving import given_arguments, runs_on_cpu
 
 _NAME: Final = "lengthwise"  # of the application
 _ENGINE: Final = "lengthwise.ray.engine.EmulatedEngine"

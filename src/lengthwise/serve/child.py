@@ -32,7 +32,7 @@ def end_with_parent(parent: int) -> None:
 
 def serve_by_several(arguments: list[str]) -> None:
     """Be what `vllm serve` is with --api-server-count, which the module below does not know."""
-    from lengthwise.vllm.compat import serve
+    from lengthwise.vllm.compat.serving import serve
 
     serve(arguments)
 

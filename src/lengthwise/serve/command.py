@@ -16,11 +16,11 @@ from lengthwise.emulate.virtual_config import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
+from lengthwise.settings.watch import SERVER
 from lengthwise.simulate.presets import Preset
-from lengthwise.vllm import offloading
-from lengthwise.vllm.engine_file import ENGINES
+from lengthwise.telemetry.engine_file import ENGINES
+from lengthwise.vllm.compat import offloading
 from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
-from lengthwise.vllm.watch import SERVER
 
 REFERENCE = "reference"  #: the name of the built-in model
 
@@ -278,7 +278,7 @@ def require_vllm() -> None:
     """Raise InputError where vLLM is absent or of an unsupported version."""
     if importlib.util.find_spec("vllm") is None:
         raise missing_extra("vllm", "cpu")
-    from lengthwise.vllm.compat import require_supported_version
+    from lengthwise.vllm.compat.version import require_supported_version
 
     require_supported_version()
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError
 from lengthwise.policy.guards import BEHIND, OVERDUE, PROMOTED
-from lengthwise.vllm.journal import SCHEMA, SEGMENTS
+from lengthwise.telemetry.journal import SCHEMA, SEGMENTS
 
 _NAMED: Final = 5  # overtakers that the text names
 #: what vLLM puts before what the client said in X-Request-Id

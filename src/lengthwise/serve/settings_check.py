@@ -18,7 +18,7 @@ from lengthwise.policy.warm_up import warm_up
 from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.command import model_path, probe_of
-from lengthwise.vllm.settings import Settings, off_path, read_settings
+from lengthwise.settings import Settings, off_path, read_settings
 
 Verdict = Literal["ok", "dangerous", "refused"]
 VERDICTS: Final[tuple[Verdict, ...]] = ("ok", "dangerous", "refused")  #: in order of exit codes

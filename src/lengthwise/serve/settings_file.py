@@ -10,12 +10,12 @@ from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
     from lengthwise.learn.supervisor import LearnerProcess
-    from lengthwise.vllm.settings import Settings
+    from lengthwise.settings import Settings
 
 
 def settings_in_force(file: Path, given: list[str]) -> Settings:
     """The settings that a file of the user's holds, which says everything."""
-    from lengthwise.vllm.settings import read_settings
+    from lengthwise.settings import read_settings
 
     if given:
         raise InputError(
@@ -44,7 +44,7 @@ def new_settings(
         host: the address to listen on.
         pausing: whoever makes way keeps its KV, where that can be.
     """
-    from lengthwise.vllm.settings import LengthLogSettings, Settings, parse_spec
+    from lengthwise.settings import LengthLogSettings, Settings, parse_spec
 
     length_log = None
     if log is not None:
@@ -104,7 +104,7 @@ def own_settings_file(port: int) -> Path:
 
 def say_if_off(path: Path, port: int) -> None:
     """Tell that an earlier `lengthwise off` still holds: whoever said so may have had a reason."""
-    from lengthwise.vllm.settings import off_path
+    from lengthwise.settings import off_path
 
     if off_path(path).exists():
         say(

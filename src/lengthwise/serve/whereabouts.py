@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.vllm.settings import off_path
+from lengthwise.settings import off_path
 
 _SERVER: Final = "server.json"
 

@@ -1,4 +1,5 @@
-"""Watches the settings file while serving and keeps the status file beside it true."""
+"""Watches the settings file while serving, keeps the status file beside it true, and the kill
+switch: a file whose presence puts the engine back into vLLM's own order."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.place import own_status
-from lengthwise.vllm.polling import Polling
-from lengthwise.vllm.settings import Settings, read_settings, replace_file
+from lengthwise.files import replace_file
+from lengthwise.settings.fields import Settings
+from lengthwise.settings.file import read_settings
+from lengthwise.settings.place import own_status
+from lengthwise.settings.polling import Polling
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
@@ -162,3 +165,34 @@ class SettingsWatcher:
         except (OSError, ValueError):
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+class OffSwitch:
+    """Looks for a file, in a thread that does nothing else: no predictor that loads delays it.
+
+    Args:
+        path: the file; what is in it does not matter.
+        switch: called with whether it is there, at once and whenever that changes; must not wait.
+    """
+
+    def __init__(self, path: Path, switch: Callable[[bool], None]) -> None:
+        self._path = path
+        self._switch = switch
+        self._off = False
+        self._look()  # before the first step
+        self._polling = Polling("off switch", _POLL_S, self._look)
+
+    def close(self) -> None:
+        """Look no more; the order stays as it is."""
+        self._polling.close()
+
+    def _look(self) -> None:
+        off = os.path.lexists(self._path)
+        if off == self._off:
+            return
+        self._off = off
+        self._switch(off)
+        if off:
+            logger.warning("Lengthwise: %s is there: the order is that of stock vLLM", self._path)
+        else:
+            logger.warning("Lengthwise: %s is gone: the settings decide again", self._path)

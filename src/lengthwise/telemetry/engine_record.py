@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.place import own_folder
+from lengthwise.settings.place import own_folder
 
 logger = logging.getLogger("vllm.lengthwise")
 

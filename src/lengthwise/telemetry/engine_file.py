@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lengthwise.files import read_bounded
-from lengthwise.vllm.polling import Polling
-from lengthwise.vllm.settings import replace_file
+from lengthwise.files import read_bounded, replace_file
+from lengthwise.settings.polling import Polling
 
 ENGINES: Final = "LENGTHWISE_ENGINES"  #: the environment variable that names the folder
 SCHEMA: Final = "lengthwise.engine/1"

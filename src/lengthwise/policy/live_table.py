@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
+from lengthwise.policy.tenants import Tenants
 from lengthwise.request import FREE, PARKED, RequestTable, new_table
-from lengthwise.vllm.tenants import Tenants
 
 _INITIAL_CAPACITY = 256
 

@@ -1,18 +1,9 @@
-"""The settings file: everything about scheduling that may change while serving.
-
-A JSON object with the fields of `Settings`. Unknown keys are refused with the nearest known name.
-The scheduler watches the file, takes changes up between two steps, and says in the status file
-beside it which settings are active.
-"""
+"""The settings: everything about scheduling that may change while serving, checked."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import stat
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lengthwise.errors import InputError, one_line, unknown_name
-from lengthwise.files import read_bounded
+from lengthwise.files import replace_file
 from lengthwise.policy import Preemption, get_policy
 
 #: of those waiting when a request came: what may overtake it besides one for each slot, where
@@ -35,7 +26,6 @@ MAX_LEAD_PAUSING: Final = 75.0
 
 MOST: Final = 2**31 - 1  #: steps, requests or preemptions: what a column of the table holds
 _MOST_SWAPS: Final = 4096
-MOST_BYTES: Final = 1 << 20  #: of a settings file: one that is larger is something else
 
 
 class LengthLogSettings(BaseModel):
@@ -256,118 +246,6 @@ class Settings(BaseModel):
         data = (json.dumps(self.model_dump(), indent=2) + "\n").encode()
         replace_file(path, data)
         return hashlib.sha256(data).hexdigest()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file atomically; it keeps its mode, and a link to it stays one.
-
-    Raises:
-        OSError: it cannot be written; what was there before is unchanged.
-    """
-    target = path.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The name is this process's own: several may write the same file.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(data)
-        with contextlib.suppress(FileNotFoundError):
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        os.replace(temporary, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def status_path(path: Path, engine: int = 0, server: int = 1) -> Path:
-    """The status file that belongs to a settings file: each engine of a server has its own.
-
-    Args:
-        path: the settings file.
-        engine: the engine's number.
-        server: 2 for the second server that watches the same file, and so on.
-    """
-    number = f".{engine}" if engine else ""
-    return path.with_name(f"{path.stem}.status{number}{f'-{server}' if server > 1 else ''}.json")
-
-
-def off_path(path: Path) -> Path:
-    """The file whose mere presence switches the policy of a settings file off."""
-    return path.with_name(f"{path.name}.off")
-
-
-def read_settings(path: Path) -> tuple[Settings, str]:
-    """Read and check a settings file.
-
-    Returns:
-        The settings and the SHA-256 of the bytes they were read from.
-
-    Raises:
-        InputError: the file is missing or not a JSON object, or something in it is wrong.
-    """
-    data = _read_bytes(path)
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the settings file {path} is not JSON: {one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"the settings file {path} must hold a JSON object")
-    settings = parse_settings(values)
-    # As in any file that names another: relative to itself, not to where the engine started.
-    folders = {
-        name: str((path.parent / given).resolve())
-        for name in ("predictor", "stand_in")
-        if (given := getattr(settings, name)) is not None and (path.parent / given).is_dir()
-    }
-    settings = settings.model_copy(update=folders)
-    if settings.length_log is not None:
-        folder = str((path.parent / settings.length_log.folder).resolve())
-        log = settings.length_log.model_copy(update={"folder": folder})
-        settings = settings.model_copy(update={"length_log": log})
-    if settings.journal is not None:
-        folder = str((path.parent / settings.journal).resolve())
-        settings = settings.model_copy(update={"journal": folder})
-    return settings, hashlib.sha256(data).hexdigest()
-
-
-def settings_of(additional_config: Any) -> Path | Settings:
-    """What vLLM's `additional_config` says of settings: the file, or the settings themselves.
-
-    A path that begins with `$` is read from that environment variable: `additional_config` is part
-    of the key under which vLLM keeps compiled graphs, so that a path in it would compile them anew.
-
-    Raises:
-        InputError: it says nothing of them, or they are wrong.
-    """
-    ours = (additional_config or {}).get("lengthwise")
-    given = ours.get("settings") if isinstance(ours, dict) else None
-    if isinstance(given, dict):
-        return parse_settings(given)
-    if not isinstance(given, str) or not given:
-        raise InputError(
-            "the Lengthwise scheduler needs --additional-config "
-            '\'{"lengthwise": {"settings": "FILE"}}\''
-        )
-    if not given.startswith("$"):
-        return Path(given)
-    path = os.environ.get(given[1:])
-    if not path:
-        raise InputError(
-            f"additional_config names the settings file by the environment variable {given[1:]}, "
-            "which is not set: set it to the file's path"
-        )
-    return Path(path)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return read_bounded(path, MOST_BYTES)
-    except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(
-            f"the settings file {path} {error}: name a file that holds JSON"
-        ) from error
 
 
 def parse_settings(values: Mapping[str, Any]) -> Settings:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from lengthwise.counters import Counters
 from lengthwise.predict.ranking import kendall_tau
-from lengthwise.vllm.counters import Counters
 
 logger = logging.getLogger("vllm.lengthwise")
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
 from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.token_text import TokenText
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.settings import LengthLogSettings
-from lengthwise.vllm.watch import SERVER
+from lengthwise.settings import LengthLogSettings
+from lengthwise.settings.watch import SERVER
 from lengthwise.workload.length_log import (
     SCHEMA,
     encode_features,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from lengthwise.files import take_lock
-from lengthwise.vllm.settings import status_path
+from lengthwise.settings.file import status_path
 
 logger = logging.getLogger("vllm.lengthwise")
 

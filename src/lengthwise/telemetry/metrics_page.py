@@ -15,8 +15,8 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from lengthwise.errors import one_line
-from lengthwise.vllm.engine_file import engines_folder, read_engines
-from lengthwise.vllm.families import families
+from lengthwise.telemetry.engine_file import engines_folder, read_engines
+from lengthwise.telemetry.prometheus import families
 
 logger = logging.getLogger("vllm.lengthwise")
 
