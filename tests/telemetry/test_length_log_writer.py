@@ -174,8 +174,8 @@ import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from lengthwise.predict.prediction import Prompt
-from tests.vllm.test_length_log import VALUES
-from tests.vllm.test_length_log import log_to
+from tests.telemetry.test_length_log_writer import VALUES
+from tests.telemetry.test_length_log_writer import log_to
 from lengthwise.telemetry import length_log_writer
 from lengthwise.counters import Counters
 
