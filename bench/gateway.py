@@ -38,9 +38,9 @@ import aiohttp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 from aiohttp import web
-from bench.open_loop import open_loop
 from numpy.typing import NDArray
 
+from bench.open_loop import open_loop
 from lengthwise.compare.client import ReplayJob, ReplayRequest
 from lengthwise.compare.session import Starting, start_session
 from lengthwise.errors import LengthwiseError

@@ -28,8 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.spread import paired, spread
-
-from lengthwise.cli.console import ConsoleProgress
+from lengthwise.cli.output import ConsoleProgress
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FILE
 from lengthwise.compare.session import Observed, Session, open_session

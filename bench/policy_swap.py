@@ -38,7 +38,6 @@ def measure(
 ) -> list[dict[str, object]]:
     """One row for each exchange."""
     from bench.scheduler_overhead import TimedEngine
-
     from lengthwise.settings import Settings, status_path
     from lengthwise.vllm import Scheduler
 

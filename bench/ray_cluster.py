@@ -36,7 +36,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from lengthwise.ray import build_app
-from lengthwise.ray.run import replica_arguments
+from lengthwise.ray.deploy import replica_arguments
 from lengthwise.serve.command import free_port, server_command
 from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.cell import capacity

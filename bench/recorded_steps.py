@@ -29,11 +29,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.compare.corpus_table import corpus_table
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
-from lengthwise.compare.load import arrival_times
+from lengthwise.compare.own_answers import corpus_table
 from lengthwise.compare.requests import choose_requests
-from lengthwise.compare.specs import parse_loads
+from lengthwise.compare.specs import arrival_times, parse_loads
 from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
 from lengthwise.emulate.forward_engine import (
     BLOCK_SIZE,
@@ -41,8 +40,8 @@ from lengthwise.emulate.forward_engine import (
     ForwardEngine,
     open_forward_engine,
 )
-from lengthwise.measure.record import Records, RequestRecord
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.request_record import Records, RequestRecord
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.baselines import REQUEST_ID
 from lengthwise.predict.tokenizer import load_tokenizer

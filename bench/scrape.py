@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from lengthwise.serve.command import REFERENCE, free_port, server_command
-from lengthwise.serve.server import Server
+from lengthwise.serve.vllm_server import Server
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.telemetry.engine_file import ENGINES

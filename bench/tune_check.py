@@ -26,8 +26,8 @@ UNSEEN = 1_000_000  # where unseen seeds begin, far from those of the tuner
 
 def check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tune, search the grid, compare."""
-    from lengthwise.cli.simulated import choose_machine
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.compare.machine import choose_machine
+    from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.simulate.candidates import Candidate, grid
     from lengthwise.simulate.cell import Cell, Workload, arrivals_of
     from lengthwise.simulate.objectives import gain, parse_caps, require_objective

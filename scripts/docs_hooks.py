@@ -166,7 +166,7 @@ def counters(_: str) -> str:
 
 def hint_outcomes(_: str) -> str:
     """What the middleware that writes hints counts."""
-    from lengthwise.hints.counters import OUTCOMES
+    from lengthwise.hints.counts import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -174,7 +174,7 @@ def hint_outcomes(_: str) -> str:
 
 def gateway_outcomes(_: str) -> str:
     """What a gateway counts of requests."""
-    from lengthwise.gateway.counters import OUTCOMES
+    from lengthwise.gateway.prometheus import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -243,7 +243,7 @@ def prompt_layouts(_: str) -> str:
 
 def guessed_columns(_: str) -> str:
     """The columns that a table of no published layout is searched for."""
-    from lengthwise.workload.prompt_layouts import columns as known
+    from lengthwise.workload.prompt_layouts import named_columns as known
 
     found = {
         "prompts": known.PROMPT_COLUMNS,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from scripts.result_tables import Row, number, ratio, table
-
 from lengthwise.measure.wording import load_title, seconds
+from scripts.result_tables import Row, number, ratio, table
 
 
 def comparison_table(kept: Row, loads: Sequence[str] | None = None) -> list[str]:

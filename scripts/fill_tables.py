@@ -47,6 +47,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from lengthwise.measure.comparison import compare
+from lengthwise.measure.report import result_rows, twin_rows
+from lengthwise.measure.results import read_results
+from lengthwise.measure.run_info import describe_machine, package_versions
+from lengthwise.measure.twins import read_twins
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.gateway_table import gateway_table
 from scripts.pausing_tables import PAUSING_TABLES
@@ -56,12 +61,6 @@ from scripts.replica_tables import REPLICA_TABLES
 from scripts.result_tables import TABLES, Row, comparison_table
 from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
-
-from lengthwise.measure.comparison import compare
-from lengthwise.measure.report import result_rows, twin_rows
-from lengthwise.measure.results import read_results
-from lengthwise.measure.run import describe_machine, package_versions
-from lengthwise.measure.twins import read_twins
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.run_info import VIRTUAL
 from lengthwise.measure.wording import change, load_title, seconds
 
 Row = Mapping[str, Any]

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.counters import GatewayMetrics
-from lengthwise.hints.counters import ServerMetrics, hint_requests
+from lengthwise.gateway.prometheus import GatewayMetrics
+from lengthwise.hints.counts import ServerMetrics, hint_requests
 from lengthwise.telemetry.prometheus import families
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def test_a_real_prometheus_answers_every_query(
 ) -> None:
     from lengthwise.hints.middleware import PREDICTOR
     from lengthwise.serve.command import free_port
-    from test_end_to_end import started, wait_for
+    from tests.engine.test_end_to_end import started, wait_for
 
     names = ("vllm", "scheduler", "predict", "gateway", "prometheus")
     ports = {name: free_port() for name in names}

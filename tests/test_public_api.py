@@ -56,6 +56,7 @@ MAY_IMPORT = {
         "reference",
     },
     "serve": {
+        "learn",
         "workload",
         "measure",
         "policy",

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bench.figures.cell import Cell, Traffic
 from bench.figures.compared import Row, spread
 from bench.figures.policies import GPU, SLOTS
 from bench.figures.sources import CASTILLO, Sources, arriving, of_lengths, significant, tokenizer
 from bench.figures.table import Table
-from numpy.typing import NDArray
-
 from lengthwise.counters import Counters
 from lengthwise.learn.acceptance import compare, tau_or_0
 from lengthwise.predict.kinds import Recipe

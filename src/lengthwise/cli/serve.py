@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.serving import (
+from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
     LogOption,
     LogTextOption,
     PredictorOption,
     SettingsOption,
+)
+from lengthwise.errors import InputError
+from lengthwise.serve.settings_file import (
     learner_of,
     learnt_before,
     new_settings,
@@ -26,7 +29,6 @@ from lengthwise.cli.serving import (
     settings_in_force,
     write_settings,
 )
-from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand
@@ -115,7 +117,7 @@ def serve(
     """
     from lengthwise.policy import get_policy
     from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
-    from lengthwise.serve.server import Server
+    from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
 
@@ -225,7 +227,7 @@ def _places(settings: Settings) -> int:
 
 
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
-    from lengthwise.ray.run import Replicas, replica_arguments
+    from lengthwise.ray.deploy import Replicas, replica_arguments
 
     arguments = replica_arguments(command, settings, count, model)
     with Replicas(arguments, command.host, command.port) as replicas:

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.options import (
+    FirstRequestsOption,
+    JobsOption,
+    JsonOption,
+    KvBlocksOption,
+    SkipMalformedOption,
+    SlotsOption,
+    TokenBudgetOption,
+)
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.settings import Settings
     from lengthwise.simulate.objectives import Cap
-    from lengthwise.simulate.tune import Judged, Tuning
 
 
 def tune(
@@ -88,29 +95,21 @@ def tune(
             show_default="no probe",
         ),
     ] = None,
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many requests.")
-    ] = None,
+    requests: FirstRequestsOption = None,
     split: Annotated[str | None, typer.Option(help="Of a table: only rows of this split.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Of a table: only rows with COLUMN=VALUE.")
     ] = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
-    ] = False,
-    slots: Annotated[int | None, typer.Option(min=1, help="Requests that run at once.")] = None,
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens a step.")] = None,
-    kv_blocks: Annotated[
-        int | None, typer.Option(min=1, help="KV blocks; default: what the GPU has, or ample.")
-    ] = None,
+    skip_malformed: SkipMalformedOption = False,
+    slots: SlotsOption = None,
+    token_budget: TokenBudgetOption = None,
+    kv_blocks: KvBlocksOption = None,
     seed: Annotated[int, typer.Option(min=0, help="For the noise of predictions.")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at once; default: one a core.")
-    ] = None,
+    jobs: JobsOption = None,
     out: Annotated[
         Path, typer.Option(help="The settings file to write, for `lengthwise serve --settings`.")
     ] = Path("settings.json"),
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Choose policy, parameters and bounds for a workload, and write the settings for `serve`.
 
@@ -121,21 +120,21 @@ def tune(
     Example: `lengthwise tune trace.parquet --load 0.9 --objective mean-e2el --cap p99-e2el=1.5
     --out settings.json`
     """
-    import json as json_module
     from dataclasses import asdict, replace
 
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.logged import machine_of_log, read_steps
-    from lengthwise.cli.simulated import (
+    from lengthwise.cli.output import ConsoleProgress, print_json
+    from lengthwise.compare.machine import (
         choose_machine,
+        machine_of_log,
         or_default_machine,
-        parse_load,
-        read_workload,
+        read_steps,
     )
+    from lengthwise.compare.traffic import parse_load, read_workload
+    from lengthwise.compare.tuned import as_good_as, chosen_settings, described
     from lengthwise.errors import InputError
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.cell import Cell
     from lengthwise.simulate.objectives import GOODPUT, parse_caps, require_objective
@@ -172,7 +171,7 @@ def tune(
             progress=progress,
         )
         if predictor is not None and predicts == predictor and Path(predictor).is_dir():
-            predicts = _as_good_as(predictor, progress)
+            predicts = as_good_as(predictor, progress)
         if predicts is not None and predicts != "given":
             trace_predictions(source.trace, predicts)  # says what is wrong with it now
         # As `serve` sizes the worker, so that requests can be paused and looked at.
@@ -204,7 +203,7 @@ def tune(
                 f"load {offered:.2f}: more is offered than the engine can do, so the queue grows "
                 "as long as requests come; the choice is for this stretch only"
             )
-    settings, note = _settings(result, predictor)
+    settings, note = chosen_settings(result, predictor)
     try:
         settings.write(out)
     except OSError as error:
@@ -223,97 +222,18 @@ def tune(
         "seed": seed,
         "simulations": result.simulations,
         "reason": result.reason or None,
-        "chosen": _described(result.chosen, caps),
+        "chosen": described(result.chosen, caps),
         "true_lengths_gain": result.ideal.gain,
-        "front": [_described(each, caps) for each in result.front],
-        "finalists": [_described(each, caps) for each in result.finalists],
+        "front": [described(each, caps) for each in result.front],
+        "finalists": [described(each, caps) for each in result.finalists],
         "settings": settings.model_dump(),
         "settings_file": str(out),
         "note": note,
     }
     if json:
-        print(json_module.dumps(document, indent=2))
+        print_json(document)
     else:
         Console(highlight=False, soft_wrap=True).print(_as_text(document, caps))
-
-
-def _as_good_as(predictor: str, progress: ConsoleProgress) -> str:
-    """A stand-in for an artifact where there are no prompts that it could read."""
-    from lengthwise.errors import InputError
-    from lengthwise.predict.load import load_predictor
-
-    metadata = getattr(load_predictor(predictor, None), "metadata", None)
-    tau = metadata.held_out.tau if metadata is not None else None
-    if tau is None or round(tau, 2) <= 0.0:
-        raise InputError(
-            f"{predictor} did not order the answers that it was evaluated on (tau {tau}): train a "
-            "better one, or give --predictor noisy-oracle:0.5"
-        )
-    progress.note(
-        f"a trace has no prompts to predict from: simulating with lengths as noisy as those of "
-        f"{predictor}, tau {tau:.2f}"
-    )
-    return f"noisy-oracle:{tau:.2f}"
-
-
-def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
-    """The settings of the choice, and what is left for the user to do."""
-    from lengthwise.cli.serving import predictor_setting
-    from lengthwise.settings import parse_settings
-
-    # What was simulated without a bound must not be given the default one.
-    values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}
-    # Where the engine turns out not to be able to, it serves all the same.
-    values |= {name: "auto" for name in ("pausing", "peek") if values.get(name)}
-    if values["policy"] == "fcfs":
-        return parse_settings(values), ""
-    if predictor is not None and Path(predictor).is_dir():
-        return parse_settings({**values, "predictor": predictor_setting(predictor)}), ""
-    return parse_settings({**values, "predictor": "declared"}), (
-        "the settings say predictor `declared`: callers state lengths themselves. Put the folder "
-        "of a predictor made by `lengthwise train` there, or give it here with --predictor DIR"
-    )
-
-
-_SHOWN = (
-    "mean-e2el",
-    "p50-e2el",
-    "p99-e2el",
-    "mean-ttft",
-    "p99-ttft",
-    "mean-latency-per-output-token",
-)
-
-
-def _described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
-    """A candidate as plain values: its gain, its caps, and its latencies as multiples of fcfs."""
-    import numpy as np
-
-    from lengthwise.simulate.objectives import times_fcfs
-    from lengthwise.simulate.tune import interval
-
-    pairs = list(zip(judged.figures, judged.fcfs, strict=True))
-    latencies = {
-        name: np.array([times_fcfs(name, row, fcfs) for row, fcfs in pairs]) for name in _SHOWN
-    }
-    return {
-        "policy": judged.candidate.label,
-        "gain": judged.gain,
-        "gain_interval": interval(judged.gains),
-        "seeds": len(judged.gains),
-        "caps": {
-            cap.metric: {
-                "limit": cap.limit,
-                "mean": float(values.mean()),
-                "worst": float(values.max()),
-            }
-            for cap, values in zip(caps, judged.measured.T, strict=False)
-        },
-        "times_fcfs": {
-            name: {"mean": float(values.mean()), "interval": interval(values)}
-            for name, values in latencies.items()
-        },
-    }
 
 
 def _as_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.compare.client import Answer, ReplayRequest
-from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times, turns_of
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
+from lengthwise.compare.specs import Burst, Capacity, Clients, Load, arrival_times, turns_of
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.measure.record import RequestRecord
+from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.settings import Settings
 from lengthwise.simulate.calibrate import fit_tokens
 from lengthwise.simulate.step_cost import StepCost

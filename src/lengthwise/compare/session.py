@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
 from lengthwise.compare.client_process import ClientProcess
-from lengthwise.compare.clock import Pace
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
     ROUNDS_FOLDER,
@@ -20,12 +19,13 @@ from lengthwise.compare.engine_log import (
     EngineLog,
     read_engine_log,
 )
-from lengthwise.compare.load import Turns
 from lengthwise.compare.progress import Progress
+from lengthwise.compare.send_clock import Pace
+from lengthwise.compare.specs import Turns
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serve.command import free_port, server_command
-from lengthwise.serve.server import Server
+from lengthwise.serve.vllm_server import Server
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import Preset
 from lengthwise.simulate.step_cost import StepCost

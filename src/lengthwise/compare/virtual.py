@@ -25,10 +25,10 @@ from lengthwise.compare.engine_log import (
     STEPS_FILE,
     read_engine_log,
 )
-from lengthwise.compare.load import Clients, Turns, arrival_times, turns_of
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
 from lengthwise.compare.session import Observed
+from lengthwise.compare.specs import Clients, Turns, arrival_times, turns_of
 from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold

@@ -13,8 +13,7 @@ from lengthwise.emulate.driver import Asked, VirtualEngine
 from lengthwise.emulate.forward import ForwardExecutor, free_memory_bytes
 from lengthwise.emulate.pace import MeasuredPace
 from lengthwise.emulate.sampling import ANSWER, SEED, TEMPERATURE, SeededSampling
-from lengthwise.emulate.settings import EMULATE
-from lengthwise.emulate.virtual_config import OURS
+from lengthwise.emulate.virtual_config import EMULATE, OURS
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from lengthwise.errors import InputError
-from lengthwise.reference import model_path
-from lengthwise.reference.tokenizer import END, PAD, SPECIAL_TOKENS
+from lengthwise.reference import END, PAD, SPECIAL_TOKENS, model_path
 from lengthwise.simulate.hardware import Model
 from lengthwise.simulate.presets import Preset, parse_preset
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
-from lengthwise.gateway.question import Asked
-from lengthwise.gateway.queue import Entry, Queue
+from lengthwise.gateway.ranked_queue import Entry, Queue
+from lengthwise.gateway.request_body import Asked
 from lengthwise.gateway.usage import Usage
-from lengthwise.hints.predictor import PromptEncoder, PromptPredictor
+from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.hints.question import Question
 from lengthwise.policy.stand_in import MEDIAN_EVERY, RECENT
 from lengthwise.predict.prediction import Prediction, Prompt, usable

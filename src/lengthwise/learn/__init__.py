@@ -1,6 +1,6 @@
 """Predictors learnt from a server's own length log, and exchanged while it serves.
 
-rows         logged answers → what a predictor is trained on
+training_rows  logged answers → what a predictor is trained on
 acceptance   whether a new predictor is better than the present one
 settings_key the one key of the settings file that learning writes
 learner      when to train, accept, place and take back

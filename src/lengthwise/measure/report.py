@@ -18,7 +18,7 @@ from lengthwise.measure.comparison import (
     load_number,
 )
 from lengthwise.measure.results import Results
-from lengthwise.measure.run import LIVE, VIRTUAL
+from lengthwise.measure.run_info import LIVE, VIRTUAL
 from lengthwise.measure.twins import Twin
 
 REPORT_FILE = "report.html"

@@ -27,15 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.predict.words import (
-    MOST_WORDS,
-    Template,
-    Vocabulary,
-    Words,
-    new_words,
-    read_words,
-)
-from lengthwise.workload.facts import Facts
+from lengthwise.predict.words import MOST_WORDS, Template, Vocabulary, Words, new_words, read_words
+from lengthwise.workload.request_facts import Facts
 
 #: Of what the features mean. A group may be added without a new one; artifacts do not have it then.
 FEATURES_VERSION: Final = 1

@@ -24,12 +24,17 @@ from lengthwise.predict.held_out import (
 )
 from lengthwise.predict.kinds import Progress, Recipe
 from lengthwise.predict.lexical import LexicalParameters, LexicalPredictor, scores_of
-from lengthwise.predict.linear import Linear, SparseRows
-from lengthwise.predict.losses import QUANTILES, Loss, loss_named
+from lengthwise.predict.linear import Linear, SparseRows, fit_ridge, normal_scores
+from lengthwise.predict.losses import (
+    QUANTILES,
+    Loss,
+    drawn_lengths,
+    log_lengths,
+    loss_named,
+    typical_lengths,
+)
 from lengthwise.predict.model import WordModel, count_features, matrix_of, outputs_of_rows
 from lengthwise.predict.network import Network
-from lengthwise.predict.ridge import fit_ridge, normal_scores
-from lengthwise.predict.targets import drawn_lengths, log_lengths, typical_lengths
 from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from lengthwise import reference
 from lengthwise.emulate.model_folder import cached_model_folder, model_name
-from lengthwise.emulate.settings import EMULATE
+from lengthwise.emulate.virtual_config import EMULATE
 from lengthwise.errors import InputError, missing_extra
-from lengthwise.probe.artifact import Probe
+from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
 from lengthwise.settings.watch import SERVER
 from lengthwise.simulate.presets import Preset

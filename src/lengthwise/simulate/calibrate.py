@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from lengthwise.errors import InputError
-from lengthwise.measure.metrics import request_metrics
+from lengthwise.measure.round_metrics import request_metrics
 from lengthwise.simulate.measured import Floats, MeasuredRound
 from lengthwise.simulate.step_cost import WORK, StepCost
 from lengthwise.simulate.token_curve import bends_of, knots_from, ramps

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import LengthwiseError
-from lengthwise.measure.record import Records
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.request_record import Records
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.calibrate import fit_cost
 from lengthwise.simulate.cell import Cell, Figures, Workload

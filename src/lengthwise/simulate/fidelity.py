@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from lengthwise.measure.metrics import request_metrics
+from lengthwise.measure.round_metrics import request_metrics
 from lengthwise.simulate.calibrate import Fit, fit_cost
 from lengthwise.simulate.clock import Clock, drifting, slowness, steady
 from lengthwise.simulate.measured import Floats, MeasuredRound

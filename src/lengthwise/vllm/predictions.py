@@ -48,7 +48,7 @@ from lengthwise.predict.prediction import (
 )
 from lengthwise.request import BY_PROBE, WAITING
 from lengthwise.vllm.prediction_source import Source
-from lengthwise.workload.facts import NOTHING, Facts
+from lengthwise.workload.request_facts import NOTHING, Facts
 
 logger = logging.getLogger("vllm.lengthwise")
 

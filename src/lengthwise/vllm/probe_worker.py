@@ -116,7 +116,7 @@ class HiddenStatesMixin:
             from lengthwise.vllm.state_collector import StateCollector
 
             return StateCollector(self._wanted.seed)
-        from lengthwise.probe.artifact import Probe
+        from lengthwise.probe.probe_folder import Probe
         from lengthwise.vllm.probe_reader import ProbeReader
 
         probe = Probe.load(Path(self._wanted.folder))

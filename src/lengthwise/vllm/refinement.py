@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.policy.live_table import LiveTable
-from lengthwise.probe.artifact import Probe
+from lengthwise.probe.probe_folder import Probe
 from lengthwise.probe.refine import pool, refine, start, summarise
 from lengthwise.request import BY_PROBE, PREDICTED
 from lengthwise.vllm.hidden_states import WORKER, ProbeWanted, require_layers, wanted_states

@@ -5,7 +5,7 @@ A preempted request that comes back finds its whole blocks there: they are loade
 and the rest is computed again. So preempting costs the victim a load, and the others next to
 nothing. By default vLLM copies prompts alone; with `offload_prompt_only` false answers, too.
 
-Read in vLLM's source and run without a GPU, its worker's side emulated: see `emulate/offload.py`.
+Read in vLLM's source and run without a GPU, its worker's side emulated: see `emulate/link.py`.
 """
 
 from __future__ import annotations
