@@ -39,7 +39,7 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import exchanges
-from lengthwise.serve.command import REFERENCE
+from lengthwise.serve.served_model import REFERENCE
 from lengthwise.settings import Settings
 from lengthwise.workload.arrivals import poisson
 from lengthwise.workload.dataset import Dataset

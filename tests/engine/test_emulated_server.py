@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
 from tests.engine.test_end_to_end import (
     COMMAND,

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
 from tests.support.small_backbones import opt_backbone
 

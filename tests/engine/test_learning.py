@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lengthwise.reference.prompts import generate
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
 from lengthwise.workload.length_log import read_answers
 from tests.engine.test_end_to_end import (

@@ -19,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lengthwise.counters import HELP
 from lengthwise.learn.learner_state import STATE_FILE
-from lengthwise.serve.command import REFERENCE, free_port, server_command
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
+from lengthwise.serve.served_model import REFERENCE
 from lengthwise.serve.vllm_server import Server
 from lengthwise.serve.whereabouts import statuses
 from lengthwise.settings import Settings

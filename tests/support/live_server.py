@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import parse_settings, status_path
 from tests.engine.test_end_to_end import assert_gone, children_of, started, wait_for
 

@@ -206,7 +206,7 @@ def bench(
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.measure.run_info import describe_run
     from lengthwise.predict.tokenizer import load_tokenizer
-    from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
+    from lengthwise.serve.served_model import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.serve.settings_file import predictor_setting
     from lengthwise.simulate.hardware import MODELS
     from lengthwise.workload.dataset import load_dataset, parse_where

@@ -60,7 +60,7 @@ def computed_model(model: str, probe: Path | None, interval: int | None) -> Comp
         InputError: there is no such model here, the machine cannot hold it, or the probe is for
             another one.
     """
-    from lengthwise.serve.command import (
+    from lengthwise.serve.served_model import (
         REFERENCE,
         REFERENCE_FLAGS,
         model_path,

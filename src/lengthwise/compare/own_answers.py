@@ -222,7 +222,7 @@ def run_own_answers(
     from lengthwise.compare.rounds import run_and_keep
     from lengthwise.measure.results import ResultsWriter, read_results
     from lengthwise.measure.run_info import describe_run
-    from lengthwise.serve.command import REFERENCE
+    from lengthwise.serve.served_model import REFERENCE
 
     ask = partial(answer_all, session, progress=progress)
     requests = reference_requests(ask, tokenizer, count, plan.seed)

@@ -24,7 +24,8 @@ from lengthwise.compare.send_clock import Pace
 from lengthwise.compare.specs import Turns
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serve.command import free_port, server_command
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
 from lengthwise.serve.vllm_server import Server
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import Preset
