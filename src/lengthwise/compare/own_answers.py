@@ -12,6 +12,7 @@ import numpy as np
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Session
+from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import Results
 from lengthwise.predict import Predictor, Prompt
@@ -58,8 +59,7 @@ def answer_all(
         name,
         Settings(),
         requests,
-        scheduled_s=None,
-        clients=_CLIENTS,
+        Offer(clients=_CLIENTS),
         max_tokens=LONGEST_ANSWER,
         progress=lambda answered, failed: progress.advance(answered),
     )

@@ -18,7 +18,7 @@ import numpy as np
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
-from lengthwise.compare.specs import Burst, Capacity, Clients, Load, arrival_times, turns_of
+from lengthwise.compare.specs import Burst, Capacity, Clients, Load, Offer, offer_of
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
@@ -76,7 +76,7 @@ def run_plan(
         in_order = [requests[index] for index in order] if repeat else list(requests)
         labels = list(plan.policies)[:: -1 if repeat % 2 else 1]
         for load in plan.loads:
-            times = arrival_times(
+            offer = offer_of(
                 load,
                 len(requests),
                 cv=plan.cv,
@@ -92,11 +92,9 @@ def run_plan(
                     f"{number:03d}",
                     plan.policies[label],
                     in_order,
-                    scheduled_s=times,
+                    offer,
                     # Machines drift, and the clock of the arrivals with them.
                     cost=cost if isinstance(load, Capacity) else None,
-                    turns=turns_of(load, len(requests)),
-                    clients=load.count if isinstance(load, Clients) else None,
                     progress=_advance(progress),
                 )
                 info = describe_round(
@@ -174,7 +172,7 @@ def calibrate(
             name,
             Settings(),
             part,
-            scheduled_s=[0.0] * len(part),
+            Offer.at_once(len(part)),
             progress=_advance(progress),
         )
         _require_answers(observed)
