@@ -16,7 +16,7 @@ from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
-from tests.engine.test_end_to_end import DIRECT, started, wait_for
+from tests.support.commands import DIRECT, started, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

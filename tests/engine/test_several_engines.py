@@ -27,8 +27,8 @@ from lengthwise.serve.whereabouts import statuses
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.length_log import read_answers
-from tests.engine.test_emulated_server import Client
-from tests.engine.test_end_to_end import COMMAND, DIRECT, last_line, started, wait_for
+from tests.support.commands import COMMAND, DIRECT, last_line, started, wait_for
+from tests.support.streaming_client import Client
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
