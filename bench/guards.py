@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate

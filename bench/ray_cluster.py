@@ -35,10 +35,10 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
+from lengthwise.advise.cell import capacity
 from lengthwise.ray import build_app
 from lengthwise.ray.run import replica_arguments
 from lengthwise.serve.command import free_port, server_command
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.vllm.settings import Settings, parse_spec
 from lengthwise.workload.arrivals import poisson

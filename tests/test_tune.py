@@ -12,17 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from lengthwise.cli.main import main
-from lengthwise.compare.specs import parse_policies
-from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.policy.discipline import make_discipline
-from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-from lengthwise.simulate import candidates
-from lengthwise.simulate import tune as tuning
-from lengthwise.simulate.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
-from lengthwise.simulate.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.objectives import (
+from lengthwise.advise import candidates
+from lengthwise.advise import tune as tuning
+from lengthwise.advise.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
+from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
+from lengthwise.advise.objectives import (
     LATENCIES,
     MAX_WAIT,
     OBJECTIVES,
@@ -31,9 +25,15 @@ from lengthwise.simulate.objectives import (
     parse_caps,
     require_objective,
 )
+from lengthwise.advise.tune import FRESH, FRESH_SEEDS, MARGIN, Tuning, interval, tune
+from lengthwise.cli.main import main
+from lengthwise.compare.specs import parse_policies
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.policy.discipline import make_discipline
+from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.simulate.tune import FRESH, FRESH_SEEDS, MARGIN, Tuning, interval, tune
 from lengthwise.vllm.settings import Settings, read_settings
 from lengthwise.workload.synthetic import synthetic_trace
 from recorded_log import ENGINE, traffic, write_log

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from lengthwise.simulate.calibrate import Fit
+    from lengthwise.advise.calibrate import Fit
 
 
 def calibrate(
@@ -43,11 +43,11 @@ def calibrate(
 
     from rich.console import Console
 
+    from lengthwise.advise.agreement import agreement, by_round
+    from lengthwise.advise.calibrate import fit_cost
+    from lengthwise.advise.fidelity import SPEEDS, compare
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.measured import read_measured
-    from lengthwise.simulate.agreement import agreement, by_round
-    from lengthwise.simulate.calibrate import fit_cost
-    from lengthwise.simulate.fidelity import SPEEDS, compare
 
     fidelity: list[dict[str, Any]] = []
     rounds: list[dict[str, Any]] = []
@@ -107,7 +107,7 @@ def _cost_table(fit: Fit) -> Table:
     """Each cost with its standard error, or the reason why it is not there."""
     from rich.table import Table
 
-    from lengthwise.simulate.calibrate import TERMS
+    from lengthwise.advise.calibrate import TERMS
 
     table = Table(
         title=f"Step costs, {fit.cost.source}",

@@ -49,10 +49,10 @@ def machine_of_log(
     Raises:
         InputError: something in them is wrong.
     """
+    from lengthwise.advise.doctor import cost_of_steps
+    from lengthwise.advise.signs import recorded_limits
     from lengthwise.cli.simulated import Machine, choose_machine, or_default_machine
-    from lengthwise.simulate.doctor import cost_of_steps
     from lengthwise.simulate.engine_settings import EngineSettings
-    from lengthwise.simulate.signs import recorded_limits
 
     limits = recorded_limits(record.steps, record.limits)
     limits |= {name: value for name, value in given.items() if value is not None}

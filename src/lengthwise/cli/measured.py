@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.measured import Floats, MeasuredRound
 from lengthwise.compare.engine_log import (
     ROUNDS_FOLDER,
     SERVER_FOLDER,
@@ -20,7 +21,6 @@ from lengthwise.measure.round import RoundInfo
 from lengthwise.measure.run import RunInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.measured import Floats, MeasuredRound
 from lengthwise.vllm.settings import Settings, parse_settings, parse_spec
 
 _OLD_LIMITS = (

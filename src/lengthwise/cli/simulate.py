@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from lengthwise.simulate.cell import Cell, Figures
+    from lengthwise.advise.cell import Cell, Figures
 
 
 class Place(StrEnum):
@@ -140,10 +140,10 @@ def simulate(
 
     from rich.console import Console
 
+    from lengthwise.advise.cell import Cell, capacity, full_batch
+    from lengthwise.advise.sweep import run_sweep
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.simulated import choose_machine, read_workload
-    from lengthwise.simulate.cell import Cell, capacity, full_batch
-    from lengthwise.simulate.sweep import run_sweep
 
     machine = choose_machine(
         cost=cost,
@@ -219,7 +219,7 @@ def simulate(
         "results": _with_ratios(rows),
     }
     if out is not None:
-        from lengthwise.simulate.plot import write_plots
+        from lengthwise.advise.plot import write_plots
 
         (out / "results.json").write_text(json_module.dumps(document, indent=2) + "\n")
         write_plots(document["results"], out)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
+    from lengthwise.advise.cell import Workload
     from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.simulate.cell import Workload
     from lengthwise.simulate.engine_settings import EngineSettings
     from lengthwise.simulate.step_cost import StepCost
 
@@ -120,10 +120,10 @@ def read_workload(
     Returns:
         The workload, and the predictor as cells name it: "given" where it has read the prompts.
     """
+    from lengthwise.advise.cell import Workload
     from lengthwise.cli.train import parse_where
     from lengthwise.predict.extract import prompt_counter
     from lengthwise.predict.tokenizer import REFERENCE
-    from lengthwise.simulate.cell import Workload
     from lengthwise.workload.load_trace import is_trace, load_trace
 
     progress.stage(f"reading {path.name}")
@@ -162,12 +162,12 @@ def _from_prompts(
 ) -> tuple[Workload, str | None]:
     import numpy as np
 
+    from lengthwise.advise.cell import Workload
     from lengthwise.cli.train import note_left_out, parse_where
     from lengthwise.predict.extract import encode_prompts
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.prediction import PredictionError, Prompt
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-    from lengthwise.simulate.cell import Workload
     from lengthwise.workload.dataset import load_dataset
     from lengthwise.workload.trace import Trace
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from lengthwise.advise.objectives import Cap
+    from lengthwise.advise.tune import Judged, Tuning
     from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.simulate.objectives import Cap
-    from lengthwise.simulate.tune import Judged, Tuning
     from lengthwise.vllm.settings import Settings
 
 
@@ -126,6 +126,9 @@ def tune(
 
     from rich.console import Console
 
+    from lengthwise.advise.cell import Cell
+    from lengthwise.advise.objectives import GOODPUT, parse_caps, require_objective
+    from lengthwise.advise.tune import tune as choose
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.cli.logged import machine_of_log, read_steps
     from lengthwise.cli.simulated import (
@@ -137,10 +140,7 @@ def tune(
     from lengthwise.errors import InputError
     from lengthwise.measure.metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
-    from lengthwise.simulate.cell import Cell
-    from lengthwise.simulate.objectives import GOODPUT, parse_caps, require_objective
     from lengthwise.simulate.predictions import trace_predictions
-    from lengthwise.simulate.tune import tune as choose
 
     require_objective(objective)
     caps = parse_caps(cap or [])
@@ -289,8 +289,8 @@ def _described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
     """A candidate as plain values: its gain, its caps, and its latencies as multiples of fcfs."""
     import numpy as np
 
-    from lengthwise.simulate.objectives import times_fcfs
-    from lengthwise.simulate.tune import interval
+    from lengthwise.advise.objectives import times_fcfs
+    from lengthwise.advise.tune import interval
 
     pairs = list(zip(judged.figures, judged.fcfs, strict=True))
     latencies = {
@@ -368,7 +368,7 @@ def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
     """What more of the objective costs on the first cap."""
     from rich.table import Table
 
-    from lengthwise.simulate.objectives import MAX_WAIT
+    from lengthwise.advise.objectives import MAX_WAIT
 
     axis = caps[0].metric if caps else "p99-e2el"
     table = Table(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.calibrate import fit_tokens
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times, turns_of
 from lengthwise.compare.progress import Progress
@@ -23,7 +24,6 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.round import RoundInfo
-from lengthwise.simulate.calibrate import fit_tokens
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.settings import Settings
 

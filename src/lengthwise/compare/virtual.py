@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.cell import capacity
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
@@ -34,7 +35,6 @@ from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.settings import Settings

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from lengthwise.advise.candidates import ORDERS, Candidate, orders, refinements
+from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of
+from lengthwise.advise.objectives import Cap, gain
+from lengthwise.advise.sweep import run_sweep
 from lengthwise.errors import LengthwiseError
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.candidates import ORDERS, Candidate, orders, refinements
-from lengthwise.simulate.cell import Cell, Figures, Workload, arrivals_of
-from lengthwise.simulate.objectives import Cap, gain
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.sweep import run_sweep
 
 MARGIN: Final = 0.01  #: of a cap, to spare on every fresh seed
 FRESH_SEEDS: Final = 8

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from lengthwise.advise.measured import Floats, MeasuredRound
+from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.errors import InputError
 from lengthwise.measure.metrics import request_metrics
-from lengthwise.simulate.measured import Floats, MeasuredRound
 from lengthwise.simulate.step_cost import WORK, StepCost
-from lengthwise.simulate.token_curve import bends_of, knots_from, ramps
 
 FEWEST_STEPS: Final = 200
 OUTLIER: Final = 5.0  #: a step that took so many times what the others let expect is left out
