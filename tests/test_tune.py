@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from lengthwise.advise import candidates
+from lengthwise.advise import candidates, judged
 from lengthwise.advise import tune as tuning
 from lengthwise.advise.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
 from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
+from lengthwise.advise.judged import MARGIN, interval
 from lengthwise.advise.objectives import (
     LATENCIES,
     MAX_WAIT,
@@ -25,7 +26,7 @@ from lengthwise.advise.objectives import (
     parse_caps,
     require_objective,
 )
-from lengthwise.advise.tune import FRESH, FRESH_SEEDS, MARGIN, Tuning, interval, tune
+from lengthwise.advise.tune import FRESH, FRESH_SEEDS, Tuning, tune
 from lengthwise.cli.main import main
 from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, LengthwiseError
@@ -265,10 +266,10 @@ def test_a_dead_worker_costs_its_candidate_and_a_dead_fcfs_the_run(
 
         return run
 
-    monkeypatch.setattr(tuning, "run_sweep", ailing("sjf"))
+    monkeypatch.setattr(judged, "run_sweep", ailing("sjf"))
     result = tune(workload, BASE, "mean-e2el", (), jobs=1)
     assert result.chosen.candidate.label != "sjf"
-    monkeypatch.setattr(tuning, "run_sweep", ailing("fcfs"))
+    monkeypatch.setattr(judged, "run_sweep", ailing("fcfs"))
     with pytest.raises(LengthwiseError, match="its worker died"):
         tune(workload, BASE, "mean-e2el", (), jobs=1)
 

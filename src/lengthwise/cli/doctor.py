@@ -208,7 +208,7 @@ def _signs(signs: Any) -> dict[str, Any]:
 def _described(prospect: Prospect) -> dict[str, Any]:
     """A prospect as plain values: how many times lower than fcfs, and p99 as a multiple."""
     from lengthwise.advise.doctor import COMPARED
-    from lengthwise.advise.tune import interval
+    from lengthwise.advise.judged import interval
 
     found: dict[str, Any] = {"predictor": prospect.predictor}
     for metric in COMPARED:

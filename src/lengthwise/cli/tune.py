@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from lengthwise.advise.judged import Judged
     from lengthwise.advise.objectives import Cap
-    from lengthwise.advise.tune import Judged, Tuning
+    from lengthwise.advise.tune import Tuning
     from lengthwise.cli.console import ConsoleProgress
     from lengthwise.vllm.settings import Settings
 
@@ -289,8 +290,8 @@ def _described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
     """A candidate as plain values: its gain, its caps, and its latencies as multiples of fcfs."""
     import numpy as np
 
+    from lengthwise.advise.judged import interval
     from lengthwise.advise.objectives import times_fcfs
-    from lengthwise.advise.tune import interval
 
     pairs = list(zip(judged.figures, judged.fcfs, strict=True))
     latencies = {
