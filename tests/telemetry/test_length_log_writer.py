@@ -174,9 +174,10 @@ import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from lengthwise.predict.prediction import Prompt
+from tests.telemetry.test_length_log_writer import VALUES
+from tests.telemetry.test_length_log_writer import log_to
 from lengthwise.telemetry import length_log_writer
 from lengthwise.counters import Counters
-from tests.vllm.test_length_log import VALUES, log_to
 
 length_log_writer._RETRY_S = 0.0
 folder, counters = Path(sys.argv[1]), Counters()
