@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.rows import print_rows
+from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate import simulate
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.arrivals import poisson

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import Settings, parse_spec
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import kendalltau
 
+from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.presets import AFFINE, parse_preset
 from lengthwise.simulate.simulation import Simulation, simulate

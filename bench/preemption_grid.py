@@ -30,8 +30,8 @@ from scipy.stats import kendalltau
 
 from bench.figures.preemption import made_up, shorter_than
 from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, engine_of, figures, said
+from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.simulate.simulation import simulate
 from lengthwise.workload.arrivals import gamma

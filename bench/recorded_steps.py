@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.calibrate import fit_cost
+from lengthwise.advise.measured import MeasuredRound
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.own_answers import corpus_table
 from lengthwise.compare.requests import choose_requests
@@ -46,9 +48,7 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.baselines import REQUEST_ID
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
-from lengthwise.simulate.calibrate import fit_cost
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.measured import MeasuredRound
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.split import TEST
 

@@ -26,8 +26,8 @@ SLOTS = 256
 
 def measure(policy: str, requests: int, load: float, repeats: int, caching: bool) -> dict[str, Any]:
     """Time one policy in this process."""
+    from lengthwise.advise.cell import capacity
     from lengthwise.policy.discipline import make_discipline
-    from lengthwise.simulate.cell import capacity
     from lengthwise.simulate.engine_settings import EngineSettings
     from lengthwise.simulate.predictions import trace_predictions
     from lengthwise.simulate.simulation import simulate

@@ -26,13 +26,13 @@ UNSEEN = 1_000_000  # where unseen seeds begin, far from those of the tuner
 
 def check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tune, search the grid, compare."""
+    from lengthwise.advise.candidates import Candidate, grid
+    from lengthwise.advise.cell import Cell, Workload, arrivals_of
+    from lengthwise.advise.objectives import gain, parse_caps, require_objective
+    from lengthwise.advise.sweep import run_sweep
+    from lengthwise.advise.tune import tune
     from lengthwise.compare.machine import choose_machine
     from lengthwise.measure.round_metrics import parse_objectives
-    from lengthwise.simulate.candidates import Candidate, grid
-    from lengthwise.simulate.cell import Cell, Workload, arrivals_of
-    from lengthwise.simulate.objectives import gain, parse_caps, require_objective
-    from lengthwise.simulate.sweep import run_sweep
-    from lengthwise.simulate.tune import tune
     from lengthwise.workload.load_trace import load_trace
 
     objective = require_objective(arguments.objective)

@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.advise.cell import summary
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.predict.baselines import PREDICTION, Foretold
 from lengthwise.settings import Settings, parse_spec
-from lengthwise.simulate.cell import summary
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import StepCost
@@ -90,7 +90,7 @@ def simulated(cell: Cell, *, log_steps: bool = False) -> Simulation:
 
 
 def figures(cell: Cell) -> Figures:
-    """A cell in figures: see `simulate.cell.summary`."""
+    """A cell in figures: see `advise.cell.summary`."""
     return rounded(summary(simulated(cell)))
 
 

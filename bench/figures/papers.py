@@ -28,8 +28,8 @@ from bench.figures.sources import (
     tokenizer,
 )
 from bench.figures.table import Table
+from lengthwise.advise.cell import summary
 from lengthwise.predict.prediction import Prompt
-from lengthwise.simulate.cell import summary
 from lengthwise.simulate.presets import Preset, preset
 
 _SMALLER_GIB: Final = 40.0  # an A100 of 40 GB has so much less memory than the preset's of 80 GB

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.figures.cell import Traffic
+from lengthwise.advise.cell import capacity
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.requests import choose_requests
 from lengthwise.compare.specs import Burst, Capacity, Load, Rate, arrival_times
@@ -21,7 +22,6 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.predict.train import train
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.step_cost import StepCost

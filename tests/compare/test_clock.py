@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lengthwise.advise.calibrate import fit_tokens
 from lengthwise.compare.send_clock import EngineClock, Pace, WallClock
-from lengthwise.simulate.calibrate import fit_tokens
 from lengthwise.simulate.step_cost import StepCost
 
 COST = StepCost(step_s=0.008, prefill_s=0.0001, decode_s=0.0002)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.advise.cell import Cell, Workload, run_cell
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
 from lengthwise.policy.cutoff import cutoff, observed, share_lost
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.request import RUNNING, WAITING, new_table
 from lengthwise.settings import Settings, parse_settings, parse_spec
-from lengthwise.simulate.cell import Cell, Workload, run_cell
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.simulation import simulate

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lengthwise.advise.agreement import agreement, by_round
+from lengthwise.advise.calibrate import TERMS, fit_cost
+from lengthwise.advise.clock import Clock, steady
+from lengthwise.advise.fidelity import METRICS, SPEEDS, compare
+from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.cli.main import main
 from lengthwise.compare.bench_folder import read_measured
 from lengthwise.errors import InputError
-from lengthwise.simulate.agreement import agreement, by_round
-from lengthwise.simulate.calibrate import TERMS, fit_cost
-from lengthwise.simulate.clock import Clock, steady
 from lengthwise.simulate.engine_settings import read_engine
-from lengthwise.simulate.fidelity import METRICS, SPEEDS, compare
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.step_cost import StepCost, read_cost
-from lengthwise.simulate.token_curve import bends_of, knots_from, ramps
 from tests.support.measured_folder import COST, ENGINE, rewrite_lines, write_folder, write_lines
 
 DELAY_S = 0.03

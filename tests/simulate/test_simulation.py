@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.advise.cell import Cell, Workload, capacity, full_batch, run_cell
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
-from lengthwise.simulate.cell import Cell, Workload, capacity, full_batch, run_cell
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import certain, noisy, trace_predictions
 from lengthwise.simulate.presets import preset

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lengthwise.advise import sweep
+from lengthwise.advise.cell import Cell, Figures, Workload, run_cell
+from lengthwise.advise.sweep import run_sweep
 from lengthwise.cli.main import main
 from lengthwise.errors import InputError
-from lengthwise.simulate import sweep
-from lengthwise.simulate.cell import Cell, Figures, Workload, run_cell
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.simulate.sweep import run_sweep
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
 

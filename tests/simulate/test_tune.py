@@ -12,18 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from lengthwise.cli.main import main
-from lengthwise.compare.specs import parse_policies
-from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.policy.discipline import make_discipline
-from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-from lengthwise.settings import Settings, read_settings
-from lengthwise.simulate import candidates
-from lengthwise.simulate import tune as tuning
-from lengthwise.simulate.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
-from lengthwise.simulate.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.objectives import (
+from lengthwise.advise import candidates, judged
+from lengthwise.advise import tune as tuning
+from lengthwise.advise.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
+from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
+from lengthwise.advise.judged import MARGIN, interval
+from lengthwise.advise.objectives import (
     LATENCIES,
     MAX_WAIT,
     OBJECTIVES,
@@ -32,9 +26,16 @@ from lengthwise.simulate.objectives import (
     parse_caps,
     require_objective,
 )
+from lengthwise.advise.tune import FRESH, FRESH_SEEDS, Tuning, tune
+from lengthwise.cli.main import main
+from lengthwise.compare.specs import parse_policies
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.policy.discipline import make_discipline
+from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
+from lengthwise.settings import Settings, read_settings
+from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.simulate.tune import FRESH, FRESH_SEEDS, MARGIN, Tuning, interval, tune
 from lengthwise.workload.synthetic import synthetic_trace
 from tests.support.recorded_log import ENGINE, traffic, write_log
 
@@ -265,10 +266,10 @@ def test_a_dead_worker_costs_its_candidate_and_a_dead_fcfs_the_run(
 
         return run
 
-    monkeypatch.setattr(tuning, "run_sweep", ailing("sjf"))
+    monkeypatch.setattr(judged, "run_sweep", ailing("sjf"))
     result = tune(workload, BASE, "mean-e2el", (), jobs=1)
     assert result.chosen.candidate.label != "sjf"
-    monkeypatch.setattr(tuning, "run_sweep", ailing("fcfs"))
+    monkeypatch.setattr(judged, "run_sweep", ailing("fcfs"))
     with pytest.raises(LengthwiseError, match="its worker died"):
         tune(workload, BASE, "mean-e2el", (), jobs=1)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.advise.clock import Clock, steady
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import RoundInfo, RunInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import Settings
-from lengthwise.simulate.clock import Clock, steady
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate

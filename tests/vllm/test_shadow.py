@@ -15,13 +15,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from lengthwise.advise.foregone import Window, foretell_gain
 from lengthwise.emulate.driver import Served, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.foregone import Window, foretell_gain
 from lengthwise.simulate.simulation import simulate
 from tests.support.virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 

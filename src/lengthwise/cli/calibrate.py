@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from lengthwise.simulate.calibrate import Fit
+    from lengthwise.advise.calibrate import Fit
 
 
 def calibrate(
@@ -44,11 +44,11 @@ def calibrate(
 
     from rich.console import Console
 
+    from lengthwise.advise.agreement import agreement, by_round
+    from lengthwise.advise.calibrate import fit_cost
+    from lengthwise.advise.fidelity import SPEEDS, compare
     from lengthwise.cli.output import ConsoleProgress, print_json, without_nan
     from lengthwise.compare.bench_folder import read_measured
-    from lengthwise.simulate.agreement import agreement, by_round
-    from lengthwise.simulate.calibrate import fit_cost
-    from lengthwise.simulate.fidelity import SPEEDS, compare
 
     fidelity: list[dict[str, Any]] = []
     rounds: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def _cost_table(fit: Fit) -> Table:
     """Each cost with its standard error, or the reason why it is not there."""
     from rich.table import Table
 
-    from lengthwise.simulate.calibrate import TERMS
+    from lengthwise.advise.calibrate import TERMS
 
     table = Table(
         title=f"Step costs, {fit.cost.source}",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from lengthwise.advise.doctor import Prospect
     from lengthwise.cli.output import ConsoleProgress
-    from lengthwise.simulate.doctor import Prospect
 
 _HOW_TO_RECORD = (
     "How much there is to gain takes a log. Serve with the Lengthwise scheduler and the settings "
@@ -97,9 +97,9 @@ def doctor(
 
 def _of_server(url: str, seconds: float, progress: ConsoleProgress) -> dict[str, Any]:
     """The diagnosis of a running server."""
+    from lengthwise.advise.doctor import limiting, verdict
+    from lengthwise.advise.signs import signs_of_server
     from lengthwise.measure.server_metrics import watch_server
-    from lengthwise.simulate.doctor import limiting, verdict
-    from lengthwise.simulate.signs import signs_of_server
 
     progress.stage(f"watching {url}")
     signs = signs_of_server(watch_server(url, seconds, progress=progress.advance))
@@ -124,12 +124,12 @@ def _of_log(
     """The diagnosis of a recorded log."""
     from dataclasses import asdict, replace
 
+    from lengthwise.advise.cell import Cell, Workload
+    from lengthwise.advise.doctor import PREDICTORS, limiting, prospects, verdict
+    from lengthwise.advise.signs import signs_of_log
     from lengthwise.compare.machine import machine_of_log, read_steps
     from lengthwise.serve.places import MORE
     from lengthwise.settings import Settings
-    from lengthwise.simulate.cell import Cell, Workload
-    from lengthwise.simulate.doctor import PREDICTORS, limiting, prospects, verdict
-    from lengthwise.simulate.signs import signs_of_log
     from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.recorded import recorded_requests
 
@@ -203,8 +203,8 @@ def _signs(signs: Any) -> dict[str, Any]:
 
 def _described(prospect: Prospect) -> dict[str, Any]:
     """A prospect as plain values: how many times lower than fcfs, and p99 as a multiple."""
-    from lengthwise.simulate.doctor import COMPARED
-    from lengthwise.simulate.tune import interval
+    from lengthwise.advise.doctor import COMPARED
+    from lengthwise.advise.judged import interval
 
     found: dict[str, Any] = {"predictor": prospect.predictor}
     for metric in COMPARED:

@@ -22,7 +22,7 @@ from lengthwise.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lengthwise.simulate.cell import Figures
+    from lengthwise.advise.cell import Figures
 
 
 class Place(StrEnum):
@@ -139,12 +139,12 @@ def simulate(
 
     from rich.console import Console
 
+    from lengthwise.advise.cell import Cell, capacity, full_batch
+    from lengthwise.advise.sweep import run_sweep
     from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.compare.machine import choose_machine
     from lengthwise.compare.sweep_cells import sweep_cells, with_ratios
     from lengthwise.compare.traffic import read_workload
-    from lengthwise.simulate.cell import Cell, capacity, full_batch
-    from lengthwise.simulate.sweep import run_sweep
 
     machine = choose_machine(
         cost=cost,
@@ -220,7 +220,7 @@ def simulate(
         "results": with_ratios(rows),
     }
     if out is not None:
-        from lengthwise.simulate.plot import write_plots
+        from lengthwise.advise.plot import write_plots
 
         (out / "results.json").write_text(json_module.dumps(document, indent=2) + "\n")
         write_plots(document["results"], out)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from lengthwise.simulate.objectives import Cap
+    from lengthwise.advise.objectives import Cap
 
 
 def tune(
@@ -124,6 +124,9 @@ def tune(
 
     from rich.console import Console
 
+    from lengthwise.advise.cell import Cell
+    from lengthwise.advise.objectives import GOODPUT, parse_caps, require_objective
+    from lengthwise.advise.tune import tune as choose
     from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.compare.machine import (
         choose_machine,
@@ -136,10 +139,7 @@ def tune(
     from lengthwise.errors import InputError
     from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
-    from lengthwise.simulate.cell import Cell
-    from lengthwise.simulate.objectives import GOODPUT, parse_caps, require_objective
     from lengthwise.simulate.predictions import trace_predictions
-    from lengthwise.simulate.tune import tune as choose
 
     require_objective(objective)
     caps = parse_caps(cap or [])
@@ -288,7 +288,7 @@ def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
     """What more of the objective costs on the first cap."""
     from rich.table import Table
 
-    from lengthwise.simulate.objectives import MAX_WAIT
+    from lengthwise.advise.objectives import MAX_WAIT
 
     axis = caps[0].metric if caps else "p99-e2el"
     table = Table(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.measured import Floats, MeasuredRound
 from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, EngineLog, read_engine_log
 from lengthwise.errors import InputError
 from lengthwise.measure.request_record import Records
@@ -13,7 +14,6 @@ from lengthwise.measure.results import Round, read_results
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.measured import Floats, MeasuredRound
 
 
 def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.simulate.calibrate import fit_tokens
+from lengthwise.advise.calibrate import fit_tokens
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
 ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round

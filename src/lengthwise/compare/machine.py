@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lengthwise.advise.doctor import cost_of_steps
+from lengthwise.advise.signs import recorded_limits
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
-from lengthwise.simulate.doctor import cost_of_steps
 from lengthwise.simulate.engine_settings import EngineSettings, read_engine
 from lengthwise.simulate.presets import preset
-from lengthwise.simulate.signs import recorded_limits
 from lengthwise.simulate.step_cost import StepCost, read_cost
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.calibrate import fit_tokens
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Observed, Session
@@ -24,7 +25,6 @@ from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import RoundInfo
 from lengthwise.settings import Settings
-from lengthwise.simulate.calibrate import fit_tokens
 from lengthwise.simulate.step_cost import StepCost
 
 _WARM_UP_REQUESTS = 48

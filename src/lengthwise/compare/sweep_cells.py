@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lengthwise.advise.cell import Cell, Figures
 from lengthwise.compare.specs import parse_policies
 from lengthwise.compare.traffic import parse_load
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.simulate.cell import Cell, Figures
 
 SWEPT = ("c", "max_overtakes", "blend", "tau", "kv_blocks", "slots", "replicas")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.advise.cell import Workload
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
 from lengthwise.predict.extract import encode_prompts, prompt_counter
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import PredictionError, Prompt
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-from lengthwise.simulate.cell import Workload
 from lengthwise.workload.dataset import load_dataset, parse_where
 from lengthwise.workload.load_trace import load_trace
 from lengthwise.workload.open_trace import is_trace

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.advise.judged import Judged, interval
+from lengthwise.advise.objectives import Cap, times_fcfs
+from lengthwise.advise.tune import Tuning
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
 from lengthwise.predict.load import load_predictor
 from lengthwise.serve.settings_file import predictor_setting
 from lengthwise.settings import Settings, parse_settings
-from lengthwise.simulate.objectives import Cap, times_fcfs
-from lengthwise.simulate.tune import Judged, Tuning, interval
 
 
 def as_good_as(predictor: str, progress: Progress) -> str:

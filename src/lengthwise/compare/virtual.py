@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lengthwise.advise.cell import capacity
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
@@ -35,7 +36,6 @@ from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor
 from lengthwise.settings import Settings
-from lengthwise.simulate.cell import capacity
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace

@@ -1,7 +1,7 @@
 """Shadow mode: vLLM's own order, and what the policy would have made of it.
 
 The engine tells what it serves and what its steps take, nothing else of it changes. Now and then a
-thread hands the newest requests to a process of its own, `lengthwise.simulate.foregone`, which
+thread hands the newest requests to a process of its own, `lengthwise.advise.foregone`, which
 replays them under both orders. Nothing leaves the machine, and of prompts there are the lengths and
 vLLM's hashes of their blocks alone.
 """
@@ -25,7 +25,7 @@ from lengthwise.vllm.compat import requests
 
 logger = logging.getLogger("vllm.lengthwise")
 
-REPLAY: Final = "lengthwise.simulate.foregone"
+REPLAY: Final = "lengthwise.advise.foregone"
 
 _REQUESTS: Final = 2048  # the newest are replayed
 _STEPS: Final = 8192  # whose durations tell what a step costs
@@ -128,7 +128,7 @@ class Shadow:
             self._blocks = self._fresh = 0
 
     def window(self) -> dict[str, Any]:
-        """What there is to replay, as `lengthwise.simulate.foregone` reads it."""
+        """What there is to replay, as `lengthwise.advise.foregone` reads it."""
         with self._lock:
             requests, steps = list(self._requests), list(self._steps)
         return {

@@ -9,18 +9,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.advise.calibrate import fit_cost
+from lengthwise.advise.cell import Cell, Figures, Workload
+from lengthwise.advise.measured import MeasuredRound
+from lengthwise.advise.objectives import times_fcfs
+from lengthwise.advise.signs import Signs
+from lengthwise.advise.sweep import run_sweep
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.request_record import Records
 from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.calibrate import fit_cost
-from lengthwise.simulate.cell import Cell, Figures, Workload
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.measured import MeasuredRound
-from lengthwise.simulate.objectives import times_fcfs
-from lengthwise.simulate.signs import Signs
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.simulate.sweep import run_sweep
 
 Floats = NDArray[np.float64]
 

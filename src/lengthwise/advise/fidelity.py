@@ -16,10 +16,10 @@ from typing import Final
 
 import numpy as np
 
+from lengthwise.advise.calibrate import Fit, fit_cost
+from lengthwise.advise.clock import Clock, drifting, slowness, steady
+from lengthwise.advise.measured import Floats, MeasuredRound
 from lengthwise.measure.round_metrics import request_metrics
-from lengthwise.simulate.calibrate import Fit, fit_cost
-from lengthwise.simulate.clock import Clock, drifting, slowness, steady
-from lengthwise.simulate.measured import Floats, MeasuredRound
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.simulate.fidelity import METRICS, SPEEDS, Compared
-from lengthwise.simulate.measured import Floats
+from lengthwise.advise.fidelity import METRICS, SPEEDS, Compared
+from lengthwise.advise.measured import Floats
 
 
 def agreement(compared: Sequence[Compared]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from lengthwise.simulate.cell import Figures
+from lengthwise.advise.cell import Figures
 
 _DRAWN: Final = (
     ("mean_e2el_ms", "Mean end-to-end latency (s)"),

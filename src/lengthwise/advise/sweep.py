@@ -16,8 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.advise.cell import Cell, Figures, Workload, run_cell
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
-from lengthwise.simulate.cell import Cell, Figures, Workload, run_cell
 from lengthwise.simulate.simulation import warm_up
 
 _ATTEMPTS: Final = 2

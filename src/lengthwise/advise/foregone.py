@@ -1,6 +1,6 @@
 """What a policy would have made of requests that were served in the order of arrival.
 
-`python -m lengthwise.simulate.foregone` reads the facts of a window of served requests as JSON from
+`python -m lengthwise.advise.foregone` reads the facts of a window of served requests as JSON from
 stdin and writes the estimate as JSON to stdout: a process of its own, so that an engine in shadow
 mode is kept from nothing.
 
@@ -21,9 +21,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.advise.calibrate import fit_steps
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.calibrate import fit_steps
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import PREDICTION, Simulation, simulate
 from lengthwise.simulate.step_cost import WORK, StepCost

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lengthwise.simulate.objectives import MAX_WAIT, Cap
+from lengthwise.advise.objectives import MAX_WAIT, Cap
 
 # How many may overtake, times slots, and for each that a request found waiting; and shares of
 # admissions in policy order. From the tightest, since of two that are equally good the first is

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from lengthwise.simulate.measured import Floats, MeasuredRound
+from lengthwise.advise.measured import Floats, MeasuredRound
 from lengthwise.simulate.step_cost import StepCost
 
 _BUSY: Final = 0.2  # share of a stretch that the engine must have worked to tell its speed

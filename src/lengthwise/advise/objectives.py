@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from lengthwise.advise.cell import Figures
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.simulate.cell import Figures
 
 #: Latencies by the names that users write, and the keys of `cell.summary`; lower is better.
 LATENCIES: Final = {
