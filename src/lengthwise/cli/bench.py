@@ -187,9 +187,9 @@ def bench(
     from lengthwise.cli.output import ConsoleProgress
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import require_matching_predictor
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.forward_bench import choose_pace, computed_model, run_forward_bench
     from lengthwise.compare.own_answers import OWN_ANSWER_FLAGS, corpus_table, run_own_answers
-    from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace

@@ -102,6 +102,7 @@ def run_forward_bench(
         model_name: as the user named it.
         learn_into: folder for a prompt predictor to train on the model's answers; None for none.
     """
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.own_answers import (
         LEARNT_FROM,
         held_out_tau,
@@ -109,7 +110,6 @@ def run_forward_bench(
         reference_requests,
         same_length,
     )
-    from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.virtual import Draw, run_virtual_plan
     from lengthwise.compare.virtual_forward import ForwardSession
     from lengthwise.measure.results import ResultsWriter, read_results

@@ -218,7 +218,7 @@ def run_own_answers(
     """
     from functools import partial
 
-    from lengthwise.compare.requests import describe_requests
+    from lengthwise.compare.chosen_requests import describe_requests
     from lengthwise.compare.rounds import run_and_keep
     from lengthwise.measure.results import ResultsWriter, read_results
     from lengthwise.measure.run_info import describe_run

@@ -122,7 +122,7 @@ def run_virtual_bench(
         context: of the model, in tokens; longer requests are left out.
         learnt: of a predictor that was trained for this run, in a sentence.
     """
-    from lengthwise.compare.requests import choose_requests, describe_requests
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.measure.run_info import VIRTUAL, describe_run
