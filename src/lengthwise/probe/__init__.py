@@ -12,7 +12,6 @@
     figures.py    everything that is reported, from what was trained
     report.py     what is reported
     probe_folder.py  a probe as a folder
-    probe_card.py  its README
     torch_network.py  its networks in torch
 
 Reading and refining need numpy and numba only; `torch_network.py`, and what trains, import torch.
