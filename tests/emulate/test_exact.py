@@ -15,7 +15,8 @@ import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS, virtual_config
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS

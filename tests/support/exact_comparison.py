@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.emulate.driver import Served
+from lengthwise.emulate.asked import Served
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings

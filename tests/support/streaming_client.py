@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
-from tests.support.commands import (
-    DIRECT,
-)
+from tests.support.commands import DIRECT
 
 
 class Client:

@@ -16,7 +16,8 @@ import numpy as np
 
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.rounds import describe_round, keeping, records_of, summary_line
+from lengthwise.compare.round_records import describe_round, records_of, summary_line
+from lengthwise.compare.rounds import keeping
 from lengthwise.compare.session import Observed, Starting
 from lengthwise.compare.specs import Burst, Offer
 from lengthwise.compare.virtual import VirtualSession

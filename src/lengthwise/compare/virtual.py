@@ -27,10 +27,12 @@ from lengthwise.compare.engine_log import (
     read_engine_log,
 )
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
+from lengthwise.compare.round_records import describe_round, records_of, summary_line
+from lengthwise.compare.rounds import Plan, keeping
 from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Offer, Turns, offer_of
-from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
 from lengthwise.predict.load import load_predictor

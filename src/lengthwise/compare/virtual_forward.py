@@ -16,7 +16,8 @@ from lengthwise.compare.own_answers import LONGEST_ANSWER
 from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Offer
 from lengthwise.compare.virtual import VirtualSession, told
-from lengthwise.emulate.driver import Asked, VirtualEngine
+from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.emulate.forward_engine import ComputedModel, open_forward_engine
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
