@@ -1,4 +1,4 @@
-"""What tests with a real engine share: one server, since a start takes half a minute."""
+"""What tests share: the command line in this process, and one server, whose start takes long."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Session, open_session
+from tests.support.command_line import Run, command_line
 
 # Small networks are learnt several times faster by one thread than by threads that wait for one
 # another on busy cores. torch reads this when it is imported.
@@ -45,3 +46,10 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     out = tmp_path_factory.mktemp("session")
     with open_session("reference", out, flags=(), port=None, progress=Silent()) as running:
         yield running
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs a command line in this process: its exit code, and what it printed."""
+    with command_line(monkeypatch, capsys) as call:
+        yield call

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import typer.main
 
-from lengthwise.cli.main import app, main
+from lengthwise.cli.main import app
 from lengthwise.serve.settings_file import new_settings, own_settings_file
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command line, run in this process."""
-    previous = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["lengthwise", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return Ended(code, captured.out, captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, previous)
-
+from tests.support.command_line import Run
 
 VERBS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

@@ -17,9 +17,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lengthwise.cli.main import main
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.workload.length_log import read_answers
+from tests.support.command_line import Run
 from tests.support.gateways import body, until
 from tests.support.small_upstream import small_upstream
 
@@ -62,22 +62,18 @@ def test_what_is_wrong_is_one_line(
     words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     settings = tmp_path / "settings.json"
     settings.write_text('{"policy": "srpt", "predictor": "declared", "journal": "j"}')
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    before = signal.getsignal(signal.SIGTERM)
     with socket.create_server(("0.0.0.0", 0)) as taken:
         places = {"{settings}": str(settings), "{taken}": str(taken.getsockname()[1])}
         for place, value in places.items():
             arguments = [each.replace(place, value) for each in arguments]
-        monkeypatch.setattr(sys, "argv", ["lengthwise", "gateway", *GOOD, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    signal.signal(signal.SIGTERM, before)
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert ended.value.code == 2
+        ended = run("gateway", *GOOD, *arguments)
+    line = ended.err.strip().splitlines()[-1]
+    assert ended.code == 2
     assert line.startswith("lengthwise: ")
     assert words in line
 

@@ -27,6 +27,7 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.workload.dataset import load_dataset
+from tests.support.command_line import Run
 
 COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()", "predict-server"]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -235,13 +236,12 @@ def test_prompts_are_never_logged_and_the_end_is_polite(running: Running) -> Non
         (["prompt-length", "--host", "no.such.host.invalid"], "--host"),
     ],
 )
-def test_what_cannot_start_says_why(arguments: list[str], words: str) -> None:
+def test_what_cannot_start_says_why(run: Run, arguments: list[str], words: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         filled = [each.replace("{taken}", str(taken.getsockname()[1])) for each in arguments]
-        ended = subprocess.run([*COMMAND, *filled], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    (line,) = ended.stderr.strip().splitlines()
+        ended = run("predict-server", *filled)
+    assert (ended.code, ended.out) == (2, "")
+    (line,) = ended.err.strip().splitlines()
     assert line.startswith("lengthwise: ")
     assert words in line
 

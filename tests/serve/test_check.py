@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 
 from lengthwise.serve.settings_check import check_settings, worst
 from lengthwise.settings import off_path
+from tests.support.command_line import Run
 
 SRPT = {"policy": "srpt", "predictor": "declared"}
 POLICY_OF_OWN = """
@@ -145,18 +143,17 @@ def test_a_probe_and_a_model_are_looked_at(tmp_path: Path) -> None:
     assert worst(check_settings(path, model="reference")) == 0
 
 
-def test_the_command_says_it_and_exits_with_the_worst(tmp_path: Path) -> None:
+def test_the_command_says_it_and_exits_with_the_worst(tmp_path: Path, run: Run) -> None:
     paths = []
     for name, settings in (("ok", SRPT), ("open", {**SRPT, "client_priority": True})):
         (tmp_path / name).mkdir()
         paths.append(str(written(tmp_path / name, settings)))
-    run = [sys.executable, "-c", "from lengthwise.cli.main import main; main()", "check"]
-    done = subprocess.run([*run, *paths], capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 1
-    assert [line.split(": ")[1] for line in done.stdout.splitlines()] == ["ok", "dangerous"]
-    done = subprocess.run([*run, "--json", paths[0]], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert json.loads(done.stdout)[paths[0]][0]["verdict"] == "ok"
+    done = run("check", *paths)
+    assert done.code == 1
+    assert [line.split(": ")[1] for line in done.out.splitlines()] == ["ok", "dangerous"]
+    done = run("check", "--json", paths[0])
+    assert done.code == 0
+    assert json.loads(done.out)[paths[0]][0]["verdict"] == "ok"
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:

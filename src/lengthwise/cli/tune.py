@@ -16,7 +16,6 @@ from lengthwise.cli.options import (
     SlotsOption,
     TokenBudgetOption,
 )
-from lengthwise.compare.tuned import tuned_text
 
 if TYPE_CHECKING:
     pass
@@ -132,7 +131,7 @@ def tune(
         read_steps,
     )
     from lengthwise.compare.traffic import parse_load, read_workload
-    from lengthwise.compare.tuned import as_good_as, chosen_settings, described
+    from lengthwise.compare.tuned import as_good_as, chosen_settings, described, tuned_text
     from lengthwise.errors import InputError
     from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from lengthwise.advise.judged import Judged, interval
-from lengthwise.advise.objectives import Cap, times_fcfs
+from lengthwise.advise.objectives import MAX_WAIT, Cap, times_fcfs
 from lengthwise.advise.tune import Tuning
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
 from lengthwise.predict.load import load_predictor
 from lengthwise.serve.settings_file import predictor_setting
 from lengthwise.settings import Settings, parse_settings
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
-    from lengthwise.advise.objectives import Cap
 
 
 def as_good_as(predictor: str, progress: Progress) -> str:
@@ -97,8 +94,6 @@ def described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
 
 def tuned_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
     """The choice, what is expected of it, and the front."""
-    from rich.console import Group
-    from rich.text import Text
 
     chosen = document["chosen"]
     lines = [f"Chosen: {chosen['policy']}"]
@@ -132,7 +127,6 @@ def tuned_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
 
 def _expected(chosen: dict[str, Any]) -> Table:
     """The latencies of the choice beside those of fcfs."""
-    from rich.table import Table
 
     table = Table(title="Expected, as multiples of fcfs; below 1 is better", title_justify="left")
     for heading in ("latency", "× fcfs", "95 % interval"):
@@ -145,9 +139,6 @@ def _expected(chosen: dict[str, Any]) -> Table:
 
 def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
     """What more of the objective costs on the first cap."""
-    from rich.table import Table
-
-    from lengthwise.advise.objectives import MAX_WAIT
 
     axis = caps[0].metric if caps else "p99-e2el"
     table = Table(
