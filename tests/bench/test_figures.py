@@ -41,7 +41,8 @@ def small_cell(spec: str = "srpt", **limits: int) -> Cell:
 
 def test_a_table_made_anew_is_the_committed_one_digit_by_digit() -> None:
     """A change that alters schedules commits new figures: `make figures`. Made-up lengths, whose
-    rows of the table need no data."""
+    rows of the table need no data. Long, since each row is simulated whole, as `make figures`
+    does."""
     (doubt,) = (table for table in TABLES if table.name == "doubt")
     cells = [cell for cell in laws(NO_DATA, ["agent"]) if cell.tags["load"] == "1.2"]
     made = rows_of(doubt, cells, [figures(cell) for cell in cells])

@@ -112,7 +112,8 @@ async def waiting(session: aiohttp.ClientSession, url: str) -> float:
 
 
 def test_sigterm_with_a_full_queue_serves_what_it_can_in_time(tmp_path: Path) -> None:
-    """Nothing new is taken; what waits is served on; nothing was cut, so the exit code is 0."""
+    """Nothing new is taken; what waits is served on; nothing was cut, so the exit code is 0. Long,
+    as its neighbours are: a process is started."""
 
     async def run() -> None:
         async with small_upstream() as upstream, aiohttp.ClientSession() as session:
@@ -146,6 +147,8 @@ def test_sigterm_with_a_full_queue_serves_what_it_can_in_time(tmp_path: Path) ->
 
 
 def test_what_is_not_over_in_time_is_cut_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    """Long, since exit codes and signals are a process's own: most of it is the gateway's start."""
+
     async def run() -> None:
         async with small_upstream() as upstream, aiohttp.ClientSession() as session:
             arguments = ["--upstream", upstream.url, "--max-inflight", "1"]
@@ -170,6 +173,8 @@ def test_what_is_not_over_in_time_is_cut_and_the_exit_code_says_so(tmp_path: Pat
 
 
 def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Path) -> None:
+    """Long, since an upstream that comes late is waited for as in production, by the clock."""
+
     async def run() -> None:
         async with small_upstream() as upstream, aiohttp.ClientSession() as session:
             await upstream.stop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,9 @@ from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.train import train
 from lengthwise.workload.dataset import Dataset
 from lengthwise.workload.length_log import decode_line, encode_line, read_answers, segments
+from tests.support.command_line import Run
 from tests.support.length_logs import REFERENCE, write_segment
 from tests.support.logged_traffic import traffic, train_on_log
-
-COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
 
 
 def test_a_log_gives_the_weights_that_the_text_gives(tmp_path: Path) -> None:
@@ -97,40 +94,32 @@ def test_tokens_that_are_damaged_are_one_line(tmp_path: Path, fault: str) -> Non
     ],
 )
 def test_a_log_that_teaches_nothing_is_one_line(
-    tmp_path: Path, lengths: list[int], finished: str, message: str
+    tmp_path: Path, run: Run, lengths: list[int], finished: str, message: str
 ) -> None:
     log = tmp_path / "log"
     write_segment(log, traffic(len(lengths))[0], lengths, finished=finished)
-    command = [*COMMAND, "train", "--from-log", str(log), "--out", str(tmp_path / "p")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()[-1]) > 0
+    done = run("train", "--from-log", str(log), "--out", str(tmp_path / "p"))
+    assert done.code == 2
+    assert message in done.err.strip().splitlines()[-1]
     assert not (tmp_path / "p").exists()
 
 
-def test_train_from_log_says_what_it_left_out(tmp_path: Path) -> None:
+def test_train_from_log_says_what_it_left_out(tmp_path: Path, run: Run) -> None:
     log = tmp_path / "log"
     prompts, lengths = traffic(80)
     write_segment(log, prompts, lengths)
     write_segment(log, prompts[:5], lengths[:5], finished="abort")
     with segments(log)[-1][1].open("ab") as file:
         file.write(b'{"cut')
-    command = [*COMMAND, "train", "--from-log", str(log), "--out", str(tmp_path / "p"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    card = json.loads(done.stdout)
+    done = run("train", "--from-log", str(log), "--out", str(tmp_path / "p"), "--json")
+    assert done.code == 0, done.err
+    card = json.loads(done.out)
     assert card["training"]["rows"] == 80
     assert card["training"]["rejected_rows"] == 6
     assert card["model"] == "a-model"
-    assert "1 answers: damaged" in done.stderr
+    assert "1 answers: damaged" in done.err
     # Either source, not both, not none.
     for wrong in ([], [str(log / "x.csv"), "--from-log", str(log)]):
-        done = subprocess.run(
-            [*COMMAND, "train", *wrong, "--out", str(tmp_path / "q")],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2
-        assert "--from-log" in done.stderr
+        done = run("train", *wrong, "--out", str(tmp_path / "q"))
+        assert done.code == 2
+        assert "--from-log" in done.err

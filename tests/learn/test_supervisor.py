@@ -49,6 +49,7 @@ def settings(tmp_path: Path) -> Path:
 def test_a_killed_learner_is_started_again_and_goes_on(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Long, since a learner starts twice: only a real process can be killed."""
     monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.1)
     said: list[str] = []
     log = settings.parent / "log"

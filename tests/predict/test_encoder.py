@@ -261,6 +261,7 @@ def test_a_damaged_artifact_is_one_line(predictor: EncoderPredictor, tmp_path: P
 
 
 def test_the_ablation_compares_backbones(backbones: dict[str, Path]) -> None:
+    """Long, since each backbone is really fine-tuned: nothing else goes from names to taus."""
     names = [str(folder) for folder in backbones.values()]
     measured = {"test": table(60, seed=2)}
     base = Recipe(epochs=1, learning_rate=5e-3)

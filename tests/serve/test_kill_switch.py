@@ -58,6 +58,7 @@ def steps(virtual: VirtualEngine, count: int) -> list[tuple[list[str], list[str]
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_10_000_queued_are_served_as_queued_from_the_next_step_on(lag: int) -> None:
+    """Long, since a queue of thousands is what the switch is thrown for, and what could hold it."""
     engine = EngineSettings(slots=8, token_budget=128, block_size=16, lag=lag)
     asked = [
         Asked(
