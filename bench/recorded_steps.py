@@ -31,11 +31,12 @@ import numpy as np
 
 from lengthwise.advise.calibrate import fit_cost
 from lengthwise.advise.measured import MeasuredRound
+from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.own_answers import corpus_table
-from lengthwise.compare.requests import choose_requests
 from lengthwise.compare.specs import arrival_times, parse_loads
-from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.forward_engine import (
     BLOCK_SIZE,
     ComputedModel,

@@ -22,7 +22,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.serve.command import REFERENCE, free_port, server_command
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
+from lengthwise.serve.served_model import REFERENCE
 from lengthwise.serve.vllm_server import Server
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset

@@ -182,7 +182,7 @@ def gateway_outcomes(_: str) -> str:
 
 def reference_flags(_: str) -> str:
     """What the built-in model is served with."""
-    from lengthwise.serve.command import REFERENCE_FLAGS
+    from lengthwise.serve.served_model import REFERENCE_FLAGS
 
     flags = (f"{name} {value}" if value else name for name, value in REFERENCE_FLAGS.items())
     return "\n".join(("```text", *flags, "```"))

@@ -131,8 +131,8 @@ def test_a_real_prometheus_answers_every_query(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lengthwise.hints.middleware import PREDICTOR
-    from lengthwise.serve.command import free_port
-    from tests.engine.test_end_to_end import started, wait_for
+    from lengthwise.serve.listen import free_port
+    from tests.support.commands import started, wait_for
 
     names = ("vllm", "scheduler", "predict", "gateway", "prometheus")
     ports = {name: free_port() for name in names}

@@ -107,7 +107,8 @@ def difference_s(cell: Cell) -> float:
 
     Infinite where vLLM did not finish a request as long as it was asked to.
     """
-    from lengthwise.emulate.driver import Asked, open_virtual_engine
+    from lengthwise.emulate.asked import Asked
+    from lengthwise.emulate.driver import open_virtual_engine
 
     trace, predictions = cell.traffic.trace, _predictions(cell)
     prompts = cell.traffic.prompts or made_up_prompts(trace)

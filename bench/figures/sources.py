@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bench.figures.cell import Traffic
 from lengthwise.advise.cell import capacity
+from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.compare.client import ReplayRequest
-from lengthwise.compare.requests import choose_requests
 from lengthwise.compare.specs import Burst, Capacity, Load, Rate, arrival_times
 from lengthwise.compare.virtual import engine_prompt
 from lengthwise.predict.kinds import Recipe

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
-from lengthwise.compare.requests import choose_requests
-from lengthwise.compare.rounds import describe_round, records_of
+from lengthwise.compare.round_records import describe_round, records_of
 from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Burst, Capacity, Load
 from lengthwise.errors import InputError, LengthwiseError

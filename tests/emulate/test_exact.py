@@ -12,63 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("vllm")
-
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS, virtual_config
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
 from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS, Foretold
-from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.simulation import Simulation, simulate
+from lengthwise.simulate.simulation import simulate
 from lengthwise.workload.trace import Trace
+from tests.support.exact_comparison import assert_same_counts, differences, simulated
 from tests.support.virtual_probe import VirtualProbe, random_distributions, said
 from tests.support.virtual_replicas import router, serve
 from tests.support.virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
+pytest.importorskip("vllm")
+
 ENGINES = int(os.environ.get("LENGTHWISE_VIRTUAL_ENGINES", "8"))  #: engines of random limits
 WORKLOADS = int(os.environ.get("LENGTHWISE_VIRTUAL_WORKLOADS", "10"))  #: for each
-
-
-def simulated(workload: Workload, engine: EngineSettings, **more: Any) -> Simulation:
-    settings = parse_settings(workload.settings)
-    discipline = make_discipline(**settings.discipline_arguments(engine.slots))
-    # Also where no policy asks: a router may.
-    predictions, classes = workload.predictions, workload.classes
-    return simulate(
-        workload.trace,
-        discipline,
-        COST,
-        engine,
-        predictions=predictions,
-        priority=classes,
-        **more,
-    )
-
-
-def differences(served: list[Served], simulation: Simulation) -> float:
-    """The largest, in s, of any first token or end."""
-    first = np.array([one.first_token_s for one in served])
-    last = np.array([one.finish_s for one in served])
-    requests = simulation.requests
-    return float(
-        max(
-            np.abs(first - requests["first_token_s"]).max(),
-            np.abs(last - requests["finish_s"]).max(),
-        )
-    )
-
-
-def assert_same_counts(served: list[Served], simulation: Simulation) -> None:
-    requests = simulation.requests
-    preemptions = requests["preemptions"] + requests["memory_preemptions"]
-    assert [one.preemptions for one in served] == preemptions.tolist()
-    assert [one.cached_tokens for one in served] == requests["cached_tokens"].tolist()
 
 
 @pytest.mark.parametrize("number", range(ENGINES))

@@ -19,7 +19,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 
 from lengthwise.cli.main import app
-from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.forward_engine import BLOCK_SIZE, ComputedModel, open_forward_engine
 from lengthwise.emulate.sampling import gumbel_noise
 from lengthwise.errors import InputError, LengthwiseError

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.measure.server_metrics import parse_metrics
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
-from tests.engine.test_end_to_end import started, wait_for
+from tests.support.commands import started, wait_for
 from tests.support.gateways import Client, body, gateway_before, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -14,9 +14,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
 from lengthwise.predict.baselines import TRUE_TOKENS
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
-from tests.engine.test_end_to_end import DIRECT, started, wait_for
+from tests.support.commands import DIRECT, started, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -14,17 +14,10 @@ from typing import Any
 import pytest
 
 from lengthwise.reference.prompts import generate
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
 from lengthwise.workload.length_log import read_answers
-from tests.engine.test_end_to_end import (
-    DIRECT,
-    assert_gone,
-    children_of,
-    last_line,
-    started,
-    wait_for,
-)
+from tests.support.commands import DIRECT, assert_gone, children_of, last_line, started, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 CLIENTS = 12

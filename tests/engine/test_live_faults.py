@@ -23,7 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("psutil", reason="psutil, which vLLM brings, is not installed")
 
 from lengthwise.settings import status_path
-from tests.engine.test_end_to_end import assert_gone, children_of
+from tests.support.commands import assert_gone, children_of
 from tests.support.live_server import CUT, GOOD, REFUSED, WHOLE, Ask, Live, assert_all, live_server
 
 pytestmark = [pytest.mark.engine, pytest.mark.live]

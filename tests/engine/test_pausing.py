@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.emulate.driver import Asked
+from lengthwise.emulate.asked import Asked
 from lengthwise.emulate.forward_engine import BLOCK_SIZE, ComputedModel, open_forward_engine
 from lengthwise.predict.baselines import PREDICTION
 from lengthwise.predict.tokenizer import load_tokenizer

@@ -17,7 +17,7 @@ import pytest
 
 from lengthwise.compare.state_collection import TRAIN_STATES
 from lengthwise.probe.states import open_states
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -11,6 +11,7 @@ import pytest
 
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.session import Observed, Session
+from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.settings import Settings, parse_spec
@@ -36,7 +37,7 @@ def requests(number: int, seed: int = 0) -> list[ReplayRequest]:
 def burst(session: Session, policy: str, work: list[ReplayRequest], **options: int) -> Observed:
     settings = parse_spec(policy, Settings(predictor="prompt-length"))
     return session.run_round(
-        f"test-{next(NAMES)}", settings, work, scheduled_s=[0.0] * len(work), **options
+        f"test-{next(NAMES)}", settings, work, Offer.at_once(len(work)), **options
     )
 
 
@@ -112,11 +113,11 @@ def test_what_the_server_refuses_is_an_error_of_that_request_alone(session: Sess
 def test_settings_that_the_scheduler_refuses_leave_it_serving(session: Session) -> None:
     broken = Settings(policy="srpt", predictor="/no/such/folder")
     with pytest.raises(LengthwiseError, match=r"the scheduler refused the settings: .*folder"):
-        session.run_round("refused", broken, requests(1), scheduled_s=[0.0])
+        session.run_round("refused", broken, requests(1), Offer.at_once(1))
     assert burst(session, "srpt", requests(2)).counters["finished"] == 2
 
 
 def test_a_closed_loop_never_has_more_requests_than_clients(session: Session) -> None:
-    observed = session.run_round("closed", Settings(), requests(12), scheduled_s=None, clients=3)
+    observed = session.run_round("closed", Settings(), requests(12), Offer(clients=3))
     assert observed.engine.steps["running"].max() <= 3
     assert [answer.error for answer in observed.replay.answers] == [None] * 12

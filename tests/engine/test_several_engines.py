@@ -19,14 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lengthwise.counters import HELP
 from lengthwise.learn.learner_state import STATE_FILE
-from lengthwise.serve.command import REFERENCE, free_port, server_command
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
+from lengthwise.serve.served_model import REFERENCE
 from lengthwise.serve.vllm_server import Server
 from lengthwise.serve.whereabouts import statuses
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.length_log import read_answers
-from tests.engine.test_emulated_server import Client
-from tests.engine.test_end_to_end import COMMAND, DIRECT, last_line, started, wait_for
+from tests.support.commands import COMMAND, DIRECT, last_line, started, wait_for
+from tests.support.streaming_client import Client
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 

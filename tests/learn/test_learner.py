@@ -15,8 +15,8 @@ from lengthwise.learn.learner import Learner, latest_predictor
 from lengthwise.learn.learner_state import STATE_FILE
 from lengthwise.learn.settings_key import place_predictor, read_predictor
 from lengthwise.predict.load import load_predictor
-from tests.learn.test_rows import traffic, train_on_log
 from tests.support.length_logs import write_segment
+from tests.support.logged_traffic import traffic, train_on_log
 
 
 class Place:

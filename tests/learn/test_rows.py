@@ -13,30 +13,15 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.learn.training_rows import teaching, training_rows
 from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prompt
-from lengthwise.predict.train import train, train_on_features
+from lengthwise.predict.train import train
 from lengthwise.workload.dataset import Dataset
 from lengthwise.workload.length_log import decode_line, encode_line, read_answers, segments
 from tests.support.length_logs import REFERENCE, write_segment
+from tests.support.logged_traffic import traffic, train_on_log
 
-TASKS = {"Write an essay about": 300, "List some facts on": 90, "Is it true what they say of": 9}
-SUBJECTS = ["cats", "bread", "rivers", "music", "maps", "winter", "glass", "bees"]
 COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
-
-
-def traffic(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
-    random = np.random.default_rng(seed)
-    tasks = random.integers(len(TASKS), size=count)
-    prompts = [f"{list(TASKS)[task]} {random.choice(SUBJECTS)}, number {task}" for task in tasks]
-    means = np.array(list(TASKS.values()))[tasks]
-    return prompts, np.ceil(random.lognormal(np.log(means), 0.4)).astype(int).tolist()
-
-
-def train_on_log(folder: Path, seed: int = 0) -> LexicalPredictor:
-    answers, reader = read_answers(folder)
-    return train_on_features(*training_rows(folder, answers, reader.damaged), Recipe(seed=seed))
 
 
 def test_a_log_gives_the_weights_that_the_text_gives(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from lengthwise.learn import supervisor
 from lengthwise.learn.learner_state import STATE_FILE
 from lengthwise.learn.settings_key import read_predictor
 from lengthwise.learn.supervisor import LearnerProcess
-from tests.learn.test_rows import traffic
 from tests.support.length_logs import write_segment
+from tests.support.logged_traffic import traffic
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 PATIENCE_S = 120.0

@@ -10,14 +10,7 @@ import pytest
 from bench.tenants import measurements
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, guard_record, tier
-from lengthwise.policy.tenants import (
-    MOST_TENANTS,
-    Shares,
-    Tenants,
-    new_shares,
-    service,
-    take_leads,
-)
+from lengthwise.policy.tenants import MOST_TENANTS, Shares, Tenants, new_shares, service, take_leads
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
 

@@ -13,7 +13,8 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 from lengthwise.cli.main import app
 from lengthwise.errors import InputError
-from lengthwise.serve.command import free_port, server_command
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.presets import parse_preset
 

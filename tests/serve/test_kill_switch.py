@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from bench.support.engine_harness import Ask, build_scheduler
-from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS

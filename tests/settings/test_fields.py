@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.settings import (
-    Settings,
-    parse_settings,
-    parse_spec,
-    read_settings,
-    status_path,
-)
+from lengthwise.settings import Settings, parse_settings, parse_spec, read_settings, status_path
 
 
 def test_the_default_is_fcfs() -> None:

@@ -18,9 +18,9 @@ from typing import Any, Final
 import psutil
 
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
-from lengthwise.serve.command import free_port
+from lengthwise.serve.listen import free_port
 from lengthwise.settings import parse_settings, status_path
-from tests.engine.test_end_to_end import assert_gone, children_of, started, wait_for
+from tests.support.commands import assert_gone, children_of, started, wait_for
 
 PRESET: Final = "a100:llama-3-8b"
 MODEL: Final = "llama-3-8b"

@@ -18,7 +18,7 @@ from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.hidden_states import WORKER
 from tests.support.made_up_probe import made_up_probe
-from tests.vllm.test_scheduler_probe import ProbedEngine
+from tests.support.probed_engine import ProbedEngine
 
 GUARDS: dict[str, Any] = {
     "pausing": "auto",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.emulate.driver import Asked
+from lengthwise.emulate.asked import Asked
 from lengthwise.policy.registry import get_policy, policy_names
 from lengthwise.policy.stand_in import PER_STEP
 from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT

@@ -17,7 +17,8 @@ from lengthwise.simulate.step_cost import StepCost
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
 from lengthwise.emulate.link import BANDWIDTH, Offload
 
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6)

@@ -21,7 +21,7 @@ from lengthwise.reference import model_path
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.predictions import prompt_of
 from tests.support.checked_engine import CheckedEngine
-from tests.vllm.test_scheduler_worker import Slow, worker_pid
+from tests.support.slow_predictor import Slow, worker_pid
 
 LONG = READ + 500
 DECLARED = {"lengthwise_expected_tokens": 7}

@@ -11,35 +11,16 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
-
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.predict.load import load_predictor
-from lengthwise.predict.prediction import Prediction, Predictor, Prompt
+from lengthwise.predict.prediction import Predictor
 from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
+from tests.support.slow_predictor import PATIENCE_S, Slow, worker_pid
 
-PATIENCE_S = 30.0
-
-
-class Slow:
-    """What the engine's process sees of a slow predictor; the worker loads the real one.
-
-    In its scores an expected token counts ten, so that scores of others stand out.
-    """
-
-    name = "slow"
-
-    def predict(self, prompt: Prompt) -> Prediction:
-        raise AssertionError("a slow predictor was asked within a step")
-
-    def predict_many(self, prompts: list[Prompt]) -> list[Prediction]:
-        raise AssertionError("a slow predictor was asked within a step")
-
-    def score_at(self, expected: float) -> float:
-        return 10 * expected
+pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 
 @pytest.fixture
@@ -60,14 +41,6 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CheckedEngi
     yield built
     for scheduler in schedulers:
         scheduler.shutdown()
-
-
-def worker_pid(engine: CheckedEngine) -> int:
-    deadline = time.monotonic() + PATIENCE_S
-    while (pid := engine.scheduler._active.source.worker.pid) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return int(pid)
 
 
 def is_gone(pid: int) -> bool:

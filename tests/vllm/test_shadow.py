@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from lengthwise.advise.foregone import Window, foretell_gain
-from lengthwise.emulate.driver import Served, open_virtual_engine
+from lengthwise.emulate.asked import Served
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline

@@ -187,14 +187,15 @@ def bench(
     from lengthwise.cli.output import ConsoleProgress
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import require_matching_predictor
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.forward_bench import choose_pace, computed_model, run_forward_bench
     from lengthwise.compare.own_answers import OWN_ANSWER_FLAGS, corpus_table, run_own_answers
-    from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.rounds import Plan, run_and_keep
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.compare.virtual_bench import (
         DEFAULT_MODEL,
+        VirtualBench,
         choose_gpu,
         learn_from_corpus,
         predictor_tokenizer,
@@ -206,7 +207,7 @@ def bench(
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.measure.run_info import describe_run
     from lengthwise.predict.tokenizer import load_tokenizer
-    from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
+    from lengthwise.serve.served_model import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.serve.settings_file import predictor_setting
     from lengthwise.simulate.hardware import MODELS
     from lengthwise.workload.dataset import load_dataset, parse_where
@@ -297,17 +298,11 @@ def bench(
         tokenizer = load_tokenizer(model_path(model))
         with ConsoleProgress() as progress:
             run_forward_bench(
-                plan,
-                machine,
+                VirtualBench(plan, machine, pace, tokenizer, requests, out, progress),
                 computed,
                 None if own else lambda: read_workload(tokenizer, prompt_tokens=False),
-                tokenizer,
-                out,
-                name=pace,
                 model_name=model,
-                count=requests,
                 learn_into=out / PREDICTOR_FOLDER if own and predictor is None else None,
-                progress=progress,
             )
         show_results(out, json=json)
         return
@@ -317,19 +312,14 @@ def bench(
             learnt = None
             if own and predictor is None:
                 learnt = learn_from_corpus(out / PREDICTOR_FOLDER, tokenizer, seed, progress)
+            name = f"{gpu}:{model or DEFAULT_MODEL}"
             run_virtual_bench(
-                plan,
-                machine,
+                VirtualBench(plan, machine, name, tokenizer, requests, out, progress),
                 corpus_table(tokenizer, 2 * requests, TEST, seed)
                 if own
                 else read_workload(tokenizer, prompt_tokens=True),
-                tokenizer,
-                out,
-                name=f"{gpu}:{model or DEFAULT_MODEL}",
                 context=MODELS[model or DEFAULT_MODEL].context,
-                count=requests,
                 learnt=learnt,
-                progress=progress,
             )
         show_results(out, json=json)
         return

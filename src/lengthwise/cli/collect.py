@@ -60,7 +60,7 @@ def collect(
     from lengthwise.compare.state_collection import collect as collect_states
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.probe.states import StatesMeta
-    from lengthwise.serve.command import model_path
+    from lengthwise.serve.served_model import model_path
 
     words = list(rest or ())
     table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
@@ -155,7 +155,7 @@ def _prompts(
     """The prompts to answer: those of the table, or the built-in model's own."""
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
-    from lengthwise.serve.command import REFERENCE
+    from lengthwise.serve.served_model import REFERENCE
     from lengthwise.workload.prompts_alone import Prompts, load_prompts
 
     if table is not None:

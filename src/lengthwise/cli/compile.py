@@ -36,7 +36,7 @@ def compile(
     """
     from lengthwise.cli.output import ConsoleProgress
     from lengthwise.policy import policy_names
-    from lengthwise.serve.command import require_vllm
+    from lengthwise.serve.served_model import require_vllm
 
     given = into or Path(os.environ.get(_VARIABLE, ""))
     if given == Path():

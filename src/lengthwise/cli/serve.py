@@ -116,7 +116,8 @@ def serve(
     printed at the start.
     """
     from lengthwise.policy import get_policy
-    from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
+    from lengthwise.serve.command import server_command
+    from lengthwise.serve.served_model import REFERENCE, probe_of, refuse_model
     from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
@@ -261,7 +262,7 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     if settings.predictor in (None, NO_PREDICTOR):
         return
     from lengthwise.predict import load_predictor
-    from lengthwise.serve.command import model_path
+    from lengthwise.serve.served_model import model_path
 
     # A hub's model is not here yet: the engine checks its tokenizer itself.
     here = Path(model_path(model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +16,10 @@ from lengthwise.cli.options import (
     SlotsOption,
     TokenBudgetOption,
 )
+from lengthwise.compare.tuned import tuned_text
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
-    from lengthwise.advise.objectives import Cap
+    pass
 
 
 def tune(
@@ -233,88 +230,4 @@ def tune(
     if json:
         print_json(document)
     else:
-        Console(highlight=False, soft_wrap=True).print(_as_text(document, caps))
-
-
-def _as_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
-    """The choice, what is expected of it, and the front."""
-    from rich.console import Group
-    from rich.text import Text
-
-    chosen = document["chosen"]
-    lines = [f"Chosen: {chosen['policy']}"]
-    parts: list[RenderableType] = []
-    if document["reason"]:
-        lines[0] += f", since {document['reason']}"
-    else:
-        lines[0] += (
-            f": {document['objective']} {chosen['gain']:.2f}× better than fcfs"
-            f"{_interval(chosen['gain_interval'], ' ({} to {})')}; with true lengths and no bounds "
-            f"{document['true_lengths_gain']:.2f}×"
-        )
-        lines += [
-            f"{cap}: at worst {chosen['caps'][cap.metric]['worst']:.3f}, on {chosen['seeds']} "
-            "fresh seeds"
-            for cap in caps
-        ]
-        parts = [Text(), _expected(chosen)]
-    if document["load"] == "as recorded" and (document["offered_load"] or 1.0) < 0.7:
-        lines.append(
-            f"As recorded the trace asks for {document['offered_load']:.0%} of what the engine can "
-            "do: --load 0.9 tunes for a busier one"
-        )
-    lines.append(f"Settings: {document['settings_file']}, for lengthwise serve MODEL --settings")
-    if document["note"]:
-        lines.append(f"To do: {document['note']}")
-    if len(document["front"]) > 1:
-        parts += [Text(), _front(document, caps)]
-    return Group(*(Text(line, style="" if i else "bold") for i, line in enumerate(lines)), *parts)
-
-
-def _expected(chosen: dict[str, Any]) -> Table:
-    """The latencies of the choice beside those of fcfs."""
-    from rich.table import Table
-
-    table = Table(title="Expected, as multiples of fcfs; below 1 is better", title_justify="left")
-    for heading in ("latency", "× fcfs", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "latency" else "right")
-    for name, value in chosen["times_fcfs"].items():
-        spread = _interval(value["interval"], "{} to {}")
-        table.add_row(name, f"{value['mean']:.3f}", spread)
-    return table
-
-
-def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
-    """What more of the objective costs on the first cap."""
-    from rich.table import Table
-
-    from lengthwise.advise.objectives import MAX_WAIT
-
-    axis = caps[0].metric if caps else "p99-e2el"
-    table = Table(
-        title="What more would cost: no other candidate is better on both",
-        title_justify="left",
-        caption=f"{document['simulations']:,} simulations of {document['workload']}, "
-        f"{document['requests']:,} requests, load {document['offered_load'] or math.inf:.2f}. "
-        f"Step costs: {document['cost']['source']}. Predictor: {document['predictor']}.",
-    )
-    labels = [row["policy"] for row in document["front"]]
-    table.add_column("policy", no_wrap=True, min_width=max(map(len, labels)))
-    objective = document["objective"].replace("-", " ")
-    table.add_column(f"{objective}, × better", justify="right")
-    unit = "s" if axis == MAX_WAIT else "× fcfs"
-    table.add_column(f"{axis.removesuffix('-s').replace('-', ' ')}, {unit}", justify="right")
-    for row in document["front"]:
-        held = row["caps"].get(axis) or row["times_fcfs"]["p99-e2el"]
-        table.add_row(
-            row["policy"],
-            f"{row['gain']:.2f}",
-            f"{held['mean']:.2f}",
-            style="bold" if row["policy"] == document["chosen"]["policy"] else None,
-        )
-    return table
-
-
-def _interval(low_high: tuple[float, float] | None, text: str) -> str:
-    """Both ends put in a text, or nothing without an interval."""
-    return "" if low_high is None else text.format(*(f"{value:.3f}" for value in low_high))
+        Console(highlight=False, soft_wrap=True).print(tuned_text(document, caps))

@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from lengthwise.compare.chosen_requests import choose_requests, describe_requests
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.exact_twin import choose_burst, run_twins
 from lengthwise.compare.own_answers import corpus_table, held_out_tau, learn
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.requests import choose_requests, describe_requests
 from lengthwise.compare.rounds import Plan
 from lengthwise.compare.session import Starting, start_session
 from lengthwise.compare.specs import Burst, Capacity, parse_policies

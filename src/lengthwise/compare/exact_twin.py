@@ -16,9 +16,10 @@ import numpy as np
 
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.rounds import describe_round, keeping, records_of, summary_line
+from lengthwise.compare.round_records import describe_round, records_of, summary_line
+from lengthwise.compare.rounds import keeping
 from lengthwise.compare.session import Observed, Starting
-from lengthwise.compare.specs import Burst
+from lengthwise.compare.specs import Burst, Offer
 from lengthwise.compare.virtual import VirtualSession
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import ResultsWriter
@@ -87,11 +88,11 @@ def run_twins(
     Raises:
         LengthwiseError: the server did not come up, ended, or answered nothing.
     """
-    at_once = [0.0] * len(requests)
+    at_once = Offer.at_once(len(requests))
     run = replace(run, requests=len(requests))
 
     def in_virtual_time(name: str, settings: Settings) -> Observed:
-        return exact.run_round(name, settings, requests, scheduled_s=at_once)
+        return exact.run_round(name, settings, requests, at_once)
 
     writer = ResultsWriter(out / TWIN_FOLDER, run)
     _serve(policies, requests, in_virtual_time, writer, VIRTUAL, exact.cost, progress)
@@ -104,7 +105,7 @@ def run_twins(
             name,
             settings,
             requests,
-            scheduled_s=at_once,
+            at_once,
             max_tokens=limit,
             progress=lambda answered, failed: progress.advance(answered),
         )
@@ -112,7 +113,7 @@ def run_twins(
     progress.stage("warming the server up")
     short = [replace(request, known_tokens=_WARM_UP_TOKENS) for request in requests]
     for settings in policies.values():
-        session.run_round("warm-up", settings, short, scheduled_s=at_once)
+        session.run_round("warm-up", settings, short, at_once)
     run = replace(run, engine=LIVE, engine_note="", server={"arguments": session.server_arguments})
     writer = ResultsWriter(out / LIVE_FOLDER, run)
     _serve(policies, requests, live, writer, LIVE, exact.cost, progress)

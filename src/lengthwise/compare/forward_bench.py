@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lengthwise.compare.machine import Machine
-    from lengthwise.compare.progress import Progress
-    from lengthwise.compare.rounds import Plan
+    from lengthwise.compare.virtual_bench import VirtualBench
     from lengthwise.emulate.forward_engine import ComputedModel
-    from lengthwise.predict.tokenizer import PromptTokenizer
     from lengthwise.workload.dataset import Dataset
 
 DEFAULT_GPU = "a100"
@@ -60,7 +58,7 @@ def computed_model(model: str, probe: Path | None, interval: int | None) -> Comp
         InputError: there is no such model here, the machine cannot hold it, or the probe is for
             another one.
     """
-    from lengthwise.serve.command import (
+    from lengthwise.serve.served_model import (
         REFERENCE,
         REFERENCE_FLAGS,
         model_path,
@@ -87,35 +85,24 @@ def computed_model(model: str, probe: Path | None, interval: int | None) -> Comp
 
 
 def run_forward_bench(
-    plan: Plan,
-    machine: Machine,
+    bench: VirtualBench,
     model: ComputedModel,
     read: Callable[[], Dataset] | None,
-    tokenizer: PromptTokenizer,
-    out: Path,
     *,
-    name: str,
     model_name: str,
-    count: int,
     learn_into: Path | None,
-    progress: Progress,
 ) -> None:
     """Run the plan with a model that computes, and leave the results in a folder.
 
     Args:
-        plan: what is compared; each repeat draws its own requests and arrivals.
-        machine: the engine and its costs.
+        bench: what is compared, at whose pace.
         model: what computes.
         read: reads the table of prompts and lengths; None for the built-in model's own prompts,
             each answered to its own end.
-        tokenizer: of the model.
-        out: folder for the results.
-        name: of the preset whose pace is kept.
         model_name: as the user named it.
-        count: requests in a round.
         learn_into: folder for a prompt predictor to train on the model's answers; None for none.
-        progress: told what happens.
     """
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.own_answers import (
         LEARNT_FROM,
         held_out_tau,
@@ -123,12 +110,13 @@ def run_forward_bench(
         reference_requests,
         same_length,
     )
-    from lengthwise.compare.requests import choose_requests, describe_requests
     from lengthwise.compare.virtual import Draw, run_virtual_plan
     from lengthwise.compare.virtual_forward import ForwardSession
     from lengthwise.measure.results import ResultsWriter, read_results
     from lengthwise.measure.run_info import VIRTUAL, describe_run
 
+    plan, machine, progress = bench.plan, bench.machine, bench.progress
+    tokenizer, count, out = bench.tokenizer, bench.count, bench.out
     session = ForwardSession(machine.cost, machine.engine, out, model)
     table = None if read is None else read()
 
@@ -186,7 +174,7 @@ def run_forward_bench(
         engine=VIRTUAL,
         forward=True,
         engine_note=(
-            f"{SAYS} {model_name} computes, steps as long as those of {name}: {engine.slots} "
+            f"{SAYS} {model_name} computes, steps as long as those of {bench.name}: {engine.slots} "
             f"slots, {engine.token_budget:,} tokens a step."
         ),
         server={

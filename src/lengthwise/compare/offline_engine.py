@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serve.command import (
+from lengthwise.serve.flags import flag_name
+from lengthwise.serve.served_model import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
     REFERENCE_FLAGS,
-    flag_name,
     model_path,
     require_vllm,
 )

@@ -12,6 +12,7 @@ import numpy as np
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Session
+from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import Results
 from lengthwise.predict import Predictor, Prompt
@@ -58,8 +59,7 @@ def answer_all(
         name,
         Settings(),
         requests,
-        scheduled_s=None,
-        clients=_CLIENTS,
+        Offer(clients=_CLIENTS),
         max_tokens=LONGEST_ANSWER,
         progress=lambda answered, failed: progress.advance(answered),
     )
@@ -218,11 +218,11 @@ def run_own_answers(
     """
     from functools import partial
 
-    from lengthwise.compare.requests import describe_requests
+    from lengthwise.compare.chosen_requests import describe_requests
     from lengthwise.compare.rounds import run_and_keep
     from lengthwise.measure.results import ResultsWriter, read_results
     from lengthwise.measure.run_info import describe_run
-    from lengthwise.serve.command import REFERENCE
+    from lengthwise.serve.served_model import REFERENCE
 
     ask = partial(answer_all, session, progress=progress)
     requests = reference_requests(ask, tokenizer, count, plan.seed)

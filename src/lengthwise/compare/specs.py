@@ -250,6 +250,32 @@ def arrival_times(
     return [float(time) for time in times]
 
 
+class Offer(NamedTuple):
+    """How requests come in a round: at times, or as fast as some clients get answers."""
+
+    scheduled_s: Sequence[float] | None = None  #: when each is sent, from the start; None: a loop
+    turns: Turns | None = None  #: sessions among the requests, by place
+    clients: int | None = None  #: the number of clients of a closed loop
+
+    @classmethod
+    def at_once(cls, count: int) -> Offer:
+        """All of so many requests at the start."""
+        return cls([0.0] * count)
+
+
+def offer_of(
+    load: Load, count: int, *, cv: float, seed: int, capacity_requests_per_s: float
+) -> Offer:
+    """How `count` requests come under a load; see `arrival_times`."""
+    return Offer(
+        arrival_times(
+            load, count, cv=cv, seed=seed, capacity_requests_per_s=capacity_requests_per_s
+        ),
+        turns_of(load, count),
+        load.count if isinstance(load, Clients) else None,
+    )
+
+
 def turns_of(load: Load, count: int) -> Turns | None:
     """The sessions among the first `count` requests; None where there are none."""
     if not isinstance(load, Trace) or load.turns is None:

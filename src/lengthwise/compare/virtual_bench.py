@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,29 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "llama-3-8b"
 _LEARNT_FROM = 1500
 _PLACES = 512  # for paused requests, in the worker
+
+
+@dataclass(frozen=True)
+class VirtualBench:
+    """A comparison in virtual time, whether a model computes in it or not.
+
+    Attributes:
+        plan: what is compared; each repeat draws its own requests and arrivals.
+        machine: the engine and its costs.
+        name: of GPU and model, for the reader.
+        tokenizer: whose tokens the predictor reads.
+        count: requests in a round.
+        out: folder for the results.
+        progress: told what happens.
+    """
+
+    plan: Plan
+    machine: Machine
+    name: str
+    tokenizer: PromptTokenizer
+    count: int
+    out: Path
+    progress: Progress
 
 
 def refuse_options(given: Mapping[str, object], *, because: str) -> None:
@@ -89,40 +112,26 @@ def learn_from_corpus(
 
 
 def run_virtual_bench(
-    plan: Plan,
-    machine: Machine,
-    table: Dataset,
-    tokenizer: PromptTokenizer,
-    out: Path,
-    *,
-    name: str,
-    context: int,
-    count: int,
-    learnt: str | None = None,
-    progress: Progress,
+    bench: VirtualBench, table: Dataset, *, context: int, learnt: str | None = None
 ) -> None:
     """Run the plan on a table's prompts and leave the results in a folder.
 
     Args:
-        plan: what is compared; each repeat draws its own requests and arrivals.
-        machine: the engine and its costs.
+        bench: what is compared, on what.
         table: prompts, answer lengths and, where it has them, prompt lengths.
-        tokenizer: whose tokens the predictor reads.
-        out: folder for the results.
-        name: of GPU and model, for the reader.
-        context: of that model, in tokens; longer requests are left out.
-        count: requests in a round.
+        context: of the model, in tokens; longer requests are left out.
         learnt: of a predictor that was trained for this run, in a sentence.
-        progress: told what happens.
     """
-    from lengthwise.compare.requests import choose_requests, describe_requests
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
     from lengthwise.measure.results import ResultsWriter
     from lengthwise.measure.run_info import VIRTUAL, describe_run
 
+    plan, tokenizer, progress = bench.plan, bench.tokenizer, bench.progress
+
     def draw(seed: int) -> Draw:
         requests, notes = choose_requests(
-            table, tokenizer, count=count, max_model_len=context, seed=seed
+            table, tokenizer, count=bench.count, max_model_len=context, seed=seed
         )
         return Draw(requests, notes)
 
@@ -132,6 +141,7 @@ def run_virtual_bench(
         notes.append(f"{len(table.rejected)} malformed rows were left out")
     for line in (describe_requests(first.requests), *notes):
         progress.note(line)
+    machine, name = bench.machine, bench.name
     engine = machine.engine
     counted = (
         f"as the data counts them (column {table.prompt_tokens_column})"
@@ -160,5 +170,5 @@ def run_virtual_bench(
             "step_costs": machine.cost.source,
         },
     )
-    writer = ResultsWriter(out, run)
-    run_virtual_plan(plan, VirtualSession(machine.cost, engine, out), draw, writer, progress)
+    writer = ResultsWriter(bench.out, run)
+    run_virtual_plan(plan, VirtualSession(machine.cost, engine, bench.out), draw, writer, progress)

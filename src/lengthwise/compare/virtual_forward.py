@@ -14,8 +14,10 @@ from pathlib import Path
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.own_answers import LONGEST_ANSWER
 from lengthwise.compare.session import Observed
+from lengthwise.compare.specs import Offer
 from lengthwise.compare.virtual import VirtualSession, told
-from lengthwise.emulate.driver import Asked, VirtualEngine
+from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.emulate.forward_engine import ComputedModel, open_forward_engine
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
@@ -56,7 +58,7 @@ class ForwardSession(VirtualSession):
         """
         # Under fcfs nobody would listen to the probe.
         settings = Settings() if self.model.probe is None else _LISTENING
-        observed = self.run_round(name, settings, requests, scheduled_s=[0.0] * len(requests))
+        observed = self.run_round(name, settings, requests, Offer.at_once(len(requests)))
         answers = observed.replay.answers
         errors = [answer.error for answer in answers if answer.error]
         if errors:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lengthwise.emulate.driver import Asked, VirtualEngine
+from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.emulate.forward import ForwardExecutor, free_memory_bytes
 from lengthwise.emulate.pace import MeasuredPace
 from lengthwise.emulate.sampling import ANSWER, SEED, TEMPERATURE, SeededSampling

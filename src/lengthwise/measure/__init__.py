@@ -1,13 +1,16 @@
 """What happened to each request of a run, and what it adds up to: records, metrics, reports.
 
     request_record  one row per request of a round; parquet or JSONL
-    run_info     what was run, where, with which versions
-    results      the folder that holds all of it
-    round_metrics  one round's latency and throughput, with the keys of `vllm bench serve`
-    comparison   policies against a baseline within one run
-    wording      how figures are written for people
-    terminal     tables for a terminal
-    report       report.html (plot, svg, html, method) and results.json
+    run_info        what was run, where, with which versions; one row per round
+    results         the folder that holds all of it
+    round_metrics   one round's latency and throughput, with the keys of `vllm bench serve`
+    comparison      policies against a baseline within one run
+    wording         how figures are written for people
+    terminal        tables for a terminal
+    twins           live results beside virtual ones
+    report          report.html and results.json
+    html            the page, with its drawings: charts, svg
+    server_metrics  what a running server says of its queue
 
 Imports nothing of Lengthwise but its errors.
 """

@@ -1,4 +1,4 @@
-"""A socket that has its address before anything slow is done."""
+"""Ports: which are free, and a socket that has its address before anything slow is done."""
 
 from __future__ import annotations
 
@@ -35,3 +35,27 @@ def address_of(listener: socket.socket, host: str, scheme: str = "http") -> str:
     """The URL of a bound socket."""
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{listener.getsockname()[1]}"
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise InputError when nothing could listen on `host`:`port`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose last connections are only just closed counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such port"
+            raise InputError(
+                f"cannot listen on {host or '*'} port {port} ({reason}): stop the program that "
+                "uses it or choose another with --port"
+            ) from None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port on `host` that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

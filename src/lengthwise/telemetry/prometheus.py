@@ -31,11 +31,7 @@ def families(engines: Sequence[EngineState], names: Sequence[str]) -> Iterator[A
         engines: whose numbers.
         names: the labels that tell them apart: fields of `EngineState`.
     """
-    from prometheus_client.core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     labelled = [([str(getattr(each, name)) for name in names], each) for each in engines]
     for name, says in HELP.items():

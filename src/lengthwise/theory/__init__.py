@@ -1,8 +1,8 @@
 """What queueing theory says: one server, jobs one at a time, preemption free (M/G/1).
 
-    laws          who arrives: sizes and what is predicted for them
-    disciplines   fcfs, sjf, srpt and trail as one rule with a parameter
-    formula       mean response times in closed form
+    laws           who arrives: sizes and what is predicted for them
+    disciplines    fcfs, sjf, srpt and trail as one rule with a parameter
+    formula        mean response times in closed form
     single_server  the same by simulation, and what has no closed form
 
 Imports nothing of Lengthwise but its errors and its compiler.

@@ -30,12 +30,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import (
-    REQUEST_ID,
-    TENANT,
-    TTFT_DEADLINE_MS,
-    deadline_ms,
-)
+from lengthwise.predict.baselines import REQUEST_ID, TENANT, TTFT_DEADLINE_MS, deadline_ms
 from lengthwise.predict.features import FACTS, LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,

@@ -7,6 +7,7 @@ exchanges.py        from a file to its prompts and answers, one by one
 prompt_layouts/     the layouts that they come in, a file for each family
 conversation.py     who said what, and where each answer begins
 leaks.py            prompts that hold their own answers
+request_facts.py    what a request says beside its prompt
 split.py            which part of the data a prompt belongs to
 
 trace.py            arrival times and lengths, without text
