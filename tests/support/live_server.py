@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.serve.listen import free_port
 from lengthwise.settings import parse_settings, status_path
@@ -72,6 +74,7 @@ class Crowd:
         self._thread = ThreadPoolExecutor(1)
         self.tokens = 0  #: that have come so far
         self.ended = 0  #: requests
+        self.accepted = 0  #: requests whose answer has a head, that all is well or that it is not
         self._results: Future[list[Got]] = self._thread.submit(self._run, port, asks)
 
     def outcomes(self) -> list[Got]:
@@ -111,6 +114,7 @@ class Crowd:
             )
             await writer.drain()
             status = int((await reader.readline()).split()[1])
+            self.accepted += 1
             if status != 200:
                 return Got(REFUSED, said=f"{status} {(await reader.read()).decode()}")
             async for line in reader:
@@ -160,9 +164,9 @@ class Live:
         return Crowd(self.port, asks)
 
     def busy(self, asks: Sequence[Ask]) -> Crowd:
-        """A crowd some of whose answers have begun to come."""
+        """A crowd some of whose answers have begun to come, and all of whom the server knows."""
         crowd = self.send(asks)
-        self.wait_for(lambda: crowd.tokens > 5)
+        self.wait_for(lambda: crowd.tokens > 5 and crowd.accepted == len(asks))
         return crowd
 
     def status(self) -> dict[str, Any]:
@@ -187,13 +191,18 @@ class Live:
             lambda: (self.status()["state"], self.status()["settings_sha256"]) == ("active", digest)
         )
 
+    def children(self, name: str) -> list[Any]:
+        """The server's processes that live and whose title or command line has a word in it."""
+        found = []
+        for child in children_of(self.process):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                if name in child.name() or name in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
     def child(self, name: str) -> Any:
-        """The server's process whose title or command line has a word in it."""
-        (found,) = [
-            child
-            for child in children_of(self.process)
-            if name in child.name() or name in " ".join(child.cmdline())
-        ]
+        """The one that there is."""
+        (found,) = self.children(name)
         return found
 
     @property

@@ -54,10 +54,11 @@ class Server(Stoppable):
         self._told_to_end = False
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
+        grace_s = command.shutdown_timeout_s + _STOP_PATIENCE_S  # should this process be killed
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                *("-m", "lengthwise.serve.child", str(os.getpid())),
+                *("-m", "lengthwise.serve.child", str(os.getpid()), str(grace_s)),
                 *([f"{SIZE}{command.sizes_worker}"] if command.sizes_worker else []),
                 *command.arguments,
             ],
