@@ -396,11 +396,11 @@ def test_parts_are_put_together(
     assert trace.left_out == {"the request has no answer": 600}
     part = load_trace(path, limit=50)
     assert np.array_equal(part.arrival_s, whole.arrival_s[:50])
-    window = load_trace(path, start_s=100, end_s=200)
+    window = load_trace(path, window_s=(100, 200))
     expected = whole.between(100 - 0.5, 200 - 0.5)  # the first row has no answer, and no place
     assert np.array_equal(window.output_tokens, expected.output_tokens)
     with pytest.raises(InputError, match="no request arrives from 99999 s on"):
-        load_trace(path, start_s=99_999)
+        load_trace(path, window_s=(99_999, None))
 
 
 def test_bad_lines_keep_their_numbers_across_parts(

@@ -187,10 +187,9 @@ def bench(
     from lengthwise.cli.output import ConsoleProgress
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import require_matching_predictor
-    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.forward_bench import choose_pace, computed_model, run_forward_bench
     from lengthwise.compare.own_answers import OWN_ANSWER_FLAGS, corpus_table, run_own_answers
-    from lengthwise.compare.rounds import Plan, run_and_keep
+    from lengthwise.compare.rounds import Plan, run_table
     from lengthwise.compare.session import open_session
     from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.compare.virtual_bench import (
@@ -204,8 +203,6 @@ def bench(
         with_places,
     )
     from lengthwise.errors import InputError
-    from lengthwise.measure.results import ResultsWriter
-    from lengthwise.measure.run_info import describe_run
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.serve.served_model import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.serve.settings_file import predictor_setting
@@ -359,20 +356,7 @@ def bench(
             model, out, flags=flags, port=port, progress=progress, probe=wanted
         ) as session,
     ):
-        chosen, notes = choose_requests(
-            table, tokenizer, count=requests, max_model_len=session.max_model_len, seed=seed
+        run_table(
+            plan, session, table, tokenizer, out, model=model, count=requests, progress=progress
         )
-        if table.rejected:
-            notes.append(f"{len(table.rejected)} malformed rows were left out")
-        for line in (describe_requests(chosen), *notes):
-            progress.note(line)
-        notes.append("Every answer was given the length that the table says (ignore_eos).")
-        run = describe_run(
-            model=model,
-            dataset=f"{table.name} ({table.selection})",
-            requests=len(chosen),
-            server_arguments=session.server_arguments,
-            notes=notes,
-        )
-        run_and_keep(plan, session, chosen, ResultsWriter(out, run), progress)
     show_results(out, json=json)

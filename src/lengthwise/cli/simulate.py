@@ -170,8 +170,7 @@ def simulate(
             skip_malformed=skip_malformed,
             progress=progress,
             reading={
-                "start_s": start,
-                "end_s": end,
+                "window_s": (start, end),
                 "block_tokens": block_tokens,
                 "answer_tokens": answer_tokens,
                 "seed": seed,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.advise.calibrate import fit_tokens
+from lengthwise.compare.chosen_requests import choose_requests, describe_requests
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.round_records import (
@@ -28,8 +29,11 @@ from lengthwise.compare.session import Session
 from lengthwise.compare.specs import Burst, Capacity, Load, Offer, offer_of
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.results import ResultsWriter
+from lengthwise.measure.run_info import describe_run
+from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.settings import Settings
 from lengthwise.simulate.step_cost import StepCost
+from lengthwise.workload.dataset import Dataset
 
 _WARM_UP_REQUESTS = 48
 _CALIBRATION_REQUESTS = 320
@@ -130,6 +134,50 @@ def run_and_keep(
     """
     with keeping(writer, plan.rounds):
         run_plan(plan, session, requests, writer, progress)
+
+
+def run_table(
+    plan: Plan,
+    session: Session,
+    table: Dataset,
+    tokenizer: PromptTokenizer,
+    out: Path,
+    *,
+    model: str,
+    count: int,
+    progress: Progress,
+) -> None:
+    """Run the plan on prompts of a table, and leave the results in a folder.
+
+    Args:
+        plan: what is compared.
+        session: the server.
+        table: prompts, and the lengths that their answers are given.
+        tokenizer: of the served model.
+        out: folder for the results.
+        model: as the user named it.
+        count: requests in a round.
+        progress: told what happens.
+
+    Raises:
+        LengthwiseError: the run was stopped or failed; the message says what is left.
+    """
+    chosen, notes = choose_requests(
+        table, tokenizer, count=count, max_model_len=session.max_model_len, seed=plan.seed
+    )
+    if table.rejected:
+        notes.append(f"{len(table.rejected)} malformed rows were left out")
+    for line in (describe_requests(chosen), *notes):
+        progress.note(line)
+    notes.append("Every answer was given the length that the table says (ignore_eos).")
+    run = describe_run(
+        model=model,
+        dataset=f"{table.name} ({table.selection})",
+        requests=len(chosen),
+        server_arguments=session.server_arguments,
+        notes=notes,
+    )
+    run_and_keep(plan, session, chosen, ResultsWriter(out, run), progress)
 
 
 @contextmanager

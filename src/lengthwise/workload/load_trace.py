@@ -22,8 +22,7 @@ def load_trace(
     path: str | Path,
     *,
     limit: int | None = None,
-    start_s: float = 0.0,
-    end_s: float | None = None,
+    window_s: tuple[float, float | None] = (0.0, None),
     where: Mapping[str, str] | None = None,
     block_tokens: int | None = None,
     answer_tokens: int | None = None,
@@ -38,8 +37,8 @@ def load_trace(
         path: a .parquet, .jsonl, .json or .csv file, packed with .gz or .zst or not, or a folder;
             its layout is told by its columns.
         limit: keep at most so many sound rows, the first ones; no more of a file is read.
-        start_s: keep requests that arrive so long after the first one, s, or later.
-        end_s: keep requests that arrive earlier than this after the first one, s.
+        window_s: keep requests that arrive so long after the first one, s, or later, and earlier
+            than the second.
         where: only rows whose columns have these values, compared as text.
         block_tokens: tokens of a block in `hash_ids`; None: told from the requests.
         answer_tokens: how long answers are, where a trace does not say.
@@ -57,6 +56,7 @@ def load_trace(
     """
     if limit is not None and limit < 1:
         raise InputError(f"the limit of rows must be at least 1, not {limit}")
+    start_s, end_s = window_s
     file = open_trace(
         path, where=where, answer_tokens=answer_tokens, count_prompt=count_prompt, seed=seed
     )
@@ -83,7 +83,7 @@ def load_trace(
     if not file.in_order and len(whole.numbers):
         whole = _sorted(whole)
         whole = _window(whole, float(whole.arrival_s[0]), start_s, end_s)
-    return _trace(file, state, whole, limit, (start_s, end_s))
+    return _trace(file, state, whole, limit, window_s)
 
 
 def _trace(
