@@ -40,9 +40,7 @@ from lengthwise.workload.request_facts import Facts
 FEATURES_VERSION: Final = 1
 TENANT: Final = "lengthwise_tenant"  #: hint: who sends the request
 LORA: Final = "lengthwise_lora"  #: hint: the name of the adapter that it is sent to
-FACTS: Final = (
-    "lengthwise_facts"  #: hint: its `Facts`, what it says beside its prompt
-)
+FACTS: Final = "lengthwise_facts"  #: hint: its `Facts`, what it says beside its prompt
 
 _NO_HINTS: Final[Mapping[str, object]] = {}
 
