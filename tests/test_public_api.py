@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "measure": set(),
     "theory": set(),
     "simulate": {"request", "policy", "workload"},
-    "advise": {"policy", "workload", "measure", "simulate"},
+    "advise": {"request", "policy", "workload", "measure", "simulate"},
     "reference": {"workload"},
     "predict": {"request", "workload", "reference"},
     "probe": {"predict"},

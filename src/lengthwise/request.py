@@ -27,6 +27,11 @@ LOOKING: Final = 1  #: value of `look`: it was let in to be prefilled, for the p
 LOOKED: Final = 2  #: it has been read and put aside, and waits for its turn
 LENT: Final = 3  #: it was paused for the steps of another's look, and goes on behind them
 
+#: What a prediction consists of, in output tokens but for the score; fields of the record, too.
+PREDICTION: Final = ("score", "expected", "low", "median", "high")
+#: The same in files.
+RECORDED_PREDICTION: Final = ("score", *(f"{name}_tokens" for name in PREDICTION[1:]))
+
 REQUEST: Final = np.dtype(
     [
         # What nearly every rank reads comes first, so that one cache line per row is enough.

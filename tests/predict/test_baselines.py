@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.predict import PredictionError, Predictor, Prompt, load_predictor
+from lengthwise.predict.prediction import Prediction
 from lengthwise.predict.ranking import kendall_tau
+from lengthwise.request import PREDICTION, REQUEST
 
 
 def replay(predictor: Predictor, lengths: np.ndarray) -> np.ndarray:
@@ -109,3 +111,8 @@ def test_noisy_oracle_needs_a_tau(spec: str) -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'oracle'"):
         load_predictor("orcale")
+
+
+def test_a_prediction_is_what_the_record_of_a_request_has_of_it() -> None:
+    assert Prediction._fields == PREDICTION
+    assert set(PREDICTION) <= set(REQUEST.names or ())

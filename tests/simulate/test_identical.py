@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.request import REQUEST, WAITING, new_table
+from lengthwise.request import PREDICTION, REQUEST, WAITING, new_table
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.simulation import PREDICTION, Simulation, simulate
+from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.state import limits_of
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace

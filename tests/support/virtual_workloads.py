@@ -12,8 +12,8 @@ from lengthwise.policy.registry import get_policy, policy_names
 from lengthwise.policy.stand_in import PER_STEP
 from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT
 from lengthwise.predict.baselines import Foretold
+from lengthwise.request import PREDICTION
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.simulation import PREDICTION
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 

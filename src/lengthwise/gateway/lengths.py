@@ -26,6 +26,7 @@ from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.hints.question import Question
 from lengthwise.policy.stand_in import MEDIAN_EVERY, RECENT
 from lengthwise.predict.prediction import Prediction, Prompt, usable
+from lengthwise.request import RECORDED_PREDICTION
 from lengthwise.telemetry.length_log_writer import LengthLog
 from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.workload.length_log import FULL
@@ -241,13 +242,12 @@ class Lengths:
         if log is None or usage is None or prompt is None or measured.went_s is None:
             return
         said: Sequence[float | None] = measured.prediction or (None,) * len(Prediction._fields)
-        names = ("score", "expected_tokens", "low_tokens", "median_tokens", "high_tokens")
         log.answer(
             prompt,
             measured.arrival_s,
             {
                 "queue_s": measured.went_s - measured.arrival_s,
-                **dict(zip(names, said, strict=True)),
+                **dict(zip(RECORDED_PREDICTION, said, strict=True)),
                 "output_tokens": usage.output_tokens,
                 "prompt_tokens": usage.prompt_tokens or len(prompt.token_ids),
                 "cached_tokens": None,

@@ -12,6 +12,7 @@ from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.replicas import PREDICTS, ROUTERS
 from lengthwise.policy.step_time import new_step_times
+from lengthwise.request import PREDICTION
 from lengthwise.simulate import cluster
 from lengthwise.simulate.cluster import advance
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -34,9 +35,6 @@ from lengthwise.simulate.turns import new_turns
 from lengthwise.workload.trace import Trace
 
 _STRETCH = 1 << 17  # steps between two looks at the outside
-
-#: Columns of predictions: in output tokens, but for the score.
-PREDICTION = ("score", "expected", "low", "median", "high")
 
 
 @dataclass(frozen=True)

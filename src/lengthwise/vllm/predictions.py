@@ -41,7 +41,7 @@ from lengthwise.predict.prediction import (
     cut,
     usable,
 )
-from lengthwise.request import BY_PROBE, WAITING
+from lengthwise.request import BY_PROBE, RECORDED_PREDICTION, WAITING
 from lengthwise.vllm.prediction_source import Source
 from lengthwise.workload.request_facts import NOTHING, Facts
 
@@ -49,7 +49,6 @@ logger = logging.getLogger("vllm.lengthwise")
 
 _LONGEST_NAME: Final = 128  # characters of a name that a client chose
 #: what a record calls the numbers of a prediction, in their order
-_RECORDED: Final = ("score", "expected_tokens", "low_tokens", "median_tokens", "high_tokens")
 _UNKNOWN: Final = Prediction(*UNKNOWN)
 
 
@@ -117,7 +116,7 @@ class Predictions:
         self._open: set[str] = set()  # live, and neither predicted nor given up
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
         # From the prompt, of each row of the table, as it was said of the whole answer; NaN: none.
-        self._made = np.full((len(live.table), len(_RECORDED)), np.nan)
+        self._made = np.full((len(live.table), len(RECORDED_PREDICTION)), np.nan)
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -164,10 +163,10 @@ class Predictions:
             self._counters.unpredicted += 1
         row = self._live.row(request_id)
         if row >= len(self._made) or math.isnan(self._made[row, 0]):
-            return dict.fromkeys(_RECORDED)
+            return dict.fromkeys(RECORDED_PREDICTION)
         said = self._made[row].tolist()
         self._made[row] = np.nan
-        return dict(zip(_RECORDED, said, strict=True))
+        return dict(zip(RECORDED_PREDICTION, said, strict=True))
 
     @property
     def pending(self) -> bool:
@@ -275,7 +274,7 @@ class Predictions:
 
     def _remember(self, row: int, prediction: Prediction) -> None:
         if row >= len(self._made):
-            larger = np.full((len(self._live.table), len(_RECORDED)), np.nan)
+            larger = np.full((len(self._live.table), len(RECORDED_PREDICTION)), np.nan)
             larger[: len(self._made)] = self._made
             self._made = larger
         self._made[row] = prediction

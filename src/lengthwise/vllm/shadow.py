@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from lengthwise.errors import one_line
+from lengthwise.request import PREDICTION
 from lengthwise.settings import Settings
 from lengthwise.vllm.compat import requests
 
@@ -84,7 +85,6 @@ class Shadow:
         """
         if request.num_output_tokens == 0:  # gone before it was served
             return
-        names = ("score", "expected", "low", "median", "high")
         blocks = requests.prompt_blocks(request, int(self._limits["block_size"]))
         line = {
             "arrival_s": float(columns["arrival_s"]),
@@ -93,7 +93,7 @@ class Shadow:
             "output_tokens": request.num_output_tokens,
             "priority": requests.priority_class(request),
             "tenant": int(columns["tenant"]),
-            "predictions": [float(columns[name]) for name in names]
+            "predictions": [float(columns[name]) for name in PREDICTION]
             if columns["predicted"]
             else None,
             "blocks": blocks,
