@@ -92,7 +92,7 @@ class Planner:
         self.newly_paused = self.newly_looking = 0
         if self.paused:
             self._take_out()
-        if not self._reorders:
+        if self.discipline.is_fcfs and not self.classes_matter:
             return False, None
         if not self.facts.may_decide(self.discipline, step, self.paused) or not self._gather():
             return True, None
@@ -149,18 +149,8 @@ class Planner:
         rank, group = float(self._order.ranks[row]), int(self._order.groups[row])
         return (rank if math.isfinite(rank) else None), group % TIERS
 
-    def ran(self, request_ids: Iterable[str], decoded: int, prefilled: int) -> None:
-        """Note what runs in this step.
-
-        Args:
-            request_ids: the requests, for the guard that counts steps.
-            decoded: tokens of answers.
-            prefilled: tokens of prompts.
-        """
-        self.facts.decoded += decoded
-        self.facts.prefilled += prefilled
-        if not self.discipline.counts_steps:
-            return
+    def ran(self, request_ids: Iterable[str]) -> None:
+        """Note which requests run in this step, for the guard that counts steps."""
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
         self._live.table["last_step"][rows] = self._step
         self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
