@@ -174,14 +174,7 @@ class Planner:
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, facts, runners, table)
-        for place in np.nonzero(runners["may_make_way"])[0]:
-            request = running[place]
-            if chosen.pauses and not runners["paused"][place]:
-                runners["may_make_way"][place] = requests.may_pause(request)
-            elif schedulers.may_make_way(scheduler, request):
-                runners["freed_blocks"][place] = schedulers.blocks_freed(scheduler, request)
-            else:
-                runners["may_make_way"][place] = False
+        self._ask_of(running, runners)
         ready = self._ready(waiting)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
@@ -219,6 +212,22 @@ class Planner:
             runners.copy(),
             ready,
         )
+
+    def _ask_of(self, running: list[Any], runners: NDArray[np.void]) -> None:
+        """Whether those who might make way may, and what that would give back."""
+        scheduler, pauses = self._scheduler, self.discipline.pauses
+        # A look at a column takes as long as a question.
+        may_make_way, freed, paused = (
+            runners[name] for name in ("may_make_way", "freed_blocks", "paused")
+        )
+        for place in np.nonzero(may_make_way)[0].tolist():
+            request = running[place]
+            if pauses and not paused[place]:
+                may_make_way[place] = requests.may_pause(request)
+            elif schedulers.may_make_way(scheduler, request):
+                freed[place] = schedulers.blocks_freed(scheduler, request)
+            else:
+                may_make_way[place] = False
 
     def _ready(self, waiting: Rows) -> NDArray[np.bool_]:
         """Which of the waiting rows could be admitted now.
