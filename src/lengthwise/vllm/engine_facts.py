@@ -51,6 +51,7 @@ class EngineFacts:
         self._scheduler = scheduler
         self._live = live
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
+        # A token takes a place in a block of every group of layers.
         self._kv_groups = schedulers.kv_groups(scheduler)
         self._token_bytes = offloading.token_bytes(scheduler)
         self._loads_measured = False
@@ -64,7 +65,7 @@ class EngineFacts:
             chosen.memory_growth > 0.0,
             chosen.peeks and facts["looking"][0] > 0,
             bool(paused) and schedulers.free_slots(scheduler) > 0,
-            self._free_blocks(),
+            schedulers.free_blocks(scheduler) // self._kv_groups,
             len(scheduler.running) + self._most_blocks,
         )
 
@@ -97,7 +98,7 @@ class EngineFacts:
             len(scheduler.waiting),
             schedulers.free_slots(scheduler) - self._slots_kept(paused),
             schedulers.free_places(scheduler) - len(paused),
-            self._free_blocks(),
+            schedulers.free_blocks(scheduler) // self._kv_groups,
             chosen.preempts and schedulers.may_swap(scheduler, throttled),
             live.arrivals,
             self.admissions,
@@ -153,10 +154,6 @@ class EngineFacts:
         self.array["load_s"] = observed(before, token_s)
         self._loads_measured = True
 
-    def _free_blocks(self) -> int:
-        """KV blocks free now for each group of layers: a token takes a place in one of each."""
-        return schedulers.free_blocks(self._scheduler) // self._kv_groups
-
     def _slots_kept(self, paused: Sequence[Any]) -> int:
         """Free slots that the parent gives to those that hold KV, before all others."""
         if not paused and self.array["host_blocks"][0] == 0:
@@ -164,35 +161,24 @@ class EngineFacts:
         return schedulers.ready_holders(self._scheduler)
 
 
-def prefilling(output: Any) -> Collection[str]:
-    """The requests of a step that compute more than their next token.
+def prefilled(output: Any) -> tuple[Collection[str], int]:
+    """The requests of a planned step that compute more than their next token, and their tokens.
 
     Those are the newly admitted, the resumed, and all with more than one token; tokens that a draft
     model proposed do not count.
     """
     scheduled = output.num_scheduled_tokens
-    resumed = output.scheduled_cached_reqs.resumed_req_ids
-    started = {new.req_id for new in output.scheduled_new_reqs} if output.scheduled_new_reqs else ()
-    if resumed:
-        started = {*started, *resumed}
-    if output.total_num_scheduled_tokens == len(scheduled):
-        return started
-    drafts = output.scheduled_spec_decode_tokens
-    return {
-        name
-        for name, tokens in scheduled.items()
-        if name in started or tokens > 1 + len(drafts.get(name, ()))
-    }
-
-
-def step_tokens(output: Any, prefilling: Collection[str]) -> dict[str, int]:
-    """Tokens of a step by kind: all those of prefilling requests, and the others."""
-    scheduled = output.num_scheduled_tokens
-    prefill = sum(scheduled[name] for name in prefilling) if prefilling else 0
-    return {
-        "prefill_tokens": prefill,
-        "decode_tokens": output.total_num_scheduled_tokens - prefill,
-    }
+    started, resumed = output.scheduled_new_reqs, output.scheduled_cached_reqs.resumed_req_ids
+    one_each = output.total_num_scheduled_tokens == len(scheduled)
+    if one_each and not started and not resumed:
+        return (), 0
+    names = {new.req_id for new in started}.union(resumed)
+    if not one_each:
+        drafts = output.scheduled_spec_decode_tokens
+        names.update(
+            name for name, tokens in scheduled.items() if tokens > 1 + len(drafts.get(name, ()))
+        )
+    return names, sum(scheduled[name] for name in names)
 
 
 def step_reads(
@@ -202,7 +188,7 @@ def step_reads(
 
     Args:
         output: the planned step.
-        prefilling: see `prefilling`.
+        prefilling: the names that `prefilled` gives.
         requests: vLLM's requests by name, after the step was planned.
 
     Returns:

@@ -92,7 +92,7 @@ class Planner:
         self.newly_paused = self.newly_looking = 0
         if self.paused:
             self._take_out()
-        if not self._reorders:
+        if self.discipline.is_fcfs and not self.classes_matter:
             return False, None
         if not self.facts.may_decide(self.discipline, step, self.paused) or not self._gather():
             return True, None
@@ -149,18 +149,8 @@ class Planner:
         rank, group = float(self._order.ranks[row]), int(self._order.groups[row])
         return (rank if math.isfinite(rank) else None), group % TIERS
 
-    def ran(self, request_ids: Iterable[str], decoded: int, prefilled: int) -> None:
-        """Note what runs in this step.
-
-        Args:
-            request_ids: the requests, for the guard that counts steps.
-            decoded: tokens of answers.
-            prefilled: tokens of prompts.
-        """
-        self.facts.decoded += decoded
-        self.facts.prefilled += prefilled
-        if not self.discipline.counts_steps:
-            return
+    def ran(self, request_ids: Iterable[str]) -> None:
+        """Note which requests run in this step, for the guard that counts steps."""
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
         self._live.table["last_step"][rows] = self._step
         self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
@@ -184,14 +174,7 @@ class Planner:
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, facts, runners, table)
-        for place in np.nonzero(runners["may_make_way"])[0]:
-            request = running[place]
-            if chosen.pauses and not runners["paused"][place]:
-                runners["may_make_way"][place] = requests.may_pause(request)
-            elif schedulers.may_make_way(scheduler, request):
-                runners["freed_blocks"][place] = schedulers.blocks_freed(scheduler, request)
-            else:
-                runners["may_make_way"][place] = False
+        self._ask_of(running, runners)
         ready = self._ready(waiting)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
@@ -229,6 +212,22 @@ class Planner:
             runners.copy(),
             ready,
         )
+
+    def _ask_of(self, running: list[Any], runners: NDArray[np.void]) -> None:
+        """Whether those who might make way may, and what that would give back."""
+        scheduler, pauses = self._scheduler, self.discipline.pauses
+        # A look at a column takes as long as a question.
+        may_make_way, freed, paused = (
+            runners[name] for name in ("may_make_way", "freed_blocks", "paused")
+        )
+        for place in np.nonzero(may_make_way)[0].tolist():
+            request = running[place]
+            if pauses and not paused[place]:
+                may_make_way[place] = requests.may_pause(request)
+            elif schedulers.may_make_way(scheduler, request):
+                freed[place] = schedulers.blocks_freed(scheduler, request)
+            else:
+                may_make_way[place] = False
 
     def _ready(self, waiting: Rows) -> NDArray[np.bool_]:
         """Which of the waiting rows could be admitted now.
