@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import cutoff, prepass
+from lengthwise.policy import cutoff, due
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.due import EngineState
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import TIERS
-from lengthwise.policy.prepass import SPARE, begin, prepare
+from lengthwise.policy.prepass import SPARE
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows, blocks_for, host_tokens
 from lengthwise.policy.step_order import NOBODY, StepOrder
@@ -24,7 +25,7 @@ from lengthwise.vllm import compat, offloading
 from lengthwise.vllm.table import LiveTable
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
-may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
+may_decide: Callable[..., bool] = due.may_decide.py_func  # type: ignore[attr-defined]
 observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
 share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
 
@@ -86,7 +87,7 @@ class Planner:
         self._handed_out = 0
         self._admissions = 0
         self._decoded = self._prefilled = 0  # tokens so far, see `work`
-        self._admitted: list[tuple[int, int]] = []  # see `rank_requests`
+        self._admitted: list[tuple[int, int]] = []  # see `policy.ranking`
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
         """Prepare the step: preempt, arrange memory victims, choose who may come in.
@@ -237,23 +238,21 @@ class Planner:
         self._prepared = True
         scheduler, chosen = self._scheduler, self.discipline
         self._facts["decoded"], self._facts["prefilled"] = self.work
-        return prepare(
-            chosen.rules[0],
-            self._facts[0],
-            self.step_time.record,
-            self._now,
-            self._step,
-            self._live.count,
-            len(scheduler.running),
-            len(self.paused),
-            len(scheduler.waiting),
-            compat.free_slots(scheduler) - self._slots_kept(),
-            compat.free_places(scheduler) - len(self.paused),
-            compat.free_blocks_of_each_group(scheduler),
-            chosen.preempts and compat.may_swap(scheduler, self._throttled),
-            self._live.arrivals,
-            self._admissions,
+        state = EngineState(
+            now_s=self._now,
+            step=self._step,
+            rows=self._live.count,
+            running=len(scheduler.running),
+            paused=len(self.paused),
+            waiting=len(scheduler.waiting),
+            free_slots=compat.free_slots(scheduler) - self._slots_kept(),
+            free_places=compat.free_places(scheduler) - len(self.paused),
+            free_blocks=compat.free_blocks_of_each_group(scheduler),
+            may_swap=chosen.preempts and compat.may_swap(scheduler, self._throttled),
+            arrivals=self._live.arrivals,
+            admissions=self._admissions,
         )
+        return self._order.prepare(chosen, self._facts, self.step_time.times, state)
 
     def _slots_kept(self) -> int:
         """Free slots that the parent gives to those that hold KV, before all others."""
@@ -266,7 +265,7 @@ class Planner:
         scheduler, table, chosen = self._scheduler, self._live.table, self.discipline
         running: list[Any] = [*scheduler.running, *self.paused]
         runners = self._runners(running)
-        if not begin(chosen.rules[0], self._facts[0], runners, table, chosen.values):
+        if not self._order.begin(chosen, self._facts, runners, table):
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, self._facts, runners, table)
@@ -435,19 +434,9 @@ class Planner:
         self._admitted.clear()
 
     def _rank_by(self, everyone: bool, admitted: NDArray[np.int64]) -> None:
-        self._order.rank(
-            self.discipline,
-            self._live.table,
-            self._live.count,
-            self._now,
-            self._step,
-            admitted,
-            everyone,
-            float(self._facts["prefill_weight"][0]),
-            float(self._facts["token_work"][0]),
-            *self.work,
-            int(self._facts["admissions"][0]),
-        )
+        self._facts["rows"] = self._live.count
+        table = self._live.table
+        self._order.rank(self.discipline, table, self._facts, admitted, everyone)
 
     def _abandon(self, error: Exception) -> None:
         """The policy has raised: rank anew by the order of the queue.
