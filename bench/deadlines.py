@@ -18,9 +18,9 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from bench.rows import print_rows
 from numpy.typing import NDArray
 
+from bench.rows import print_rows
 from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate import simulate

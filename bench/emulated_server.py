@@ -24,8 +24,9 @@ import numpy as np
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Observed, Session, open_session
+from lengthwise.compare.specs import Offer
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import Preset, parse_preset
-from lengthwise.vllm.settings import Settings
 
 BATCH = 64
 ANSWER_TOKENS = 256
@@ -41,9 +42,7 @@ def requests_of(count: int, prompt: int, answer: int, seed: int) -> list[ReplayR
 
 def run(session: Session, name: str, requests: Sequence[ReplayRequest], clients: int) -> Observed:
     """Serve all requests, `clients` at a time."""
-    observed = session.run_round(
-        name, Settings(policy="fcfs"), requests, scheduled_s=None, clients=clients
-    )
+    observed = session.run_round(name, Settings(policy="fcfs"), requests, Offer(clients=clients))
     failed = [answer.error for answer in observed.replay.answers if answer.error]
     assert not failed, failed
     return observed

@@ -38,15 +38,15 @@ import aiohttp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 from aiohttp import web
-from bench.open_loop import open_loop
 from numpy.typing import NDArray
 
+from bench.open_loop import open_loop
 from lengthwise.compare.client import ReplayJob, ReplayRequest
 from lengthwise.compare.session import Starting, start_session
 from lengthwise.errors import LengthwiseError
-from lengthwise.serve.command import REFERENCE
+from lengthwise.serve.served_model import REFERENCE
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.arrivals import poisson
 
 PARTS: Final = ("streams", "latency", "memory", "gain")

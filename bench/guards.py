@@ -27,11 +27,11 @@ import numpy as np
 
 from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings, parse_spec
 from lengthwise.workload.arrivals import burst, gamma
 from lengthwise.workload.dataset import load_dataset
 from lengthwise.workload.trace import Trace

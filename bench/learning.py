@@ -28,11 +28,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.spread import paired, spread
-
-from lengthwise.cli.console import ConsoleProgress
+from lengthwise.cli.output import ConsoleProgress
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FILE
 from lengthwise.compare.session import Observed, Session, open_session
+from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
 from lengthwise.learn.process import step_back
 from lengthwise.learn.settings_key import place_predictor, read_predictor
@@ -40,8 +40,8 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import exchanges
-from lengthwise.serve.command import REFERENCE
-from lengthwise.vllm.settings import Settings
+from lengthwise.serve.served_model import REFERENCE
+from lengthwise.settings import Settings
 from lengthwise.workload.arrivals import poisson
 from lengthwise.workload.dataset import Dataset
 
@@ -139,8 +139,8 @@ def rate_of(
 ) -> float:
     """Requests a second at a load, by the capacity that a burst shows."""
     part = requests[:WARM_UP]
-    session.run_round("warm-up", settings, part, scheduled_s=[0.0] * len(part))
-    shown = session.run_round("capacity", settings, part, scheduled_s=[0.0] * len(part))
+    session.run_round("warm-up", settings, part, Offer.at_once(len(part)))
+    shown = session.run_round("capacity", settings, part, Offer.at_once(len(part)))
     finished = [answer.finish_s for answer in shown.replay.answers if not answer.error]
     if len(finished) < len(part):
         raise LengthwiseError("a request failed: see the server's log")
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
                     label,
                     settings,
                     requests,
-                    scheduled_s=scheduled,
+                    Offer(scheduled),
                     progress=lambda answered, failed: progress.advance(answered),
                 )
 

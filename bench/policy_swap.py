@@ -38,9 +38,8 @@ def measure(
 ) -> list[dict[str, object]]:
     """One row for each exchange."""
     from bench.scheduler_overhead import TimedEngine
-
+    from lengthwise.settings import Settings, status_path
     from lengthwise.vllm import Scheduler
-    from lengthwise.vllm.settings import Settings, status_path
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import aiohttp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
-from bench.open_loop import open_loop
 from numpy.typing import NDArray
+
+from bench.open_loop import open_loop
 
 BATCH: Final = 64
 CALLERS: Final = 4

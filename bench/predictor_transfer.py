@@ -23,9 +23,8 @@ SPLITS = ("train", "test")
 
 def common_rows(sources: list[str]) -> dict[str, dict[str, Any]]:
     """By source and split: the rows of prompts that all sources have, in one order."""
-    from lengthwise.cli.train import parse_where
     from lengthwise.errors import InputError
-    from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.dataset import load_dataset, parse_where
 
     found: dict[str, dict[str, Any]] = {}
     for source in sources:

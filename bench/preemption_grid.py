@@ -26,10 +26,10 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from bench.figures.preemption import made_up, shorter_than
-from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, engine_of, figures, said
 from scipy.stats import kendalltau
 
+from bench.figures.preemption import made_up, shorter_than
+from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, engine_of, figures, said
 from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.presets import parse_preset

@@ -40,8 +40,8 @@ PROMPT_TOKENS, ANSWER_TOKENS = 24, 2000
 
 def random_probe(hidden_size: int, layer: int, layers_total: int) -> Any:
     """A probe of the usual size that was trained on nothing."""
-    from lengthwise.probe.artifact import Metadata, Network, Probe, Refinement, Training
     from lengthwise.probe.bins import geometric_edges
+    from lengthwise.probe.probe_folder import Metadata, Network, Probe, Refinement, Training
 
     random = np.random.default_rng(0)
 
@@ -81,8 +81,8 @@ class TurningEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from lengthwise.reference import model_path
+        from lengthwise.vllm.compat.in_process import llvmlite_unseen
         from lengthwise.vllm.hidden_states import WORKER, ProbeWanted
-        from lengthwise.vllm.in_process import llvmlite_unseen
         from lengthwise.vllm.probe_reader import ProbeReader
         from lengthwise.vllm.refinement import Refinement
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.predict.extract import extract_features
-from lengthwise.predict.features import GROUPS, FeatureRows
+from lengthwise.predict.feature_hashing import GROUPS
+from lengthwise.predict.features import FeatureRows
+from lengthwise.predict.linear import fit_ridge
 from lengthwise.predict.model import count_features, matrix_of
-from lengthwise.predict.ridge import fit_ridge
 from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset

@@ -37,10 +37,11 @@ from ray.cluster_utils import Cluster
 
 from lengthwise.advise.cell import capacity
 from lengthwise.ray import build_app
-from lengthwise.ray.run import replica_arguments
-from lengthwise.serve.command import free_port, server_command
+from lengthwise.ray.deploy import replica_arguments
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.settings import Settings, parse_spec
 from lengthwise.workload.arrivals import poisson
 from lengthwise.workload.synthetic import synthetic_trace
 

@@ -31,20 +31,20 @@ import numpy as np
 
 from lengthwise.advise.calibrate import fit_cost
 from lengthwise.advise.measured import MeasuredRound
-from lengthwise.compare.corpus_table import corpus_table
+from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
-from lengthwise.compare.load import arrival_times
-from lengthwise.compare.requests import choose_requests
-from lengthwise.compare.specs import parse_loads
-from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.compare.own_answers import corpus_table
+from lengthwise.compare.specs import arrival_times, parse_loads
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.forward_engine import (
     BLOCK_SIZE,
     ComputedModel,
     ForwardEngine,
     open_forward_engine,
 )
-from lengthwise.measure.record import Records, RequestRecord
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.request_record import Records, RequestRecord
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.baselines import REQUEST_ID
 from lengthwise.predict.tokenizer import load_tokenizer

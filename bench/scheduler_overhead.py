@@ -34,10 +34,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engine_harness import Ask, build_scheduler  # type: ignore[import-not-found]
-from stand_in_runner import StandInRunner  # type: ignore[import-not-found]
+from bench.support.engine_harness import Ask, build_scheduler
+from bench.support.stand_in_runner import StandInRunner
 
 STOCK = "stock"
 POLICIES = ("fcfs", "sjf", "ltr", "srpt", "trail", "hrrn", "mlfq")

@@ -22,11 +22,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.serve.command import REFERENCE, free_port, server_command
-from lengthwise.serve.server import Server
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
+from lengthwise.serve.served_model import REFERENCE
+from lengthwise.serve.vllm_server import Server
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.vllm.engine_file import ENGINES
-from lengthwise.vllm.settings import Settings
+from lengthwise.telemetry.engine_file import ENGINES
 
 PRESET: Final = "a100:llama-3-8b"
 API_SERVERS: Final = (1, 4)
@@ -86,7 +88,7 @@ def our_part(engines: Path) -> Callable[[], object]:
     """What the middleware appends to a page, as it makes it."""
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from lengthwise.vllm.metrics import Metrics
+    from lengthwise.telemetry.metrics_page import Metrics
 
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
         pass

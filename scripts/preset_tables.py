@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
-from scripts.result_tables import Row, table
+from scripts.columns import Row, table
 
 Rows = list[Mapping[str, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.result_tables import Row, table
+from scripts.columns import Row, table
 
 _FIGURES = ("e2e_mean", "e2e_p99", "ttft_mean", "ttft_p99")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from scripts.result_tables import Row, table
+from scripts.columns import Row, table
 from scripts.service_tables import spread
 
 _SHOWN: Final = (

@@ -1,36 +1,177 @@
-"""What was measured as Markdown tables: one function for each kind of result in docs/results/."""
+"""What was measured as Markdown tables, for each kind of result in docs/results/."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from lengthwise.measure.run import VIRTUAL
+from lengthwise.measure.run_info import VIRTUAL
 from lengthwise.measure.wording import change, load_title, seconds
+from scripts.columns import Row, cell, columns, ratio, table, tau
 
-Row = Mapping[str, Any]
+#: Tables with a row for each row that was measured.
+COLUMNS = {
+    "predictors": """
+        answers of = {label} | kind = {kind} | loss = {loss} | tau (95 % interval) = {:tau} |
+        floor = {floor:.2f} | reach for = {reach:.2f} | ceiling = {ceiling_tau:.2f} |
+        80 % coverage = {coverage_80:.1%} | µs a prompt = {microseconds_p50:.0f} |
+        p99 = {microseconds_p99:.0f} | µs per 100 tokens = {microseconds_per_100_tokens:.0f} |
+        trained in = {training_seconds:.1f} s
+    """,
+    "attempts": """
+        attempt = {attempt} | tau, valid = {tau:.3f} |
+        gain (95 % interval) = {gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})
+    """,
+    "overhead": """
+        policy = `{policy}` | base class = `{base}` | vLLM policy = {vllm_policy} |
+        waiting = {waiting:,} | stock µs = {stock_us:.0f} | ours µs = {ours_us:.0f} |
+        added µs = {added_us:+.0f} | added = {added_percent:+.1f} %
+    """,
+    "tune": """
+        trace = {trace} | load = {load} | slots = {slots} | objective = {objective} |
+        caps = {caps} | chosen = `{chosen}` | gain = {chosen_gain:.3f}× |
+        best of the grid = `{best_feasible}` | gain = {best_gain:.3f}× |
+        share = {share_of_best:.1%} | seconds = {seconds_tune:.0f}
+    """,
+    "speed": """
+        policy = `{policy}` | prefix caching = {caching} | requests = {requests:,} |
+        seconds = {seconds:interval .2f} | requests/s = {requests_per_s:,.0f} |
+        million tokens/s = {million_tokens_per_s:.0f} |
+        compiling (cached) = {compile_seconds:.1f} s | compiling (first time) = {compiled} |
+        peak memory = {peak_rss_mib:.0f} MiB
+    """,
+    "fidelity": """
+        records = {records} | load = {load:load} | policy = `{policy}` |
+        E2E mean = {e2el_mean:+.1%} | p99 = {e2el_p99:+.1%} | TTFT mean = {ttft_mean:+.1%} |
+        p99 = {ttft_p99:+.1%} | TPOT mean = {tpot_mean:+.1%} |
+        mean over fcfs: measured = {measured_mean:.3f} | simulated = {simulated_mean:.3f} |
+        as a forecast: E2E mean = {forecast:+.0%}
+    """,
+    "probe": """
+        model = {label} | layer = {layer} | bins = {count} {bins} |
+        test answers = {test_requests:,} | prompt only = {mae_prompt_only:interval .1f} |
+        prompt and age = {mae_reestimated:interval .1f} | raw = {mae_raw:interval .1f} |
+        refined = {mae_refined:interval .1f} |
+        prompt only / refined = {ratio_prompt_only:interval .2f} |
+        prompt and age / refined = {ratio_reestimated:interval .2f} |
+        raw / refined = {ratio_raw:interval .2f} |
+        as published = {mae_published_filter:interval .1f} | 80 % holds = {coverage_80:plain .0%}
+    """,
+    "probe-summary": """
+        answers of = {label} | from the prompt = {mae_prompt_only:.1f} |
+        from prompt and age = {mae_reestimated:.1f} |
+        probe as published = {mae_published_filter:.1f} | probe = {mae_refined:interval .1f} |
+        prompt / probe = {ratio_prompt_only:interval .2f} |
+        prompt and age / probe = {ratio_reestimated:interval .2f}
+    """,
+    "probe-layers": """
+        model = {label} | layer = {layer}{chosen} | validation = {mae_valid:.1f} |
+        test (95 % interval) = {mae_raw:interval .1f}
+    """,
+    "probe-ages": """
+        model = {label} | age = {age_from}–{age_to} | tokens to come = {mean_remaining:.0f} |
+        prompt only = {mae_prompt_only:.1f} | prompt and age = {mae_reestimated:.1f} |
+        raw = {mae_raw:.1f} | refined = {mae_refined:.1f}
+    """,
+    "probe-intervals": """
+        model = {label} | tokens between = {interval} | τ = {temper:g} | ε = {epsilon:g} |
+        α = {correction:g} | s = {stretch:.2f} | raw = {mae_raw:.1f} | refined = {mae_refined:.1f}
+    """,
+    "probe-overhead": """
+        steps between predictions = {interval} | batch = {batch} |
+        stock µs a step = {stock_us:,.0f} | added µs = {added_us:+.0f} |
+        added = {added_percent:+.1f} % | interquartile range µs = {spread_us:.0f}
+    """,
+    "drift": """
+        answers of = {label} | load = {load} | tau drifted = {tau_drifted:interval .2f} |
+        below the floor = {below_floor} of {seeds} | tau retrained = {tau_retrained:interval .2f} |
+        mean / fcfs drifted = {drifted_over_fcfs:interval .2f} |
+        mean / fcfs retrained = {retrained_over_fcfs:interval .2f}
+    """,
+    "versions": """
+        vLLM = {ran_with} | passed = {passed:,} | failed = {failed:,} | skipped = {skipped:,}
+    """,
+    "scrape": """
+        API servers = {api_servers} | engines = {engines} | page = {kib:.0f} KiB |
+        scrape ms (p99) = {scrape_p50_ms:.1f} ({scrape_p99_ms:.1f}) |
+        our part ms (p99) = {ours_p50_ms:.1f} ({ours_p99_ms:.1f}) |
+        `/health` ms (p99) = {health_p50_ms:.1f} ({health_p99_ms:.1f})
+    """,
+    "predict-server": """
+        prompts/s in batches = {prompts_per_s:,.0f} | then prompts/s one by one = {rate:,.0f} |
+        p50 ms = {p50_ms:.1f} | p99 ms = {p99_ms:.1f} |
+        `/health` ms (p99) = {health_p50_ms:.1f} ({health_p99_ms:.1f}) |
+        cores that others kept busy = {others_cores_at_rate:.1f}
+    """,
+}
+#: What a row of those tables has that was not measured, but follows.
+MORE: dict[str, Callable[[Row], Row]] = {
+    "tune": lambda row: {
+        "trace": row["trace"].removesuffix(".parquet"),
+        "load": "as recorded" if row["load"] == "trace" else row["load"],
+        "caps": ", ".join(f"{metric} ≤ {limit:g}" for metric, limit in row["caps"].items()),
+    },
+    "speed": lambda row: {
+        "caching": "on" if row["prefix_caching"] else "off",
+        "million_tokens_per_s": row["sequence_steps_per_s"] / 1e6,
+        "compiled": cell("{compile_seconds_uncached:.0f} s", row)
+        if row.get("compile_seconds_uncached") is not None
+        else "—",
+    },
+    "probe": lambda row: {
+        "layer": ", ".join(map(str, row["layers"])),
+        "count": len(row["edges"]) - 1,
+    },
+    "scrape": lambda row: {"kib": row["bytes"] / 1024},
+}
+#: Lists in a row, each of whose entries is a row of the table.
+PARTS = {
+    "probe-layers": "by_layer",
+    "probe-ages": "by_age_decile",
+    "probe-intervals": "by_interval",
+}
+
+
+def columns_table(name: str, kept: Row) -> list[str]:
+    """A table of COLUMNS."""
+    rows: list[Row] = kept["rows"]
+    if name in PARTS:
+        rows = [
+            {
+                **row,
+                **each,
+                "chosen": " (chosen)" * (row.get("layers") == [each.get("layer")]),
+            }
+            for row in rows
+            for each in row[PARTS[name]]
+        ]
+    if name in MORE:
+        rows = [{**row, **MORE[name](row)} for row in rows]
+    return columns(COLUMNS[name], rows)
+
+
+_COMPARED = """
+    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
+    fcfs / policy = {factor_mean_e2el:ratio} |
+    s/token = {mean_latency_per_output_token_ms:seconds} |
+    fcfs / policy = {factor_mean_latency_per_output_token:ratio} |
+    p50 s = {median_e2el_ms:seconds} | p95 s = {p95_e2el_ms:seconds} |
+    p99 s = {p99_e2el_ms:seconds} | max s = {max_e2el_ms:seconds} |
+    gap closed = {gap_closed:.0%}
+"""
+_FIRST_LOOK = """
+    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
+    fcfs / policy = {factor_mean_e2el:ratio} |
+    s/token = {mean_latency_per_output_token_ms:seconds} |
+    fcfs / policy = {factor_mean_latency_per_output_token:ratio} |
+    p50 s = {median_e2el_ms:seconds} | p99 s = {p99_e2el_ms:seconds} |
+    gap closed = {gap_closed:.0%}
+"""
 
 
 def comparison_table(kept: Row) -> list[str]:
     """Policies at each load."""
-    heads = (
-        "load,policy,mean s,fcfs / policy,s/token,fcfs / policy,p50 s,p95 s,p99 s,max s,gap closed"
-    )
-    rows = [
-        [
-            load_title(str(row["load"])),
-            f"`{row['policy']}`",
-            seconds(row["mean_e2el_ms"]),
-            ratio(row, "factor_mean_e2el"),
-            seconds(row["mean_latency_per_output_token_ms"]),
-            ratio(row, "factor_mean_latency_per_output_token"),
-            *(seconds(row[f"{name}_e2el_ms"]) for name in ("median", "p95", "p99", "max")),
-            number(row["gap_closed"], ".0%"),
-        ]
-        for row in kept["rows"]
-    ]
-    return [*table(heads.split(","), rows), "", rounds_of(kept)]
+    return [*columns(_COMPARED, kept["rows"]), "", rounds_of(kept)]
 
 
 def rounds_of(kept: Row) -> str:
@@ -46,43 +187,28 @@ def rounds_of(kept: Row) -> str:
 
 def demo_summary(kept: Row) -> list[str]:
     """What a first look at the demo needs."""
-    heads = "load,policy,mean s,fcfs / policy,s/token,fcfs / policy,p50 s,p99 s,gap closed"
     rows = [
-        [
-            load_title(str(row["load"])),
-            f"`{row['policy']}`",
-            seconds(row["mean_e2el_ms"]),
-            ratio(row, "factor_mean_e2el"),
-            seconds(row["mean_latency_per_output_token_ms"]),
-            ratio(row, "factor_mean_latency_per_output_token"),
-            seconds(row["median_e2el_ms"]),
-            seconds(row["p99_e2el_ms"]),
-            number(row["gap_closed"], ".0%"),
-        ]
+        row
         for row in kept["rows"]
         if row["load"] in ("burst", 1.2) and row["policy"] in ("fcfs", "srpt", "oracle")
     ]
-    return [*table(heads.split(","), rows), "", rounds_of(kept)]
+    return [*columns(_FIRST_LOOK, rows), "", rounds_of(kept)]
 
 
 def demo_gain(kept: Row) -> list[str]:
     """One sentence."""
     burst, above = (
-        next(row for row in kept["rows"] if (row["load"], row["policy"]) == (load, "srpt"))
+        cell(
+            "{factor_mean_e2el:ratio} lower and the time per output token "
+            "{factor_mean_latency_per_output_token:ratio}",
+            next(row for row in kept["rows"] if (row["load"], row["policy"]) == (load, "srpt")),
+        )
         for load in ("burst", 1.2)
     )
-
-    def gain(row: Row) -> str:
-        return (
-            f"{ratio(row, 'factor_mean_e2el')} lower and the time per output token "
-            f"{ratio(row, 'factor_mean_latency_per_output_token')}"
-        )
-
     return [
         f"**{kept['requests']} real prompts with the answers' lengths of Vicuna-7B, served by vLLM "
         f"on {kept['server']['slots']} slots at the pace of an A100 with Llama-3-8B (virtual "
-        "time): all at once, mean latency is "
-        f"{gain(burst)}; at 1.2 × capacity {gain(above)}.**",
+        f"time): all at once, mean latency is {burst}; at 1.2 × capacity {above}.**",
     ]
 
 
@@ -130,75 +256,26 @@ def offered_loads(rows: Sequence[Row]) -> str:
     return f" Load really offered: {', '.join(parts)}." if parts else ""
 
 
-def predictor_table(kept: Row) -> list[str]:
-    """One row for each evaluated predictor, with the bar for its tau where it has one."""
-    heads = (
-        "answers of,kind,loss,tau (95 % interval),floor,reach for,ceiling,"
-        "80 % coverage,µs a prompt,p99,µs per 100 tokens,trained in"
-    )
-    rows = [
-        [
-            row["label"],
-            row["kind"],
-            row["loss"] or "—",
-            tau_of(row),
-            number(row["floor"], ".2f"),
-            number(row["reach"], ".2f"),
-            number(row["ceiling_tau"], ".2f"),
-            number(row["coverage_80"], ".1%"),
-            number(row["microseconds_p50"], ".0f"),
-            number(row["microseconds_p99"], ".0f"),
-            number(row.get("microseconds_per_100_tokens"), ".0f"),
-            f"{row['training_seconds']:.1f} s",
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), rows)
-
-
 def predictor_summary(kept: Row) -> list[str]:
     """The default predictor on each model's answers."""
-    heads = "answers of,tau (95 % interval),tau of prompt length,ceiling,80 % coverage,µs a prompt"
-    rows = [
-        [
-            row["label"],
-            tau_of(row),
-            number(row["prompt_length_tau"], ".2f"),
-            number(row["ceiling_tau"], ".2f"),
-            number(row["coverage_80"], ".0%"),
-            number(row["microseconds_p50"], ".0f"),
-        ]
-        for row in kept["rows"]
-        if row["floor"] is not None
-    ]
-    return table(heads.split(","), rows)
+    spec = """ | answers of = {label} | tau (95 % interval) = {:tau} |
+    tau of prompt length = {prompt_length_tau:.2f} | ceiling = {ceiling_tau:.2f} |
+    80 % coverage = {coverage_80:.0%} | µs a prompt = {microseconds_p50:.0f}
+    """
+    return columns(spec, [row for row in kept["rows"] if row["floor"] is not None])
 
 
 def transfer_table(kept: Row) -> list[str]:
     """A row for each source that was trained on, a column for each that was asked about."""
     sources = list(dict.fromkeys(row["trained_on"] for row in kept["rows"]))
-    pairs = {(row["trained_on"], row["tested_on"]): row for row in kept["rows"]}
-    rows = [
-        [
-            learnt,
-            *(
-                tau_of(pairs[learnt, asked]) if (learnt, asked) in pairs else "—"
-                for asked in sources
-            ),
-        ]
-        for learnt in sources
-    ]
+    taus = {(row["trained_on"], row["tested_on"]): tau(row) for row in kept["rows"]}
+    rows = [[learnt, *(taus.get((learnt, asked), "—") for asked in sources)] for learnt in sources]
     return table(["trained on ↓, tested on →", *sources], rows)
 
 
 def across_table(kept: Row) -> list[str]:
     """A row for each predictor, a column for each data set that it was asked about."""
-    sets = list(kept["rows"][0]["taus"])
-    rows = [
-        [row["trained_on"], f"{row['rows']:,}", *(tau_of(row["taus"][name]) for name in sets)]
-        for row in kept["rows"]
-    ]
-    return table(["trained on", "rows", *(f"tau, asked about {name}" for name in sets)], rows)
+    return _taus_table("trained on = {trained_on}\nrows = {rows:,}", "tau, asked about", kept)
 
 
 def across_summary(kept: Row) -> list[str]:
@@ -208,60 +285,21 @@ def across_summary(kept: Row) -> list[str]:
     return across_table({"rows": [first, *(row for row in others if row["trained_on"] == last)]})
 
 
-def attempts_table(kept: Row) -> list[str]:
-    """What was tried, what it gave on validation rows, and how sure that is."""
-    rows = [
-        [
-            row["attempt"],
-            f"{row['tau']:.3f}",
-            f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})",
-        ]
-        for row in kept["rows"]
-    ]
-    return table(["attempt", "tau, valid", "gain (95 % interval)"], rows)
-
-
 def ablation_table(kept: Row) -> list[str]:
     """One row for each variant, with tau on each split."""
-    variants = kept["rows"]
-    splits = list(variants[0]["taus"])
+    spec = "ablation = {ablation}\nsetting = {setting}\nrows = {rows:,}"
+    return _taus_table(spec, "tau,", kept)
+
+
+def _taus_table(spec: str, heading: str, kept: Row) -> list[str]:
+    """Some columns, and one for each of the taus in a row."""
+    names = list(kept["rows"][0]["taus"])
+    spec += "".join(f"\n{heading} {name} = {{tau{place}:tau}}" for place, name in enumerate(names))
     rows = [
-        [
-            row["ablation"],
-            row["setting"],
-            f"{row['rows']:,}",
-            *(tau_of(row["taus"][split]) for split in splits),
-        ]
-        for row in variants
-    ]
-    heads = ["ablation", "setting", "rows", *(f"tau, {split}" for split in splits)]
-    return table(heads, rows)
-
-
-def tau_of(row: Row) -> str:
-    """0.524 (0.502–0.543): a tau with its interval."""
-    if row["tau"] is None:
-        return "—"
-    return f"{row['tau']:.3f} ({row['tau_low']:.3f}–{row['tau_high']:.3f})"
-
-
-def overhead_table(kept: Row) -> list[str]:
-    """One row for each policy and queue length."""
-    heads = "policy,base class,vLLM policy,waiting,stock µs,ours µs,added µs,added"
-    rows = [
-        [
-            f"`{row['policy']}`",
-            f"`{row['base']}`",
-            row["vllm_policy"],
-            f"{row['waiting']:,}",
-            number(row["stock_us"], ".0f"),
-            number(row["ours_us"], ".0f"),
-            number(row["added_us"], "+.0f"),
-            f"{row['added_percent']:+.1f} %",
-        ]
+        {**row, **{f"tau{place}": row["taus"][name] for place, name in enumerate(names)}}
         for row in kept["rows"]
     ]
-    return table(heads.split(","), rows)
+    return columns(spec, rows)
 
 
 def overhead_summary(kept: Row) -> list[str]:
@@ -287,219 +325,41 @@ def memory_table(kept: Row) -> list[str]:
     return table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
 
-def speed_table(kept: Row) -> list[str]:
-    """One row for each policy."""
-    heads = (
-        "policy,prefix caching,requests,seconds,requests/s,million tokens/s,"
-        "compiling (cached),compiling (first time),peak memory"
-    )
-    rows = [
-        [
-            f"`{row['policy']}`",
-            "on" if row["prefix_caching"] else "off",
-            f"{row['requests']:,}",
-            f"{row['seconds']:.2f} ({row['seconds_low']:.2f}–{row['seconds_high']:.2f})",
-            f"{row['requests_per_s']:,.0f}",
-            f"{row['sequence_steps_per_s'] / 1e6:.0f}",
-            f"{row['compile_seconds']:.1f} s",
-            "—"
-            if row.get("compile_seconds_uncached") is None
-            else f"{row['compile_seconds_uncached']:.0f} s",
-            f"{row['peak_rss_mib']:.0f} MiB",
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), rows)
-
-
-def tune_table(kept: Row) -> list[str]:
-    """One row for each question that the tuner was asked."""
-    heads = "trace,load,slots,objective,caps,chosen,gain,best of the grid,gain,share,seconds"
-    rows = [
-        [
-            row["trace"].removesuffix(".parquet"),
-            "as recorded" if row["load"] == "trace" else row["load"],
-            str(row["slots"]),
-            row["objective"],
-            ", ".join(f"{metric} ≤ {limit:g}" for metric, limit in row["caps"].items()),
-            f"`{row['chosen']}`",
-            f"{row['chosen_gain']:.3f}×",
-            f"`{row['best_feasible']}`",
-            f"{row['best_gain']:.3f}×",
-            f"{row['share_of_best']:.1%}".replace("%", " %"),
-            f"{row['seconds_tune']:.0f}",
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), rows)
-
-
 def fidelity_table(kept: Row) -> list[str]:
     """One row for each folder, load and policy: the simulator's error, and a forecast's."""
-    heads = (
-        "records,load,policy,E2E mean,p99,TTFT mean,p99,TPOT mean,"
-        "mean over fcfs: measured,simulated,as a forecast: E2E mean"
-    )
+
+    def place(row: Row) -> tuple[str, ...]:
+        return row["folder"], row["load"], row["policy"]
+
     forecasts = {
-        (row["folder"], row["load"], row["policy"]): row["e2el"]["mean_error"]
-        for row in kept["rows"]
-        if row["speed"] == "fitted"
+        place(row): row["e2el"]["mean_error"] for row in kept["rows"] if row["speed"] == "fitted"
     }
-    rows = []
-    for row in kept["rows"]:
-        if row["speed"] != "second":
-            continue
-        errors = [
-            row[metric][f"{what}_error"]
-            for metric, what in (
-                ("e2el", "mean"),
-                ("e2el", "p99"),
-                ("ttft", "mean"),
-                ("ttft", "p99"),
-                ("tpot", "mean"),
-            )
-        ]
-        over = row.get("over_fcfs", {}).get("e2el", {})
-        rows.append(
-            [
-                Path(row["folder"]).name,
-                load_title(row["load"]),
-                f"`{row['policy']}`",
-                *(number(error, "+.1%") for error in errors),
-                number(over.get("measured_mean"), ".3f"),
-                number(over.get("simulated_mean"), ".3f"),
-                number(forecasts[row["folder"], row["load"], row["policy"]], "+.0%"),
-            ]
-        )
-    return table(heads.split(","), rows)
-
-
-METHODS = {
-    "prompt_only": "prompt only",
-    "reestimated": "prompt and age",
-    "raw": "raw",
-    "refined": "refined",
-}
-
-
-def probe_table(kept: Row) -> list[str]:
-    """One row for each probe: errors in tokens, and how many times smaller the refined one is."""
-    heads = (
-        "model,layer,bins,test answers,prompt only,prompt and age,raw,refined,"
-        "prompt only / refined,prompt and age / refined,raw / refined,as published,80 % holds"
-    )
     rows = [
-        [
-            row["label"],
-            ", ".join(map(str, row["layers"])),
-            f"{len(row['edges']) - 1} {row['bins']}",
-            f"{row['test_requests']:,}",
-            *(interval(row, f"mae_{name}", ".1f") for name in METHODS),
-            *(interval(row, f"ratio_{name}", ".2f") for name in list(METHODS)[:-1]),
-            interval(row, "mae_published_filter", ".1f"),
-            f"{row['coverage_80']:.0%}",
-        ]
+        {
+            **row,
+            "records": Path(row["folder"]).name,
+            **{
+                f"{metric}_{what}": row[metric][f"{what}_error"]
+                for metric in ("e2el", "ttft", "tpot")
+                for what in ("mean", "p99")
+            },
+            **row.get("over_fcfs", {}).get("e2el", {}),
+            "forecast": forecasts[place(row)],
+        }
         for row in kept["rows"]
+        if row["speed"] == "second"
     ]
-    return table(heads.split(","), rows)
-
-
-def probe_summary(kept: Row) -> list[str]:
-    """One row for each probe: the errors that matter, and how many times smaller the last is."""
-    heads = (
-        "answers of,from the prompt,from prompt and age,probe as published,probe,"
-        "prompt / probe,prompt and age / probe"
-    )
-    rows = [
-        [
-            row["label"],
-            f"{row['mae_prompt_only']:.1f}",
-            f"{row['mae_reestimated']:.1f}",
-            f"{row['mae_published_filter']:.1f}",
-            interval(row, "mae_refined", ".1f"),
-            f"{interval(row, 'ratio_prompt_only', '.2f')}",
-            f"{interval(row, 'ratio_reestimated', '.2f')}",
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), rows)
-
-
-def probe_layer_table(kept: Row) -> list[str]:
-    """One row for each layer of each probe."""
-    rows = [
-        [
-            row["label"],
-            f"{each['layer']}" + " (chosen)" * (row["layers"] == [each["layer"]]),
-            f"{each['mae_valid']:.1f}",
-            interval(each, "mae_raw", ".1f"),
-        ]
-        for row in kept["rows"]
-        for each in row["by_layer"]
-    ]
-    return table(["model", "layer", "validation", "test (95 % interval)"], rows)
-
-
-def probe_age_table(kept: Row) -> list[str]:
-    """One row for each tenth of each probe's test tokens."""
-    rows = [
-        [
-            row["label"],
-            f"{each['age_from']}–{each['age_to']}",
-            f"{each['mean_remaining']:.0f}",
-            *(f"{each[f'mae_{name}']:.1f}" for name in METHODS),
-        ]
-        for row in kept["rows"]
-        for each in row["by_age_decile"]
-    ]
-    return table(["model", "age", "tokens to come", *METHODS.values()], rows)
-
-
-def probe_interval_table(kept: Row) -> list[str]:
-    """One row for each interval of each probe."""
-    rows = [
-        [
-            row["label"],
-            str(each["interval"]),
-            f"{each['temper']:g}",
-            f"{each['epsilon']:g}",
-            f"{each['correction']:g}",
-            f"{each['stretch']:.2f}",
-            f"{each['mae_raw']:.1f}",
-            f"{each['mae_refined']:.1f}",
-        ]
-        for row in kept["rows"]
-        for each in row["by_interval"]
-    ]
-    return table(["model", "tokens between", "τ", "ε", "α", "s", "raw", "refined"], rows)
-
-
-def probe_overhead_table(kept: Row) -> list[str]:
-    """One row for each interval."""
-    rows = [
-        [
-            str(row["interval"]),
-            str(row["batch"]),
-            number(row["stock_us"], ",.0f"),
-            number(row["added_us"], "+.0f"),
-            f"{row['added_percent']:+.1f} %",
-            number(row["spread_us"], ".0f"),
-        ]
-        for row in kept["rows"]
-    ]
-    heads = "steps between predictions,batch,stock µs a step,added µs,added,interquartile range µs"
-    return table(heads.split(","), rows)
+    return columns(COLUMNS["fidelity"], rows)
 
 
 def learning_table(kept: Row) -> list[str]:
     """One row for each figure: without learning, with it, and the paired ratio."""
     (run,) = kept["rows"]
-    quiet, busy, both = run["quiet"], run["learning"], run["learning_over_quiet"]
+    both = run["learning_over_quiet"]
     rows = [
         [
             label,
-            interval(quiet, name, form),
-            interval(busy, name, form),
+            *(cell(f"{{{name}:interval {form}}}", run[how]) for how in ("quiet", "learning")),
             ratio(both, name) if name in both else "",
         ]
         for label, name, form in (
@@ -520,27 +380,6 @@ def learning_table(kept: Row) -> list[str]:
     ]
 
 
-def drift_table(kept: Row) -> list[str]:
-    """One row for each model and load."""
-    heads = (
-        "answers of,load,tau drifted,below the floor,tau retrained,mean / fcfs drifted,"
-        "mean / fcfs retrained"
-    )
-    rows = [
-        [
-            row["label"],
-            row["load"],
-            interval(row, "tau_drifted", ".2f"),
-            f"{row['below_floor']} of {row['seeds']}",
-            interval(row, "tau_retrained", ".2f"),
-            interval(row, "drifted_over_fcfs", ".2f"),
-            interval(row, "retrained_over_fcfs", ".2f"),
-        ]
-        for row in kept["rows"]
-    ]
-    return table(heads.split(","), rows)
-
-
 def emulated_server_table(kept: Row) -> list[str]:
     """Asked and took of each figure."""
     names = {
@@ -552,17 +391,15 @@ def emulated_server_table(kept: Row) -> list[str]:
         [
             f"`{row['preset']}`",
             what,
-            f"{row[f'{name}_asked_ms']:.2f}",
-            f"{row[f'{name}_ms']:.2f}",
-            f"{row[f'{name}_error']:+.1%}",
+            cell(f"{{{name}_asked_ms:.2f}}", row),
+            cell(f"{{{name}_ms:.2f}}", row),
+            cell(f"{{{name}_error:plain +.1%}}", row),
         ]
         for row in kept["rows"]
         for name, what in names.items()
     ]
-    constants = "; ".join(
-        f"`{row['preset']}` {row['front_end_ms']:.1f} ms, load average {row['load_average']:.1f}"
-        for row in kept["rows"]
-    )
+    constant = "`{preset}` {front_end_ms:.1f} ms, load average {load_average:.1f}"
+    constants = "; ".join(cell(constant, row) for row in kept["rows"])
     return [
         *table(("emulated", "what", "asked, ms", "took, ms", "error"), lines),
         "",
@@ -571,52 +408,17 @@ def emulated_server_table(kept: Row) -> list[str]:
 
 
 TABLES: dict[str, Callable[[Row], list[str]]] = {
-    "predictors": predictor_table,
     "predictors-summary": predictor_summary,
     "transfer": transfer_table,
     "across": across_table,
     "across-summary": across_summary,
-    "attempts": attempts_table,
     "ablation": ablation_table,
-    "overhead": overhead_table,
     "overhead-summary": overhead_summary,
     "memory": memory_table,
-    "speed": speed_table,
-    "tune": tune_table,
     "learning": learning_table,
-    "drift": drift_table,
     "fidelity": fidelity_table,
-    "probe": probe_table,
-    "probe-summary": probe_summary,
-    "probe-layers": probe_layer_table,
-    "probe-ages": probe_age_table,
-    "probe-intervals": probe_interval_table,
-    "probe-overhead": probe_overhead_table,
     "emulated-server": emulated_server_table,
     "demo-summary": demo_summary,
     "demo-gain": demo_gain,
     "demo-live": demo_live_table,
 }
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, numbers to the right of their column's name."""
-    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
-
-
-def ratio(row: Row, name: str) -> str:
-    """1.45× (1.41–1.50): the median, the smallest and the largest of the repeats."""
-    median, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if median is None:
-        return "—"
-    return f"{median:.2f}×" + (f" ({low:.2f}–{high:.2f})" if low < high else "")
-
-
-def interval(row: Row, name: str, form: str) -> str:
-    """37.0 (35.1–39.2): a figure and the ends of its interval."""
-    return f"{row[name]:{form}} ({row[f'{name}_low']:{form}}–{row[f'{name}_high']:{form}})"
-
-
-def number(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none."""
-    return "—" if value is None else format(value, form).replace("%", " %")

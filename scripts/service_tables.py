@@ -1,4 +1,4 @@
-"""What was measured of serving as Markdown tables: deadlines, tenants, versions, scrapes, hints."""
+"""What was measured of serving as Markdown tables: deadlines and tenants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Final
 
-from scripts.result_tables import Row, table
+from scripts.columns import Row, table
 
 
 def deadlines_table(kept: Row) -> list[str]:
@@ -59,53 +59,6 @@ def tenants_table(kept: Row) -> list[str]:
     return table(heads.split(","), rows)
 
 
-def versions_table(kept: Row) -> list[str]:
-    """One row a version."""
-    rows = [
-        [row["ran_with"], *(f"{row[name]:,}" for name in ("passed", "failed", "skipped"))]
-        for row in kept["rows"]
-    ]
-    return table(["vLLM", "passed", "failed", "skipped"], rows)
-
-
-def scrape_table(kept: Row) -> list[str]:
-    """One row for each number of API servers."""
-    rows = [
-        [
-            str(row["api_servers"]),
-            str(row["engines"]),
-            f"{row['bytes'] / 1024:.0f} KiB",
-            *(
-                f"{row[f'{name}_p50_ms']:.1f} ({row[f'{name}_p99_ms']:.1f})"
-                for name in ("scrape", "ours", "health")
-            ),
-        ]
-        for row in kept["rows"]
-    ]
-    heads = "API servers,engines,page,scrape ms (p99),our part ms (p99),`/health` ms (p99)"
-    return table(heads.split(","), rows)
-
-
-def predict_server_table(kept: Row) -> list[str]:
-    """One row a run."""
-    rows = [
-        [
-            f"{row['prompts_per_s']:,.0f}",
-            f"{row['rate']:,.0f}",
-            f"{row['p50_ms']:.1f}",
-            f"{row['p99_ms']:.1f}",
-            f"{row['health_p50_ms']:.1f} ({row['health_p99_ms']:.1f})",
-            f"{row['others_cores_at_rate']:.1f}",
-        ]
-        for row in kept["rows"]
-    ]
-    heads = (
-        "prompts/s in batches,then prompts/s one by one,p50 ms,p99 ms,`/health` ms (p99),"
-        "cores that others kept busy"
-    )
-    return table(heads.split(","), rows)
-
-
 def spread(values: Sequence[float], form: str, unit: str = "") -> str:
     """1.45× (1.41–1.50): the median, the smallest and the largest of the seeds."""
     middle = f"{median(values):{form}}{unit}"
@@ -116,7 +69,4 @@ def spread(values: Sequence[float], form: str, unit: str = "") -> str:
 SERVICE_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
     "deadlines": deadlines_table,
     "tenants": tenants_table,
-    "versions": versions_table,
-    "scrape": scrape_table,
-    "predict-server": predict_server_table,
 }

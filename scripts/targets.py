@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from scripts.result_tables import Row, table
+from scripts.columns import Row, table
 
 Rows = Sequence[Row]
 

@@ -23,10 +23,9 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts.vllm_source import unpack
-
 from lengthwise.errors import LengthwiseError
-from lengthwise.vllm.compat import installed_version
+from lengthwise.vllm.compat.version import installed_version
+from scripts.vllm_source import unpack
 
 ROOT: Final = Path(__file__).parent.parent
 BUILD: Final = ROOT / "build" / "vllm-tests"

@@ -23,15 +23,18 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts.vllm_source import unpack
-
 from lengthwise.errors import LengthwiseError
+from scripts.vllm_source import unpack
 
 ROOT: Final = Path(__file__).parents[1]
 BUILD: Final = ROOT / "build" / "vllm-versions"
 VERSIONS: Final = ("0.31.0", "0.32.0", "0.33.0")
 #: what builds vLLM's scheduler, or runs its engine core in virtual time
-TESTS: Final = ("test_scheduler_*.py", "test_kill_switch.py", "test_virtual_exact.py")
+TESTS: Final = (
+    "vllm/test_scheduler_*.py",
+    "serve/test_kill_switch.py",
+    "emulate/test_exact.py",
+)
 OPTIONS: Final = (
     "--quiet",
     "--tb=short",
@@ -62,7 +65,7 @@ def run(version: str, given: list[str]) -> dict[str, Any]:
     folder = lay_out(version)
     report = BUILD / f"{version}.xml"
     report.unlink(missing_ok=True)
-    path = [str(folder), str(ROOT / "src"), str(ROOT / "tests")]
+    path = [str(folder), str(ROOT / "src"), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     files = sorted(str(each) for name in TESTS for each in (ROOT / "tests").glob(name))
     with (BUILD / f"{version}.log").open("w") as log:

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from lengthwise.gateway.counters import GatewayMetrics
-from lengthwise.hints.counters import ServerMetrics, hint_requests
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.families import families
+from lengthwise.counters import Counters
+from lengthwise.gateway.prometheus import GatewayMetrics
+from lengthwise.hints.counts import ServerMetrics, hint_requests
+from lengthwise.telemetry.prometheus import families
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana-dashboard.json"
@@ -131,8 +131,8 @@ def test_a_real_prometheus_answers_every_query(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lengthwise.hints.middleware import PREDICTOR
-    from lengthwise.serve.command import free_port
-    from test_end_to_end import started, wait_for
+    from lengthwise.serve.listen import free_port
+    from tests.support.commands import started, wait_for
 
     names = ("vllm", "scheduler", "predict", "gateway", "prometheus")
     ports = {name: free_port() for name in names}

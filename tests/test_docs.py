@@ -18,12 +18,11 @@ import pytest
 import typer.main
 
 from lengthwise.cli.main import app
-from lengthwise.measure.record import RequestRecord
+from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run import RunInfo, describe_machine
+from lengthwise.measure.run_info import RoundInfo, RunInfo, describe_machine
 from lengthwise.policy import policy_names
-from lengthwise.vllm.settings import OVERTAKE_SHARE, parse_settings
+from lengthwise.settings import OVERTAKE_SHARE, parse_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

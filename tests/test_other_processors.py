@@ -25,7 +25,7 @@ OLD_COMPILER = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
 TRAIN = """
 import sys
 from pathlib import Path
-from answer_tables import table
+from tests.support.answer_tables import table
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
@@ -40,8 +40,8 @@ BENCH = [
 
 
 def run(command: list[str], **environment: str) -> None:
-    folder = Path(__file__).parent
-    paths = os.pathsep.join([str(folder), str(folder.parent / "src")])
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(root), str(root / "src")])
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": paths, **environment},

@@ -19,7 +19,6 @@ from bench.figures import (
 )
 from bench.figures.sources import Sources
 from bench.figures.table import Table, make_tables, write
-
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.simulate.simulation import warm_up
 

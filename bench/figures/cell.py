@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from lengthwise.advise.cell import summary
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.predict.baselines import PREDICTION, Foretold
+from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings, parse_spec
 from lengthwise.workload.trace import Trace
 
 #: As in `lengthwise bench`: guards are off where a spec does not set them.
@@ -107,7 +107,8 @@ def difference_s(cell: Cell) -> float:
 
     Infinite where vLLM did not finish a request as long as it was asked to.
     """
-    from lengthwise.emulate.driver import Asked, open_virtual_engine
+    from lengthwise.emulate.asked import Asked
+    from lengthwise.emulate.driver import open_virtual_engine
 
     trace, predictions = cell.traffic.trace, _predictions(cell)
     prompts = cell.traffic.prompts or made_up_prompts(trace)

@@ -8,6 +8,8 @@ from functools import cache
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bench.figures.cell import Cell, Traffic
 from bench.figures.compared import against_fcfs
 from bench.figures.policies import GPU, SLOTS
@@ -21,8 +23,6 @@ from bench.figures.sources import (
     significant,
 )
 from bench.figures.table import Table
-from numpy.typing import NDArray
-
 from lengthwise.workload.dataset import load_dataset
 
 LOADS: Final = ("1.05", "1.2", "burst")

@@ -13,20 +13,20 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bench.figures.cell import Cell, Traffic
 from bench.figures.compared import Row, spread
 from bench.figures.policies import GPU, SLOTS
 from bench.figures.sources import CASTILLO, Sources, arriving, of_lengths, significant, tokenizer
 from bench.figures.table import Table
-from numpy.typing import NDArray
-
+from lengthwise.counters import Counters
 from lengthwise.learn.acceptance import compare, tau_or_0
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt
 from lengthwise.predict.train import train
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.rolling_tau import RollingTau
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
+from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.workload.dataset import Dataset, load_dataset
 
 MODELS: Final = {

@@ -14,7 +14,6 @@ from bench.figures.compared import Row
 from bench.figures.policies import ENGINE, GPU
 from bench.figures.sources import Sources, arriving, noisy_predictions
 from bench.figures.table import Table
-
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace

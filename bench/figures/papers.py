@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bench.figures.cell import Cell, Figures, Traffic, rounded, simulated
 from bench.figures.compared import Row, against_fcfs
 from bench.figures.policies import ENGINE, GPU
@@ -26,8 +28,6 @@ from bench.figures.sources import (
     tokenizer,
 )
 from bench.figures.table import Table
-from numpy.typing import NDArray
-
 from lengthwise.advise.cell import summary
 from lengthwise.predict.prediction import Prompt
 from lengthwise.simulate.presets import Preset, preset

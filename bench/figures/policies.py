@@ -11,7 +11,6 @@ from bench.figures.cell import Cell
 from bench.figures.compared import Row, against_fcfs
 from bench.figures.sources import VICUNA, Sources, arriving
 from bench.figures.table import Table
-
 from lengthwise.simulate.presets import preset
 
 GPU = preset("a100", "llama-3-8b")

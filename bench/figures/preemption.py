@@ -11,12 +11,12 @@ from statistics import fmean, stdev
 from typing import Final
 
 import numpy as np
+
 from bench.figures.cell import Cell, Figures, Traffic, rounded, simulated
 from bench.figures.compared import Row
 from bench.figures.policies import ENGINE, GPU
 from bench.figures.sources import Sources, arriving, noisy_predictions
 from bench.figures.table import Table
-
 from lengthwise.advise.cell import capacity, summary
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.workload.synthetic import synthetic_trace

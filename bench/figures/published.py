@@ -12,6 +12,8 @@ from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bench.figures.cell import Cell, Traffic, simulated
 from bench.figures.compared import against_fcfs
 from bench.figures.policies import GPU, SLOTS
@@ -27,9 +29,7 @@ from bench.figures.sources import (
 )
 from bench.figures.table import Table
 from bench.published import Clairvoyant, LogTPredictor, moving_beta
-from numpy.typing import NDArray
-
-from lengthwise.compare.requests import choose_requests
+from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.simulate.simulation import Simulation
 from lengthwise.workload.dataset import load_dataset
 

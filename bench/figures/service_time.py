@@ -11,7 +11,6 @@ from bench.figures.cell import Cell, Traffic
 from bench.figures.compared import against_fcfs
 from bench.figures.sources import Sources, noisy_predictions, stretched
 from bench.figures.table import Table
-
 from lengthwise.simulate.presets import preset
 
 GPU = preset("h100", "llama-3-8b")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from bench.figures.cell import Traffic
 from numpy.typing import NDArray
 
+from bench.figures.cell import Traffic
 from lengthwise.advise.cell import capacity
+from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.compare.client import ReplayRequest
-from lengthwise.compare.load import Burst, Capacity, Load, Rate, arrival_times
-from lengthwise.compare.requests import choose_requests
+from lengthwise.compare.specs import Burst, Capacity, Load, Rate, arrival_times
 from lengthwise.compare.virtual import engine_prompt
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.prediction import Prediction, Predictor, Prompt
     from lengthwise.request import REQUEST
+    from lengthwise.settings import Settings
     from lengthwise.simulate.engine_settings import EngineSettings
     from lengthwise.simulate.simulation import Simulation
     from lengthwise.simulate.step_cost import StepCost
-    from lengthwise.vllm.settings import Settings
     from lengthwise.workload.dataset import Dataset, load_dataset
     from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.synthetic import synthetic_trace
@@ -61,7 +61,7 @@ _HOMES = {
     "Prediction": "lengthwise.predict.prediction",
     "Predictor": "lengthwise.predict.prediction",
     "Prompt": "lengthwise.predict.prediction",
-    "Settings": "lengthwise.vllm.settings",
+    "Settings": "lengthwise.settings",
     "Simulation": "lengthwise.simulate.simulation",
     "StepCost": "lengthwise.simulate.step_cost",
     "Trace": "lengthwise.workload.trace",

@@ -1,9 +1,12 @@
-"""Files that others write or want as well: read in bounded time and memory, or locked."""
+"""Files that others read, write or want: read in bounded time, replaced as a whole, or locked."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +27,45 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"is larger than {most_bytes >> 20} MiB")
     return data
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file beside `path` to be written in the block, which then takes its place.
+
+    Readers see the old one or the new one, whole. Where the block fails, the old one stays and
+    nothing is left beside it. The name is this process's own: several may write the same file.
+
+    Raises:
+        OSError: it cannot take the place.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file atomically; it keeps its mode, and a link to it stays one.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The name is this process's own: several may write the same file.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(data)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def take_lock(path: Path) -> IO[bytes] | None:

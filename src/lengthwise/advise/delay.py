@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lengthwise.advise.measured import Floats, MeasuredRound
-from lengthwise.measure.metrics import request_metrics
+from lengthwise.measure.round_metrics import request_metrics
 
 
 def fit_delay(rounds: Sequence[MeasuredRound]) -> float:

@@ -16,8 +16,8 @@ from lengthwise.advise.objectives import times_fcfs
 from lengthwise.advise.signs import Signs
 from lengthwise.advise.sweep import run_sweep
 from lengthwise.errors import LengthwiseError
-from lengthwise.measure.record import Records
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.request_record import Records
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost

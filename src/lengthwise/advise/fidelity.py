@@ -19,7 +19,7 @@ import numpy as np
 from lengthwise.advise.calibrate import Fit, fit_cost
 from lengthwise.advise.clock import Clock, drifting, slowness, steady
 from lengthwise.advise.measured import Floats, MeasuredRound
-from lengthwise.measure.metrics import request_metrics
+from lengthwise.measure.round_metrics import request_metrics
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace

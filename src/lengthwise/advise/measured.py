@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.measure.record import Records
-from lengthwise.measure.round import RoundInfo
+from lengthwise.measure.request_record import Records
+from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import Discipline
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import WORK

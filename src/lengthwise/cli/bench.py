@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.options import (
+    AnswerColumnOption,
+    PromptColumnOption,
+    SkipMalformedOption,
+    SplitOption,
+    WhereOption,
+)
+
 if TYPE_CHECKING:
     from lengthwise.predict.tokenizer import PromptTokenizer
     from lengthwise.workload.dataset import Dataset
@@ -152,22 +160,14 @@ def bench(
             show_default="reference; virtual without forward: llama-3-8b",
         ),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Only rows whose column `split` has it.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given again.")
-    ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
+    split: SplitOption = None,
+    where: WhereOption = None,
+    prompt_column: PromptColumnOption = None,
     length_column: Annotated[
         str | None, typer.Option(help="Column of the answers' lengths in tokens.")
     ] = None,
-    answer_column: Annotated[
-        str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
-    ] = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
-    ] = False,
+    answer_column: AnswerColumnOption = None,
+    skip_malformed: SkipMalformedOption = False,
     port: Annotated[
         int | None, typer.Option(help="The server's port; default: a free one.")
     ] = None,
@@ -184,15 +184,18 @@ def bench(
     --load burst,1.2 --repeats 3 --out build/b`, or with `--engine virtual --gpu a100
     --model llama-3-8b --seeds 3` instead of `--repeats 3`
     """
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.forward_bench import choose_pace, computed_model, run_forward_bench
-    from lengthwise.cli.own_answers import OWN_ANSWER_FLAGS, run_own_answers
+    from lengthwise.cli.output import ConsoleProgress
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import require_matching_predictor
-    from lengthwise.cli.serving import predictor_setting
-    from lengthwise.cli.train import parse_where
-    from lengthwise.cli.virtual_bench import (
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
+    from lengthwise.compare.forward_bench import choose_pace, computed_model, run_forward_bench
+    from lengthwise.compare.own_answers import OWN_ANSWER_FLAGS, corpus_table, run_own_answers
+    from lengthwise.compare.rounds import Plan, run_and_keep
+    from lengthwise.compare.session import open_session
+    from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
+    from lengthwise.compare.virtual_bench import (
         DEFAULT_MODEL,
+        VirtualBench,
         choose_gpu,
         learn_from_corpus,
         predictor_tokenizer,
@@ -200,18 +203,14 @@ def bench(
         run_virtual_bench,
         with_places,
     )
-    from lengthwise.compare.corpus_table import corpus_table
-    from lengthwise.compare.requests import choose_requests, describe_requests
-    from lengthwise.compare.rounds import Plan, run_and_keep
-    from lengthwise.compare.run_info import describe_run
-    from lengthwise.compare.session import open_session
-    from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
     from lengthwise.errors import InputError
     from lengthwise.measure.results import ResultsWriter
+    from lengthwise.measure.run_info import describe_run
     from lengthwise.predict.tokenizer import load_tokenizer
-    from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
+    from lengthwise.serve.served_model import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
+    from lengthwise.serve.settings_file import predictor_setting
     from lengthwise.simulate.hardware import MODELS
-    from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.dataset import load_dataset, parse_where
     from lengthwise.workload.split import TEST
 
     if server_flags and not server_flags[0].startswith("-"):
@@ -299,17 +298,11 @@ def bench(
         tokenizer = load_tokenizer(model_path(model))
         with ConsoleProgress() as progress:
             run_forward_bench(
-                plan,
-                machine,
+                VirtualBench(plan, machine, pace, tokenizer, requests, out, progress),
                 computed,
                 None if own else lambda: read_workload(tokenizer, prompt_tokens=False),
-                tokenizer,
-                out,
-                name=pace,
                 model_name=model,
-                count=requests,
                 learn_into=out / PREDICTOR_FOLDER if own and predictor is None else None,
-                progress=progress,
             )
         show_results(out, json=json)
         return
@@ -319,19 +312,14 @@ def bench(
             learnt = None
             if own and predictor is None:
                 learnt = learn_from_corpus(out / PREDICTOR_FOLDER, tokenizer, seed, progress)
+            name = f"{gpu}:{model or DEFAULT_MODEL}"
             run_virtual_bench(
-                plan,
-                machine,
+                VirtualBench(plan, machine, name, tokenizer, requests, out, progress),
                 corpus_table(tokenizer, 2 * requests, TEST, seed)
                 if own
                 else read_workload(tokenizer, prompt_tokens=True),
-                tokenizer,
-                out,
-                name=f"{gpu}:{model or DEFAULT_MODEL}",
                 context=MODELS[model or DEFAULT_MODEL].context,
-                count=requests,
                 learnt=learnt,
-                progress=progress,
             )
         show_results(out, json=json)
         return

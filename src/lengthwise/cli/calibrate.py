@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ def calibrate(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="File for the costs.")] = Path("cost.json"),
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Fit step costs to a benchmark's records, for `lengthwise simulate --cost`.
 
@@ -38,7 +40,6 @@ def calibrate(
 
     Example: `lengthwise calibrate build/b --out build/cost.json`
     """
-    import json as json_module
     from dataclasses import asdict
 
     from rich.console import Console
@@ -46,8 +47,8 @@ def calibrate(
     from lengthwise.advise.agreement import agreement, by_round
     from lengthwise.advise.calibrate import fit_cost
     from lengthwise.advise.fidelity import SPEEDS, compare
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.measured import read_measured
+    from lengthwise.cli.output import ConsoleProgress, print_json, without_nan
+    from lengthwise.compare.bench_folder import read_measured
 
     fidelity: list[dict[str, Any]] = []
     rounds: list[dict[str, Any]] = []
@@ -70,7 +71,7 @@ def calibrate(
             progress.note(note)
     engine = asdict(fitted[0].engine)
     quality = {name: value for name, value in asdict(fit).items() if name != "cost"}
-    fit.cost.write(out, engine=engine, fit=_plain(quality))
+    fit.cost.write(out, engine=engine, fit=without_nan(quality))
     document = {
         "folder": str(folder),
         "out": str(out),
@@ -83,7 +84,7 @@ def calibrate(
         "notes": notes,
     }
     if json:
-        print(json_module.dumps(_plain(document), indent=2))
+        print_json(document)
         return
     console = Console(highlight=False)
     console.print(_cost_table(fit))
@@ -92,15 +93,6 @@ def calibrate(
             rows = [row for row in fidelity if (row["folder"], row["speed"]) == (path, speed)]
             console.print(_fidelity_table(f"{path} simulated: {meaning}", rows))
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"wrote {out}", markup=False)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is undefined is null there."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _cost_table(fit: Fit) -> Table:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 
 def check(
     settings: Annotated[
@@ -21,7 +23,7 @@ def check(
     probe: Annotated[
         Path | None, typer.Option(help="The probe that will be read: `serve --probe`.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say whether a server would take settings up, and what of them is dangerous.
 
@@ -31,25 +33,21 @@ def check(
 
     Example: `lengthwise check settings.json && mv settings.json /etc/lengthwise/`
     """
-    from lengthwise.serve.check import check_settings, worst
+    from lengthwise.cli.output import print_json
+    from lengthwise.serve.settings_check import check_settings, worst
 
     found = {path: check_settings(path, model, probe) for path in settings}
     code = max(map(worst, found.values()))
     if json:
-        _print_json(
+        print_json(
             {
                 str(path): [{"verdict": each.verdict, "says": each.says} for each in findings]
                 for path, findings in found.items()
-            }
+            },
+            pretty=False,
         )
     else:
         for path, findings in found.items():
             for each in findings:
                 print(f"{path}: {each.verdict}: {each.says}")
     raise typer.Exit(code)
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value))

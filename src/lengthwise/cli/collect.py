@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption, PromptColumnOption
+
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.workload.dataset import Prompts
+    from lengthwise.workload.prompts_alone import Prompts
 
 
 def collect(
@@ -39,9 +41,9 @@ def collect(
     max_gib: Annotated[
         float, typer.Option(min=0.0, help="Stop before the folder gets larger, in GiB.")
     ] = 8.0,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
+    prompt_column: PromptColumnOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the answers and the states kept.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Let a model answer prompts, each to its own end, and keep hidden states for a probe.
 
@@ -50,16 +52,15 @@ def collect(
 
     Example: `lengthwise collect reference --prompts 4000 --layers all --out build/states`
     """
-    import json as json_module
     from dataclasses import asdict
 
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.compare.collect import MAX_TOKENS
-    from lengthwise.compare.collect import collect as collect_states
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.compare.offline_engine import open_engine
+    from lengthwise.compare.state_collection import MAX_TOKENS
+    from lengthwise.compare.state_collection import collect as collect_states
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.probe.states import StatesMeta
-    from lengthwise.serve.command import model_path
+    from lengthwise.serve.served_model import model_path
 
     words = list(rest or ())
     table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
@@ -92,7 +93,7 @@ def collect(
                 progress=progress,
             )
     if json:
-        print(json_module.dumps({"folder": str(out), "layers": found, **asdict(collected)}))
+        print_json({"folder": str(out), "layers": found, **asdict(collected)}, pretty=False)
         return
     print(
         f"{out}: {collected.requests:,} answers, {collected.states:,} states of "
@@ -128,7 +129,7 @@ def _servable(prompts: Prompts, tokenizer: PromptTokenizer, progress: Progress) 
     """Without the conversations that the model's chat template refuses."""
     from collections import Counter
 
-    from lengthwise.workload.dataset import Prompts
+    from lengthwise.workload.prompts_alone import Prompts
 
     kept = Prompts([], [], prompts.rejected)
     refused: Counter[str] = Counter()
@@ -154,8 +155,8 @@ def _prompts(
     """The prompts to answer: those of the table, or the built-in model's own."""
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
-    from lengthwise.serve.command import REFERENCE
-    from lengthwise.workload.dataset import Prompts, load_prompts
+    from lengthwise.serve.served_model import REFERENCE
+    from lengthwise.workload.prompts_alone import Prompts, load_prompts
 
     if table is not None:
         prompts = load_prompts(table, prompt_column=column, limit=count)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption
 from lengthwise.errors import InputError, LengthwiseError
 
 _VARIABLE = "NUMBA_CACHE_DIR"
@@ -24,7 +25,7 @@ def compile(
             show_default=f"the environment's {_VARIABLE}",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Compile ahead what servers would compile when they start, one to three minutes.
 
@@ -33,9 +34,9 @@ def compile(
 
     Example: `NUMBA_CACHE_DIR=/opt/lengthwise lengthwise compile`
     """
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress
     from lengthwise.policy import policy_names
-    from lengthwise.serve.command import require_vllm
+    from lengthwise.serve.served_model import require_vllm
 
     given = into or Path(os.environ.get(_VARIABLE, ""))
     if given == Path():
@@ -76,11 +77,13 @@ def _require_writable(folder: Path) -> None:
 
 
 def _report(folder: Path, as_json: bool) -> None:
-    import json
+    from lengthwise.cli.output import print_json
 
     sizes = [path.stat().st_size for path in folder.rglob("*.nbc")]
     if as_json:
-        print(json.dumps({"folder": str(folder), "functions": len(sizes), "bytes": sum(sizes)}))
+        print_json(
+            {"folder": str(folder), "functions": len(sizes), "bytes": sum(sizes)}, pretty=False
+        )
         return
     print(
         f"{len(sizes)} compiled functions ({sum(sizes) / 1e6:.0f} MB) are in {folder}\n"

@@ -32,9 +32,9 @@ def demo(
 
     Example: `lengthwise demo --out demo`
     """
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress
     from lengthwise.cli.report import show_results
-    from lengthwise.compare.demo import run_demo
+    from lengthwise.compare.demonstration import run_demo
     from lengthwise.simulate.presets import parse_preset
 
     with ConsoleProgress() as progress:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.options import JobsOption, JsonOption, PresetModelOption
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lengthwise.advise.doctor import Prospect
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress
 
 _HOW_TO_RECORD = (
     "How much there is to gain takes a log. Serve with the Lengthwise scheduler and the settings "
@@ -41,9 +43,7 @@ def doctor(
             show_default="fitted to the log's own steps",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="With --gpu: a preset, such as `llama-3-8b`.")
-    ] = None,
+    model: PresetModelOption = None,
     gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
     slots: Annotated[
         int | None,
@@ -56,10 +56,8 @@ def doctor(
         int, typer.Option(min=2, help="Draws of each predictor's noise, for the intervals.")
     ] = 5,
     seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at once; default: one a core.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    jobs: JobsOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Say whether a server's traffic queues enough for length-aware scheduling to help, and limits.
 
@@ -68,11 +66,9 @@ def doctor(
 
     Example: `lengthwise doctor --log build/log`
     """
-    import json as json_module
-
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import InputError
 
     if (log is None) == (url is None):
@@ -94,7 +90,7 @@ def doctor(
                 progress,
             )
     if json:
-        print(json_module.dumps(document, indent=2))
+        print_json(document)
     else:
         Console(highlight=False, soft_wrap=True).print(_as_text(document))
 
@@ -131,9 +127,9 @@ def _of_log(
     from lengthwise.advise.cell import Cell, Workload
     from lengthwise.advise.doctor import PREDICTORS, limiting, prospects, verdict
     from lengthwise.advise.signs import signs_of_log
-    from lengthwise.cli.logged import machine_of_log, read_steps
+    from lengthwise.compare.machine import machine_of_log, read_steps
     from lengthwise.serve.places import MORE
-    from lengthwise.vllm.settings import Settings
+    from lengthwise.settings import Settings
     from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.recorded import recorded_requests
 
@@ -187,7 +183,7 @@ def _column(path: Path, name: str) -> NDArray[np.float64]:
     """A column of numbers of the recorded requests; NaN where it has none."""
     import numpy as np
 
-    from lengthwise.workload.columns import open_columns
+    from lengthwise.workload.column_files import open_columns
 
     columns = open_columns(path)
     if name not in columns.names:

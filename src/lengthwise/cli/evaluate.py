@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.reading import PromptsOption, TurnsOption
+from lengthwise.cli.options import (
+    AnswerColumnOption,
+    JsonOption,
+    PromptColumnOption,
+    PromptsOption,
+    SkipMalformedOption,
+    SplitOption,
+    TurnsOption,
+    WhereOption,
+)
 from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rich.table import Table
-
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.predict.ablation import Ablated, Tau
-    from lengthwise.predict.breakdown import Part
-    from lengthwise.predict.evaluate import Evaluation
+    from lengthwise.cli.output import ConsoleProgress
+    from lengthwise.predict.ablation import Ablated
     from lengthwise.predict.prediction import Predictor
     from lengthwise.predict.tokenizer import PromptTokenizer
+    from lengthwise.predict.transfer import Transferred
     from lengthwise.workload.dataset import Dataset
 
 
@@ -35,26 +41,18 @@ def evaluate(
         Path | None,
         typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Only rows whose column `split` has it.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given again.")
-    ] = None,
+    split: SplitOption = None,
+    where: WhereOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
+    prompt_column: PromptColumnOption = None,
     length_column: Annotated[
         str | None,
         typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
     ] = None,
-    answer_column: Annotated[
-        str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
-    ] = None,
+    answer_column: AnswerColumnOption = None,
     turns: TurnsOption = Turns.ALL,
     prompts: PromptsOption = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
-    ] = False,
+    skip_malformed: SkipMalformedOption = False,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +86,7 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the bootstrap.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure a predictor on rows that it was not trained on.
 
@@ -108,15 +106,14 @@ def evaluate(
 
     from rich.console import Console
 
-    from lengthwise.cli.across import print_matrix, transfer_matrix
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.train import note_left_out, parse_where
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import InputError
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
+    from lengthwise.predict.evaluate import plot_calibration
+    from lengthwise.predict.evaluation_tables import ablation_table, evaluation_table, parts_table
     from lengthwise.predict.load import load_predictor
-    from lengthwise.predict.plot import plot_calibration
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-    from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.dataset import load_dataset, parse_where
 
     if (dataset is None) == (across is None):
         raise InputError("give a table of prompts and answers, or several with --across A,B")
@@ -147,7 +144,8 @@ def evaluate(
             )
             if not skip_malformed:
                 table.refuse_rejected()
-            note_left_out(progress, table)
+            for line in table.account():
+                progress.note(line)
             if table.holding_answers:
                 progress.note(
                     f"warning: {table.holding_answers:,} of {len(table.prompts):,} prompts hold "
@@ -157,10 +155,17 @@ def evaluate(
             return table
 
         if across is not None:
+            from lengthwise.predict.transfer import transfer_matrix
+
+            def trained(done: int, total: int, what: str) -> None:
+                if done == 0:
+                    progress.stage("training on each")
+                progress.note(f"{done + 1} of {total}: {what}")
+
             matrix = transfer_matrix(
-                predictor, loaded, across.split(","), read, encoder, limit, seed, progress
+                predictor, loaded, across.split(","), read, encoder, limit, seed, trained
             )
-            print_matrix(matrix, predictor, json)
+            _print_matrix(matrix, predictor, json)
             return
         assert dataset is not None
         path = dataset
@@ -183,8 +188,7 @@ def evaluate(
             ablated = _ablate(
                 ablation.split(","),
                 loaded,
-                table,
-                split,
+                (split, table),
                 rows_of,
                 encoder,
                 backbone or (),
@@ -206,7 +210,7 @@ def evaluate(
                 row["taus"] = {name: tau._asdict() for name, tau in row["taus"].items()}
             print_json({**head, "ablation": rows})
         else:
-            console.print(_ablation_table(ablated))
+            console.print(ablation_table(ablated))
     elif json:
         kind = (
             {}
@@ -215,17 +219,16 @@ def evaluate(
         )
         print_json({**head, **kind, **dataclasses.asdict(evaluation)})
     else:
-        console.print(_as_table(evaluation))
-        console.print(_parts_table("By task", evaluation.tau_by_task))
-        console.print(_parts_table("By true length, tokens", evaluation.tau_by_decile))
-        console.print(_parts_table("By expected length, tokens", evaluation.calibration))
+        console.print(evaluation_table(evaluation))
+        console.print(parts_table("By task", evaluation.tau_by_task))
+        console.print(parts_table("By true length, tokens", evaluation.tau_by_decile))
+        console.print(parts_table("By expected length, tokens", evaluation.calibration))
 
 
 def _ablate(
     names: Sequence[str],
     loaded: Predictor,
-    table: Dataset,
-    split: str | None,
+    reported: tuple[str | None, Dataset],
     rows_of: Callable[[str | None, int | None], Dataset],
     encoder: PromptTokenizer,
     backbones: Sequence[str],
@@ -243,6 +246,7 @@ def _ablate(
             f"{loaded.name} learns nothing, so there is nothing to leave out: "
             "give a folder written by lengthwise train --out DIR"
         )
+    split, table = reported
     if split in (None, "train"):
         raise InputError(
             "--ablation trains on the split train and chooses by the split valid: "
@@ -261,96 +265,25 @@ def _ablate(
     )
 
 
-def print_json(values: dict[str, Any]) -> None:
-    """JSON on stdout, with null for what is not a number."""
-    import json
-    import math
+def _print_matrix(found: Sequence[Transferred], name: str, json: bool) -> None:
+    """The transfer matrix as JSON, or as a table with a row for each predictor."""
+    import dataclasses
 
-    def known(value: Any) -> Any:
-        if isinstance(value, float) and math.isnan(value):
-            return None
-        if isinstance(value, dict):
-            return {key: known(each) for key, each in value.items()}
-        return [known(each) for each in value] if isinstance(value, list) else value
-
-    print(json.dumps(known(values), indent=2, ensure_ascii=False))
-
-
-def _tau(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def _as_table(evaluation: Evaluation) -> Table:
-    """The figures with what they mean."""
+    from rich.console import Console
     from rich.table import Table
 
-    table = Table(show_header=False)
-    table.add_row("Rows", f"{evaluation.rows:,}")
-    if evaluation.unpredicted:
-        table.add_row("Rows without a prediction", f"{evaluation.unpredicted:,}")
-    table.add_row("Kendall tau-b (95 % interval)", shown_interval(evaluation))
-    table.add_row("  prompt length alone", _tau(evaluation.prompt_length_tau))
-    if evaluation.ceiling_tau is not None:
-        table.add_row("  ceiling: mean of the other answers", _tau(evaluation.ceiling_tau))
-        table.add_row("  one other answer", _tau(evaluation.resample_tau))
-    table.add_row("Mean absolute error of the mean", f"{evaluation.mae:.1f} tokens")
-    table.add_row("Mean absolute error of the median", f"{evaluation.mae_median:.1f} tokens")
-    table.add_row(
-        "Mean length, predicted and true",
-        f"{evaluation.mean_expected:.1f}, {evaluation.mean_length:.1f} tokens",
-    )
-    table.add_row(
-        "Answers from the 10 % to the 90 % quantile",
-        f"{evaluation.coverage_80:.1%} ({evaluation.below_low:.1%} below, "
-        f"{evaluation.above_high:.1%} above)",
-    )
-    table.add_row(
-        "Time per prompt, median and p99",
-        f"{evaluation.microseconds_p50:.0f} µs, {evaluation.microseconds_p99:.0f} µs",
-    )
-    for timed in evaluation.latency:
-        if timed.batch > 1:
-            table.add_row(
-                f"Time of {timed.batch} at once, median and p99",
-                f"{timed.microseconds_p50:,.0f} µs, {timed.microseconds_p99:,.0f} µs",
-            )
-    if evaluation.training_seconds is not None:
-        table.add_row("Time to train", f"{evaluation.training_seconds:.1f} s")
-    return table
+    from lengthwise.cli.output import print_json
+    from lengthwise.predict.evaluation_tables import shown_interval
 
-
-def shown_interval(measured: Evaluation | Part | Tau) -> str:
-    """A tau with its interval, where it has one."""
-    if measured.tau_low is None:
-        return _tau(measured.tau)
-    return f"{_tau(measured.tau)} ({_tau(measured.tau_low)} to {_tau(measured.tau_high)})"
-
-
-def _parts_table(title: str, parts: Sequence[Part]) -> Table:
-    from rich.table import Table
-
-    heads = "rows", "tau (95 % interval)", "expected", "true", "error", "below 10 %", "above 90 %"
-    table = Table(title, *heads)
-    for part in parts:
-        table.add_row(
-            part.name,
-            f"{part.rows:,}",
-            shown_interval(part),
-            f"{part.mean_expected:.0f}",
-            f"{part.mean_length:.0f}",
-            f"{part.mae:.0f}",
-            f"{part.below_low:.0%}",
-            f"{part.above_high:.0%}",
-        )
-    return table
-
-
-def _ablation_table(ablated: Sequence[Ablated]) -> Table:
-    from rich.table import Table
-
-    splits = list(ablated[0].taus)
-    table = Table("ablation", "setting", "rows", *(f"tau, {name}" for name in splits), "seconds")
-    for each in ablated:
-        taus = (shown_interval(each.taus[name]) for name in splits)
-        table.add_row(each.ablation, each.setting, f"{each.rows:,}", *taus, f"{each.seconds:.1f}")
-    return table
+    if json:
+        rows = [dataclasses.asdict(each) for each in found]
+        for row in rows:
+            row["taus"] = {name: tau._asdict() for name, tau in row["taus"].items()}
+        print_json({"predictor": name, "across": rows})
+        return
+    sets = list(found[0].taus)
+    table = Table("trained on", "rows", *(f"tau, asked about {name}" for name in sets))
+    for each in found:
+        taus = (shown_interval(each.taus[name]) for name in sets)
+        table.add_row(each.trained_on, f"{each.rows:,}", *taus)
+    Console(highlight=False).print(table)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption
 from lengthwise.errors import InputError
 
 
@@ -28,7 +29,7 @@ def explain(
             show_default=False,
         ),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say why a request waited: its rank and tier, what was predicted, who overtook it, when it was
     paused or preempted, for how long and for whom.
@@ -38,12 +39,13 @@ def explain(
 
     Example: `lengthwise explain http://localhost:8000 cmpl-8f0a6c`
     """
-    from lengthwise.serve.explain import explain as explained
-    from lengthwise.serve.explain import in_words
+    from lengthwise.cli.output import print_json
+    from lengthwise.serve.journal_reader import explain as explained
+    from lengthwise.serve.journal_reader import in_words
 
     told = explained(_journal_of(target), request)
     if json:
-        _print_json(vars(told))
+        print_json(vars(told), pretty=False)
     else:
         print("\n".join(in_words(told)))
 
@@ -52,7 +54,7 @@ def _journal_of(target: str) -> Path:
     if "://" not in target:
         return Path(target)
     from lengthwise.serve.whereabouts import settings_file
-    from lengthwise.vllm.settings import read_settings
+    from lengthwise.settings import read_settings
 
     path = settings_file(target)
     settings, _ = read_settings(path)
@@ -62,9 +64,3 @@ def _journal_of(target: str) -> Path:
             "about requests that come from then on"
         )
     return Path(settings.journal)
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value))

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.cli.listen import address_of, bound
-from lengthwise.cli.serving import (
+from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
     LogOption,
     LogTextOption,
     PredictorOption,
     SettingsOption,
+)
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.serve.listen import address_of, bound
+from lengthwise.serve.settings_file import (
     learner_of,
     learnt_before,
     new_settings,
@@ -29,7 +32,6 @@ from lengthwise.cli.serving import (
     settings_in_force,
     write_settings,
 )
-from lengthwise.errors import InputError, LengthwiseError
 
 if TYPE_CHECKING:
     from lengthwise.gateway.upstream import Upstream
@@ -136,15 +138,15 @@ def gateway(
     --learn` needs no predictor, nor access to the model: it learns from the usage of the answers
     that pass.
     """
+    from lengthwise.counters import Counters
     from lengthwise.gateway.configuration import Opener
     from lengthwise.gateway.limits import Limits
-    from lengthwise.gateway.options import Options
     from lengthwise.gateway.relay import Patience
     from lengthwise.gateway.run import Life
+    from lengthwise.gateway.start_options import Options
     from lengthwise.gateway.upstream import parse_upstreams
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings
-    from lengthwise.vllm.counters import Counters
 
     logging.basicConfig(format="lengthwise: %(message)s", level=logging.INFO)
     addresses = parse_upstreams(upstream)
@@ -182,9 +184,9 @@ def gateway(
                 )
             address = address_of(listener, host, "https" if tls else "http")
             if json:
-                import json as json_module
+                from lengthwise.cli.output import print_json
 
-                print(json_module.dumps({"url": address, "settings": str(path)}), flush=True)
+                print_json({"url": address, "settings": str(path)}, pretty=False)
             several = f"{len(addresses)} upstreams" if len(addresses) > 1 else "one upstream"
             say(f"ready at {address}/v1 for {several} (Ctrl-C stops)")
 
@@ -237,7 +239,7 @@ def _settings_file(
     listener: socket.socket,
 ) -> Path:
     """The settings file that is watched, written unless it is there: as `lengthwise serve` does."""
-    from lengthwise.gateway.discipline import refuse_unsuited
+    from lengthwise.gateway.configuration import refuse_unsuited
 
     if (learn or log_text) and log is None and given is None:
         raise InputError("--learn and --log-text need a log: add --log DIR")

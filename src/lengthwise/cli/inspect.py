@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.cli.reading import PromptsOption, QuotesOption, TurnsOption
+from lengthwise.cli.options import JsonOption, PromptsOption, QuotesOption, TurnsOption
 from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def inspect(
     answer_tokens: Annotated[
         int | None, typer.Option(min=1, help="How long answers are, where a trace does not say.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say how a file would be read: its layout, its rows, what is learnt from, what is left out.
 
@@ -39,12 +39,11 @@ def inspect(
 
     Example: `lengthwise inspect ShareGPT_V3_unfiltered_cleaned_split.json`
     """
-    import json as json_module
     from functools import partial
 
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import InputError
     from lengthwise.predict.extract import prompt_counter
     from lengthwise.predict.tokenizer import REFERENCE
@@ -88,7 +87,7 @@ def inspect(
     for told in filter(None, (found["prompts"], found["trace"])):
         told["source"] = _without_links(told["source"])
     if json:
-        print(json_module.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = Console(highlight=False, soft_wrap=True)
     for part, heading in _NAMES.items():

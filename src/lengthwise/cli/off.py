@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -18,7 +20,7 @@ Target = Annotated[
 Timeout = Annotated[
     float, typer.Option(min=0, help="Seconds for the engines to follow; 0 does not wait.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
+AsJson = JsonOption
 
 
 def off(target: Target, timeout: Timeout = 30.0, json: AsJson = False) -> None:
@@ -41,15 +43,13 @@ def on(target: Target, timeout: Timeout = 30.0, json: AsJson = False) -> None:
 
 
 def _switch(target: str, off: bool, timeout_s: float, as_json: bool) -> None:
-    import json
-
-    from lengthwise.serve.kill_switch import switch
-    from lengthwise.serve.whereabouts import settings_file
+    from lengthwise.cli.output import print_json
+    from lengthwise.serve.whereabouts import settings_file, switch
 
     path = settings_file(target)
     engines = switch(path, off, timeout_s)
     if as_json:
-        print(json.dumps({"settings": str(path), "off": off, "engines": engines}))
+        print_json({"settings": str(path), "off": off, "engines": engines}, pretty=False)
         return
     order = "vLLM's own order" if off else "the order of the settings"
     who = f"{engines} engine{'s'[: engines != 1]} in" if engines else "no engine answers yet for"

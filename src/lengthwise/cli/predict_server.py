@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lengthwise.cli.listen import address_of, bound
+from lengthwise.serve.listen import address_of, bound
 
 _MEGABYTE = 1_000_000
 
@@ -36,12 +36,11 @@ def predict_server(
 
     Example: `lengthwise predict-server build/p --port 8124`
     """
-    import json as json_module
-
     from aiohttp import web
 
-    from lengthwise.hints.predictor import PromptPredictor
-    from lengthwise.hints.server import make_app
+    from lengthwise.cli.output import print_json
+    from lengthwise.hints.prediction_thread import PromptPredictor
+    from lengthwise.hints.service import make_app
 
     with bound(host, port) as listener:
         answering = PromptPredictor(predictor, tokenizer)
@@ -51,7 +50,7 @@ def predict_server(
         listener.listen(1024)
         address = address_of(listener, host)
         if json:
-            print(json_module.dumps({"url": address, "predictor": answering.name}), flush=True)
+            print_json({"url": address, "predictor": answering.name}, pretty=False)
         print(
             f"predictor {answering.name} for the tokens of {answering.tokenizer}, ready at "
             f"{address}/v1/predict",

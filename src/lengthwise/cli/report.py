@@ -56,12 +56,11 @@ def show_results(
     from rich.console import Console
 
     from lengthwise.errors import unknown_name
-    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.measure.report import REPORT_FILE, RESULTS_FILE, write_report
     from lengthwise.measure.results import read_results
-    from lengthwise.measure.table import comparison_table, serving_results
-    from lengthwise.measure.twin_views import twins_table
-    from lengthwise.measure.twins import read_twins
+    from lengthwise.measure.round_metrics import parse_objectives
+    from lengthwise.measure.terminal import comparison_table, serving_results
+    from lengthwise.measure.twins import read_twins, twins_table
 
     objectives = parse_objectives(goodput) or None
     results = read_results(folder)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.serving import (
+from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
     LogOption,
     LogTextOption,
     PredictorOption,
     SettingsOption,
+)
+from lengthwise.errors import InputError
+from lengthwise.serve.settings_file import (
     learner_of,
     learnt_before,
     new_settings,
@@ -26,11 +29,10 @@ from lengthwise.cli.serving import (
     settings_in_force,
     write_settings,
 )
-from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand
-    from lengthwise.vllm.settings import Settings
+    from lengthwise.settings import Settings
 
 
 def serve(
@@ -114,8 +116,9 @@ def serve(
     printed at the start.
     """
     from lengthwise.policy import get_policy
-    from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
-    from lengthwise.serve.server import Server
+    from lengthwise.serve.command import server_command
+    from lengthwise.serve.served_model import REFERENCE, probe_of, refuse_model
+    from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
 
@@ -225,7 +228,7 @@ def _places(settings: Settings) -> int:
 
 
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
-    from lengthwise.ray.run import Replicas, replica_arguments
+    from lengthwise.ray.deploy import Replicas, replica_arguments
 
     arguments = replica_arguments(command, settings, count, model)
     with Replicas(arguments, command.host, command.port) as replicas:
@@ -259,7 +262,7 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     if settings.predictor in (None, NO_PREDICTOR):
         return
     from lengthwise.predict import load_predictor
-    from lengthwise.serve.command import model_path
+    from lengthwise.serve.served_model import model_path
 
     # A hub's model is not here yet: the engine checks its tokenizer itself.
     here = Path(model_path(model))

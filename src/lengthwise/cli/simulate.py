@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from lengthwise.cli.options import (
+    FirstRequestsOption,
+    JobsOption,
+    JsonOption,
+    KvBlocksOption,
+    PresetModelOption,
+    SkipMalformedOption,
+    SlotsOption,
+    TokenBudgetOption,
+)
 
+if TYPE_CHECKING:
     from rich.table import Table
 
-    from lengthwise.advise.cell import Cell, Figures
+    from lengthwise.advise.cell import Figures
 
 
 class Place(StrEnum):
@@ -44,9 +53,7 @@ def simulate(
     cost: Annotated[
         Path | None, typer.Option(help="Step costs, made by `lengthwise calibrate`.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="With --gpu: a preset, such as `llama-3-8b`.")
-    ] = None,
+    model: PresetModelOption = None,
     gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
     predictor: Annotated[
         str,
@@ -63,9 +70,7 @@ def simulate(
             "again.",
         ),
     ] = None,
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many requests.")
-    ] = None,
+    requests: FirstRequestsOption = None,
     start: Annotated[
         float,
         typer.Option("--from", min=0.0, help="Of a trace: s after its first request to begin at."),
@@ -85,14 +90,10 @@ def simulate(
     answer_tokens: Annotated[
         int | None, typer.Option(min=1, help="How long answers are, where a trace does not say.")
     ] = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
-    ] = False,
-    slots: Annotated[int | None, typer.Option(min=1, help="Requests that run at once.")] = None,
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens a step.")] = None,
-    kv_blocks: Annotated[
-        int | None, typer.Option(min=1, help="KV blocks; default: what the GPU has, or ample.")
-    ] = None,
+    skip_malformed: SkipMalformedOption = False,
+    slots: SlotsOption = None,
+    token_budget: TokenBudgetOption = None,
+    kv_blocks: KvBlocksOption = None,
     block_size: Annotated[int | None, typer.Option(min=1, help="Tokens a KV block.")] = None,
     watermark: Annotated[
         float | None, typer.Option(help="Share of blocks that admission leaves free.")
@@ -118,15 +119,13 @@ def simulate(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at once; default: one a core.")
-    ] = None,
+    jobs: JobsOption = None,
     on: Annotated[Place, typer.Option(help="Where to run.")] = Place.CORES,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for results.json and plots; a stopped sweep goes on there."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Simulate policies on a trace or a table of prompts, step by step as vLLM V1 works.
 
@@ -142,8 +141,10 @@ def simulate(
 
     from lengthwise.advise.cell import Cell, capacity, full_batch
     from lengthwise.advise.sweep import run_sweep
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.simulated import choose_machine, read_workload
+    from lengthwise.cli.output import ConsoleProgress, print_json
+    from lengthwise.compare.machine import choose_machine
+    from lengthwise.compare.sweep_cells import sweep_cells, with_ratios
+    from lengthwise.compare.traffic import read_workload
 
     machine = choose_machine(
         cost=cost,
@@ -189,7 +190,7 @@ def simulate(
             router=router,
         )
         cells = list(
-            _cells(base, policy, load or [default], sweep or [], range(seed, seed + seeds))
+            sweep_cells(base, policy, load or [default], sweep or [], range(seed, seed + seeds))
         )
         progress.stage(f"simulating {len(source.trace):,} requests", total=len(cells))
         rows = run_sweep(
@@ -216,7 +217,7 @@ def simulate(
         "engine": asdict(machine.engine),
         "full_batch": full_batch(source.trace, machine.engine),
         "capacity_requests_per_s": capacity(source.trace, machine.cost, machine.engine),
-        "results": _with_ratios(rows),
+        "results": with_ratios(rows),
     }
     if out is not None:
         from lengthwise.advise.plot import write_plots
@@ -224,107 +225,9 @@ def simulate(
         (out / "results.json").write_text(json_module.dumps(document, indent=2) + "\n")
         write_plots(document["results"], out)
     if json:
-        print(json_module.dumps(document, indent=2))
+        print_json(document)
     else:
         Console(highlight=False).print(_as_table(document))
-
-
-_SWEPT = ("c", "max_overtakes", "blend", "tau", "kv_blocks", "slots", "replicas")
-
-
-def _cells(
-    base: Cell,
-    policies: Sequence[str],
-    loads: Sequence[str],
-    sweeps: Sequence[str],
-    seeds: range,
-) -> Iterator[Cell]:
-    """Every combination, each policy's once where what is varied does not concern it."""
-    import itertools
-    from dataclasses import replace
-
-    from lengthwise.cli.simulated import parse_load
-    from lengthwise.compare.specs import parse_policies
-
-    settings = parse_policies(policies, base.predictor)
-    axes = [_axis(text) for text in sweeps]
-    seen: set[str] = set()
-    for values in itertools.product(*(values for _, values in axes)):
-        varied = dict(zip((name for name, _ in axes), values, strict=True))
-        for load in (part for text in loads for part in text.split(",")):
-            for seed in seeds:
-                for label, chosen in settings.items():
-                    cell = _vary(
-                        replace(base, label=label, load=parse_load(load), seed=seed),
-                        chosen,
-                        varied,
-                    )
-                    if repr(cell.key()) not in seen:
-                        seen.add(repr(cell.key()))
-                        yield cell
-
-
-def _vary(cell: Cell, settings: Any, varied: dict[str, float]) -> Cell:
-    """The cell under these settings, with what is varied put in where it applies."""
-    from dataclasses import replace
-
-    tags: dict[str, Any] = {
-        name: int(varied[name]) for name in ("kv_blocks", "slots") if name in varied
-    }
-    cell = replace(cell, engine=replace(cell.engine, **tags))
-    if "replicas" in varied:
-        tags["replicas"] = int(varied["replicas"])
-        cell = replace(cell, replicas=tags["replicas"])
-    arguments = settings.discipline_arguments(cell.engine.slots)
-    predictor = settings.predictor if settings.predictor != cell.predictor else cell.predictor
-    plain = settings.policy == "fcfs"
-    if "tau" in varied and not plain and predictor not in ("oracle", "given"):
-        tags["tau"] = varied["tau"]
-        predictor = f"noisy-oracle:{varied['tau']:g}"
-    if "c" in varied and settings.policy == "trail":
-        tags["c"] = varied["c"]
-        arguments["parameters"] = {**arguments["parameters"], "c": varied["c"]}
-    if "blend" in varied and not plain:
-        tags["blend"] = arguments["blend"] = varied["blend"]
-    if "max_overtakes" in varied and not plain:
-        tags["max_overtakes"] = arguments["max_overtakes"] = int(varied["max_overtakes"])
-    return replace(cell, discipline=arguments, predictor=predictor, tags=tags)
-
-
-def _axis(text: str) -> tuple[str, list[float]]:
-    from lengthwise.errors import InputError, unknown_name
-
-    name, separator, values = text.partition("=")
-    if name not in _SWEPT:
-        raise unknown_name("sweep", name, _SWEPT)
-    try:
-        numbers = [float(value) for value in values.split(",")]
-    except ValueError:
-        numbers = []
-    if not separator or not numbers:
-        raise InputError(f"--sweep {text}: give numbers, as in {name}=1,2,4")
-    return name, numbers
-
-
-_TOLD_APART = ("load", "seed", "replicas", "kv_blocks", "slots")
-
-
-def _with_ratios(rows: Sequence[Figures]) -> list[Figures]:
-    """Beside each cell's figures, how many times lower its mean and p99 are than those of fcfs."""
-    baselines = {
-        tuple(row.get(name) for name in _TOLD_APART): row
-        for row in rows
-        if row["policy"].partition(":")[0] == "fcfs" and "error" not in row
-    }
-    compared: list[Figures] = []
-    for row in rows:
-        baseline = baselines.get(tuple(row.get(name) for name in _TOLD_APART))
-        ratios = {}
-        for name in ("mean_e2el_ms", "p99_e2el_ms", "mean_ttft_ms"):
-            if baseline is not None and row.get(name):
-                ratios[f"fcfs_over_policy_{name.removesuffix('_ms')}"] = baseline[name] / row[name]
-        compared.append({**row, **ratios})
-    return compared
 
 
 def _as_table(document: dict[str, Any]) -> Table:
@@ -333,7 +236,9 @@ def _as_table(document: dict[str, Any]) -> Table:
 
     from rich.table import Table
 
-    varied = [name for name in _SWEPT if any(name in row for row in document["results"])]
+    from lengthwise.compare.sweep_cells import SWEPT
+
+    varied = [name for name in SWEPT if any(name in row for row in document["results"])]
     varied = [name for name in varied if name != "replicas" or _several(document, "replicas")]
     table = Table(
         title=f"{document['workload']}: {document['requests']:,} requests, one engine can do "

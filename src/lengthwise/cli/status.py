@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 
 def status(
     target: Annotated[
@@ -18,7 +20,7 @@ def status(
             show_default=False,
         ),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say what the engines of this machine that watch a settings file do: one line for each.
 
@@ -27,18 +29,16 @@ def status(
 
     Example: `lengthwise status settings.json`
     """
-    import json as json_module
-
+    from lengthwise.cli.output import print_json
     from lengthwise.errors import LengthwiseError
-    from lengthwise.serve.kill_switch import statuses
-    from lengthwise.serve.whereabouts import port_of, settings_file
+    from lengthwise.serve.whereabouts import port_of, settings_file, statuses
 
     path = settings_file(target)
     found = statuses(path)
     if "://" in target:
         found = [each for each in found if _port(each) == port_of(target)]
     if json:
-        print(json_module.dumps(found))
+        print_json(found, pretty=False)
     for each in [] if json else found:
         print(_in_words(each))
     if not found:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -49,7 +51,7 @@ def theory(
         bool,
         typer.Option("--simulation/--no-simulation", help="Simulate beside the formula."),
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Mean response time of a single server that jobs leave one at a time, with free preemption.
 
@@ -58,14 +60,12 @@ def theory(
 
     Example: `lengthwise theory --policy trail --rate 0.7 --c 0.8 --predictions exponential`
     """
-    import json as json_module
-
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.theory.disciplines import make_queue
     from lengthwise.theory.formula import mean_response_time
-    from lengthwise.theory.simulation import REPLICATIONS, simulate
+    from lengthwise.theory.single_server import REPLICATIONS, simulate
 
     law = _job_law(size, predictions)
     queue = make_queue(law, rate, policy, c)
@@ -94,7 +94,7 @@ def theory(
         "seed": measured and seed,
     }
     if json:
-        print(json_module.dumps(result, indent=2))
+        print_json(result)
     else:
         Console(highlight=False).print(_as_table(result))
 
@@ -144,7 +144,7 @@ def _column(path: Path, name: str) -> NDArray[np.float64]:
     import numpy as np
 
     from lengthwise.errors import InputError
-    from lengthwise.workload.table import read_table
+    from lengthwise.workload.records import read_table
 
     table = read_table(path)
     if table.unreadable:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.reading import PromptsOption, QuotesOption, TurnsOption
+from lengthwise.cli.options import (
+    AnswerColumnOption,
+    JsonOption,
+    PromptColumnOption,
+    PromptsOption,
+    QuotesOption,
+    SkipMalformedOption,
+    SplitOption,
+    TurnsOption,
+    WhereOption,
+)
 from lengthwise.predict.encoder import Head, Precision
 from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress
     from lengthwise.predict.kinds import Recipe, TrainedPredictor
     from lengthwise.predict.lexical import LexicalPredictor
-    from lengthwise.workload.dataset import Dataset
 
 
 def train(
@@ -29,29 +38,21 @@ def train(
         Path | None,
         typer.Option(help="Learn from what `lengthwise serve --log DIR` logged, not from a table."),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Only rows whose column `split` has it.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given again.")
-    ] = None,
+    split: SplitOption = None,
+    where: WhereOption = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many rows; the newest of a log.")
     ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompts.")] = None,
+    prompt_column: PromptColumnOption = None,
     length_column: Annotated[
         str | None,
         typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
     ] = None,
-    answer_column: Annotated[
-        str | None, typer.Option(help="Column of the answers' texts, where lengths are missing.")
-    ] = None,
+    answer_column: AnswerColumnOption = None,
     turns: TurnsOption = Turns.ALL,
     quotes: QuotesOption = False,
     prompts: PromptsOption = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
-    ] = False,
+    skip_malformed: SkipMalformedOption = False,
     tokenizer: Annotated[
         str,
         typer.Option(
@@ -94,7 +95,7 @@ def train(
         typer.Option(min=2, help="Prompts of a mini-batch, one list to ranking losses."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For folds, lists and tie-breaks.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Learn from past answers how long the next ones will be.
 
@@ -111,12 +112,12 @@ def train(
     """
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress
     from lengthwise.errors import InputError
     from lengthwise.predict.kinds import Recipe, kind_named
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.predict.train import train as train_predictor
-    from lengthwise.workload.dataset import load_dataset
+    from lengthwise.workload.dataset import load_dataset, parse_where
 
     if (dataset is None) == (from_log is None):
         raise InputError("give a table of prompts and answer lengths, or --from-log DIR")
@@ -168,7 +169,8 @@ def train(
             progress.stage("training", total=100)
             predictor = train_predictor(table, encoder, recipe, progress=report)
             predictor.save(out)
-            note_left_out(progress, table)
+            for line in table.account():
+                progress.note(line)
     if json:
         print(predictor.metadata.model_dump_json(indent=2, by_alias=True))
         return
@@ -192,7 +194,7 @@ def _train_from_log(
     """A predictor learnt from a length log, and what was left out of it."""
     from collections import Counter
 
-    from lengthwise.learn.rows import training_rows
+    from lengthwise.learn.training_rows import training_rows
     from lengthwise.predict.train import train_on_features
     from lengthwise.workload.length_log import read_answers
 
@@ -207,33 +209,3 @@ def _train_from_log(
         progress.note(f"left out {count:,} answers: {reason}")
     progress.stage("training", total=100)
     return train_on_features(*rows, recipe, progress=report)
-
-
-def note_left_out(progress: ConsoleProgress, table: Dataset) -> None:
-    """Say how a file was read, and which of its rows were not taken, by reason."""
-    progress.note(f"{table.name}, read as {table.layout}: {len(table.prompts):,} prompts")
-    for reason, count in table.left_out.items():
-        progress.note(f"  left out {count:,}: {reason}")
-    if table.rejected:
-        progress.note(f"  left out {len(table.rejected):,} malformed rows:")
-        for rejection in table.rejected[:5]:
-            progress.note(f"    row {rejection.row}: {rejection.reason}")
-
-
-def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:
-    """Columns and the values that they must have, from `COLUMN=VALUE` each.
-
-    Raises:
-        InputError: a condition without an equals sign.
-    """
-    from lengthwise.errors import InputError
-
-    parsed: dict[str, str] = {}
-    for condition in conditions or ():
-        column, equals, value = condition.partition("=")
-        if not equals or not column:
-            raise InputError(
-                f"--where {condition}: give COLUMN=VALUE, for example --where model=my-model"
-            )
-        parsed[column] = value
-    return parsed

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.probe.evaluate import Figure
-    from lengthwise.probe.report import Report
+    from lengthwise.probe.report import Figure, Report
 
 
 class Bins(StrEnum):
@@ -42,7 +43,7 @@ def train_probe(
         typer.Option(min=1, help="Number of bins; default: 10 equal or 20 geometric ones."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For weights, order and bootstrap.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Train a probe on collected hidden states, and say how good it is on test answers.
 
@@ -52,13 +53,11 @@ def train_probe(
 
     Example: `lengthwise train-probe build/states --layer auto --out build/probe`
     """
-    import json as json_module
-
     from rich.console import Console
 
-    from lengthwise.cli.console import ConsoleProgress
+    from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import missing_extra
-    from lengthwise.probe.plot import write_layer_plot
+    from lengthwise.probe.report import write_layer_plot
     from lengthwise.probe.states import open_states
 
     with ConsoleProgress() as progress:
@@ -66,7 +65,7 @@ def train_probe(
         found = open_states(states)
         layers = parse_layers(layer)
         try:
-            from lengthwise.probe.train import train_probe as train
+            from lengthwise.probe.training import train_probe as train
         except ImportError as error:
             if (error.name or "").split(".")[0] != "torch":
                 raise
@@ -84,7 +83,7 @@ def train_probe(
         if report.by_layer:
             write_layer_plot(report.by_layer, report.model, out / "layers.svg")
     if json:
-        print(json_module.dumps(report.as_dict(), indent=2))
+        print_json(report.as_dict())
     else:
         show(report, out, Console(highlight=False, soft_wrap=True))
 

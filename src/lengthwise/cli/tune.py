@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+from lengthwise.cli.options import (
+    FirstRequestsOption,
+    JobsOption,
+    JsonOption,
+    KvBlocksOption,
+    SkipMalformedOption,
+    SlotsOption,
+    TokenBudgetOption,
+)
+from lengthwise.compare.tuned import tuned_text
 
-    from lengthwise.advise.judged import Judged
-    from lengthwise.advise.objectives import Cap
-    from lengthwise.advise.tune import Tuning
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.vllm.settings import Settings
+if TYPE_CHECKING:
+    pass
 
 
 def tune(
@@ -89,29 +92,21 @@ def tune(
             show_default="no probe",
         ),
     ] = None,
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many requests.")
-    ] = None,
+    requests: FirstRequestsOption = None,
     split: Annotated[str | None, typer.Option(help="Of a table: only rows of this split.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Of a table: only rows with COLUMN=VALUE.")
     ] = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave malformed rows out, and say how many.")
-    ] = False,
-    slots: Annotated[int | None, typer.Option(min=1, help="Requests that run at once.")] = None,
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens a step.")] = None,
-    kv_blocks: Annotated[
-        int | None, typer.Option(min=1, help="KV blocks; default: what the GPU has, or ample.")
-    ] = None,
+    skip_malformed: SkipMalformedOption = False,
+    slots: SlotsOption = None,
+    token_budget: TokenBudgetOption = None,
+    kv_blocks: KvBlocksOption = None,
     seed: Annotated[int, typer.Option(min=0, help="For the noise of predictions.")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at once; default: one a core.")
-    ] = None,
+    jobs: JobsOption = None,
     out: Annotated[
         Path, typer.Option(help="The settings file to write, for `lengthwise serve --settings`.")
     ] = Path("settings.json"),
-    json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Choose policy, parameters and bounds for a workload, and write the settings for `serve`.
 
@@ -122,7 +117,6 @@ def tune(
     Example: `lengthwise tune trace.parquet --load 0.9 --objective mean-e2el --cap p99-e2el=1.5
     --out settings.json`
     """
-    import json as json_module
     from dataclasses import asdict, replace
 
     from rich.console import Console
@@ -130,16 +124,17 @@ def tune(
     from lengthwise.advise.cell import Cell
     from lengthwise.advise.objectives import GOODPUT, parse_caps, require_objective
     from lengthwise.advise.tune import tune as choose
-    from lengthwise.cli.console import ConsoleProgress
-    from lengthwise.cli.logged import machine_of_log, read_steps
-    from lengthwise.cli.simulated import (
+    from lengthwise.cli.output import ConsoleProgress, print_json
+    from lengthwise.compare.machine import (
         choose_machine,
+        machine_of_log,
         or_default_machine,
-        parse_load,
-        read_workload,
+        read_steps,
     )
+    from lengthwise.compare.traffic import parse_load, read_workload
+    from lengthwise.compare.tuned import as_good_as, chosen_settings, described
     from lengthwise.errors import InputError
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.predictions import trace_predictions
 
@@ -173,7 +168,7 @@ def tune(
             progress=progress,
         )
         if predictor is not None and predicts == predictor and Path(predictor).is_dir():
-            predicts = _as_good_as(predictor, progress)
+            predicts = as_good_as(predictor, progress)
         if predicts is not None and predicts != "given":
             trace_predictions(source.trace, predicts)  # says what is wrong with it now
         # As `serve` sizes the worker, so that requests can be paused and looked at.
@@ -205,7 +200,7 @@ def tune(
                 f"load {offered:.2f}: more is offered than the engine can do, so the queue grows "
                 "as long as requests come; the choice is for this stretch only"
             )
-    settings, note = _settings(result, predictor)
+    settings, note = chosen_settings(result, predictor)
     try:
         settings.write(out)
     except OSError as error:
@@ -224,178 +219,15 @@ def tune(
         "seed": seed,
         "simulations": result.simulations,
         "reason": result.reason or None,
-        "chosen": _described(result.chosen, caps),
+        "chosen": described(result.chosen, caps),
         "true_lengths_gain": result.ideal.gain,
-        "front": [_described(each, caps) for each in result.front],
-        "finalists": [_described(each, caps) for each in result.finalists],
+        "front": [described(each, caps) for each in result.front],
+        "finalists": [described(each, caps) for each in result.finalists],
         "settings": settings.model_dump(),
         "settings_file": str(out),
         "note": note,
     }
     if json:
-        print(json_module.dumps(document, indent=2))
+        print_json(document)
     else:
-        Console(highlight=False, soft_wrap=True).print(_as_text(document, caps))
-
-
-def _as_good_as(predictor: str, progress: ConsoleProgress) -> str:
-    """A stand-in for an artifact where there are no prompts that it could read."""
-    from lengthwise.errors import InputError
-    from lengthwise.predict.load import load_predictor
-
-    metadata = getattr(load_predictor(predictor, None), "metadata", None)
-    tau = metadata.held_out.tau if metadata is not None else None
-    if tau is None or round(tau, 2) <= 0.0:
-        raise InputError(
-            f"{predictor} did not order the answers that it was evaluated on (tau {tau}): train a "
-            "better one, or give --predictor noisy-oracle:0.5"
-        )
-    progress.note(
-        f"a trace has no prompts to predict from: simulating with lengths as noisy as those of "
-        f"{predictor}, tau {tau:.2f}"
-    )
-    return f"noisy-oracle:{tau:.2f}"
-
-
-def _settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
-    """The settings of the choice, and what is left for the user to do."""
-    from lengthwise.cli.serving import predictor_setting
-    from lengthwise.vllm.settings import parse_settings
-
-    # What was simulated without a bound must not be given the default one.
-    values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}
-    # Where the engine turns out not to be able to, it serves all the same.
-    values |= {name: "auto" for name in ("pausing", "peek") if values.get(name)}
-    if values["policy"] == "fcfs":
-        return parse_settings(values), ""
-    if predictor is not None and Path(predictor).is_dir():
-        return parse_settings({**values, "predictor": predictor_setting(predictor)}), ""
-    return parse_settings({**values, "predictor": "declared"}), (
-        "the settings say predictor `declared`: callers state lengths themselves. Put the folder "
-        "of a predictor made by `lengthwise train` there, or give it here with --predictor DIR"
-    )
-
-
-_SHOWN = (
-    "mean-e2el",
-    "p50-e2el",
-    "p99-e2el",
-    "mean-ttft",
-    "p99-ttft",
-    "mean-latency-per-output-token",
-)
-
-
-def _described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
-    """A candidate as plain values: its gain, its caps, and its latencies as multiples of fcfs."""
-    import numpy as np
-
-    from lengthwise.advise.judged import interval
-    from lengthwise.advise.objectives import times_fcfs
-
-    pairs = list(zip(judged.figures, judged.fcfs, strict=True))
-    latencies = {
-        name: np.array([times_fcfs(name, row, fcfs) for row, fcfs in pairs]) for name in _SHOWN
-    }
-    return {
-        "policy": judged.candidate.label,
-        "gain": judged.gain,
-        "gain_interval": interval(judged.gains),
-        "seeds": len(judged.gains),
-        "caps": {
-            cap.metric: {
-                "limit": cap.limit,
-                "mean": float(values.mean()),
-                "worst": float(values.max()),
-            }
-            for cap, values in zip(caps, judged.measured.T, strict=False)
-        },
-        "times_fcfs": {
-            name: {"mean": float(values.mean()), "interval": interval(values)}
-            for name, values in latencies.items()
-        },
-    }
-
-
-def _as_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
-    """The choice, what is expected of it, and the front."""
-    from rich.console import Group
-    from rich.text import Text
-
-    chosen = document["chosen"]
-    lines = [f"Chosen: {chosen['policy']}"]
-    parts: list[RenderableType] = []
-    if document["reason"]:
-        lines[0] += f", since {document['reason']}"
-    else:
-        lines[0] += (
-            f": {document['objective']} {chosen['gain']:.2f}× better than fcfs"
-            f"{_interval(chosen['gain_interval'], ' ({} to {})')}; with true lengths and no bounds "
-            f"{document['true_lengths_gain']:.2f}×"
-        )
-        lines += [
-            f"{cap}: at worst {chosen['caps'][cap.metric]['worst']:.3f}, on {chosen['seeds']} "
-            "fresh seeds"
-            for cap in caps
-        ]
-        parts = [Text(), _expected(chosen)]
-    if document["load"] == "as recorded" and (document["offered_load"] or 1.0) < 0.7:
-        lines.append(
-            f"As recorded the trace asks for {document['offered_load']:.0%} of what the engine can "
-            "do: --load 0.9 tunes for a busier one"
-        )
-    lines.append(f"Settings: {document['settings_file']}, for lengthwise serve MODEL --settings")
-    if document["note"]:
-        lines.append(f"To do: {document['note']}")
-    if len(document["front"]) > 1:
-        parts += [Text(), _front(document, caps)]
-    return Group(*(Text(line, style="" if i else "bold") for i, line in enumerate(lines)), *parts)
-
-
-def _expected(chosen: dict[str, Any]) -> Table:
-    """The latencies of the choice beside those of fcfs."""
-    from rich.table import Table
-
-    table = Table(title="Expected, as multiples of fcfs; below 1 is better", title_justify="left")
-    for heading in ("latency", "× fcfs", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "latency" else "right")
-    for name, value in chosen["times_fcfs"].items():
-        spread = _interval(value["interval"], "{} to {}")
-        table.add_row(name, f"{value['mean']:.3f}", spread)
-    return table
-
-
-def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
-    """What more of the objective costs on the first cap."""
-    from rich.table import Table
-
-    from lengthwise.advise.objectives import MAX_WAIT
-
-    axis = caps[0].metric if caps else "p99-e2el"
-    table = Table(
-        title="What more would cost: no other candidate is better on both",
-        title_justify="left",
-        caption=f"{document['simulations']:,} simulations of {document['workload']}, "
-        f"{document['requests']:,} requests, load {document['offered_load'] or math.inf:.2f}. "
-        f"Step costs: {document['cost']['source']}. Predictor: {document['predictor']}.",
-    )
-    labels = [row["policy"] for row in document["front"]]
-    table.add_column("policy", no_wrap=True, min_width=max(map(len, labels)))
-    objective = document["objective"].replace("-", " ")
-    table.add_column(f"{objective}, × better", justify="right")
-    unit = "s" if axis == MAX_WAIT else "× fcfs"
-    table.add_column(f"{axis.removesuffix('-s').replace('-', ' ')}, {unit}", justify="right")
-    for row in document["front"]:
-        held = row["caps"].get(axis) or row["times_fcfs"]["p99-e2el"]
-        table.add_row(
-            row["policy"],
-            f"{row['gain']:.2f}",
-            f"{held['mean']:.2f}",
-            style="bold" if row["policy"] == document["chosen"]["policy"] else None,
-        )
-    return table
-
-
-def _interval(low_high: tuple[float, float] | None, text: str) -> str:
-    """Both ends put in a text, or nothing without an interval."""
-    return "" if low_high is None else text.format(*(f"{value:.3f}" for value in low_high))
+        Console(highlight=False, soft_wrap=True).print(tuned_text(document, caps))

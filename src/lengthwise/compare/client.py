@@ -18,8 +18,8 @@ from typing import Any
 
 import aiohttp
 
-from lengthwise.compare.clock import EngineClock, Pace, WallClock
-from lengthwise.compare.load import Turns
+from lengthwise.compare.send_clock import EngineClock, Pace, WallClock
+from lengthwise.compare.specs import Turns
 
 _TOKEN_IDS = b'"token_ids":['
 _FINISH_REASON = b'"finish_reason":"'

@@ -9,16 +9,15 @@ import resource
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import TracebackType
 
 from lengthwise.compare.client import Replay, ReplayJob, replay
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serve.interrupts import ignored
+from lengthwise.processes import Stoppable, ignored
 
 _DESCRIPTORS_BESIDES = 100  # files and sockets that are open besides one per request
 
 
-class ClientProcess:
+class ClientProcess(Stoppable):
     """A process that replays one round after another; a context manager that ends it."""
 
     def __init__(self) -> None:
@@ -31,17 +30,8 @@ class ClientProcess:
             self._process.start()
         theirs.close()
 
-    def __enter__(self) -> ClientProcess:
-        """The client itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process, also in the middle of a round."""
+    def stop(self) -> None:
+        """End the process, also in the middle of a round. May be called twice."""
         self._process.terminate()
         self._process.join()
         self._connection.close()

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serve.command import (
+from lengthwise.serve.flags import flag_name
+from lengthwise.serve.served_model import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
     REFERENCE_FLAGS,
-    flag_name,
     model_path,
     require_vllm,
 )
-from lengthwise.vllm import compat
+from lengthwise.vllm.compat import workers
+from lengthwise.vllm.compat.in_process import llvmlite_unseen, stdout_on_stderr
 from lengthwise.vllm.hidden_states import COLLECT, WORKER
-from lengthwise.vllm.in_process import llvmlite_unseen, stdout_on_stderr
 
 _OWN_FLAGS = ("--model", "--worker-cls", "--additional-config", "--enable-prefix-caching")
 
@@ -84,7 +84,7 @@ def _start(
         found = list(range(total + 1)) if layers is None else sorted(set(layers))
         engine_args.additional_config = {"lengthwise": {COLLECT: {"layers": found, "seed": seed}}}
         config = engine_args.create_engine_config()
-        compat.refuse_without_hidden_states(config, found)
+        workers.refuse_without_hidden_states(config, found)
         with llvmlite_unseen():
             return LLMEngine.from_engine_args(engine_args), found
     except (OSError, RuntimeError, ValueError) as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.session import Session
+from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import Results
 from lengthwise.predict import Predictor, Prompt
@@ -18,11 +20,18 @@ from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
+from lengthwise.reference.corpus import Exchange, exchanges
 from lengthwise.reference.prompts import generate
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
 from lengthwise.workload.dataset import Dataset
 from lengthwise.workload.split import TEST, TRAIN, split_of
 
+if TYPE_CHECKING:
+    from lengthwise.compare.progress import Progress
+    from lengthwise.compare.rounds import Plan
+    from lengthwise.compare.session import Session
+    from lengthwise.predict.tokenizer import PromptTokenizer
+    from lengthwise.vllm.hidden_states import ProbeWanted
 LEARNT_FROM = 1500  #: answers that the predictor of `bench reference` learns from
 
 #: Lets the model answer requests; the name is that of the round's folder of records.
@@ -50,8 +59,7 @@ def answer_all(
         name,
         Settings(),
         requests,
-        scheduled_s=None,
-        clients=_CLIENTS,
+        Offer(clients=_CLIENTS),
         max_tokens=LONGEST_ANSWER,
         progress=lambda answered, failed: progress.advance(answered),
     )
@@ -144,3 +152,107 @@ def same_length(requests: Sequence[ReplayRequest], results: Results) -> float:
         )
     ]
     return float(np.mean(same))
+
+
+_NAMES = {TRAIN: "training", TEST: "test"}
+
+
+def corpus_table(tokenizer: PromptTokenizer, count: int, part: int, seed: int) -> Dataset:
+    """Prompts of one part of the data, each with an answer of the text that the model learnt from.
+
+    The length depends on the prompt and on chance, as that of the model's own answers does.
+
+    Args:
+        tokenizer: counts the answers' tokens.
+        count: prompts.
+        part: TRAIN, VALID or TEST.
+        seed: same seed, same prompts and answers.
+    """
+    drawn = 2 * count
+    while len(chosen := _of_part(drawn, part, seed)) < count:
+        drawn *= 2
+    chosen = chosen[:count]
+    answers = tokenizer.count_tokens([each.answer for each in chosen])
+    return Dataset(
+        name="the built-in model's prompts",
+        prompts=[each.prompt.text for each in chosen],
+        lengths=np.array(answers, np.int64) + 1,  # and the token that ends an answer
+        samples=None,
+        rows=np.arange(1, count + 1),
+        rejected=[],
+        model=tokenizer.name,
+        selection=f"{_NAMES.get(part, 'validation')} prompts, answers of its corpus",
+    )
+
+
+def _of_part(drawn: int, part: int, seed: int) -> list[Exchange]:
+    return [each for each in exchanges(drawn, seed) if split_of(each.prompt.text) == part]
+
+
+#: Requests with seeds of their own must not be computed in chunks: vLLM 0.32 fails there on a CPU.
+OWN_ANSWER_FLAGS = ("--max-num-batched-tokens", "32768")
+
+
+def run_own_answers(
+    plan: Plan,
+    session: Session,
+    tokenizer: PromptTokenizer,
+    out: Path,
+    *,
+    learn_into: Path | None,
+    count: int,
+    probe: ProbeWanted | None,
+    progress: Progress,
+) -> None:
+    """Find the answers' lengths out, train the predictor if asked to, and run the plan.
+
+    Args:
+        plan: what is compared.
+        session: the server.
+        tokenizer: of the built-in model.
+        out: folder for the results.
+        learn_into: folder for a prompt predictor to train; None where the user named one.
+        count: requests in a round.
+        probe: that the worker runs.
+        progress: told what happens.
+    """
+    from functools import partial
+
+    from lengthwise.compare.chosen_requests import describe_requests
+    from lengthwise.compare.rounds import run_and_keep
+    from lengthwise.measure.results import ResultsWriter, read_results
+    from lengthwise.measure.run_info import describe_run
+    from lengthwise.serve.served_model import REFERENCE
+
+    ask = partial(answer_all, session, progress=progress)
+    requests = reference_requests(ask, tokenizer, count, plan.seed)
+    progress.note(describe_requests(requests))
+    notes = [
+        "The built-in model's text is synthetic. Each answer was ended by the model itself, at "
+        "temperature 1 with a seed of its own; oracles know its length from a round in advance.",
+        "The prompts are test prompts: neither predictor nor probe has seen them.",
+    ]
+    if learn_into is not None:
+        predictor = learn_from_answers(ask, tokenizer, learn_into, plan.seed, progress)
+        tau = held_out_tau(predictor, requests)
+        notes.append(
+            f"The prompt predictor learnt from {LEARNT_FROM} other answers; its Kendall tau on the "
+            f"requests compared is {tau:.2f}."
+        )
+    if probe is not None:
+        notes.append(
+            f"The probe ran every {probe.interval} steps in every round, whatever the policy, so "
+            "that all pay for it."
+        )
+    for line in notes:
+        progress.note(line)
+    run = describe_run(
+        model=REFERENCE,
+        dataset="the built-in model's own prompts and answers",
+        requests=len(requests),
+        server_arguments=session.server_arguments,
+        notes=notes,
+    )
+    run_and_keep(plan, session, requests, ResultsWriter(out, run), progress)
+    share = same_length(requests, read_results(out))
+    progress.note(f"{share:.1%} of all answers had the length found in advance")

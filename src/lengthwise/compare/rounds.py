@@ -6,7 +6,6 @@ as soon as it ends.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.advise.calibrate import fit_tokens
-from lengthwise.compare.client import Answer, ReplayRequest
-from lengthwise.compare.load import Burst, Capacity, Clients, Load, arrival_times, turns_of
+from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.session import Observed, Session
+from lengthwise.compare.round_records import (
+    describe_round,
+    records_of,
+    require_answers,
+    summary_line,
+    work_of,
+)
+from lengthwise.compare.session import Session
+from lengthwise.compare.specs import Burst, Capacity, Load, Offer, offer_of
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.measure.record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.round import RoundInfo
+from lengthwise.settings import Settings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings
 
 _WARM_UP_REQUESTS = 48
 _CALIBRATION_REQUESTS = 320
@@ -68,7 +72,7 @@ def run_plan(
         LengthwiseError: the server ended or no request of a round was answered.
     """
     capacity, cost = calibrate(session, requests, progress)
-    work = float(np.mean([_work(request) for request in requests]))
+    work = float(np.mean([work_of(request) for request in requests]))
     number = 0
     for repeat in range(plan.repeats):
         seed = plan.seed + repeat
@@ -76,7 +80,7 @@ def run_plan(
         in_order = [requests[index] for index in order] if repeat else list(requests)
         labels = list(plan.policies)[:: -1 if repeat % 2 else 1]
         for load in plan.loads:
-            times = arrival_times(
+            offer = offer_of(
                 load,
                 len(requests),
                 cv=plan.cv,
@@ -92,11 +96,9 @@ def run_plan(
                     f"{number:03d}",
                     plan.policies[label],
                     in_order,
-                    scheduled_s=times,
+                    offer,
                     # Machines drift, and the clock of the arrivals with them.
                     cost=cost if isinstance(load, Capacity) else None,
-                    turns=turns_of(load, len(requests)),
-                    clients=load.count if isinstance(load, Clients) else None,
                     progress=_advance(progress),
                 )
                 info = describe_round(
@@ -174,116 +176,16 @@ def calibrate(
             name,
             Settings(),
             part,
-            scheduled_s=[0.0] * len(part),
+            Offer.at_once(len(part)),
             progress=_advance(progress),
         )
-        _require_answers(observed)
+        require_answers(observed)
     capacity = observed.engine.capacity()
     cost = fit_tokens(observed.engine.steps)
     if capacity is None or cost is None:
         raise LengthwiseError("the engine recorded no step: its capacity is unknown")
     progress.note(f"capacity: {capacity:,.0f} tokens/s with a full batch")
     return capacity, cost
-
-
-def describe_round(
-    number: int,
-    label: str,
-    settings: Settings,
-    load: Load,
-    repeat: int,
-    started: datetime | None,
-    observed: Observed,
-    requests: Sequence[ReplayRequest],
-) -> RoundInfo:
-    """What the saved records say of a round besides its requests."""
-    _require_answers(observed)
-    capacity = observed.capacity
-    sent = [answer.sent_s for answer in observed.replay.answers if math.isfinite(answer.sent_s)]
-    offered = None
-    if capacity and not isinstance(load, Burst | Clients) and max(sent) > 0:
-        offered = sum(map(_work, requests)) / max(sent) / capacity
-    errors = [answer.error for answer in observed.replay.answers if answer.error]
-    active = settings.model_dump(exclude={"record", "metrics_port"})
-    slots = observed.engine.limits.get("slots")
-    if isinstance(slots, int):  # what "auto" came to: another version may choose otherwise
-        active |= settings.bounds_for(slots)
-    return RoundInfo(
-        round=number,
-        policy=label,
-        load=load.label,
-        repeat=repeat,
-        offered_load=offered,
-        capacity_tokens_per_s=capacity,
-        started=None if started is None else started.isoformat(timespec="seconds"),
-        settings=active,
-        counters=observed.counters,
-        flags=(f"an error: {errors[0]}",) if errors else (),
-    )
-
-
-def records_of(info: RoundInfo, observed: Observed) -> list[RequestRecord]:
-    """One record per request: the client's times and what the engine knew of it."""
-    return [
-        _record(info, answer, observed.engine.requests.get(answer.request, {}))
-        for answer in observed.replay.answers
-    ]
-
-
-def summary_line(info: RoundInfo, observed: Observed, rounds: int) -> str:
-    """One line for the terminal when a round has ended."""
-    latencies = [
-        answer.finish_s - answer.sent_s
-        for answer in observed.replay.answers
-        if answer.error is None
-    ]
-    really = "" if info.offered_load is None else f" (really {info.offered_load:.2f})"
-    flags = "".join(f"; {flag}" for flag in info.flags)
-    return (
-        f"{info.round + 1:>3}/{rounds}  {info.policy:<12} load {info.load}{really}: "
-        f"mean latency {np.mean(latencies):.2f} s, {info.counters.get('preemptions', 0)} "
-        f"preemptions, capacity {info.capacity_tokens_per_s or math.nan:,.0f} tokens/s{flags}"
-    )
-
-
-def _record(info: RoundInfo, answer: Answer, engine: Mapping[str, object]) -> RequestRecord:
-    return RequestRecord(
-        round=info.round,
-        policy=info.policy,
-        load=info.load,
-        request=answer.request,
-        scheduled_s=answer.scheduled_s,
-        sent_s=answer.sent_s,
-        first_token_s=answer.first_token_s,
-        finish_s=answer.finish_s,
-        token_times=np.array(answer.token_times, dtype=np.float32),
-        prompt_tokens=answer.prompt_tokens,
-        output_tokens=answer.output_tokens,
-        expected_tokens=_number(engine.get("expected_tokens")),
-        queue_s=_number(engine.get("queue_s")),
-        preemptions=_count(engine.get("preemptions")),
-        overtaken=_count(engine.get("overtaken")),
-        error=answer.error,
-    )
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _count(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
-
-
-def _require_answers(observed: Observed) -> None:
-    answers = observed.replay.answers
-    if all(answer.error is not None for answer in answers):
-        raise LengthwiseError(f"no request was answered: {answers[0].error}")
-
-
-def _work(request: ReplayRequest) -> int:
-    """Tokens that the engine must get done for a request."""
-    return request.prompt_tokens + request.answer_tokens
 
 
 def _finished(folder: Path) -> int:

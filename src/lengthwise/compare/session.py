@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
 from lengthwise.compare.client_process import ClientProcess
-from lengthwise.compare.clock import Pace
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
     ROUNDS_FOLDER,
@@ -20,16 +19,18 @@ from lengthwise.compare.engine_log import (
     EngineLog,
     read_engine_log,
 )
-from lengthwise.compare.load import Turns
 from lengthwise.compare.progress import Progress
+from lengthwise.compare.send_clock import Pace
+from lengthwise.compare.specs import Offer
 from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serve.command import free_port, server_command
-from lengthwise.serve.server import Server
+from lengthwise.serve.command import server_command
+from lengthwise.serve.listen import free_port
+from lengthwise.serve.vllm_server import Server
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import Preset
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.hidden_states import ProbeWanted
-from lengthwise.vllm.settings import Settings
 
 _DRAIN_PATIENCE_S = 15.0
 
@@ -94,11 +95,9 @@ class Session:
         name: str,
         settings: Settings,
         requests: Sequence[ReplayRequest],
+        offer: Offer,
         *,
-        scheduled_s: Sequence[float] | None,
         cost: StepCost | None = None,
-        turns: Turns | None = None,
-        clients: int | None = None,
         max_tokens: int = 1024,
         progress: Callable[[int, int], None] = lambda answered, failed: None,
     ) -> Observed:
@@ -110,11 +109,9 @@ class Session:
             name: the name of the round's folder of records.
             settings: the policy and all that belongs to it.
             requests: what to send.
-            scheduled_s: when to send each, in s from the start; None for a closed loop.
-            cost: what steps take by the clock of `scheduled_s`, which then runs at the
-                engine's speed; None: it is the wall's.
-            turns: sessions among the requests, by place.
-            clients: the number of clients of a closed loop.
+            offer: when each is sent.
+            cost: what steps take by the clock of the offer, which then runs at the engine's
+                speed; None: it is the wall's.
             max_tokens: the limit for requests whose answer's length is open.
             progress: called with the numbers of answered and failed requests.
 
@@ -130,10 +127,10 @@ class Session:
             url=self._server.url,
             model=self.model,
             requests=requests,
-            scheduled_s=scheduled_s,
+            scheduled_s=offer.scheduled_s,
             pace=None if cost is None else Pace(records / STEPS_FILE, cost),
-            turns=turns,
-            clients=clients,
+            turns=offer.turns,
+            clients=offer.clients,
             max_tokens=max_tokens,
             tell_truth=self._emulated
             or (settings.predictor or "").partition(":")[0] in ("oracle", "noisy-oracle"),

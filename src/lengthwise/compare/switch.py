@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lengthwise.errors import LengthwiseError
-from lengthwise.vllm.settings import Settings, status_path
+from lengthwise.settings import Settings, status_path
 
 
 class SettingsSwitch:

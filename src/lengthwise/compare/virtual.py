@@ -26,18 +26,20 @@ from lengthwise.compare.engine_log import (
     STEPS_FILE,
     read_engine_log,
 )
-from lengthwise.compare.load import Clients, Turns, arrival_times, turns_of
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
+from lengthwise.compare.round_records import describe_round, records_of, summary_line
+from lengthwise.compare.rounds import Plan, keeping
 from lengthwise.compare.session import Observed
-from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
+from lengthwise.compare.specs import Offer, Turns, offer_of
+from lengthwise.emulate.asked import Asked, Served
+from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor
+from lengthwise.settings import Settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.settings import Settings
 from lengthwise.workload.trace import Trace
 
 #: Significant digits of predictions: the last ones depend on how a processor adds products up.
@@ -89,10 +91,7 @@ class VirtualSession:
         name: str,
         settings: Settings,
         requests: Sequence[ReplayRequest],
-        *,
-        scheduled_s: Sequence[float] | None,
-        turns: Turns | None = None,
-        clients: int | None = None,
+        offer: Offer,
     ) -> Observed:
         """Serve the requests to the last, from an empty engine.
 
@@ -100,14 +99,13 @@ class VirtualSession:
             name: the name of the round's folder of records.
             settings: the policy and all that belongs to it.
             requests: what is sent.
-            scheduled_s: when each is sent, in s from the start; None for a closed loop.
-            turns: sessions among the requests, by place.
-            clients: the number of clients of a closed loop.
+            offer: when each is sent.
 
         Raises:
             InputError: a request does not fit into the KV memory, or the settings are wrong.
             LengthwiseError: the engine came to a standstill.
         """
+        scheduled_s, turns, clients = offer
         records = self._folder / name
         records.mkdir(parents=True, exist_ok=True)
         for stale in (STEPS_FILE, REQUESTS_FILE):
@@ -222,25 +220,19 @@ def run_virtual_plan(
             seed = plan.seed + repeat
             requests = draw(seed).requests
             for load in plan.loads:
-                times = arrival_times(
+                offer = offer_of(
                     load,
                     len(requests),
                     cv=plan.cv,
                     seed=seed,
                     capacity_requests_per_s=session.capacity(requests),
                 )
-                if times is not None:  # a logarithm's last digit is not the same everywhere
-                    times = [round(time, 9) for time in times]
+                if offer.scheduled_s is not None:
+                    # A logarithm's last digit is not the same everywhere.
+                    offer = offer._replace(scheduled_s=[round(s, 9) for s in offer.scheduled_s])
                 for label, settings in plan.policies.items():
                     progress.stage(f"round {number + 1} of {plan.rounds}: {label} at {load.label}")
-                    observed = session.run_round(
-                        f"{number:03d}",
-                        settings,
-                        requests,
-                        scheduled_s=times,
-                        turns=turns_of(load, len(requests)),
-                        clients=load.count if isinstance(load, Clients) else None,
-                    )
+                    observed = session.run_round(f"{number:03d}", settings, requests, offer)
                     info = describe_round(
                         number, label, settings, load, repeat, None, observed, requests
                     )

@@ -19,14 +19,11 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from lengthwise.emulate.answers import answer_tokens, spoken_tokens
-from lengthwise.emulate.clock import VirtualClock
-from lengthwise.emulate.later import Later
-from lengthwise.emulate.link import link_of
-from lengthwise.emulate.offload import Offload
-from lengthwise.emulate.pace import ModelledPace, Pace
-from lengthwise.emulate.settings import EMULATE, emulation_settings
-from lengthwise.emulate.step import Batch
-from lengthwise.vllm.compat import check_executor, refuse_without_worker
+from lengthwise.emulate.link import Offload, link_of
+from lengthwise.emulate.pace import Batch, Later, ModelledPace, Pace
+from lengthwise.emulate.virtual_clock import VirtualClock
+from lengthwise.emulate.virtual_config import EMULATE, emulation_settings
+from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
 # What a worker would do and say that it has done; here there is nothing to do.
 _OBEYED = ("add_lora", "remove_lora", "pin_lora")

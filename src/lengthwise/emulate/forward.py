@@ -15,12 +15,10 @@ from typing import Any
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from lengthwise.emulate.later import Later
-from lengthwise.emulate.pace import ModelledPace, Pace
-from lengthwise.emulate.settings import EMULATE, emulation_settings
-from lengthwise.emulate.step import Batch, Work
+from lengthwise.emulate.pace import Batch, Later, ModelledPace, Pace, Work
+from lengthwise.emulate.virtual_config import EMULATE, emulation_settings
 from lengthwise.errors import InputError
-from lengthwise.vllm.compat import check_executor, refuse_without_worker
+from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
 
 class ForwardExecutor(UniProcExecutor):  # type: ignore[misc]

@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lengthwise.emulate.driver import Asked, VirtualEngine
+from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.emulate.forward import ForwardExecutor, free_memory_bytes
 from lengthwise.emulate.pace import MeasuredPace
 from lengthwise.emulate.sampling import ANSWER, SEED, TEMPERATURE, SeededSampling
-from lengthwise.emulate.settings import EMULATE
-from lengthwise.emulate.virtual_config import OURS
+from lengthwise.emulate.virtual_config import EMULATE, OURS
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
+from lengthwise.vllm.compat.in_process import llvmlite_unseen, stdout_on_stderr
 from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
-from lengthwise.vllm.in_process import llvmlite_unseen, stdout_on_stderr
 
 #: Tokens in a KV block: the least that vLLM's attention on a CPU takes.
 BLOCK_SIZE = 32

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from lengthwise.errors import InputError
-from lengthwise.reference import model_path
-from lengthwise.reference.tokenizer import END, PAD, SPECIAL_TOKENS
+from lengthwise.files import replaced
+from lengthwise.reference import END, PAD, SPECIAL_TOKENS, model_path
 from lengthwise.simulate.hardware import Model
 from lengthwise.simulate.presets import Preset, parse_preset
 
@@ -43,9 +43,8 @@ def model_folder(shape: Model, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            part = folder / f"{name}.{os.getpid()}.part"
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, folder / name)
+            with replaced(folder / name) as part:
+                part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder

@@ -4,21 +4,18 @@
 upstreams and no more, keeps all others back, and lets them go in the order of the same policies
 and guards that the scheduler has.
 
-queue         who waits and who is in flight, in the scheduler's table and order
-discipline    which settings mean something in front of an engine
-upstream      the servers behind, what each may have in flight, and whether it can be reached
-waiting       how many that is, by what a vLLM server says of its own queue
-limits        what may wait, in requests and bytes, of everybody and of one key
-dispatcher    a request's turn
-lengths       predictions, and what is learnt from answers
-usage         how long an answer was, as it passes
-question      what a body says that matters here
-intake        a body, taken in
-relay         one request to one upstream, and its answer back
-reachable     whether upstreams take connections
-server        the routes, and what becomes of each request
-options       what is decided when it starts
-configuration what the settings say, made ready
-run           its life, and a polite end
-counters      what is counted
+ranked_queue   who waits and who is in flight, in the scheduler's table and order
+upstream       the servers behind, what each may have in flight, and whether it can be reached
+waiting        how many that is, by what a vLLM server says of its own queue
+limits         what may wait, in requests and bytes, of everybody and of one key
+dispatcher     a request's turn
+lengths        predictions, and what is learnt from answers
+usage          how long an answer was, as it passes
+request_body   what a body says that matters here
+relay          one request to one upstream, and its answer back
+server         the routes, and what becomes of each request
+start_options  what is decided when it starts
+configuration  what the settings say, made ready
+run            its life, and a polite end
+prometheus     what is counted
 """

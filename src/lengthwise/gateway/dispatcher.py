@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from lengthwise.gateway.limits import RefusedError, Room
-from lengthwise.gateway.queue import Entry, Queue
+from lengthwise.gateway.ranked_queue import Entry, Queue
 from lengthwise.gateway.upstream import Pool, Upstream
 
 

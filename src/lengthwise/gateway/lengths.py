@@ -17,18 +17,17 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
-from lengthwise.gateway.question import Asked
-from lengthwise.gateway.queue import Entry, Queue
+from lengthwise.gateway.ranked_queue import Entry, Queue
+from lengthwise.gateway.request_body import Asked
 from lengthwise.gateway.usage import Usage
-from lengthwise.hints.predictor import PromptEncoder, PromptPredictor
+from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.hints.question import Question
 from lengthwise.policy.stand_in import MEDIAN_EVERY, RECENT
-from lengthwise.predict.prediction import Prediction, Prompt
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.length_log import LengthLog
-from lengthwise.vllm.predictions import usable
-from lengthwise.vllm.rolling_tau import RollingTau
+from lengthwise.predict.prediction import Prediction, Prompt, usable
+from lengthwise.telemetry.length_log_writer import LengthLog
+from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.workload.length_log import FULL
 
 logger = logging.getLogger("lengthwise.gateway")

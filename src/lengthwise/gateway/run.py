@@ -13,14 +13,13 @@ from typing import Any
 
 from aiohttp import web
 
+from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Configuration, Opener
-from lengthwise.gateway.options import Options
 from lengthwise.gateway.server import Gateway
+from lengthwise.gateway.start_options import Options
 from lengthwise.gateway.upstream import Upstream
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.off_switch import OffSwitch
-from lengthwise.vllm.settings import Settings, off_path
-from lengthwise.vllm.watch import SettingsWatcher
+from lengthwise.settings import Settings, off_path
+from lengthwise.settings.watch import OffSwitch, SettingsWatcher
 
 
 @dataclass(frozen=True)

@@ -17,29 +17,27 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from lengthwise.gateway.configuration import Configuration
-from lengthwise.gateway.counters import GatewayMetrics
-from lengthwise.gateway.discipline import discipline_of
+from lengthwise.counters import Counters
+from lengthwise.gateway.configuration import Configuration, discipline_of
 from lengthwise.gateway.dispatcher import Dispatcher
-from lengthwise.gateway.intake import take_in
 from lengthwise.gateway.lengths import Lengths, Measured
 from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
-from lengthwise.gateway.options import Options
-from lengthwise.gateway.question import (
+from lengthwise.gateway.prometheus import GatewayMetrics
+from lengthwise.gateway.ranked_queue import Entry, Queue
+from lengthwise.gateway.relay import NotTakenError, Relay, new_session
+from lengthwise.gateway.request_body import (
     GENERATE,
     Asked,
     asking_for_usage,
     clamped_priority,
     read_body,
+    take_in,
 )
-from lengthwise.gateway.queue import Entry, Queue
-from lengthwise.gateway.reachable import Reachability
-from lengthwise.gateway.relay import NotTakenError, Relay, new_session
-from lengthwise.gateway.upstream import Pool, Upstream
+from lengthwise.gateway.start_options import Options
+from lengthwise.gateway.upstream import Pool, Reachability, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
 from lengthwise.hints.refusal import error_response, place_of
-from lengthwise.vllm.counters import Counters
 
 logger = logging.getLogger("lengthwise.gateway")
 

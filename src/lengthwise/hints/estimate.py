@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.hints.predictor import PredictorThread, PromptPredictor
+from lengthwise.hints.prediction_thread import PredictorThread, PromptPredictor
 from lengthwise.hints.question import READ, read_request
 
 _PAUSE_S: Final = 1.0  #: a server that failed is not asked again for so long

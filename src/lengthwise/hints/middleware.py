@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Final
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.hints.counters import hint_requests
+from lengthwise.hints.counts import hint_requests
 from lengthwise.hints.estimate import Estimator, estimator_of
 from lengthwise.hints.write import (
     DEFAULT_TARGETS,

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from lengthwise.errors import InputError, one_line
 from lengthwise.predict.features import FACTS
 from lengthwise.workload.conversation import Chat, MalformedError, read_messages, read_tools
-from lengthwise.workload.facts import SETTINGS, STRUCTURED, Facts, facts_of
+from lengthwise.workload.request_facts import SETTINGS, STRUCTURED, Facts, facts_of
 
 MOST_PROMPTS: Final = 4096  #: of one body
 MOST_ANSWER_TOKENS: Final = 2**31 - 1

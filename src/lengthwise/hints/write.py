@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.predict.baselines import EXPECTED_TOKENS, MOST_TOKENS, TENANT, TTFT_DEADLINE_MS
+from lengthwise.predict.baselines import EXPECTED_TOKENS, TENANT, TTFT_DEADLINE_MS
+from lengthwise.predict.prediction import MOST_TOKENS
 
 XARGS: Final = "vllm_xargs"
 NVEXT: Final = "nvext"

@@ -1,9 +1,10 @@
 """Predictors learnt from a server's own length log, and exchanged while it serves.
 
-rows         logged answers → what a predictor is trained on
-acceptance   whether a new predictor is better than the present one
-settings_key the one key of the settings file that learning writes
-learner      when to train, accept, place and take back
-process      the learner as a process of low priority
-supervisor   keeps that process alive beside a server
+training_rows  logged answers → what a predictor is trained on
+acceptance     whether a new predictor is better than the present one
+settings_key   the one key of the settings file that learning writes
+learner        when to train, accept, place and take back
+learner_state  what it has decided, on disk
+process        the learner as a process of low priority
+supervisor     keeps that process alive beside a server
 """

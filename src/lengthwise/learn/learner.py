@@ -30,11 +30,19 @@ from typing import Final
 import numpy as np
 
 from lengthwise.errors import InputError
-from lengthwise.learn.acceptance import Comparison, compare, tau_or_0, tau_with_interval
-from lengthwise.learn.rows import is_full, lengths_of, of_one_kind, training_rows
-from lengthwise.learn.scores import logged_scores, own_promise, scores_now, scores_of
+from lengthwise.learn.acceptance import (
+    Comparison,
+    compare,
+    logged_scores,
+    own_promise,
+    scores_now,
+    scores_of,
+    tau_or_0,
+    tau_with_interval,
+)
+from lengthwise.learn.learner_state import State, read_state, write_state
 from lengthwise.learn.settings_key import place_predictor, read_predictor
-from lengthwise.learn.state import State, read_state, write_state
+from lengthwise.learn.training_rows import is_full, lengths_of, of_one_kind, training_rows
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import NO_PREDICTOR

@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final
+
+from lengthwise.processes import BackOff, Stoppable
 
 # Each would start a thread a core.
 _ONE_THREAD: Final = dict.fromkeys(
@@ -23,7 +24,7 @@ _SOUND_S: Final = 60.0  # one that lived so long starts from the first pause aga
 _STOP_PATIENCE_S: Final = 5.0
 
 
-class LearnerProcess:
+class LearnerProcess(Stoppable):
     """A learner's process, started again when it ends; a context manager that stops it.
 
     Args:
@@ -44,19 +45,6 @@ class LearnerProcess:
         self._process = self._start()
         self._thread = threading.Thread(target=self._watch, name="lengthwise-learner", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> LearnerProcess:
-        """The supervisor itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the process."""
-        self.stop()
 
     @property
     def pid(self) -> int:
@@ -91,18 +79,18 @@ class LearnerProcess:
         )
 
     def _watch(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pauses = BackOff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             started = time.monotonic()
             code = self._process.wait()
             if self._closed.is_set():
                 return
             if time.monotonic() - started > _SOUND_S:
-                pause_s = _FIRST_PAUSE_S
+                pauses.reset()
+            pause_s = pauses.next_s()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             self._say(f"the learner {how}; serving goes on, it starts again in {pause_s:.0f} s")
             if self._closed.wait(pause_s):
                 return
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             self.restarts += 1
             self._process = self._start()

@@ -1,25 +1,26 @@
 """What happened to each request of a run, and what it adds up to: records, metrics, reports.
 
-    record       one row per request of a round; parquet or JSONL
-    round        one row per round: policy, load, capacity, flags
-    run          what was run, where, with which versions
-    results      the folder that holds all of it
-    metrics      one round's latency and throughput, with the keys of `vllm bench serve`
-    comparison   policies against a baseline within one run
-    wording      how figures are written for people
-    table        tables for a terminal
-    report       report.html (plot, svg, html, method) and results.json
+    request_record  one row per request of a round; parquet or JSONL
+    run_info        what was run, where, with which versions; one row per round
+    results         the folder that holds all of it
+    round_metrics   one round's latency and throughput, with the keys of `vllm bench serve`
+    comparison      policies against a baseline within one run
+    wording         how figures are written for people
+    terminal        tables for a terminal
+    twins           live results beside virtual ones
+    report          report.html and results.json
+    html            the page, with its drawings: charts, svg
+    server_metrics  what a running server says of its queue
 
 Imports nothing of Lengthwise but its errors.
 """
 
 from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, compare
-from lengthwise.measure.metrics import parse_objectives, request_metrics, summarise
-from lengthwise.measure.record import Records, RequestRecord, read_records, write_records
 from lengthwise.measure.report import write_report
+from lengthwise.measure.request_record import Records, RequestRecord, read_records, write_records
 from lengthwise.measure.results import Results, ResultsWriter, read_results
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run import RunInfo
+from lengthwise.measure.round_metrics import parse_objectives, request_metrics, summarise
+from lengthwise.measure.run_info import RoundInfo, RunInfo
 
 __all__ = [
     "Comparison",

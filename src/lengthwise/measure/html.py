@@ -7,6 +7,7 @@ from html import escape
 from importlib import resources
 
 from lengthwise.measure import svg
+from lengthwise.measure.charts import Drawing, Series, draw_load, series
 from lengthwise.measure.comparison import (
     Comparison,
     PolicyResult,
@@ -14,12 +15,9 @@ from lengthwise.measure.comparison import (
     Spread,
     knows_lengths,
 )
-from lengthwise.measure.method import method
-from lengthwise.measure.plot import Drawing, Series, draw_load, series
 from lengthwise.measure.results import Results
-from lengthwise.measure.run import VIRTUAL
-from lengthwise.measure.twin_views import twins_section
-from lengthwise.measure.twins import Twin
+from lengthwise.measure.run_info import VIRTUAL
+from lengthwise.measure.twins import Twin, twins_section
 from lengthwise.measure.wording import (
     NOTHING,
     TIMES,
@@ -27,6 +25,7 @@ from lengthwise.measure.wording import (
     headline,
     limits,
     load_title,
+    method,
     percent,
     seconds,
     setting_title,

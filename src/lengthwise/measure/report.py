@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lengthwise.errors import InputError
+from lengthwise.files import replaced
 from lengthwise.measure.comparison import (
     COMPARED,
     Comparison,
@@ -18,7 +18,7 @@ from lengthwise.measure.comparison import (
     load_number,
 )
 from lengthwise.measure.results import Results
-from lengthwise.measure.run import LIVE, VIRTUAL
+from lengthwise.measure.run_info import LIVE, VIRTUAL
 from lengthwise.measure.twins import Twin
 
 REPORT_FILE = "report.html"
@@ -114,10 +114,9 @@ def _spread_keys(name: str, spread: Spread | None) -> Row:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with replaced(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}: make the folder writable"

@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lengthwise.errors import InputError
-from lengthwise.measure import round as round_module
-from lengthwise.measure import run as run_module
-from lengthwise.measure.record import Records, RequestRecord, read_records, write_records
-from lengthwise.measure.round import RoundInfo
-from lengthwise.measure.run import RunInfo
-from lengthwise.measure.schema import DamagedFileError, check_schema
+from lengthwise.measure.request_record import Records, RequestRecord, read_records, write_records
+from lengthwise.measure.run_info import (
+    ROUNDS_SCHEMA,
+    RUN_SCHEMA,
+    DamagedFileError,
+    RoundInfo,
+    RunInfo,
+    check_schema,
+)
 
 RUN_FILE = "run.json"
 ROUNDS_FILE = "rounds.jsonl"
@@ -60,7 +63,7 @@ class ResultsWriter:
             for stale in [*folder.glob("round-*.parquet*"), folder / ROUNDS_FILE]:
                 stale.unlink(missing_ok=True)
             (folder / RUN_FILE).write_text(_pretty(run.to_json()), encoding="utf-8")
-            header = json.dumps({"schema": round_module.SCHEMA})
+            header = json.dumps({"schema": ROUNDS_SCHEMA})
             (folder / ROUNDS_FILE).write_text(header + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(
@@ -119,7 +122,7 @@ def _read_run(path: Path) -> RunInfo:
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: run `lengthwise bench` again") from error
-    check_schema(value.get("schema") if isinstance(value, dict) else None, run_module.SCHEMA, path)
+    check_schema(value.get("schema") if isinstance(value, dict) else None, RUN_SCHEMA, path)
     try:
         return RunInfo.from_json(value)
     except TypeError as error:
@@ -141,7 +144,7 @@ def _read_rounds(path: Path) -> tuple[list[RoundInfo], list[str]]:
             continue
         if number == 1:
             check_schema(
-                value.get("schema") if isinstance(value, dict) else None, round_module.SCHEMA, path
+                value.get("schema") if isinstance(value, dict) else None, ROUNDS_SCHEMA, path
             )
             continue
         try:

@@ -13,13 +13,7 @@ from __future__ import annotations
 import math
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.length_law import (
-    LOGS,
-    SURVIVAL,
-    cumulative_hazard,
-    is_certain,
-    tail_mean,
-)
+from lengthwise.policy.length_law import LOGS, SURVIVAL, cumulative_hazard, is_certain, tail_mean
 
 
 @compiled

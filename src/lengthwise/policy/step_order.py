@@ -24,6 +24,18 @@ NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
 Records = NDArray[np.void]  #: array of one record
 
 
+def prepare(discipline: Discipline, facts: Records, times: Records, state: EngineState) -> bool:
+    """Write the facts of the step that comes next; see `due.prepare`."""
+    return _prepare(discipline.rules, facts, times, state)
+
+
+def begin(
+    discipline: Discipline, facts: Records, runners: NDArray[np.void], table: RequestTable
+) -> bool:
+    """Take up the running requests; whether something is to decide. See `prepass.begin`."""
+    return _begin(discipline.rules, facts, runners, table, discipline.values)
+
+
 class StepOrder:
     """The frozen order of one step over a table of requests: `rank` once, then all else.
 
@@ -35,22 +47,6 @@ class StepOrder:
     def __init__(self) -> None:
         self.groups: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.ranks: NDArray[np.float64] = np.empty(0)
-
-    def prepare(
-        self, discipline: Discipline, facts: Records, times: Records, state: EngineState
-    ) -> bool:
-        """Write the facts of the step that comes next; see `due.prepare`."""
-        return _prepare(discipline.rules, facts, times, state)
-
-    def begin(
-        self,
-        discipline: Discipline,
-        facts: Records,
-        runners: NDArray[np.void],
-        table: RequestTable,
-    ) -> bool:
-        """Take up the running requests; whether something is to decide. See `prepass.begin`."""
-        return _begin(discipline.rules, facts, runners, table, discipline.values)
 
     def rank(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.due import EngineState
 from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.step_order import StepOrder, begin, prepare
 from lengthwise.policy.step_time import StepTime
 from lengthwise.policy.tenants import new_shares, take_leads
 from lengthwise.request import RUNNING, WAITING, new_table
@@ -30,8 +30,8 @@ def warm_up(discipline: Discipline) -> None:
     prices.observe(1, 1, 1e-3)
     prices.decode_s(1)
     state = EngineState(0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0, 0)
-    order.prepare(whole, facts, prices.times, state)
-    order.begin(whole, facts, runners, table)
+    prepare(whole, facts, prices.times, state)
+    begin(whole, facts, runners, table)
     take_leads(new_shares(1), table, 2)
     order.rank(discipline, table, facts)
     waiting = order.look(whole, facts, runners, table)

@@ -19,7 +19,7 @@ from statistics import NormalDist
 from typing import Final
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
+from lengthwise.predict.prediction import MOST_TOKENS, Prediction, PredictionError, Prompt
 
 TRUE_TOKENS: Final = "lengthwise_true_tokens"  #: hint: the length that a replay will generate
 EXPECTED_TOKENS: Final = "lengthwise_expected_tokens"  #: hint: the caller's own estimate
@@ -27,8 +27,6 @@ PREDICTION: Final = "lengthwise_prediction"  #: hint: a whole prediction, five n
 TENANT: Final = "lengthwise_tenant"  #: hint: whose the request is
 TTFT_DEADLINE_MS: Final = "lengthwise_ttft_deadline_ms"  #: hint: when the first token is due
 REQUEST_ID: Final = "lengthwise_id"  #: hint: the request's name in a replay
-
-MOST_TOKENS: Final = float(2**31 - 1)  #: that any answer can have: ages are 32-bit integers
 
 _STANDARD_NORMAL: Final = NormalDist()
 _QUANTILE_90: Final = _STANDARD_NORMAL.inv_cdf(0.9)

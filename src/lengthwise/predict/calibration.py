@@ -26,7 +26,8 @@ _BIN_SIZE: Final = 50  #: answers that a bin has at least, where there are so ma
 def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The non-decreasing sequence nearest to `values` in weighted least squares.
 
-    Pool adjacent violators, in linear time.
+    Pool adjacent violators, in linear time. SciPy has it too (`isotonic_regression`), but adds up
+    in another order, and the last digit of every predictor would be another.
 
     Args:
         values: shape (n,).

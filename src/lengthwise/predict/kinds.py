@@ -13,8 +13,9 @@ from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.prediction import Predictor
 
 if TYPE_CHECKING:
-    from lengthwise.predict.artifact import Metadata, Tensors
+    from lengthwise.predict.artifact import Metadata
     from lengthwise.predict.tokenizer import PromptTokenizer
+    from lengthwise.predict.weights_folder import Tensors
     from lengthwise.workload.dataset import Dataset
 
 Progress = Callable[[str, float], None]  #: what is being done, and the part done of it all, 0 to 1
@@ -127,7 +128,7 @@ _CODE: Final = {
         "lengthwise.predict.lexical:load_lexical",
     ),
     BACKBONE: _Code(
-        "lengthwise.predict.encoder.train:train_encoder",
+        "lengthwise.predict.encoder.fine_tuning:train_encoder",
         "lengthwise.predict.encoder.predictor:load_encoder",
     ),
 }
@@ -180,7 +181,7 @@ def recipe_of(metadata: Metadata) -> Recipe:
     recipe = Recipe(metadata.kind, metadata.loss, metadata.bucket, seed=metadata.training.seed)
     if BACKBONE not in metadata.settings:
         return recipe
-    from lengthwise.predict.encoder.settings import EncoderSettings
+    from lengthwise.predict.encoder.predictor import EncoderSettings
 
     settings = EncoderSettings.model_validate(metadata.settings)
     return replace(recipe, **settings.model_dump(exclude={"window"}))

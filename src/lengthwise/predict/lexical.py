@@ -9,25 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.predict.artifact import (
-    SCHEMA,
-    SCHEMA_VERSION,
-    Metadata,
-    Tensors,
-    read_artifact,
-    write_artifact,
-)
+from lengthwise.predict.artifact import Metadata, read_artifact, write_artifact
 from lengthwise.predict.calibration import calibrate, quantile_lengths, score_at
-from lengthwise.predict.features import (
-    BUCKETS,
-    FEATURES_VERSION,
-    FeatureRows,
-    find_features,
-    new_scratch,
-)
+from lengthwise.predict.feature_hashing import BUCKETS
+from lengthwise.predict.features import FEATURES_VERSION, FeatureRows, find_features, new_scratch
 from lengthwise.predict.losses import QUANTILES
 from lengthwise.predict.model import WordModel, outputs, outputs_of_rows
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.predict.weights_folder import Tensors
 from lengthwise.predict.words import Template, Vocabulary
 
 LEXICAL_KINDS: Final = ("lexical", "classify", "regress", "quantile")
@@ -144,7 +133,6 @@ def load_lexical(folder: Path, metadata: Metadata, tensors: Tensors) -> LexicalP
             f"{folder} was trained on features of version {metadata.features}, this Lengthwise "
             f"extracts version {FEATURES_VERSION}: train again"
         )
-    first = metadata.schema_name == f"{SCHEMA}/1"
     parameters = LexicalParameters(
         Vocabulary(
             tensors.take("vocabulary.flat", np.uint8), tensors.take("vocabulary.offsets", np.int64)
@@ -152,15 +140,13 @@ def load_lexical(folder: Path, metadata: Metadata, tensors: Tensors) -> LexicalP
         Template(
             tensors.take("template.before", np.uint8), tensors.take("template.after", np.uint8)
         ),
-        _first_model(tensors) if first else _model(tensors),
+        _model(tensors),
         tensors.take("calibration", np.float64, 2),
-        np.zeros(0) if first else tensors.take("factors", np.float64),
+        tensors.take("factors", np.float64),
     )
     wrong = _inconsistency(parameters)
     if wrong:
         raise tensors.damaged(wrong)
-    if first:
-        metadata = metadata.model_copy(update={"schema_name": f"{SCHEMA}/{SCHEMA_VERSION}"})
     return LexicalPredictor(metadata, parameters)
 
 
@@ -173,20 +159,6 @@ def _model(tensors: Tensors) -> WordModel:
         embedding=tensors.take("model.embedding", np.float32, 2),
         hidden_bias=tensors.take("model.hidden_bias", np.float64),
         output=tensors.take("model.output", np.float64, 2),
-    )
-
-
-def _first_model(tensors: Tensors) -> WordModel:
-    """The model of an artifact of the first schema: linear, with one output."""
-    weights = tensors.take("model.weights", np.float32)
-    return WordModel(
-        buckets=tensors.take("model.buckets", np.int32),
-        idf=tensors.take("model.idf", np.float32),
-        weights=weights[:, np.newaxis],
-        bias=np.zeros(1),
-        embedding=np.zeros((weights.size, 0), dtype=np.float32),
-        hidden_bias=np.zeros(0),
-        output=np.zeros((0, 1)),
     )
 
 

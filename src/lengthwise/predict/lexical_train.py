@@ -15,7 +15,8 @@ from lengthwise.errors import unknown_name
 from lengthwise.predict.artifact import Metadata
 from lengthwise.predict.descend import LIST_LENGTH, Model, Schedule, descend
 from lengthwise.predict.extract import extract_features
-from lengthwise.predict.features import FEATURES_VERSION, GROUP_NAMES, GROUPS, FeatureRows
+from lengthwise.predict.feature_hashing import GROUP_NAMES, GROUPS
+from lengthwise.predict.features import FEATURES_VERSION, FeatureRows
 from lengthwise.predict.held_out import (
     calibrate_held_out,
     calibrate_quantiles,
@@ -24,12 +25,17 @@ from lengthwise.predict.held_out import (
 )
 from lengthwise.predict.kinds import Progress, Recipe
 from lengthwise.predict.lexical import LexicalParameters, LexicalPredictor, scores_of
-from lengthwise.predict.linear import Linear, SparseRows
-from lengthwise.predict.losses import QUANTILES, Loss, loss_named
+from lengthwise.predict.linear import Linear, SparseRows, fit_ridge, normal_scores
+from lengthwise.predict.losses import (
+    QUANTILES,
+    Loss,
+    drawn_lengths,
+    log_lengths,
+    loss_named,
+    typical_lengths,
+)
 from lengthwise.predict.model import WordModel, count_features, matrix_of, outputs_of_rows
 from lengthwise.predict.network import Network
-from lengthwise.predict.ridge import fit_ridge, normal_scores
-from lengthwise.predict.targets import drawn_lengths, log_lengths, typical_lengths
 from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.predict.adam import Adam
+from lengthwise.predict.descend import Adam
 from lengthwise.predict.linear import SparseRows
 
 WEIGHT_DECAY: Final = 1e-3

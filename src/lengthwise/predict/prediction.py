@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Final, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from lengthwise.errors import LengthwiseError
+
+MOST_TOKENS: Final = float(2**31 - 1)  #: that any answer can have: ages are 32-bit integers
 
 
 class Prompt(NamedTuple):
@@ -100,6 +103,18 @@ def cut(prediction: Prediction, most_tokens: int, predictor: Predictor | None) -
     if prediction.expected > most_tokens and isinstance(predictor, ScaledPredictor):
         score = min(score, predictor.score_at(float(most_tokens)))
     return Prediction(score, *lengths)
+
+
+def usable(prediction: Prediction) -> bool:
+    """Whether every number is finite and every length positive and one that an answer can have."""
+    try:
+        lengths = prediction[1:]
+        return bool(
+            all(map(math.isfinite, prediction))
+            and 0.0 < min(lengths) <= max(lengths) <= MOST_TOKENS
+        )
+    except (TypeError, ValueError, OverflowError):  # not even numbers
+        return False
 
 
 class PredictionError(LengthwiseError):

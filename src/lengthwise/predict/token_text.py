@@ -7,7 +7,6 @@ where neither the prompts nor the tokenizer are at hand.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lengthwise.errors import InputError
+from lengthwise.files import replaced
 from lengthwise.predict.extract import template_of, vocabulary_of
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.words import Template, Vocabulary
@@ -64,12 +64,8 @@ class TokenText:
             OSError: it cannot be written.
         """
         names = {"schema": SCHEMA, "tokenizer": self.tokenizer, "fingerprint": self.fingerprint}
-        temporary = path.with_suffix(f".{os.getpid()}.new")
-        try:
-            temporary.write_bytes(save(self._tensors(), metadata=names))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(path) as part:
+            part.write_bytes(save(self._tensors(), metadata=names))
 
     def _tensors(self) -> dict[str, NDArray[np.generic]]:
         return {

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from lengthwise.errors import InputError
 from lengthwise.predict.ablation import Tau, measure_tau
 from lengthwise.predict.extract import requests_of
-from lengthwise.predict.kinds import Recipe
+from lengthwise.predict.kinds import Recipe, recipe_of
 from lengthwise.predict.prediction import Predictor
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
-from lengthwise.workload.dataset import Dataset
+from lengthwise.workload.dataset import Dataset, parse_where
+from lengthwise.workload.records import open_records
 from lengthwise.workload.split import TEST, TRAIN, split_of
 
 FEW: Final = (250, 1_000)  #: rows that a predictor is trained on anew, to see how soon it pays
@@ -101,3 +104,62 @@ def transfer(
         seconds = time.monotonic() - started
         found.append(Transferred(each, rows.lengths.size, seconds, taus(predictor)))
     return found
+
+
+def transfer_matrix(
+    name: str,
+    loaded: Predictor,
+    sources: Sequence[str],
+    read: Callable[[Path, str | None, int | None, dict[str, str]], Dataset],
+    encoder: PromptTokenizer,
+    limit: int | None,
+    seed: int,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Transferred]:
+    """The transfer matrix of some tables; divided by their own split, or by a hash of the prompt.
+
+    Args:
+        name: of the predictor.
+        loaded: the predictor as it is.
+        sources: the tables, each a path or PATH:COLUMN=VALUE.
+        read: reads a table: its path, a split, a limit of rows, and the values of columns.
+        encoder: the tokenizer of the served model.
+        limit: rows of each part at most; of the train rows None is as many as the predictor had.
+        seed: of the rows drawn, and of the intervals.
+        progress: see `transfer`.
+
+    Raises:
+        InputError: the predictor learns nothing, or a table cannot be read or learnt from.
+    """
+    metadata = getattr(loaded, "metadata", None)
+    if metadata is None:
+        raise InputError(
+            f"{loaded.name} learns nothing, so there is no recipe to train others by: give a "
+            "folder written by lengthwise train --out DIR"
+        )
+    rows = metadata.training.rows if limit is None else limit
+    sets: dict[str, Parts] = {}
+    for source in sources:
+        place, _, condition = source.partition(":")
+        path = Path(place)
+        conditions = parse_where([condition] if condition else None)
+        if "split" in open_records(path).names:
+            parts = Parts(
+                read(path, "train", None, conditions), read(path, "test", None, conditions)
+            )
+        else:
+            parts = divided(read(path, None, None, conditions))
+        # At random: tables are often sorted, by model or by kind of prompt.
+        sets[path.stem + (f":{condition}" if condition else "")] = Parts(
+            parts.train.sample(rows, seed), parts.test.sample(limit, seed)
+        )
+    return transfer(
+        name,
+        loaded,
+        recipe_of(metadata),
+        sets,
+        encoder,
+        trained_rows=metadata.training.rows,
+        seed=seed,
+        progress=progress,
+    )

@@ -27,6 +27,7 @@ from typing import IO, Final, NamedTuple
 
 from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.processes import BackOff
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
@@ -160,7 +161,7 @@ class PredictionWorker:
     # In the worker's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
-        delay_s = _FIRST_DELAY_S
+        delays = BackOff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
         while not self._closed.is_set():
             answered, reason = self._live_once()
             if not self._started.is_set():
@@ -169,14 +170,14 @@ class PredictionWorker:
             if self._closed.is_set():
                 break
             if answered:
-                delay_s = _FIRST_DELAY_S
+                delays.reset()
+            delay_s = delays.next_s()
             logger.warning(
                 "Lengthwise: the predictor's worker ended (%s), starting it again in %.1f s",
                 reason,
                 delay_s,
             )
             self._closed.wait(delay_s)
-            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
             if not self._closed.is_set():
                 self._on_restart()
         self._started.set()

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lengthwise.errors import InputError
+from lengthwise.files import replaced
 
 
 class Checkpoint:
@@ -66,11 +67,10 @@ class Checkpoint:
             for moment, tensor in state.items():
                 tensors[f"optimiser.{parameter}.{moment}"] = tensor.cpu().clone()
         header = {"key": self._key, "epochs": epoch + 1, "best_loss": self._best_loss}
-        part = self._path.with_suffix(".part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata={"training": json.dumps(header)})
-            part.replace(self._path)
+            with replaced(self._path) as part:
+                save_file(tensors, part, metadata={"training": json.dumps(header)})
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {self._path}: {error}") from None
 

@@ -8,14 +8,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.probe.artifact import Refinement
 from lengthwise.probe.bins import midpoints
-from lengthwise.probe.evaluate import METHODS, Bootstrap, by_age
+from lengthwise.probe.filter_replay import Record, counted_down, raw, refined, within
 from lengthwise.probe.heads import PromptHead
+from lengthwise.probe.probe_folder import Refinement
 from lengthwise.probe.refine import HIGH, LOW, MEAN, MEDIAN, Filter, new_filter
-from lengthwise.probe.replay import Record, counted_down, raw, refined, within
-from lengthwise.probe.report import IntervalError, LayerError, PoolingError, Report
-from lengthwise.probe.rows import Rows
+from lengthwise.probe.report import (
+    METHODS,
+    Bootstrap,
+    IntervalError,
+    LayerError,
+    PoolingError,
+    Report,
+    by_age,
+)
+from lengthwise.probe.state_rows import Rows
 from lengthwise.probe.states import TEST, TRAIN, VALID
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lengthwise.probe.artifact import Network
 from lengthwise.probe.checkpoint import Checkpoint
+from lengthwise.probe.probe_folder import Network
 
 _BATCH: Final = 32
 _LARGEST_BATCH: Final = 512
@@ -128,7 +128,7 @@ def fit_network(
 
 def probabilities(network: Network, states: NDArray[np.float16]) -> NDArray[np.float32]:
     """What a trained network says of states [rows, inputs]: float32 [rows, bins]."""
-    from lengthwise.probe.network import ProbeNetwork
+    from lengthwise.probe.torch_network import ProbeNetwork
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = ProbeNetwork(network).to(device)

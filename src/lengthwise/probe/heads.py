@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.probe.artifact import Network
 from lengthwise.probe.bins import bin_of, midpoints
+from lengthwise.probe.filter_replay import within
 from lengthwise.probe.fit import (
     Examples,
     Fitted,
@@ -19,8 +19,8 @@ from lengthwise.probe.fit import (
     fit_network,
     probabilities,
 )
-from lengthwise.probe.replay import within
-from lengthwise.probe.rows import Rows, prompt_inputs, prompt_tokens
+from lengthwise.probe.probe_folder import Network
+from lengthwise.probe.state_rows import Rows, prompt_inputs, prompt_tokens
 from lengthwise.probe.states import TRAIN, VALID, Pooling, States
 
 Report = Callable[[float], None]  #: called with the part that is done, 0 to 1

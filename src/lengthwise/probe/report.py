@@ -1,12 +1,19 @@
-"""What `lengthwise train-probe` reports."""
+"""What `lengthwise train-probe` reports: how far off the estimates of what remains are.
+
+Every output token of a test answer counts once, as in TRAIL's tables; the tokens of one answer
+stand or fall together, so intervals come from drawing whole requests.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from lengthwise.probe.evaluate import AgeGroup, Figure
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -90,4 +97,139 @@ def _flat(value: Any) -> Any:
             found |= {name: each["value"], f"{name}_low": each["low"], f"{name}_high": each["high"]}
         else:
             found[name] = _flat(each)
+    return found
+
+
+def write_layer_plot(layers: Sequence[LayerError], model: str, path: Path) -> None:
+    """Error of the raw probe by layer, on test answers with 95 % intervals, as an SVG.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    from lengthwise.errors import InputError
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    numbers = [each.layer for each in layers]
+    values = [each.mae_raw.value for each in layers]
+    below = [each.mae_raw.value - each.mae_raw.low for each in layers]
+    above = [each.mae_raw.high - each.mae_raw.value for each in layers]
+    axes.errorbar(numbers, values, (below, above), marker="o", markersize=4, capsize=3)
+    axes.set(
+        xlabel="Layers below the state (0: the embedding)",
+        ylabel="Mean absolute error (tokens)",
+        title=f"Remaining length from one state of {model}",
+        ylim=(0, None),
+    )
+    axes.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    try:
+        figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        pyplot.close(figure)
+
+
+#: What is compared: the prompt's prediction counted down; a prediction from prompt and age, made
+#: anew at each token; the probe's newest prediction alone; the probe refined.
+METHODS: Final = ("prompt_only", "reestimated", "raw", "refined")
+
+_RESAMPLES: Final = 1_000
+_DECILES: Final = 10
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and the ends of its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AgeGroup:
+    """A tenth of all moments: those of about one age."""
+
+    age_from: int  # output tokens so far, of the youngest
+    age_to: int  # of the oldest
+    states: int  # moments
+    mean_remaining: float  # tokens
+    mae_prompt_only: float  # tokens, as all below
+    mae_reestimated: float
+    mae_raw: float
+    mae_refined: float
+
+
+class Bootstrap:
+    """Draws requests with replacement; the same draws for every figure, so ratios are paired."""
+
+    def __init__(self, request: NDArray[np.int64], seed: int) -> None:
+        """Make the draws.
+
+        Args:
+            request: [moments], which request each belongs to, n ≥ 1 of them.
+            seed: of the draws.
+        """
+        _, self._request = np.unique(request, return_inverse=True)
+        self._moments = np.bincount(self._request).astype(np.float64)
+        count = self._moments.size
+        random = np.random.default_rng(seed)
+        self._draws = random.multinomial(count, np.full(count, 1 / count), _RESAMPLES).astype(
+            np.float64
+        )
+
+    def mean(self, errors: NDArray[np.float64]) -> Figure:
+        """The mean over all moments, [moments] → tokens."""
+        sums = self._sums(errors)
+        return _figure(
+            sums.sum() / self._moments.sum(), (self._draws @ sums) / (self._draws @ self._moments)
+        )
+
+    def ratio(self, above: NDArray[np.float64], below: NDArray[np.float64]) -> Figure:
+        """One mean over another: how many times smaller the error below is."""
+        first, second = self._sums(above), self._sums(below)
+        return _figure(first.sum() / second.sum(), (self._draws @ first) / (self._draws @ second))
+
+    def _sums(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.bincount(self._request, weights=errors), dtype=np.float64)
+
+
+def _figure(value: float, resampled: NDArray[np.float64]) -> Figure:
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Figure(float(value), float(low), float(high))
+
+
+def by_age(
+    age: NDArray[np.int64],
+    remaining: NDArray[np.int64],
+    errors: Mapping[str, NDArray[np.float64]],
+) -> list[AgeGroup]:
+    """Errors by tenth of the moments, youngest first; one age is never in two groups.
+
+    Args:
+        age: [moments].
+        remaining: [moments].
+        errors: for each of METHODS, absolute errors [moments].
+    """
+    bounds = np.unique(np.quantile(age, np.arange(1, _DECILES) / _DECILES, method="higher"))
+    group = np.searchsorted(bounds, age, side="right")
+    found = []
+    for number in np.unique(group):
+        own = group == number
+        means = {f"mae_{name}": float(errors[name][own].mean()) for name in METHODS}
+        found.append(
+            AgeGroup(
+                age_from=int(age[own].min()),
+                age_to=int(age[own].max()),
+                states=int(own.sum()),
+                mean_remaining=float(remaining[own].mean()),
+                **means,
+            )
+        )
     return found

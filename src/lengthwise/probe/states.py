@@ -10,7 +10,6 @@ The length counts the token that ends the answer. No text is stored.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lengthwise.errors import InputError
+from lengthwise.files import replaced
 
 SCHEMA: Final = "lengthwise.states/1"
 META: Final = "meta.json"
@@ -95,14 +95,11 @@ def write_shard(folder: Path, index: int, shard: Shard) -> None:
         if array is not None
     }
     path = shard_path(folder, index)
-    part = path.with_suffix(".part")
     try:
-        save_file(tensors, part)
-        os.replace(part, path)
+        with replaced(path) as part:
+            save_file(tensors, part)
     except SafetensorError as error:  # so it reports a full disk
         raise OSError(str(error)) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_meta(folder: Path, meta: StatesMeta) -> None:
@@ -111,9 +108,8 @@ def write_meta(folder: Path, meta: StatesMeta) -> None:
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    part = folder / f"{META}.part"
-    part.write_text(meta.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-    os.replace(part, folder / META)
+    with replaced(folder / META) as part:
+        part.write_text(meta.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
 
 
 class Requests(NamedTuple):

@@ -17,7 +17,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 
 from lengthwise.emulate.model_folder import cached_model_folder
-from lengthwise.emulate.settings import EMULATE
+from lengthwise.emulate.virtual_config import EMULATE
 from lengthwise.serve.command import EXECUTOR
 from lengthwise.simulate.presets import parse_preset
 

@@ -5,13 +5,12 @@ writes itself. Its answers end by themselves, at lengths from 2 to about 450 tok
 the prompt and differ from sample to sample, so the whole of Lengthwise can be tried without a model
 hub and without a GPU.
 
-    words.py      the word lists
-    prompts.py    the prompts, in families
-    corpus.py     the answers: prompt -> text of chance-determined length
-    tokenizer.py  the byte-level BPE tokenizer and the chat template
-    train.py      python -m lengthwise.reference.train --out DIR
-    evaluate.py   python -m lengthwise.reference.evaluate
-    model/        the weights, the tokenizer and the model card
+    word_lists.py  the word lists
+    prompts.py     the prompts, in families
+    corpus.py      the answers: prompt -> text of chance-determined length
+    model/         the weights, the tokenizer and the model card
+
+How it was trained is in `scripts/reference_model/` of the source.
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = ["model_path"]
+
+PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
+SPECIAL_TOKENS = (PAD, END, USER, ASSISTANT)  # in the order of their token ids, from 0
 
 
 def model_path() -> Path:

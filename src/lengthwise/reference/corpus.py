@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from lengthwise.reference.prompts import ReferencePrompt, fill, generate_one, sentences
-from lengthwise.reference.words import CATEGORIES, SIZES, TASKS, TOPICS
+from lengthwise.reference.word_lists import CATEGORIES, SIZES, TASKS, TOPICS
 
 MOST_PARTS = 14
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lengthwise.errors import InputError
-from lengthwise.reference.words import CATEGORIES, SENTENCES, SIZES, TASKS, TOPICS, WORDS
+from lengthwise.reference.word_lists import CATEGORIES, SENTENCES, SIZES, TASKS, TOPICS, WORDS
 
 
 class ReferencePrompt(NamedTuple):

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lengthwise import reference
-from lengthwise.emulate.model_folder import cached_model_folder, model_name
-from lengthwise.emulate.settings import EMULATE
-from lengthwise.errors import InputError, missing_extra
-from lengthwise.probe.artifact import Probe
+from lengthwise.emulate.model_folder import cached_model_folder
+from lengthwise.emulate.virtual_config import EMULATE
+from lengthwise.errors import InputError
+from lengthwise.serve.flags import flag_name, last_value, seconds_of, take_additional_config
+from lengthwise.serve.listen import require_free_port
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
+from lengthwise.serve.served_model import (
+    REFERENCE,
+    REFERENCE_ENVIRONMENT,
+    REFERENCE_FLAGS,
+    emulation_flags,
+    model_path,
+    refuse_model,
+    require_vllm,
+)
+from lengthwise.settings.watch import SERVER
 from lengthwise.simulate.presets import Preset
-from lengthwise.vllm import offloading
-from lengthwise.vllm.engine_file import ENGINES
-from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
-from lengthwise.vllm.watch import SERVER
-
-REFERENCE = "reference"  #: the name of the built-in model
-
-#: What suits the built-in model on a small CPU; a flag of the user's replaces each.
-REFERENCE_FLAGS: Mapping[str, str | None] = {
-    "--served-model-name": REFERENCE,
-    "--max-model-len": "2048",
-    "--max-num-seqs": "16",
-    # The least that the CPU backend takes. Its default, 128, would keep short requests from ever
-    # reusing cached KV.
-    "--block-size": "32",
-    # Processors without bfloat16 instructions take ten times longer for a product in bfloat16.
-    "--dtype": "float32",
-    "--enforce-eager": None,
-}
-REFERENCE_ENVIRONMENT: Mapping[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
+from lengthwise.telemetry.engine_file import ENGINES
+from lengthwise.vllm.compat import offloading
+from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
 
 #: Flags that Lengthwise sets itself, and what to use instead.
 _OWN_FLAGS: Mapping[str, str] = {
@@ -152,7 +143,7 @@ def server_command(
         path = str(cached_model_folder(emulate))
     arguments = ["--model", path, "--host", host, "--port", str(port)]
     arguments += ["--scheduler-cls", "lengthwise.vllm.Scheduler"]
-    passed_on, additional = _take_additional_config(flags)
+    passed_on, additional = take_additional_config(flags)
     if "lengthwise" in additional:
         raise InputError(
             "the key 'lengthwise' of --additional-config is set by Lengthwise itself: "
@@ -201,7 +192,7 @@ def server_command(
         host,
         port,
         tls=bool(given & _TLS_FLAGS),
-        shutdown_timeout_s=_seconds(last_value("--shutdown-timeout", passed_on)),
+        shutdown_timeout_s=seconds_of(last_value("--shutdown-timeout", passed_on)),
         places=places if more > 1 else None,
         sizes_worker=more if more > 1 and seqs is None and places is None else 0,
     )
@@ -222,145 +213,3 @@ def refuse_offloading_without_memory(flags: Sequence[str]) -> None:
         offloading.refuse_without_memory(
             wanted.get("kv_connector"), wanted.get("kv_connector_extra_config") or {}
         )
-
-
-def refuse_model(model: str, preset: Preset) -> None:
-    """Raise InputError for another model than the built-in one beside what is emulated."""
-    if model != REFERENCE:
-        raise InputError(
-            f"--emulate {preset.name} names the model already: leave {model} out "
-            "(--tokenizer FOLDER takes another tokenizer than the built-in one)"
-        )
-
-
-def emulation_flags(preset: Preset) -> dict[str, str | None]:
-    """vLLM's flags for what it would choose itself on that GPU; a flag of the user's replaces each.
-
-    On a CPU it chooses blocks of 128 tokens, and fewer sequences.
-    """
-    engine = preset.engine
-    return {
-        "--served-model-name": model_name(preset),
-        "--max-model-len": str(preset.model.context),
-        "--max-num-seqs": str(engine.slots),
-        "--max-num-batched-tokens": str(engine.token_budget),
-        "--block-size": str(engine.block_size),
-        "--dtype": "bfloat16",
-        "--enforce-eager": None,
-    }
-
-
-def probe_of(folder: Path | None, interval: int | None, model: str) -> ProbeWanted | None:
-    """What the worker has to be told of a probe; None without one.
-
-    Raises:
-        InputError: the probe cannot be read or is plainly for another model.
-    """
-    if folder is None:
-        if interval is not None:
-            raise InputError("--interval is the probe's: add --probe DIR")
-        return None
-    probe = Probe.load(folder)
-    config = Path(model_path(model)) / "config.json"
-    if config.is_file():
-        values = json.loads(config.read_text(encoding="utf-8"))
-        # Half a minute before the engine would say so; it checks the weights as well.
-        probe.check(
-            hidden_size=values.get("hidden_size"), layers_total=values.get("num_hidden_layers")
-        )
-    layers = tuple(sorted(probe.metadata.layers))
-    return ProbeWanted(
-        folder=str(folder.absolute()), layers=layers, interval=interval or DEFAULT_INTERVAL
-    )
-
-
-def require_vllm() -> None:
-    """Raise InputError where vLLM is absent or of an unsupported version."""
-    if importlib.util.find_spec("vllm") is None:
-        raise missing_extra("vllm", "cpu")
-    from lengthwise.vllm.compat import require_supported_version
-
-    require_supported_version()
-
-
-def model_path(model: str) -> str:
-    """What vLLM is given as the model: the built-in model's folder for `reference`."""
-    if model == REFERENCE:
-        return str(reference.model_path())
-    looks_like_a_path = model.startswith((".", "/", "~"))
-    path = Path(model).expanduser()
-    if looks_like_a_path and not (path / "config.json").is_file():
-        raise InputError(
-            f"{model} is not a model folder (no config.json there): give a Hugging Face model "
-            f"folder, a hub name such as org/name, or {REFERENCE!r} for the built-in model"
-        )
-    return str(path) if looks_like_a_path else model
-
-
-def require_free_port(host: str, port: int) -> None:
-    """Raise InputError when nothing could listen on `host`:`port`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connections are only just closed counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no such port"
-            raise InputError(
-                f"cannot listen on {host or '*'} port {port} ({reason}): stop the program that "
-                "uses it or choose another with --port"
-            ) from None
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on `host` that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def flag_name(flag: str) -> str:
-    """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
-    return flag.split("=", 1)[0].replace("_", "-")
-
-
-def last_value(flag: str, flags: Sequence[str]) -> str | None:
-    """What a flag is given as, `--flag=value` or `--flag value`; the last one counts."""
-    value = None
-    for place, text in enumerate(flags):
-        if text.startswith("--") and flag_name(text) == flag:
-            _, equals, after = text.partition("=")
-            value = after if equals else next(iter(flags[place + 1 : place + 2]), None)
-    return value
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return max(float(text or 0.0), 0.0)
-    except ValueError:
-        return 0.0  # vLLM refuses it in its own words
-
-
-def _take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, object]]:
-    """Split vLLM's `--additional-config JSON` from the other flags."""
-    passed_on: list[str] = []
-    texts: list[str] = []
-    remaining = iter(flags)
-    for flag in remaining:
-        if not flag.startswith("--") or flag_name(flag) != "--additional-config":
-            passed_on.append(flag)
-        elif "=" in flag:
-            texts.append(flag.split("=", 1)[1])
-        else:
-            texts.append(next(remaining, ""))
-    if not texts:
-        return passed_on, {}
-    try:
-        additional = json.loads(texts[-1])
-    except json.JSONDecodeError as error:
-        raise InputError(f"--additional-config is not JSON: {error}") from None
-    if not isinstance(additional, dict):
-        raise InputError("--additional-config must be a JSON object")
-    return passed_on, additional

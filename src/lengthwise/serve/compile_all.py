@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.emulate.driver import Asked, open_virtual_engine
+from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.policy.registry import policy_names
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.tokenizer import load_tokenizer

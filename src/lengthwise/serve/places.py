@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lengthwise.errors import InputError
 
@@ -88,14 +88,52 @@ def given_places(
     return Places(slots, max(more * slots, default))
 
 
+class ServedModel(NamedTuple):
+    """What the arguments of `vllm serve` make of a server, as far as a worker's size goes."""
+
+    slots: int  #: requests that run at once where the user names no number
+    active: int | None  #: the number that the user named of those that run
+    vocabulary: int
+
+
+def served_model(arguments: list[str]) -> ServedModel | str:
+    """Read the arguments of `vllm serve`; a reason why its worker should be left as it is.
+
+    The model's configuration is read, and fetched where it is not on this machine yet.
+    """
+    from lengthwise.vllm.compat import offloading
+    from lengthwise.vllm.compat.serving import default_slots, engine_arguments
+
+    engine = engine_arguments(arguments)
+    if engine.max_num_seqs is not None:  # in a file that --config names
+        return f"{SEQS} {engine.max_num_seqs} may all run at once"
+    if engine.speculative_config is not None:
+        return "not with speculative decoding"
+    if engine.pipeline_parallel_size > 1:
+        return "not with pipeline parallelism"
+    if engine.enable_chunked_prefill is False:
+        return "not without chunked prefill"
+    transfer = engine.kv_transfer_config
+    if transfer is not None and transfer.kv_connector not in (None, offloading.CONNECTOR):
+        return "not with a KV connector that sends KV elsewhere"
+    model = engine.create_model_config()
+    if model.runner_type != "generate" or model.is_encoder_decoder:
+        return "only models that generate from a prompt alone pause"
+    if model.has_inner_state or model.is_hybrid or model.is_attention_free:
+        return (
+            "this model keeps a state for each request, and with a larger --max-num-seqs it might "
+            "not start"
+        )
+    slots, vocabulary = default_slots(engine), int(model.get_vocab_size())
+    return ServedModel(slots, engine.max_num_active_seqs, vocabulary)
+
+
 def sized(arguments: Sequence[str], more: int = MORE) -> list[str]:
     """The server's arguments with the size of its worker; the same where vLLM or the model forbids.
 
     Called in the server's process: it takes vLLM itself to say how many would run, and what the
     model is.
     """
-    from lengthwise.vllm.compat import ServedModel, served_model
-
     found = served_model(list(arguments))
     if not isinstance(found, ServedModel):
         _say(f"nobody is paused: {found}")

@@ -1,9 +1,9 @@
 """What queueing theory says: one server, jobs one at a time, preemption free (M/G/1).
 
-    laws          who arrives: sizes and what is predicted for them
-    disciplines   fcfs, sjf, srpt and trail as one rule with a parameter
-    formula       mean response times in closed form
-    simulation    the same by simulation, and what has no closed form
+    laws           who arrives: sizes and what is predicted for them
+    disciplines    fcfs, sjf, srpt and trail as one rule with a parameter
+    formula        mean response times in closed form
+    single_server  the same by simulation, and what has no closed form
 
 Imports nothing of Lengthwise but its errors and its compiler.
 """
@@ -28,7 +28,7 @@ from lengthwise.theory.laws import (
     size_samples,
     weibull,
 )
-from lengthwise.theory.simulation import Simulation, simulate
+from lengthwise.theory.single_server import Simulation, simulate
 
 __all__ = [
     "POLICIES",

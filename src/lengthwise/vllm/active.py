@@ -11,9 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.warm_up import warm_up
@@ -21,14 +23,13 @@ from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.predict.prediction import Predictor
 from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
-from lengthwise.vllm.counters import Counters
-from lengthwise.vllm.engine_file import EngineState
-from lengthwise.vllm.journal import Journal
-from lengthwise.vllm.length_log import LengthLog
-from lengthwise.vllm.metrics_server import MetricsServer
+from lengthwise.settings import LengthLogSettings, Settings
+from lengthwise.telemetry.engine_file import EngineState
+from lengthwise.telemetry.engine_record import Recorder
+from lengthwise.telemetry.journal import Journal
+from lengthwise.telemetry.length_log_writer import LengthLog
+from lengthwise.telemetry.prometheus import MetricsServer
 from lengthwise.vllm.prediction_source import Source, open_source
-from lengthwise.vllm.record import Recorder
-from lengthwise.vllm.settings import LengthLogSettings, Settings
 from lengthwise.vllm.shadow import Shadow
 
 logger = logging.getLogger("vllm.lengthwise")
@@ -78,12 +79,12 @@ class Active:
     journal: Journal | None = None
     shadow: Shadow | None = None
 
-    @property
+    @cached_property
     def writes(self) -> bool:
         """Whether anything is written of finished requests."""
         return self.recorder is not None or self.length_log is not None
 
-    @property
+    @cached_property  # asked at every step
     def measures_work(self) -> bool:
         """Whether anybody wants to know what each step does."""
         return self.recorder is not None or self.shadow is not None

@@ -1,4 +1,4 @@
-"""The pre-pass in front of vLLM's own step: facts gathered, the decision carried out."""
+"""The pre-pass in front of vLLM's own step: the decision, carried out."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import cutoff, due
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.due import EngineState
-from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import TIERS
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.prepass import SPARE
 from lengthwise.policy.replay import Decision, RecordedStep
-from lengthwise.policy.select import Rows, blocks_for, host_tokens
-from lengthwise.policy.step_order import NOBODY, StepOrder
-from lengthwise.policy.step_time import StepTime
+from lengthwise.policy.select import Rows
+from lengthwise.policy.step_order import NOBODY, StepOrder, begin
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING
-from lengthwise.vllm import compat, offloading
-from lengthwise.vllm.table import LiveTable
-
-# A few numbers each: to call the compiled function from here costs more than what it does.
-may_decide: Callable[..., bool] = due.may_decide.py_func  # type: ignore[attr-defined]
-observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
-share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
+from lengthwise.vllm.compat import requests, schedulers
+from lengthwise.vllm.engine_facts import EngineFacts
 
 
 class Planner:
@@ -44,10 +36,11 @@ class Planner:
 
     Attributes:
         discipline: what decides; exchanged when the settings change.
-        step_time: measured costs.
+        facts: what is known of the engine.
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
+        left_out: how many of them are in no queue of vLLM's now, while it plans a step.
         newly_paused: how many ran until this step.
         newly_looking: how many come in to be looked at only.
         on_decision: called with every decision and what it was made from; None for nobody.
@@ -61,32 +54,25 @@ class Planner:
         give_up: Callable[[Exception], None],
     ) -> None:
         self.discipline = make_discipline("fcfs")
-        self.step_time = StepTime()
+        self.facts = EngineFacts(scheduler, live)
         self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
+        self.left_out = 0
         self.newly_paused = self.newly_looking = 0
-        self._taken_out = False
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
         self._live = live
         self._give_up = give_up
         self._order = StepOrder()
-        limits = compat.step_limits(scheduler)
-        self._facts = new_facts(1, **limits)
-        self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
-        self._token_bytes = offloading.token_bytes(scheduler)
-        self._loads_measured = False
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
         self._overtaking = NOBODY
         self._now = 0.0
         self._step = 0
         self._throttled = False
-        self._prepared = False
+        self._gathered = False
         self._ranked = False
         self._handed_out = 0
-        self._admissions = 0
-        self._decoded = self._prefilled = 0  # tokens so far, see `work`
         self._admitted: list[tuple[int, int]] = []  # see `policy.ranking`
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
@@ -102,14 +88,13 @@ class Planner:
             this step, None for no limit.
         """
         self._now, self._step, self._throttled = now, step, throttled
-        self._prepared, self._ranked, self._handed_out = False, False, 0
+        self._gathered, self._ranked, self._handed_out = False, False, 0
         self.newly_paused = self.newly_looking = 0
-        self._take_out()
-        if self.paused and not self.discipline.pauses:
-            self._go_on()
+        if self.paused:
+            self._take_out()
         if not self._reorders:
             return False, None
-        if not self._may_decide() or not self._prepare():
+        if not self.facts.may_decide(self.discipline, step, self.paused) or not self._gather():
             return True, None
         try:
             return True, self._decide()
@@ -119,19 +104,13 @@ class Planner:
 
     def put_back(self) -> None:
         """Between two steps vLLM knows of the paused requests as of running ones."""
-        if self._taken_out:
-            self._taken_out = False
-            self._scheduler.running.extend(self.paused)
-
-    @property
-    def left_out(self) -> int:
-        """Requests that are in no queue of vLLM's while it plans a step."""
-        return len(self.paused) if self._taken_out else 0
+        self.left_out = 0
+        self._scheduler.running.extend(self.paused)
 
     @property
     def paused_now(self) -> int:
         """Paused requests that have not ended since."""
-        return sum(compat.is_running(request) for request in self.paused)
+        return sum(requests.is_running(request) for request in self.paused)
 
     def next_rows(self) -> list[int]:
         """The waiting rows that come next in this step's order."""
@@ -147,7 +126,7 @@ class Planner:
         Returns:
             Whether the starvation guard promoted it.
         """
-        self._admissions += 1
+        self.facts.admissions += 1
         if not self._reorders:
             return False
         columns = self._live.table[row]
@@ -170,117 +149,53 @@ class Planner:
         rank, group = float(self._order.ranks[row]), int(self._order.groups[row])
         return (rank if math.isfinite(rank) else None), group % TIERS
 
-    def came_back(self, computed: int, lost: int) -> None:
-        """Note that a preempted request runs again.
+    def ran(self, request_ids: Iterable[str], decoded: int, prefilled: int) -> None:
+        """Note what runs in this step.
 
         Args:
-            computed: tokens that it had computed when it was preempted.
-            lost: how many of them it has to compute again.
+            request_ids: the requests, for the guard that counts steps.
+            decoded: tokens of answers.
+            prefilled: tokens of prompts.
         """
-        share = self._facts["lost_share"]
-        share[0] = observed(float(share[0]), share_lost(computed, lost))
-
-    def offloaded(self, request: Any) -> int:
-        """Computed tokens of a request that host memory holds when it is preempted."""
-        row = self._live.table[self._live.row(request.request_id)].copy()
-        row["computed_tokens"] = request.num_computed_tokens
-        return host_tokens(self._facts[0], row)
-
-    def loaded(self, size: float, seconds: float) -> None:
-        """Note what was loaded from host memory: so many bytes, in so much time."""
-        if size == 0.0:
-            return
-        token_s = seconds / size * self._token_bytes
-        before = float(self._facts["load_s"][0]) if self._loads_measured else token_s
-        self._facts["load_s"] = observed(before, token_s)
-        self._loads_measured = True
-
-    def left(self, thrown_out: bool) -> None:
-        """Note that a request left the batch: finished, or thrown out because memory ran out."""
-        share = self._facts["thrown_out"]
-        share[0] = observed(float(share[0]), float(thrown_out))
-
-    @property
-    def work(self) -> tuple[int, int]:
-        """Tokens that the engine has computed so far, of answers and of prompts."""
-        return self._decoded, self._prefilled
-
-    def worked(self, decoded: int, prefilled: int) -> None:
-        """Note the tokens of a planned step."""
-        self._decoded += decoded
-        self._prefilled += prefilled
-
-    def ran(self, request_ids: Iterable[str]) -> None:
-        """Note which requests run in this step, for the guard that counts steps."""
+        self.facts.decoded += decoded
+        self.facts.prefilled += prefilled
         if not self.discipline.counts_steps:
             return
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
         self._live.table["last_step"][rows] = self._step
         self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
 
-    # Facts and decision ---------------------------------------------------------------------
+    # Decision -------------------------------------------------------------------------------
 
-    def _may_decide(self) -> bool:
-        """Whether this step may have anything to decide: most have not."""
-        scheduler, chosen = self._scheduler, self.discipline
-        return may_decide(
-            self._step,
-            chosen.pauses and self._live.arrivals > self._facts["looked_at"][0],
-            chosen.memory_growth > 0.0,
-            chosen.peeks and self._facts["looking"][0] > 0,
-            bool(self.paused) and compat.free_slots(scheduler) > 0,
-            compat.free_blocks_of_each_group(scheduler),
-            len(scheduler.running) + self._most_blocks,
-        )
-
-    def _prepare(self) -> bool:
+    def _gather(self) -> bool:
         """Write the facts of this step; whether there may be anything to decide."""
-        self._prepared = True
-        scheduler, chosen = self._scheduler, self.discipline
-        self._facts["decoded"], self._facts["prefilled"] = self.work
-        state = EngineState(
-            now_s=self._now,
-            step=self._step,
-            rows=self._live.count,
-            running=len(scheduler.running),
-            paused=len(self.paused),
-            waiting=len(scheduler.waiting),
-            free_slots=compat.free_slots(scheduler) - self._slots_kept(),
-            free_places=compat.free_places(scheduler) - len(self.paused),
-            free_blocks=compat.free_blocks_of_each_group(scheduler),
-            may_swap=chosen.preempts and compat.may_swap(scheduler, self._throttled),
-            arrivals=self._live.arrivals,
-            admissions=self._admissions,
+        self._gathered = True
+        return self.facts.gather(
+            self.discipline, self._now, self._step, self.paused, self._throttled
         )
-        return self._order.prepare(chosen, self._facts, self.step_time.times, state)
-
-    def _slots_kept(self) -> int:
-        """Free slots that the parent gives to those that hold KV, before all others."""
-        if not self.paused and self._facts["host_blocks"][0] == 0:
-            return 0
-        return compat.ready_holders(self._scheduler)
 
     def _decide(self) -> list[int] | None:
         """Preempt and put memory victims last; the only rows that may come in, None for all."""
         scheduler, table, chosen = self._scheduler, self._live.table, self.discipline
         running: list[Any] = [*scheduler.running, *self.paused]
-        runners = self._runners(running)
-        if not self._order.begin(chosen, self._facts, runners, table):
+        facts = self.facts.array
+        runners = self.facts.runners(running, len(self.paused))
+        if not begin(chosen, facts, runners, table):
             return None
         self._rank(everyone=True)
-        waiting = self._order.look(chosen, self._facts, runners, table)
+        waiting = self._order.look(chosen, facts, runners, table)
         for place in np.nonzero(runners["may_make_way"])[0]:
             request = running[place]
             if chosen.pauses and not runners["paused"][place]:
-                runners["may_make_way"][place] = compat.may_pause(request)
-            elif compat.may_make_way(scheduler, request):
-                runners["freed_blocks"][place] = compat.blocks_freed(scheduler, request)
+                runners["may_make_way"][place] = requests.may_pause(request)
+            elif schedulers.may_make_way(scheduler, request):
+                runners["freed_blocks"][place] = schedulers.blocks_freed(scheduler, request)
             else:
                 runners["may_make_way"][place] = False
         ready = self._ready(waiting)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
-        decision = self._order.decide(chosen, self._facts, runners, table, waiting, ready)
+        decision = self._order.decide(chosen, facts, runners, table, waiting, ready)
         victims, front, limited, kept, paused = decision
         if self.on_decision is not None and recorded is not None:
             self.on_decision(recorded, Decision(*decision))
@@ -288,6 +203,7 @@ class Planner:
         scheduler.running[:] = [running[place] for place in kept]
         self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
+        self.left_out = len(self.paused)
         if seen is not None:
             looked = (seen == LOOKING) | (seen == LOOKED)
             here = runners["row"][kept[looked[kept]]]
@@ -307,31 +223,11 @@ class Planner:
             chosen.rules,
             chosen.values.copy(),
             chosen.guards,
-            self._facts.copy(),
+            self.facts.array.copy(),
             self._unranked,
             self._overtaking,
             runners.copy(),
             ready,
-        )
-
-    def _runners(self, running: list[Any]) -> NDArray[np.void]:
-        """The running and then the paused requests, as the pre-pass is told of them."""
-        running_now = len(running) - len(self.paused)
-        return np.array(
-            [
-                (
-                    self._live.row(request.request_id),
-                    request.num_output_tokens,
-                    request.num_computed_tokens,
-                    compat.tokens_this_step(request),
-                    place >= running_now,
-                    request.is_prefill_chunk,
-                    False,
-                    0,
-                )
-                for place, request in enumerate(running)
-            ],
-            RUNNER,
         )
 
     def _ready(self, waiting: Rows) -> NDArray[np.bool_]:
@@ -341,16 +237,18 @@ class Planner:
         """
         scheduler = self._scheduler
         # Which adapters there is room for depends on who is paused, which is decided later.
-        adapters = None if self.discipline.pauses else compat.Adapters(scheduler)
+        adapters = None if self.discipline.pauses else schedulers.Adapters(scheduler)
         ready = np.ones(len(waiting), np.bool_)
-        missing = int(self._facts["free_slots"][0]) + self.discipline.max_swaps
+        missing = int(self.facts.array["free_slots"][0]) + self.discipline.max_swaps
         if self.discipline.peeks:
-            missing += int(self._facts["looking"][0]) + self.discipline.max_swaps
+            missing += int(self.facts.array["looking"][0]) + self.discipline.max_swaps
         for place, row in enumerate(waiting.tolist()):
             if missing == 0:
                 break
             request = self._live.request(row)
-            ready[place] = compat.is_ready(request) and (adapters is None or adapters.take(request))
+            ready[place] = requests.is_ready(request) and (
+                adapters is None or adapters.take(request)
+            )
             missing -= int(ready[place])
         return ready
 
@@ -372,17 +270,17 @@ class Planner:
     def _take_out(self) -> None:
         """Who is paused and has not ended or been preempted since is kept out of the parent's
         step; the last of `running` are these."""
-        self._taken_out = True
-        if not self.paused:
-            return
-        self.paused = [request for request in self.paused if compat.is_running(request)]
+        self.paused = [request for request in self.paused if requests.is_running(request)]
         if self.paused:
             running = self._scheduler.running
             del running[len(running) - len(self.paused) :]
+            if not self.discipline.pauses:
+                self._go_on()
+        self.left_out = len(self.paused)
 
     def _go_on(self) -> None:
         """Nobody is paused any longer: those that are go on as slots get free, before newcomers."""
-        count = min(max(compat.free_slots(self._scheduler), 0), len(self.paused))
+        count = min(max(schedulers.free_slots(self._scheduler), 0), len(self.paused))
         for request in self.paused[:count]:
             self._live.table["state"][self._live.row(request.request_id)] = RUNNING
         self._scheduler.running.extend(self.paused[:count])
@@ -398,13 +296,13 @@ class Planner:
     def _next_rows(self) -> list[int]:
         """More each time: whoever asks again has met requests that wait for something else."""
         self._rank(everyone=False)
-        want = int(self._facts["free_slots"][0]) + SPARE + self._handed_out
+        want = int(self.facts.array["free_slots"][0]) + SPARE + self._handed_out
         rows = self._first(want)
         self._handed_out += len(rows)
         return rows
 
     def _first(self, want: int) -> list[int]:
-        live, before = self._live, self._admissions + self._handed_out
+        live, before = self._live, self.facts.admissions + self._handed_out
         rows = self._order.first(self.discipline, live.table, live.count, want, before)
         return [int(row) for row in rows]
 
@@ -416,15 +314,15 @@ class Planner:
         if self._ranked:
             return
         self._ranked = True
-        if not self._prepared:
-            self._prepare()
+        if not self._gathered:
+            self._gather()
         if self.discipline.shares_service:
             take_leads(self._live.tenants.shares, self._live.table, self._live.count)
         if self.discipline.reads_prefix_cache:
             self._rank_by(everyone, NOBODY)
             # A look-up is too dear for all: those who would be next.
-            for row in self._first(int(self._facts["free_slots"][0]) + SPARE):
-                cached = compat.cached_tokens(self._scheduler, self._live.request(row))
+            for row in self._first(int(self.facts.array["free_slots"][0]) + SPARE):
+                cached = schedulers.cached_tokens(self._scheduler, self._live.request(row))
                 self._live.table["cached_tokens"][row] = cached
         admitted = np.array(self._admitted, np.int64).reshape(-1, 2)
         if self.on_decision is not None:
@@ -434,9 +332,9 @@ class Planner:
         self._admitted.clear()
 
     def _rank_by(self, everyone: bool, admitted: NDArray[np.int64]) -> None:
-        self._facts["rows"] = self._live.count
-        table = self._live.table
-        self._order.rank(self.discipline, table, self._facts, admitted, everyone)
+        facts = self.facts.array
+        facts["rows"] = self._live.count
+        self._order.rank(self.discipline, self._live.table, facts, admitted, everyone)
 
     def _abandon(self, error: Exception) -> None:
         """The policy has raised: rank anew by the order of the queue.

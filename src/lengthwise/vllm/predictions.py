@@ -18,7 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from lengthwise.counters import Counters
 from lengthwise.errors import one_line
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.stand_in import (
     MEDIAN_EVERY,
     PER_STEP,
@@ -28,13 +30,7 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import (
-    MOST_TOKENS,
-    REQUEST_ID,
-    TENANT,
-    TTFT_DEADLINE_MS,
-    deadline_ms,
-)
+from lengthwise.predict.baselines import REQUEST_ID, TENANT, TTFT_DEADLINE_MS, deadline_ms
 from lengthwise.predict.features import FACTS, LORA
 from lengthwise.predict.prediction import (
     EmbeddedPrompt,
@@ -43,12 +39,11 @@ from lengthwise.predict.prediction import (
     Predictor,
     Prompt,
     cut,
+    usable,
 )
 from lengthwise.request import BY_PROBE, WAITING
-from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.prediction_source import Source
-from lengthwise.vllm.table import LiveTable
-from lengthwise.workload.facts import NOTHING, Facts
+from lengthwise.workload.request_facts import NOTHING, Facts
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -63,7 +58,7 @@ def prompt_of(request: Any, most_tokens: int = 0) -> Prompt:
 
     Args:
         request: vLLM's.
-        most_tokens: where its answer is cut, see `compat.most_tokens`.
+        most_tokens: where its answer is cut, see `compat.requests.most_tokens`.
     """
     sampling, hints = request.sampling_params, _hints(request)
     facts = Facts(most_tokens=most_tokens, attachments=len(request.mm_features))
@@ -109,18 +104,6 @@ def _name(given: object) -> str | None:
     """A name that came with a request: text or a number; None for anything else."""
     named = isinstance(given, str) or (isinstance(given, int) and abs(given) < 2**63)
     return str(given)[:_LONGEST_NAME] if named else None
-
-
-def usable(prediction: Prediction) -> bool:
-    """Whether every number is finite and every length positive and one that an answer can have."""
-    try:
-        lengths = prediction[1:]
-        return bool(
-            all(map(math.isfinite, prediction))
-            and 0.0 < min(lengths) <= max(lengths) <= MOST_TOKENS
-        )
-    except (TypeError, ValueError, OverflowError):  # not even numbers
-        return False
 
 
 class Predictions:
@@ -185,6 +168,12 @@ class Predictions:
         said = self._made[row].tolist()
         self._made[row] = np.nan
         return dict(zip(_RECORDED, said, strict=True))
+
+    @property
+    def pending(self) -> bool:
+        """Whether `work` may find anything to do."""
+        source = self._source
+        return bool(self._pending) or (source is not None and source.worker is not None)
 
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests, fewer where their prompts are long.

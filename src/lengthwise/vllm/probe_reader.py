@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lengthwise.probe.artifact import Probe
-from lengthwise.probe.network import ProbeNetwork
+from lengthwise.probe.probe_folder import Probe
+from lengthwise.probe.torch_network import ProbeNetwork
 from lengthwise.vllm.probe_output import Pending, ProbeOutput
 from lengthwise.vllm.step_states import PromptStates, StepStates
 

@@ -9,13 +9,13 @@ order, so that the request that vLLM looked at, allocated for and takes is alway
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lengthwise.policy.live_table import LiveTable
 from lengthwise.request import PARKED, RUNNING, WAITING
-from lengthwise.vllm.arrival_order import ArrivalOrder
-from lengthwise.vllm.table import LiveTable
 
 if TYPE_CHECKING:
     RequestQueue = object
@@ -23,6 +23,7 @@ else:
     from vllm.v1.core.sched.request_queue import RequestQueue
 
 NextRows = Callable[[], list[int]]
+_Key = tuple[float, str]
 
 
 class PolicyQueue(RequestQueue):
@@ -60,13 +61,16 @@ class PolicyQueue(RequestQueue):
         self._front = None if front is None else front[::-1]
         self.taken.clear()
 
-    def close_step(self) -> None:
-        """End a step: the frozen order is forgotten."""
+    def close_step(self) -> list[int]:
+        """End a step: the frozen order is forgotten.
+
+        Returns:
+            Rows of the requests that were taken in it and have not been put back.
+        """
         self._in_order = False
         self._front = None
-
-    def rows_that_left(self) -> list[int]:
-        """Rows of the requests that were taken in this step and have not been put back."""
+        if not self.taken:
+            return []
         return [
             self._live.row(request.request_id)
             for request in self.taken
@@ -187,3 +191,51 @@ class PolicyQueue(RequestQueue):
             self._front = self._next_rows()[::-1]
             self._exhausted = not self._front
         return self._front[-1] if self._front else None
+
+
+class ArrivalOrder:
+    """Keeps the column `sequence` of live requests in the order of their arrival times, as vLLM's
+    own queue does under `--scheduling-policy priority`.
+
+    Requests may reach the engine in another order than they reached the servers in front of it
+    (several API servers, a prompt that takes long to tokenize). Stock vLLM then goes by arrival
+    time and, where that is the same, by name; so does this, and a preempted request goes back to
+    its place.
+
+    Args:
+        live: the scheduler's table.
+    """
+
+    def __init__(self, live: LiveTable) -> None:
+        self._live = live
+        self._keys: list[_Key] = []  # in order
+        self._known: dict[str, _Key] = {}
+
+    def place(self, request: Any) -> None:
+        """Give a request its place; one that has it keeps it, unless it arrives anew."""
+        key = (request.arrival_time, request.request_id)
+        if self._known.get(request.request_id) == key:
+            return
+        self.forget(request.request_id)
+        self._known[request.request_id] = key
+        insort(self._keys, key)
+        here = bisect_left(self._keys, key)
+        number = self._number(here - 1) + 1 if here else 0
+        # Nearly all arrive in order: then nobody is behind. Else those behind move up, to a gap.
+        for place in range(here, len(self._keys)):
+            if place > here and self._number(place) >= number:
+                break
+            self._live.table["sequence"][self._row(place)] = number
+            number += 1
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        key = self._known.pop(request_id, None)
+        if key is not None:
+            del self._keys[bisect_left(self._keys, key)]
+
+    def _number(self, place: int) -> int:
+        return int(self._live.table["sequence"][self._row(place)])
+
+    def _row(self, place: int) -> int:
+        return self._live.row(self._keys[place][1])

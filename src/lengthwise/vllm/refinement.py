@@ -15,14 +15,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.probe.artifact import Probe
+from lengthwise.policy.live_table import LiveTable
+from lengthwise.probe.probe_folder import Probe
 from lengthwise.probe.refine import pool, refine, start, summarise
 from lengthwise.request import BY_PROBE, PREDICTED
-from lengthwise.vllm.counters import Counters
 from lengthwise.vllm.hidden_states import WORKER, ProbeWanted, require_layers, wanted_states
 from lengthwise.vllm.probe_output import ProbeOutput
-from lengthwise.vllm.table import LiveTable
 
 logger = logging.getLogger("vllm.lengthwise")
 

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from lengthwise.errors import one_line
-from lengthwise.vllm import compat
-from lengthwise.vllm.settings import Settings
+from lengthwise.settings import Settings
+from lengthwise.vllm.compat import requests
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -85,13 +85,13 @@ class Shadow:
         if request.num_output_tokens == 0:  # gone before it was served
             return
         names = ("score", "expected", "low", "median", "high")
-        blocks = compat.prompt_blocks(request, int(self._limits["block_size"]))
+        blocks = requests.prompt_blocks(request, int(self._limits["block_size"]))
         line = {
             "arrival_s": float(columns["arrival_s"]),
             "finish_s": finish_s,
             "prompt_tokens": request.num_prompt_tokens,
             "output_tokens": request.num_output_tokens,
-            "priority": compat.priority_class(request),
+            "priority": requests.priority_class(request),
             "tenant": int(columns["tenant"]),
             "predictions": [float(columns[name]) for name in names]
             if columns["predicted"]

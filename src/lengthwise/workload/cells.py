@@ -13,6 +13,36 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+SIZES: Final = (512, 64, 16, 32, 128, 256, 1024, 2048, 4096, 8, 4)  #: tokens
+_AGREE: Final = 0.95  # share of requests that have to have as many blocks as a size says
+
+
+def told_block_size(
+    prompt_tokens: NDArray[np.float64], blocks: NDArray[np.int64], usual: int
+) -> int:
+    """How many tokens a block of `hash_ids` has, told from the requests themselves.
+
+    Mooncake's own traces have 512, Dynamo exports 64, vLLM's tools 16, and none of them writes it
+    down. A prompt of n tokens has ⌈n/size⌉ blocks, or ⌊n/size⌋ where a last one that is not full is
+    left out.
+
+    Args:
+        prompt_tokens: shape (n,), NaN where it is not known.
+        blocks: shape (n,), how many each prompt has, 0 where it has none.
+        usual: what the layout's authors have; it is taken where it fits, and where nothing does.
+    """
+    known = (blocks > 0) & (prompt_tokens >= 1)
+    tokens, counts = prompt_tokens[known], blocks[known]
+    if not counts.size:
+        return usual
+    for size in (usual, *(size for size in SIZES if size != usual)):
+        whole, begun = np.floor(tokens / size), np.ceil(tokens / size)
+        # Of blocks that are all begun the last one tells the size; of full ones, none does.
+        if ((counts == begun) | ((counts == whole) & (whole > 1))).mean() >= _AGREE:
+            return size
+    return usual
+
+
 LONGEST: Final = 10**8  #: tokens; what is longer is a mistake
 LATEST_S: Final = 10**11  #: s; what is later, even since 1970, was meant in milliseconds or finer
 

@@ -6,54 +6,37 @@ counted by reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.conversation import USER, Chat, MalformedError, Turns
-from lengthwise.workload.exchanges import (
-    LORA_COLUMN,
-    SYSTEM_COLUMNS,
-    TENANT_COLUMN,
-    Columns,
-    Exchanges,
-    Row,
-)
-from lengthwise.workload.facts import NOTHING, Facts
-from lengthwise.workload.prompt_layouts import recognise
-from lengthwise.workload.prompt_layouts.columns import (
+from lengthwise.workload.conversation import Chat, Turns
+from lengthwise.workload.dataset_columns import CountTokens, GrowingDataset
+from lengthwise.workload.exchanges import Columns, Exchanges
+from lengthwise.workload.prompt_layouts.named_columns import (
     ANSWER_COLUMNS,
     PROMPT_COLUMNS,
     PROMPT_TOKENS_COLUMNS,
-    ColumnNames,
-    choose_prompt_column,
 )
-from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection
+from lengthwise.workload.request_facts import NOTHING, Facts
 
 __all__ = [
     "ANSWER_COLUMNS",
     "PROMPT_COLUMNS",
     "CountTokens",
     "Dataset",
-    "Prompts",
     "load_dataset",
-    "load_prompts",
+    "parse_where",
 ]
 
-MODEL_COLUMN: Final = "model"  #: whose answers they are
 SPLIT_COLUMN: Final = "split"
-TASK_COLUMNS: Final = ("task", "category", "dataset")  #: what kind of prompt it is
-
-_COUNTED_AT_ONCE: Final = 2_000  # answers
 _REPORTED: Final = 5_000  # prompts between two reports of progress
-
-CountTokens = Callable[[list[str]], list[int]]  #: texts -> tokens of each
 
 
 @dataclass(frozen=True)
@@ -107,6 +90,16 @@ class Dataset:
             chats=self.chats and _at(self.chats, places),
         )
 
+    def account(self) -> Iterator[str]:
+        """How the file was read, and which of its rows were not taken, by reason, a line each."""
+        yield f"{self.name}, read as {self.layout}: {len(self.prompts):,} prompts"
+        for reason, count in self.left_out.items():
+            yield f"  left out {count:,}: {reason}"
+        if self.rejected:
+            yield f"  left out {len(self.rejected):,} malformed rows:"
+            for rejection in self.rejected[:5]:
+                yield f"    row {rejection.row}: {rejection.reason}"
+
     def refuse_rejected(self) -> None:
         """Raise an InputError if any row was malformed, naming the first."""
         if self.rejected:
@@ -116,6 +109,23 @@ class Dataset:
                 f"(malformed rows in all: {len(self.rejected)}); mend the table, or leave such "
                 "rows out with --skip-malformed"
             )
+
+
+def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:
+    """Columns and the values that they must have, from `COLUMN=VALUE` each.
+
+    Raises:
+        InputError: a condition without an equals sign.
+    """
+    parsed: dict[str, str] = {}
+    for condition in conditions or ():
+        column, equals, value = condition.partition("=")
+        if not equals or not column:
+            raise InputError(
+                f"--where {condition}: give COLUMN=VALUE, for example --where model=my-model"
+            )
+        parsed[column] = value
+    return parsed
 
 
 T = TypeVar("T")
@@ -185,7 +195,7 @@ def load_dataset(
         prompts=prompts,
         refuses=refuses,
     )
-    kept = _Kept(exchanges.names, count_tokens)
+    kept = GrowingDataset(exchanges.names, count_tokens)
     for row in exchanges:
         if row.exchange.tokens is None and row.exchange.samples is None and count_tokens is None:
             raise InputError(
@@ -200,7 +210,7 @@ def load_dataset(
     exchanges.check()
     rejected = exchanges.tally.rejected
     if not kept.rows:
-        raise InputError(f"{path}: {_why_nothing(exchanges)}")
+        raise InputError(f"{path}: {exchanges.why_nothing()}")
     lengths, samples = kept.lengths()
     counted = next((name for name in PROMPT_TOKENS_COLUMNS if name in exchanges.names), None)
     has_counts = prompt_tokens and all(count is not None for count in kept.prompt_tokens)
@@ -236,166 +246,6 @@ def _told(facts: list[Facts], lengths: NDArray[np.int64]) -> list[Facts] | None:
     if 2 * (limits[limits > 0] == lengths[limits > 0]).sum() > (limits > 0).sum():
         facts = [each._replace(most_tokens=0) for each in facts]
     return facts if any(each != NOTHING for each in facts) else None
-
-
-class Prompts(NamedTuple):
-    """Prompts without their answers, in the order of the file."""
-
-    texts: list[str]  #: of a conversation, what is asked last
-    chats: list[Chat | None]  #: the whole prompts, where they are conversations
-    rejected: list[Rejection]  #: malformed rows
-
-    def add(self, chat: Chat | None, text: str) -> None:
-        """Put another one behind them."""
-        self.chats.append(chat)
-        self.texts.append(text)
-
-    def conversations(self) -> list[list[dict[str, Any]]]:
-        """All of them as chat templates want them; a text is what a user says."""
-        return [
-            [{"role": USER, "content": text}]
-            if chat is None
-            else [message.for_template() for message in chat.messages()]
-            for chat, text in zip(self.chats, self.texts, strict=True)
-        ]
-
-
-class _Kept:
-    """The columns of a data set as they grow."""
-
-    def __init__(self, names: Sequence[str], count_tokens: CountTokens | None) -> None:
-        self.rows: list[int] = []
-        self.prompts: list[str] = []
-        self.chats: list[Chat | None] = []
-        self.facts: list[Facts] = []
-        self.prompt_tokens: list[int | None] = []
-        self.models: set[str | None] = set()
-        task = next((name for name in TASK_COLUMNS if name in names), None)
-        self._system = next((name for name in SYSTEM_COLUMNS if name in names), None)
-        self._columns: dict[str, list[str]] = {
-            name: []
-            for name in (task, self._system, TENANT_COLUMN, LORA_COLUMN)
-            if name is not None and name in names
-        }
-        self._task = task
-        self._count_tokens = count_tokens
-        self._tokens: list[int | None] = []
-        self._samples: list[NDArray[np.int64] | None] = []
-        self._uncounted: dict[int, tuple[str, ...]] = {}  # answers' texts, by place
-
-    @property
-    def tasks(self) -> list[str] | None:
-        return self._columns.get(self._task or "")
-
-    @property
-    def systems(self) -> list[str] | None:
-        return self._columns.get(self._system or "")
-
-    @property
-    def tenants(self) -> list[str] | None:
-        return self._columns.get(TENANT_COLUMN)
-
-    @property
-    def loras(self) -> list[str] | None:
-        return self._columns.get(LORA_COLUMN)
-
-    def add(self, row: Row) -> None:
-        exchange = row.exchange
-        place = len(self.rows)
-        self.rows.append(row.number)
-        self.prompts.append(exchange.prompt)
-        self.chats.append(exchange.chat)
-        self.facts.append(exchange.facts)
-        self.prompt_tokens.append(exchange.prompt_tokens)
-        model = row.record.get(MODEL_COLUMN)
-        self.models.add(model if isinstance(model, str) else None)
-        for name, cells in self._columns.items():
-            cell = row.record.get(name)
-            cells.append("" if cell is None else str(cell))
-        self._tokens.append(exchange.tokens)
-        self._samples.append(exchange.samples)
-        if exchange.tokens is None or exchange.other_answers:
-            self._uncounted[place] = (exchange.answer or "", *exchange.other_answers)
-            if len(self._uncounted) == _COUNTED_AT_ONCE:
-                self._count()
-
-    def lengths(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]] | None]:
-        """Tokens of each answer, and of all answers where a prompt has several."""
-        self._count()
-        lengths = np.array(self._tokens, dtype=np.int64)
-        if all(sample is None for sample in self._samples):
-            return lengths, None
-        return lengths, [
-            lengths[place : place + 1] if sample is None else sample
-            for place, sample in enumerate(self._samples)
-        ]
-
-    def _count(self) -> None:
-        """Count what is not yet: texts of answers are not kept longer than that."""
-        texts = [text for answers in self._uncounted.values() for text in answers]
-        counts = iter(self._count_tokens(texts) if texts and self._count_tokens else ())
-        for place, answers in self._uncounted.items():
-            found = [next(counts) for _ in answers]
-            if self._tokens[place] is None:
-                self._tokens[place] = found[0]
-            if len(found) > 1:
-                self._samples[place] = np.array(found, dtype=np.int64)
-        self._uncounted.clear()
-
-
-def load_prompts(
-    path: str | Path, *, prompt_column: str | None = None, limit: int | None = None
-) -> Prompts:
-    """Read prompts alone, of a file that may have no answers; see `load_dataset`.
-
-    Raises:
-        InputError: no such file, not a table, no such column, or no sound row is left.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"the limit of rows must be at least 1, not {limit}")
-    path = Path(path)
-    records = open_records(path)
-    layout = recognise(records.names, records.head) if prompt_column is None else None
-    prompts = Prompts([], [], [])
-    if layout is not None and not layout.no_prompts:
-        exchanges = Exchanges(path)
-        for row in exchanges:
-            prompts.add(row.exchange.chat, row.exchange.prompt)
-            if len(prompts.texts) == limit:
-                break
-        exchanges.check()
-        prompts.rejected.extend(exchanges.tally.rejected)
-        why = _why_nothing(exchanges)
-    else:
-        columns = ColumnNames(choose_prompt_column(path, records.names, prompt_column))
-        for each in records:
-            if len(prompts.texts) == limit:
-                break
-            if isinstance(each, Rejection):
-                prompts.rejected.append(each)
-                continue
-            try:
-                prompts.add(*columns.prompt_of(each[1]))
-            except MalformedError as error:
-                prompts.rejected.append(Rejection(each[0], str(error)))
-        first = prompts.rejected[0] if prompts.rejected else Rejection(0, "")
-        why = f"none of {len(prompts.rejected)} rows is usable; row {first.row}: {first.reason}"
-    if not prompts.texts:
-        raise InputError(f"{path}: {why}")
-    return prompts
-
-
-def _why_nothing(exchanges: Exchanges) -> str:
-    """That no row is left, and why the first, or the most, were not kept."""
-    tally = exchanges.tally
-    if tally.rejected:
-        first = tally.rejected[0]
-        return f"none of {tally.records} rows is usable; row {first.row}: {first.reason}"
-    reasons = ", ".join(f"{why} ({count:,})" for why, count in tally.left_out.most_common(3))
-    return (
-        f"none of {tally.records} rows, read as {exchanges.layout.name}, has something to learn "
-        f"from: {reasons or 'there are none'}"
-    )
 
 
 def _in_words(

@@ -15,19 +15,19 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Chat, MalformedError, Turns
-from lengthwise.workload.documents import Record
-from lengthwise.workload.facts import NOTHING, Facts, facts_of
-from lengthwise.workload.leaks import find_leak
-from lengthwise.workload.prompt_layouts import recognise
-from lengthwise.workload.prompt_layouts.columns import (
-    name_columns,
-    plain_layout,
+from lengthwise.workload.file_kinds import Record
+from lengthwise.workload.leaks import (
+    find_leak,
+    has_a_heading_of_an_answer,
+    is_rendered_with_an_answer,
 )
+from lengthwise.workload.prompt_layouts import recognise
 from lengthwise.workload.prompt_layouts.joined import with_prompts
 from lengthwise.workload.prompt_layouts.layout import Exchange, PromptLayout
+from lengthwise.workload.prompt_layouts.named_columns import name_columns, plain_layout
 from lengthwise.workload.records import Records, open_records
 from lengthwise.workload.rejections import Rejection, require_column
-from lengthwise.workload.rendered import has_a_heading_of_an_answer, is_rendered_with_an_answer
+from lengthwise.workload.request_facts import NOTHING, Facts, facts_of
 
 SYSTEM_COLUMNS: Final = ("system", "system_prompt")  #: ahead of the user's prompt
 TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
@@ -148,6 +148,18 @@ class Exchanges:
                 continue
             for exchange in self._read(number, record):
                 yield Row(number, record, exchange)
+
+    def why_nothing(self) -> str:
+        """That no row is left, and why the first, or the most, were not kept."""
+        tally = self.tally
+        if tally.rejected:
+            first = tally.rejected[0]
+            return f"none of {tally.records} rows is usable; row {first.row}: {first.reason}"
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in tally.left_out.most_common(3))
+        return (
+            f"none of {tally.records} rows, read as {self.layout.name}, has something to learn "
+            f"from: {reasons or 'there are none'}"
+        )
 
     def check(self) -> None:
         """Look at all that was read.

@@ -10,7 +10,8 @@ import numpy as np
 
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.exchanges import Exchanges
-from lengthwise.workload.load_trace import load_trace, open_trace
+from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.open_trace import open_trace
 from lengthwise.workload.rejections import Rejection
 from lengthwise.workload.trace_records import CountPrompt
 from lengthwise.workload.trace_rows import TraceState

@@ -1,6 +1,6 @@
-"""The rows of a table one by one, as dictionaries: parquet, JSONL, JSON and CSV, packed or not.
+"""The rows of a table as dictionaries, one by one or all at once: parquet, JSONL, JSON and CSV.
 
-No file is held in memory whole, but for a JSON file that is a single object (see documents.py).
+No file is held in memory whole, but for a JSON file that is a single object (see `file_kinds.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from lengthwise.errors import InputError
-from lengthwise.workload.documents import Record, rows_of
-from lengthwise.workload.files import kind_of, open_bytes, unreadable
-from lengthwise.workload.rejections import Rejection
+from lengthwise.workload.file_kinds import Record, kind_of, open_bytes, rows_of, unreadable
+from lengthwise.workload.rejections import Rejection, require_column
 
 _HEAD: Final = 1_000  # rows whose keys are the columns of a file of JSON
 _PARQUET_ROWS: Final = 1_024  # read at a time
@@ -177,3 +176,40 @@ def _lenient_array(path: Path, error: Exception) -> Iterator[Numbered | Rejectio
     if not isinstance(document, list):
         raise unreadable(path, error) from None
     yield from itertools.starmap(_checked, enumerate(document, start=1))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file."""
+
+    path: Path
+    names: list[str]  #: of the columns
+    numbers: list[int]  #: the row number in the file, from 1, of each row
+    unreadable: list[Rejection]  #: rows that could not even be parsed
+    records: list[Record]  #: the rows
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of a column, None where a row has none.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        require_column(self.path, self.names, name)
+        return [record.get(name) for record in self.records]
+
+
+def read_table(path: Path) -> Table:
+    """Read a table; its kind is told by its suffix.
+
+    Raises:
+        InputError: the file is missing, of another kind, unreadable or has no rows.
+    """
+    file = open_records(path)
+    table = Table(path, file.names, [], [], [])
+    for row in file:
+        if isinstance(row, Rejection):
+            table.unreadable.append(row)
+        else:
+            table.numbers.append(row[0])
+            table.records.append(row[1])
+    return table

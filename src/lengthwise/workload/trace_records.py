@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from lengthwise.workload.conversation import Chat, MalformedError
-from lengthwise.workload.documents import STATUS, Record, is_vllm_bench, of_arrays
+from lengthwise.workload.file_kinds import STATUS, Record, is_vllm_bench, of_arrays
 from lengthwise.workload.layouts import LAYOUTS, Layout
 from lengthwise.workload.prompt_layouts.layout import exchange_of, mooncake_body
 from lengthwise.workload.rejections import Rejection

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.workload.block_size import told_block_size
 from lengthwise.workload.cells import (
     LATEST_S,
     LONGEST,
@@ -17,6 +16,7 @@ from lengthwise.workload.cells import (
     read_block_lists,
     read_numbers,
     read_seconds,
+    told_block_size,
     why_no_length,
     why_no_time,
 )

@@ -10,19 +10,61 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lengthwise.errors import InputError, missing_extra
-from lengthwise.predict.artifact import Metadata, Tensors, write_artifact
+from lengthwise.predict.artifact import Metadata, write_artifact
 from lengthwise.predict.calibration import calibrate_many, score_at
-from lengthwise.predict.encoder.settings import EncoderSettings
-from lengthwise.predict.encoder.text import PromptText
+from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.lexical import scores_of
 from lengthwise.predict.prediction import Prediction, Prompt
+from lengthwise.predict.weights_folder import Tensors
 from lengthwise.predict.words import Vocabulary
 
 if TYPE_CHECKING:
-    from lengthwise.predict.encoder.model import Encoder
+    from lengthwise.predict.encoder.backbone import Encoder
+
+
+class EncoderSettings(BaseModel):
+    """What stands in `settings` of the metadata."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str  #: name or path of the pretrained model
+    head: Head
+    precision: Precision
+    window: int  #: tokens of the backbone's that are read of a prompt, its last ones
+    epochs: int
+    learning_rate: float
+    list_length: int  #: prompts of a mini-batch
+
+
+READ_TOKENS: Final = 8_192  #: of a prompt, its end: four times what a backbone usually reads
+
+
+class PromptText:
+    """Rebuilds prompts as text, chat template included, as the paper does."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """The vocabulary is that of the served model's tokenizer."""
+        self._flat = vocabulary.flat.tobytes()
+        self._offsets: list[int] = vocabulary.offsets.tolist()
+
+    def read(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt's last 8,192 tokens.
+
+        Special tokens leave no trace, nor do ids outside of the vocabulary. Bytes that are not
+        UTF-8 read as U+FFFD.
+        """
+        flat, offsets = self._flat, self._offsets
+        tokens = len(offsets) - 1
+        parts = (
+            flat[offsets[index] : offsets[index + 1]]
+            for index in token_ids[-READ_TOKENS:]
+            if 0 <= index < tokens
+        )
+        return b"".join(parts).decode(errors="replace")
+
 
 BACKBONE: Final = "backbone"  #: folder within the artifact
 
@@ -132,7 +174,7 @@ def load_encoder(folder: Path, metadata: Metadata, tensors: Tensors) -> EncoderP
 
     def trained() -> Encoder:
         try:
-            from lengthwise.predict.encoder.model import assemble, load_backbone
+            from lengthwise.predict.encoder.backbone import assemble, load_backbone
         except ImportError as error:
             raise missing_extra(error.name or "torch", "encoder") from None
         model, tokenizer = load_backbone(str(backbone), local=True)

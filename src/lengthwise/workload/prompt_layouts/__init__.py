@@ -1,10 +1,9 @@
 """The layouts that prompts with answers come in, told apart by their columns.
 
 layout.py         what a layout is
-answers.py        a text, a message, or a server's response
-columns.py        any table
-instructions.py   Alpaca, Dolly, vLLM-LTR
-conversations.py  ShareGPT, LMSYS-Chat-1M, WildChat, OpenAI's chats
+answer_fields.py  a text, a message, or a server's response
+named_columns.py  any table
+conversations.py  Alpaca, Dolly, vLLM-LTR; ShareGPT, LMSYS-Chat-1M, WildChat, OpenAI's chats
 benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark
 joined.py         OpenAI's batches and aiperf, whose prompts are in another file
 """
@@ -14,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts import benchmarks, conversations, instructions, joined
+from lengthwise.workload.file_kinds import Record
+from lengthwise.workload.prompt_layouts import benchmarks, conversations, joined
 from lengthwise.workload.prompt_layouts.layout import PromptLayout
 
 __all__ = ["LAYOUTS", "recognise"]
@@ -23,7 +22,6 @@ __all__ = ["LAYOUTS", "recognise"]
 LAYOUTS: Final = (
     *joined.LAYOUTS,
     *benchmarks.LAYOUTS,
-    *instructions.LAYOUTS,
     *conversations.LAYOUTS,
 )
 

@@ -6,13 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from lengthwise.workload.conversation import (
-    MalformedError,
-    Turns,
-    is_messages,
-)
-from lengthwise.workload.documents import STATUS, Record
-from lengthwise.workload.prompt_layouts.answers import read_answer, read_length
+from lengthwise.workload.conversation import MalformedError, Turns, is_messages
+from lengthwise.workload.file_kinds import STATUS, Record
+from lengthwise.workload.prompt_layouts.answer_fields import read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,
     Exchange,

@@ -14,12 +14,12 @@ from lengthwise.workload.conversation import (
     read_messages,
     read_tools,
 )
-from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts.answers import Answer, read_answer, read_length, read_usage
-from lengthwise.workload.prompt_layouts.columns import (
-    ANSWER_COLUMNS,
-    LENGTH_COLUMNS,
-    refuse_other_answer,
+from lengthwise.workload.file_kinds import Record
+from lengthwise.workload.prompt_layouts.answer_fields import (
+    Answer,
+    read_answer,
+    read_length,
+    read_usage,
 )
 from lengthwise.workload.prompt_layouts.layout import (
     Exchange,
@@ -27,6 +27,12 @@ from lengthwise.workload.prompt_layouts.layout import (
     exchange_of,
     first_cell,
     one_of,
+)
+from lengthwise.workload.prompt_layouts.named_columns import (
+    ANSWER_COLUMNS,
+    LENGTH_COLUMNS,
+    ColumnNames,
+    refuse_other_answer,
 )
 
 
@@ -136,7 +142,7 @@ def _is_fine_tuning(names: Sequence[str], head: Sequence[Record]) -> bool:
     return "messages" in names and not beside
 
 
-LAYOUTS: Final = (
+_CONVERSATIONS: Final = (
     PromptLayout(
         name="wildchat",
         source="[WildChat](https://huggingface.co/datasets/allenai/WildChat-1M)",
@@ -180,3 +186,38 @@ LAYOUTS: Final = (
         read=read_logged,
     ),
 )
+
+
+def _layout(name: str, source: str, columns: ColumnNames) -> PromptLayout:
+    needed = {columns.prompt, columns.answer or ""}
+
+    def matches(names: Sequence[str], head: Sequence[Record]) -> bool:
+        # What counts tokens as well is read as any table, by its lengths.
+        return needed <= set(names) and not set(LENGTH_COLUMNS) & set(names) - {"generated_len"}
+
+    beside = f", then {columns.beside}" if columns.beside else ""
+    reader: Any = columns.read
+    return PromptLayout(
+        name, source, f"{columns.prompt}{beside}", f"text in {columns.answer}", matches, reader
+    )
+
+
+_INSTRUCTIONS: Final = (
+    _layout(
+        "alpaca",
+        "[Alpaca](https://github.com/tatsu-lab/stanford_alpaca)",
+        ColumnNames("instruction", beside="input", answer="output"),
+    ),
+    _layout(
+        "dolly",
+        "[Dolly](https://huggingface.co/datasets/databricks/databricks-dolly-15k)",
+        ColumnNames("instruction", beside="context", answer="response"),
+    ),
+    _layout(
+        "vllm-ltr",
+        "[vLLM-LTR](https://github.com/hao-ai-lab/vllm-ltr), the paper's training data",
+        ColumnNames("prompt", answer="generated"),
+    ),
+)
+
+LAYOUTS: Final = (*_INSTRUCTIONS, *_CONVERSATIONS)

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import MalformedError, Turns
-from lengthwise.workload.documents import Record
-from lengthwise.workload.prompt_layouts.answers import read_answer, read_length
+from lengthwise.workload.file_kinds import Record
+from lengthwise.workload.prompt_layouts.answer_fields import read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     Exchange,
     PromptLayout,

@@ -21,8 +21,8 @@ from lengthwise.workload.conversation import (
     read_messages,
     read_tools,
 )
-from lengthwise.workload.documents import Record
-from lengthwise.workload.facts import NOTHING, Facts, facts_of
+from lengthwise.workload.file_kinds import Record
+from lengthwise.workload.request_facts import NOTHING, Facts, facts_of
 
 
 class Exchange(NamedTuple):

@@ -1,0 +1,198 @@
+"""`lengthwise bench --engine virtual --forward`: a model computes, a GPU's clock counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lengthwise.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lengthwise.compare.machine import Machine
+    from lengthwise.compare.virtual_bench import VirtualBench
+    from lengthwise.emulate.forward_engine import ComputedModel
+    from lengthwise.workload.dataset import Dataset
+
+DEFAULT_GPU = "a100"
+SAYS = "Virtual, forward pass computed; same machine only."
+
+
+def choose_pace(
+    gpu: str | None, *, slots: int | None, kv_blocks: int | None
+) -> tuple[str, Machine]:
+    """Whose steps are counted: `a100`, or `a100:llama-3-8b` with the model.
+
+    Returns:
+        The preset's name and the engine, with the KV blocks of an engine that computes here.
+
+    Raises:
+        InputError: an unknown GPU or model.
+    """
+    from lengthwise.compare.machine import choose_machine
+    from lengthwise.compare.virtual_bench import DEFAULT_MODEL
+    from lengthwise.emulate.forward_engine import BLOCK_SIZE
+
+    card, _, model = (gpu or DEFAULT_GPU).partition(":")
+    machine = choose_machine(
+        cost=None,
+        model=model or DEFAULT_MODEL,
+        gpu=card,
+        given={"slots": slots, "kv_blocks": kv_blocks, "block_size": BLOCK_SIZE},
+    )
+    name = f"{card}:{model or DEFAULT_MODEL}"
+    return name, machine._replace(engine=replace(machine.engine, lag=1))
+
+
+def computed_model(model: str, probe: Path | None, interval: int | None) -> ComputedModel:
+    """The model that computes, and the probe that reads it.
+
+    Args:
+        model: a folder, or `reference`.
+        probe: folder of the probe; None without one.
+        interval: steps from one prediction of the probe to the next.
+
+    Raises:
+        InputError: there is no such model here, the machine cannot hold it, or the probe is for
+            another one.
+    """
+    from lengthwise.serve.served_model import (
+        REFERENCE,
+        REFERENCE_FLAGS,
+        model_path,
+        probe_of,
+        require_vllm,
+    )
+    from lengthwise.simulate.hardware import MODELS
+
+    require_vllm()
+    folder = Path(model_path(model))
+    if not (folder / "config.json").is_file():
+        hint = ""
+        if model in MODELS:
+            hint = f"; for its step times alone add --gpu {DEFAULT_GPU}:{model}"
+        raise InputError(
+            f"--forward computes a model, and there is none in {model!r}: name its folder, or "
+            f"leave --model out for the built-in one{hint}"
+        )
+    from lengthwise.emulate.forward_engine import ComputedModel, refuse_large
+
+    refuse_large(folder)
+    dtype = REFERENCE_FLAGS["--dtype"] if model == REFERENCE else "auto"
+    return ComputedModel(folder, dtype or "auto", probe_of(probe, interval, model))
+
+
+def run_forward_bench(
+    bench: VirtualBench,
+    model: ComputedModel,
+    read: Callable[[], Dataset] | None,
+    *,
+    model_name: str,
+    learn_into: Path | None,
+) -> None:
+    """Run the plan with a model that computes, and leave the results in a folder.
+
+    Args:
+        bench: what is compared, at whose pace.
+        model: what computes.
+        read: reads the table of prompts and lengths; None for the built-in model's own prompts,
+            each answered to its own end.
+        model_name: as the user named it.
+        learn_into: folder for a prompt predictor to train on the model's answers; None for none.
+    """
+    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
+    from lengthwise.compare.own_answers import (
+        LEARNT_FROM,
+        held_out_tau,
+        learn_from_answers,
+        reference_requests,
+        same_length,
+    )
+    from lengthwise.compare.virtual import Draw, run_virtual_plan
+    from lengthwise.compare.virtual_forward import ForwardSession
+    from lengthwise.measure.results import ResultsWriter, read_results
+    from lengthwise.measure.run_info import VIRTUAL, describe_run
+
+    plan, machine, progress = bench.plan, bench.machine, bench.progress
+    tokenizer, count, out = bench.tokenizer, bench.count, bench.out
+    session = ForwardSession(machine.cost, machine.engine, out, model)
+    table = None if read is None else read()
+
+    def draw(seed: int) -> Draw:
+        if table is None:
+            progress.stage("letting the model answer")
+            return Draw(reference_requests(session.answer, tokenizer, count, seed))
+        requests, notes = choose_requests(
+            table, tokenizer, count=count, max_model_len=session.context, seed=seed
+        )
+        return Draw(requests, notes)
+
+    first = draw(plan.seed)
+    probe_tau = session.probe_tau
+    if table is None:
+        notes = [
+            "Each answer was ended by the model itself, sampled with a seed of its own; oracles "
+            "know its length from a round in advance.",
+            "The prompts are test prompts: neither predictor nor probe has seen them.",
+        ]
+    else:
+        notes = ["Every answer was given the length that the table says.", *first.notes]
+    if learn_into is not None:
+        progress.stage("letting the model answer training prompts")
+        predictor = learn_from_answers(session.answer, tokenizer, learn_into, plan.seed, progress)
+        notes.append(
+            f"The prompt predictor learnt from {LEARNT_FROM} other answers; its Kendall tau on the "
+            f"requests compared is {held_out_tau(predictor, first.requests):.2f}."
+        )
+    if model.probe is not None:
+        notes.append(
+            f"The probe ran every {model.probe.interval} steps; its own time is not in the clock."
+        )
+    if probe_tau is not None:
+        notes.append(
+            "Once their prompts had been computed, the probe's Kendall tau on these requests was "
+            f"{probe_tau:.2f}."
+        )
+    if table is not None and table.rejected:
+        notes.append(f"{len(table.rejected)} malformed rows were left out")
+    for line in (describe_requests(first.requests), *notes):
+        progress.note(line)
+    engine = machine.engine
+    run = describe_run(
+        model=model_name,
+        dataset="the built-in model's own prompts and answers"
+        if table is None
+        else f"{table.name} ({table.selection})",
+        requests=len(first.requests),
+        server_arguments=(),
+        notes=notes,
+    )
+    run = replace(
+        run,
+        engine=VIRTUAL,
+        forward=True,
+        engine_note=(
+            f"{SAYS} {model_name} computes, steps as long as those of {bench.name}: {engine.slots} "
+            f"slots, {engine.token_budget:,} tokens a step."
+        ),
+        server={
+            "slots": engine.slots,
+            "token_budget": engine.token_budget,
+            "kv_blocks": engine.kv_blocks,
+            "block_size": engine.block_size,
+            "step_costs": machine.cost.source,
+        },
+    )
+    draws = {plan.seed: first}
+    run_virtual_plan(
+        plan,
+        session,
+        lambda seed: draws[seed] if seed in draws else draw(seed),
+        ResultsWriter(out, run),
+        progress,
+    )
+    if table is None and plan.repeats == 1:
+        share = same_length(first.requests, read_results(out))
+        progress.note(f"{share:.1%} of all answers had the length found in advance")

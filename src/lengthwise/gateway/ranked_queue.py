@@ -1,0 +1,228 @@
+"""Who waits and who is in flight: the scheduler's table, ranked by the scheduler's own functions.
+
+Nothing here orders requests. Each time that somebody can go, all who wait are ranked by the
+compiled ranking of the policy and its guards (`policy.step_order`), and the first of them goes.
+Who goes next is never passed over for one that takes fewer slots: it would be overtaken without a
+bound.
+
+What the scheduler sees an engine do, a gateway learns when an answer has ended: how much work was
+done (the guard `max_lead`) and for whom (`max_tenant_lead`) is counted then, in output tokens, as
+the answer said or else as it was predicted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lengthwise.counters import Counters
+from lengthwise.errors import one_line
+from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.facts import new_facts
+from lengthwise.policy.live_table import LiveTable
+from lengthwise.policy.stand_in import UNKNOWN, stand_in
+from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.tenants import take_leads
+from lengthwise.predict.prediction import Prediction
+from lengthwise.request import RUNNING, WAITING
+
+logger = logging.getLogger("lengthwise.gateway")
+
+_FCFS: Final = make_discipline("fcfs")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A request as the queue knows it.
+
+    Attributes:
+        id: its name, unique.
+        answers: how many it asks for, each of which takes a slot.
+        priority: its class, lower goes sooner.
+        most_tokens: its answer is cut there; 0: not known, or it is not cut.
+        deadline_s: from its arrival to when its first token is due; 0: none.
+        tenant: whose it is; "" is the name of all that are not told apart.
+    """
+
+    id: str
+    answers: int = 1
+    priority: int = 0
+    most_tokens: int = 0
+    deadline_s: float = 0.0
+    tenant: str = ""
+
+
+class Queue:
+    """Requests that wait or are in flight, each with a row of REQUEST.
+
+    Args:
+        discipline: what decides who goes next; exchanged when the settings change.
+        counters: admissions, overtakes and what failed are counted there.
+
+    Attributes:
+        discipline: see above.
+        doubtful: predictions are not worth following: the order is fcfs.
+        off: somebody has switched the policy off: the order is fcfs.
+        waiting: how many wait.
+    """
+
+    def __init__(self, discipline: Discipline, counters: Counters) -> None:
+        self.discipline = discipline
+        self.doubtful = self.off = False
+        self.waiting = 0
+        self._counters = counters
+        self._of_class: Counter[int] = Counter()  # how many wait
+        self._live = LiveTable()
+        self._order = StepOrder()
+        self._facts = new_facts(1, token_budget=1, block_size=1)  # of which only orders are made
+        self._median = Prediction(*UNKNOWN)
+        self._last = 0  # place at the queue's end
+        self._first = 0  # and before its front
+        self._admitted: list[tuple[int, int]] = []  # arrival and class, since the last ranking
+        self._tokens = 0  # of all answers that have ended
+        self._ended = 0  # answers
+
+    @property
+    def arrivals(self) -> int:
+        """Requests added so far; the next one's arrival index."""
+        return self._live.arrivals
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry.id in self._live
+
+    def add(self, entry: Entry, now_s: float) -> int:
+        """Queue a request at the end, ranked as the running median until it is predicted.
+
+        Returns:
+            Its arrival index.
+        """
+        row = self._live.add(entry.id, entry)
+        columns = self._live.table[row]
+        self._last += 1
+        columns["state"], columns["sequence"] = WAITING, self._last
+        columns["priority"] = entry.priority
+        columns["arrival_s"] = now_s
+        columns["last_step"] = self._counters.admissions
+        columns["ahead"] = self._of_class[entry.priority]
+        columns["decoded_before"] = self._tokens
+        columns["tenant"] = self._live.tenants.arrive(entry.tenant)
+        columns["most_tokens"], columns["deadline_s"] = entry.most_tokens, entry.deadline_s
+        self._write(row, self._median, predicted=False)
+        self._count(entry, 1)
+        return int(columns["arrival_index"])
+
+    def next(self, now_s: float) -> Entry | None:
+        """Who goes next; None where nobody waits."""
+        if not self.waiting:
+            return None
+        discipline = _FCFS if self.doubtful or self.off else self.discipline
+        try:
+            return self._next(discipline, now_s)
+        except Exception as error:  # a user's policy may do anything; requests are served
+            self._counters.switched_off += 1
+            self.discipline = _FCFS
+            logger.error(
+                "the policy raised, and the order is fcfs until the settings change: %s: %s",
+                type(error).__name__,
+                one_line(error),
+            )
+            return self._next(_FCFS, now_s)
+
+    def _next(self, discipline: Discipline, now_s: float) -> Entry:
+        live, admissions = self._live, self._counters.admissions
+        if discipline.shares_service:
+            take_leads(live.tenants.shares, live.table, live.count)
+        facts = self._facts
+        facts["rows"], facts["now_s"], facts["step"] = live.count, now_s, admissions
+        facts["decoded"], facts["admissions"] = self._tokens, self._ended
+        admitted = np.array(self._admitted, np.int64).reshape(-1, 2)
+        self._order.rank(discipline, live.table, facts, admitted, everyone=False)
+        self._admitted.clear()
+        (row,) = self._order.first(discipline, live.table, live.count, 1, admissions)
+        entry: Entry = live.request(int(row))
+        return entry
+
+    def take(self, entry: Entry) -> None:
+        """A request that waited goes."""
+        columns = self._live.table[self._live.row(entry.id)]
+        columns["state"] = RUNNING
+        self._admitted.append((int(columns["arrival_index"]), entry.priority))
+        self._count(entry, -1)
+        self._counters.admissions += 1
+
+    def put_back(self, entry: Entry) -> None:
+        """A request that went has not begun: it waits again, before all that rank as it does."""
+        columns = self._live.table[self._live.row(entry.id)]
+        self._first -= 1
+        columns["state"], columns["sequence"] = WAITING, self._first
+        self._count(entry, 1)
+
+    def remove(self, entry: Entry, output_tokens: int | None = None) -> None:
+        """A request has ended, or waits no longer.
+
+        Args:
+            entry: the request.
+            output_tokens: of all its answers, where they said so.
+        """
+        columns = self._live.table[self._live.row(entry.id)]
+        if columns["state"] == WAITING:
+            self._count(entry, -1)
+            output_tokens = 0
+        else:
+            if output_tokens is None:
+                output_tokens = round(float(columns["expected"])) * entry.answers
+            self._tokens += output_tokens
+            self._ended += 1
+        self._live.tenants.leave(
+            int(columns["tenant"]), int(columns["prompt_tokens"]), output_tokens
+        )
+        self._counters.finished += 1
+        self._counters.overtakes += int(columns["overtaken"])
+        self._live.release(entry.id)
+
+    def is_waiting(self, entry: Entry) -> bool:
+        """Whether a request is here and has not gone."""
+        return entry in self and bool(
+            self._live.table["state"][self._live.row(entry.id)] == WAITING
+        )
+
+    def _count(self, entry: Entry, change: int) -> None:
+        """A request waits, or does so no longer."""
+        self.waiting += change
+        self._of_class[entry.priority] += change
+        if not self._of_class[entry.priority]:
+            del self._of_class[entry.priority]
+
+    # Predictions ------------------------------------------------------------------------------
+
+    def predict(self, entry: Entry, prediction: Prediction, prompt_tokens: int) -> None:
+        """Rank a request by its prediction, cut where its answer will be."""
+        row = self._live.row(entry.id)
+        self._live.table["prompt_tokens"][row] = prompt_tokens
+        self._write(row, prediction, predicted=True)
+
+    def forget_predictions(self) -> None:
+        """Scores of another predictor cannot be compared: all rank as if nothing was predicted."""
+        self._live.table["predicted"] = 0
+        self.stand_in(Prediction(*UNKNOWN))
+
+    def stand_in(self, median: Prediction) -> None:
+        """Rank those without a prediction of their own by this one."""
+        self._median = median
+        stand_in(self._live.table, self._live.count, *median)
+
+    def score(self, entry: Entry) -> float | None:
+        """What ranks a request; None where something else stands in for a prediction."""
+        columns = self._live.table[self._live.row(entry.id)]
+        return float(columns["score"]) if columns["predicted"] else None
+
+    def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
+        columns = self._live.table[row]
+        for name in Prediction._fields:
+            columns[name] = getattr(prediction, name)
+        columns["initial"] = columns["remaining"] = prediction.expected
+        columns["predicted"] = predicted

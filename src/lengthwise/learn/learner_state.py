@@ -1,0 +1,61 @@
+"""learner.json: what was decided, for whoever looks and for a learner that goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from lengthwise.files import replaced
+from lengthwise.predict.load import NO_PREDICTOR
+
+STATE_FILE: Final = "learner.json"
+SCHEMA: Final = "lengthwise.learner/1"
+
+Promise = tuple[float, float, float]  #: a tau when it was measured, and its 95 % interval
+
+
+@dataclass
+class State:
+    """The fields of learner.json."""
+
+    schema: str = SCHEMA  # with its version
+    said: str = "nothing learnt yet"  # the last decision, in one line
+    placed: str | None = None  # what the key `predictor` says, as far as the learner knows
+    is_mine: bool = False  # whether the learner placed it
+    promise: Promise | None = None  # its tau when it was accepted
+    live_tau: float | None = None  # of the newest answers that it predicted
+    before: str = NO_PREDICTOR  # the last good one: what is placed again if it fails
+    promise_before: Promise | None = None  # of that one
+    trained_until: dict[str, int] = field(default_factory=dict)  # bytes by segment, at the last one
+    answers: int = 0  # remembered
+    trained: int = 0  # predictors trained
+    accepted: int = 0  # of them, found better and placed
+    refused: int = 0  # trainings of which nothing was placed
+    rolled_back: int = 0  # placed, and taken back
+    restarts: int = 0  # times that the learner had to be started again
+    damaged: int = 0  # lines of the log that were left out
+    comparison: dict[str, float] = field(default_factory=dict)  # the last one's figures
+
+
+def read_state(log: Path) -> State:
+    """What a learner left in a log's folder; the beginning where there is none or it is damaged."""
+    try:
+        values: Any = json.loads((log / STATE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return State()
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        return State()
+    known = {each.name for each in fields(State)}
+    return State(**{name: value for name, value in values.items() if name in known})
+
+
+def write_state(log: Path, state: State) -> None:
+    """Write the file, at once or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced(log / STATE_FILE) as part:
+        part.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,291 @@
+"""Why a request waited, from the journal that an engine has kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lengthwise.errors import InputError
+from lengthwise.policy.guards import BEHIND, OVERDUE, PROMOTED
+from lengthwise.telemetry.journal import SCHEMA, SEGMENTS
+
+_NAMED: Final = 5  # overtakers that the text names
+#: what vLLM puts before what the client said in X-Request-Id
+_KINDS: Final = ("", "cmpl-", "chatcmpl-")
+_TIERS: Final = {OVERDUE: "overdue", PROMOTED: "promoted", BEHIND: "behind"}
+_WHY: Final = {
+    "policy": "for a waiting request",
+    "memory": "because KV memory ran out",
+    "reset": "because the prefix cache was reset",
+}
+Event = dict[str, Any]
+
+
+@dataclass
+class Explanation:
+    """What a journal says of one request. Times are in s, from its arrival.
+
+    Attributes:
+        request: vLLM's name of it.
+        engine: the number of the engine that served it.
+        priority: its class.
+        prompt_tokens: of its prompt.
+        ahead: requests that waited when it came.
+        expected_tokens: what was predicted when it was last looked at; None where nothing was.
+        rank: its rank then, lower runs sooner; None where the order was that of the queue.
+        tier: `ordinary`, `overdue`, `promoted` or `behind` (its tenant's share) then.
+        waited_s: until its first step; until the journal's end where it has had none.
+        runs_s: when it got a slot, each time.
+        preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,
+            who got a slot in the same step.
+        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then,
+            `instead`, who got a slot in the same step, `until_s`, when it went on (None where it
+            has not), and `freed`, whether its KV was given up then, for want of memory.
+        paused_s: all of these together, those to the journal's end that have none.
+        longest_stall_s: the longest of them.
+        looked_s: when it was prefilled before its turn, for the probe to read; None where not.
+        overtaken_by: later arrivals that got a slot before its first: `request`, `at_s`, `rank`.
+        finished: why it ended, in vLLM's words; None where it has not.
+        output_tokens: of its answer; None where it has not ended.
+        total_s: from arrival to end.
+    """
+
+    request: str
+    engine: int
+    priority: int
+    prompt_tokens: int
+    ahead: int
+    expected_tokens: float | None = None
+    rank: float | None = None
+    tier: str = "ordinary"
+    waited_s: float = 0.0
+    runs_s: list[float] = field(default_factory=list)
+    preempted: list[dict[str, Any]] = field(default_factory=list)
+    paused: list[dict[str, Any]] = field(default_factory=list)
+    paused_s: float = 0.0
+    longest_stall_s: float = 0.0
+    looked_s: float | None = None
+    overtaken_by: list[dict[str, Any]] = field(default_factory=list)
+    finished: str | None = None
+    output_tokens: int | None = None
+    total_s: float | None = None
+
+
+def explain(folder: Path, name: str) -> Explanation:
+    """What the journals of a folder say of a request.
+
+    Args:
+        folder: that the setting `journal` names; each further engine has one below it.
+        name: the request's: vLLM's, the id of the response (its beginning), or what the client
+            gave as `lengthwise_id` or in the header `X-Request-Id`.
+
+    Raises:
+        InputError: there is no journal, it is of another version, or it has no such request.
+    """
+    journals = [each for each in (folder, *sorted(folder.glob("engine-*"))) if _kept_in(each)]
+    if not journals:
+        raise InputError(
+            f"there is no journal in {folder}: set `journal` to a folder in the settings, and give "
+            "that folder here"
+        )
+    oldest: list[str] = []
+    for journal in journals:
+        events, engine = read_journal(journal)
+        found = _arrival_of(events, name)
+        if found is not None:
+            return _explained(events, engine, found)
+        oldest += [event["request"] for event in events if event["event"] == "arrived"][:1]
+    since = f"; the oldest that is there is {oldest[0]}" if oldest else ": nothing has come yet"
+    raise InputError(
+        f"no request {name!r} in {folder}{since}. An id is that of the response, or the client's: "
+        "its lengthwise_id or X-Request-Id; old ones make room for new ones"
+    )
+
+
+def read_journal(folder: Path) -> tuple[list[Event], int]:
+    """The events of one engine in order, and the engine's number. Torn lines are left out.
+
+    Raises:
+        InputError: the journal is of another version.
+    """
+    events: list[Event] = []
+    engine = 0
+    for name in SEGMENTS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        lines = _lines(path)
+        header = next(lines, {})
+        if header.get("schema") != SCHEMA:
+            raise InputError(
+                f"{path} says {header.get('schema')!r} and not {SCHEMA!r}: it is of another "
+                "version of Lengthwise; read it with that one"
+            )
+        engine = int(header.get("engine", 0))
+        events += [line for line in lines if "event" in line]
+    return events, engine
+
+
+def _kept_in(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in SEGMENTS)
+
+
+def _lines(path: Path) -> Iterator[Event]:
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def _arrival_of(events: list[Event], name: str) -> int | None:
+    """Where the newest request of that name arrived."""
+    begins = tuple(f"{kind}{name}-" for kind in _KINDS)
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place]
+        if event["event"] != "arrived":
+            continue
+        request = str(event["request"])
+        if name in (request, event["id"]) or request.startswith(begins):
+            return place
+    return None
+
+
+def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
+    came = events[arrival]
+    request, index, t = came["request"], came["index"], float(came["t"])
+    told = Explanation(request, engine, came["priority"], came["prompt_tokens"], came["waiting"])
+    for place in range(arrival + 1, len(events)):
+        event = events[place]
+        at_s = float(event["t"]) - t
+        if told.total_s is None and not told.runs_s:
+            told.waited_s = at_s
+        if event["event"] == "queue" and not told.runs_s:
+            looked = event["requests"].get(request)
+            if looked is not None:
+                _look(told, *looked)
+        if event.get("request") != request:
+            # Indices count arrivals, so that a larger one came later.
+            if event["event"] == "ran" and not told.runs_s and event["index"] > index:
+                told.overtaken_by.append(
+                    {"request": event["request"], "at_s": at_s, "rank": event["rank"]}
+                )
+            continue
+        stalled = bool(told.paused) and told.paused[-1]["until_s"] is None
+        if stalled and event["event"] != "paused":
+            told.paused[-1] |= {"until_s": at_s, "freed": event["event"] == "preempted"}
+        if event["event"] == "ran":
+            told.runs_s.append(at_s)
+            if event.get("look") and told.looked_s is None:
+                told.looked_s = at_s
+            if len(told.runs_s) == 1:
+                told.waited_s = at_s
+                _look(told, event["rank"], event["tier"], event["expected"])
+        elif event["event"] == "preempted":
+            instead = _ran_at(events, place) if event["why"] == "policy" else []
+            told.preempted.append(
+                {
+                    "at_s": at_s,
+                    "why": event["why"],
+                    "output_tokens": event["output_tokens"],
+                    "instead": instead,
+                }
+            )
+        elif event["event"] == "paused":
+            told.paused.append(
+                {
+                    "at_s": at_s,
+                    "output_tokens": event["output_tokens"],
+                    "instead": _ran_at(events, place),
+                    "until_s": None,
+                    "freed": False,
+                }
+            )
+        elif event["event"] == "ended":
+            told.finished, told.output_tokens = event["finished"], event["output_tokens"]
+            told.total_s = at_s
+            break
+    last_s = float(events[-1]["t"]) - t
+    stalls = [
+        (last_s if each["until_s"] is None else each["until_s"]) - each["at_s"]
+        for each in told.paused
+    ]
+    told.paused_s, told.longest_stall_s = sum(stalls), max(stalls, default=0.0)
+    return told
+
+
+def _look(told: Explanation, rank: float | None, tier: int | None, expected: float | None) -> None:
+    told.rank = rank
+    told.tier = "ordinary" if tier is None else _TIERS.get(tier, "ordinary")
+    told.expected_tokens = expected
+
+
+def _ran_at(events: list[Event], place: int) -> list[str]:
+    """Who got a slot in the step that an event belongs to."""
+    t = events[place]["t"]
+    first = last = place
+    while first > 0 and events[first - 1]["t"] == t:
+        first -= 1
+    while last + 1 < len(events) and events[last + 1]["t"] == t:
+        last += 1
+    step = events[first : last + 1]
+    return [event["request"] for event in step if event["event"] in ("ran", "resumed")]
+
+
+def in_words(told: Explanation) -> list[str]:
+    """An explanation, line by line."""
+    predicted = (
+        "nothing was predicted"
+        if told.expected_tokens is None
+        else f"{told.expected_tokens:.0f} tokens were predicted"
+    )
+    rank = "in the order of the queue" if told.rank is None else f"rank {told.rank:.4g}"
+    lines = [
+        f"{told.request}, engine {told.engine}, class {told.priority}: a prompt of "
+        f"{told.prompt_tokens} tokens, {told.ahead} waited when it came",
+        f"{predicted}; {rank}, {told.tier}",
+    ]
+    overtakers = told.overtaken_by
+    until = "until it ran" if told.runs_s else "and has not run"
+    if told.finished is not None and not told.runs_s:
+        until = "and ended without running"
+    lines.append(
+        f"waited {told.waited_s:.3f} s {until}; {len(overtakers)} later arrivals got a slot before"
+    )
+    for each in overtakers[:_NAMED]:
+        its = "" if each["rank"] is None else f" (rank {each['rank']:.4g})"
+        lines.append(f"  {each['at_s']:.3f} s: {each['request']}{its}")
+    if len(overtakers) > _NAMED:
+        lines.append(f"  and {len(overtakers) - _NAMED} more")
+    for each in told.preempted:
+        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
+        lines.append(
+            f"put back at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, "
+            f"{_WHY.get(each['why'], each['why'])}{instead}"
+        )
+    if told.looked_s is not None:
+        lines.append(f"prefilled before its turn at {told.looked_s:.3f} s, for the probe to read")
+    for each in told.paused:
+        ended = "its KV was freed for want of memory" if each["freed"] else "went on"
+        until = "" if each["until_s"] is None else f", {ended} at {each['until_s']:.3f} s"
+        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
+        lines.append(
+            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{until}{instead}"
+        )
+    if len(told.paused) > 1:
+        lines.append(
+            f"paused {len(told.paused)} times, {told.paused_s:.3f} s together and "
+            f"{told.longest_stall_s:.3f} s at most"
+        )
+    lines += [f"ran again from {at_s:.3f} s on" for at_s in told.runs_s[1:]]
+    if told.total_s is not None:
+        lines.append(
+            f"ended at {told.total_s:.3f} s with {told.output_tokens} tokens ({told.finished})"
+        )
+    return lines

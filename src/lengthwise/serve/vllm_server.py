@@ -1,0 +1,236 @@
+"""One vLLM server as a child process: started, watched, and stopped together with its engine."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.measure.server_metrics import parse_metrics
+from lengthwise.processes import Stoppable, ignored
+from lengthwise.serve.command import ServerCommand
+from lengthwise.serve.last_words import LastWords
+from lengthwise.serve.places import SIZE
+
+_STOP_PATIENCE_S = 20.0
+_STEP_BACK = 5  # niceness
+_DIRECT = urllib.request.build_opener(
+    # Whatever proxy the environment names, it does not lead to this machine.
+    urllib.request.ProxyHandler({}),
+    # The server is a child of ours, and its certificate is for the name that others call it by.
+    urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),
+)
+
+
+class Server(Stoppable):
+    """A running (or starting) server; a context manager that always stops it.
+
+    The child leads a process group of its own, so Ctrl-C in the terminal reaches only this
+    process, which then stops the group: no engine core is left behind.
+    """
+
+    def __init__(self, command: ServerCommand, log: Path | None) -> None:
+        """Start the server's process; `wait_ready` then waits until it answers.
+
+        Args:
+            command: what to start.
+            log: the file that takes what the server prints; None passes it on to stderr.
+        """
+        self.command = command
+        self.log = log
+        self._last_words = LastWords()
+        self._told_to_end = False
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        grace_s = command.shutdown_timeout_s + _STOP_PATIENCE_S  # should this process be killed
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                *("-m", "lengthwise.serve.child", str(os.getpid()), str(grace_s)),
+                *([f"{SIZE}{command.sizes_worker}"] if command.sizes_worker else []),
+                *command.arguments,
+            ],
+            env=command.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._pass_output_on, daemon=True)
+        self._reader.start()
+        atexit.register(self.stop)
+
+    def step_back(self) -> None:
+        """Let other processes of this machine go first.
+
+        An engine takes every core that it gets. A client that shares the machine with it must still
+        send requests on time. To be called at once: the server's later processes inherit it.
+        """
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _STEP_BACK)
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the server, without a trailing slash."""
+        return self.command.url
+
+    def wait_ready(
+        self,
+        timeout_s: float = math.inf,
+        tick: Callable[[float], None] = lambda waited_s: None,
+    ) -> None:
+        """Wait until the server answers.
+
+        Args:
+            timeout_s: give up after so many seconds. A large model may take an hour to be fetched
+                and loaded, so by default nobody gives up on a server that runs.
+            tick: called about four times a second with the seconds waited.
+
+        Raises:
+            LengthwiseError: the server ended, with its own reason in one line, or took too long.
+        """
+        started = time.monotonic()
+        while not self._answers():
+            self.check()
+            waited = time.monotonic() - started
+            if waited > timeout_s:
+                raise LengthwiseError(
+                    f"the server did not answer within {timeout_s:.0f} s{self._see_log()}"
+                )
+            tick(waited)
+            time.sleep(0.25)
+
+    def check(self) -> None:
+        """Raise LengthwiseError if the server has ended."""
+        code = self._process.poll()
+        if code is None:
+            return
+        self._reader.join(timeout=2.0)
+        if code < 0:
+            reason = f"killed by signal {-code} (out of memory is a common cause of 9)"
+        else:
+            reason = self._last_words.reason() or f"exit status {code}"
+        # What the engine refused is as wrong as what is refused before it starts.
+        kind = InputError if self._last_words.is_refusal else LengthwiseError
+        raise kind(f"the vLLM server ended: {reason}{self._see_log()}")
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself, and return its exit status."""
+        return self._process.wait()
+
+    def end(self) -> None:
+        """Tell the server to end, and wait while it finishes what is open.
+
+        Only its first process is told, which sees to the others. For `--shutdown-timeout` seconds
+        vLLM takes nothing new and finishes what it has; without that flag it cuts off what is open.
+
+        Raises:
+            LengthwiseError: requests were cut off.
+        """
+        patience_s = self.command.shutdown_timeout_s
+        open_requests = self._open_requests() if patience_s == 0.0 else None
+        started = time.monotonic()
+        self._tell_to_end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s + _STOP_PATIENCE_S)
+        took_s = time.monotonic() - started
+        self.stop()
+        if patience_s > 0.0 and took_s >= patience_s:
+            raise LengthwiseError(
+                f"stopped: what was not finished within {patience_s:g} s was cut off; "
+                "--shutdown-timeout gives more time"
+            )
+        if open_requests:
+            raise LengthwiseError(
+                f"stopped: {open_requests} open requests were cut off; --shutdown-timeout SECONDS "
+                "gives them time to finish"
+            )
+
+    def stop(self) -> None:
+        """Stop the server and every process of its group. May be called twice."""
+        atexit.unregister(self.stop)
+        # A second Ctrl-C must not leave a half-stopped engine behind.
+        with ignored(signal.SIGINT, signal.SIGTERM):
+            # One that was told before has had its time.
+            if self._process.poll() is None and not self._told_to_end:
+                self._tell_to_end()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_STOP_PATIENCE_S)
+            self._signal_group(signal.SIGKILL)
+            self._process.wait()
+            self._reader.join(timeout=2.0)
+
+    def _tell_to_end(self) -> None:
+        self._told_to_end = True
+        self._process.terminate()
+
+    def _open_requests(self) -> int:
+        """Requests that run or wait; 0 where the server does not say."""
+        try:
+            page = self.call("/metrics", timeout_s=5.0).decode(errors="replace")
+            sample = parse_metrics(page, self.url)
+        except (OSError, InputError):
+            return 0
+        return int(sample.running + sample.waiting)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _answers(self) -> bool:
+        try:
+            self.call("/health", timeout_s=5.0)
+        except OSError:
+            return False
+        return True
+
+    def call(self, path: str, *, method: str = "GET", timeout_s: float = 60.0) -> bytes:
+        """Ask the server for one of its paths.
+
+        Raises:
+            OSError: it does not answer, or not with success.
+        """
+        return fetch(f"{self.url}{path}", method=method, timeout_s=timeout_s)
+
+    def _pass_output_on(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        if self.log is None:
+            self._copy(output, sys.stderr.buffer)
+        else:
+            with self.log.open("wb") as file:
+                self._copy(output, file)
+
+    def _copy(self, output: IO[bytes], sink: IO[bytes]) -> None:
+        for line in output:
+            # Who is killed may leave a line open, which is not to run on into another's.
+            sink.write(line if line.endswith(b"\n") else line + b"\n")
+            sink.flush()
+            self._last_words.add(line.decode(errors="replace"))
+
+    def _see_log(self) -> str:
+        return f" (its log: {self.log})" if self.log is not None else ""
+
+
+def fetch(url: str, *, method: str = "GET", timeout_s: float = 60.0) -> bytes:
+    """Ask a server on this machine, whatever its certificate says.
+
+    Raises:
+        OSError: it does not answer, or not with success.
+    """
+    request = urllib.request.Request(url, method=method)
+    with _DIRECT.open(request, timeout=timeout_s) as response:
+        data: bytes = response.read()
+        return data

@@ -1,0 +1,241 @@
+"""Writes the length log: hashed features and the length of every answer, from a thread of its own.
+
+The scheduler only appends to a bounded queue. What the thread cannot keep up with, or cannot write
+because the disk is full, is lost and counted, and serving goes on. No prompt and no token id is
+written, unless the setting asks for prompts. The format is that of `workload.length_log`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+from lengthwise.counters import Counters
+from lengthwise.errors import InputError, one_line
+from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
+from lengthwise.predict.prediction import Prompt
+from lengthwise.predict.token_text import TokenText
+from lengthwise.settings import LengthLogSettings
+from lengthwise.settings.watch import SERVER
+from lengthwise.workload.length_log import (
+    SCHEMA,
+    encode_features,
+    encode_line,
+    last_arrival_s,
+    segment_path,
+    segments,
+)
+
+logger = logging.getLogger("vllm.lengthwise")
+
+_QUEUED: Final = 1024  # answers that may wait to be written
+_FLUSH_S: Final = 0.25
+_RETRY_S: Final = 5.0  # after the disk refused
+_PATIENCE_S: Final = 10.0  # with a disk that hangs, when closing
+_SEGMENTS: Final = 8  # that the log has when it is full
+
+
+class _Ended(NamedTuple):
+    prompt: Prompt
+    values: dict[str, Any]
+
+
+class LengthLog:
+    """A log of one engine.
+
+    Args:
+        settings: where, how much, and whether with prompts.
+        text: what token ids stand for.
+        model: the served model's name.
+        counters: `logged` and `log_lost` are counted there.
+        clock: the system's, s since 1970. Read once: times in the log never go back.
+        engine: its number among the engines of a data-parallel server, for the header.
+
+    Attributes:
+        key: the settings.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        settings: LengthLogSettings,
+        text: TokenText,
+        model: str,
+        counters: Counters,
+        clock: Callable[[], float] = time.time,
+        *,
+        engine: int = 0,
+    ) -> None:
+        self.key = self.settings = settings
+        self._folder = Path(settings.folder)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"length_log: cannot make the folder {one_line(self._folder)}: {reason}"
+            ) from None
+        self._text = text
+        self._header = {
+            "schema": SCHEMA,
+            "model": model,
+            "tokenizer": text.tokenizer,
+            "tokenizer_fingerprint": text.fingerprint,
+            "tokens": text.digest,
+            "features": FEATURES_VERSION,
+            "server": os.environ.get(SERVER),
+            "engine": engine,
+            "pid": os.getpid(),
+        }
+        self._counters = counters
+        # A clock that was set back since the last start must not put these answers before others.
+        started = max(clock(), last_arrival_s(self._folder))
+        self._epoch = started - time.monotonic()
+        self._most_bytes = settings.megabytes << 20
+        self._segment_bytes = self._most_bytes // _SEGMENTS
+        self._scratch = new_scratch()
+        find_features((), text.vocabulary, text.template, self._scratch)  # compiles
+        self._queue: deque[_Ended] = deque()
+        self._file: IO[bytes] | None = None
+        self._path = self._folder
+        self._size = 0
+        self._refused_until = 0.0
+        self._complained = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lengthwise-lengths", daemon=True)
+        self._thread.start()
+
+    def answer(self, prompt: Prompt, arrival_s: float, values: Mapping[str, object]) -> None:
+        """Log a finished request; takes about a microsecond and never waits.
+
+        Args:
+            prompt: what its predictor saw.
+            arrival_s: by the monotonic clock.
+            values: what else its line says.
+        """
+        if len(self._queue) >= _QUEUED or self._closed.is_set():
+            self._counters.log_lost += 1
+            return
+        line = {"arrival_s": round(self._epoch + arrival_s, 6), **values}
+        self._queue.append(_Ended(prompt, line))
+
+    def close(self) -> None:
+        """Write what is left and stop."""
+        self._closed.set()
+        self._thread.join(_PATIENCE_S)
+
+    def _run(self) -> None:
+        closed = False
+        while not closed:
+            closed = self._closed.wait(_FLUSH_S)
+            waiting = [self._queue.popleft() for _ in range(len(self._queue))]
+            lines = [line for line in map(self._encode_or_lose, waiting) if line is not None]
+            if lines:
+                self._write(lines)
+        self._close_segment()
+
+    def _encode_or_lose(self, ended: _Ended) -> bytes | None:
+        """A line; None, counted, where the request has something that cannot be encoded."""
+        try:
+            return self._encode(ended)
+        except Exception as error:  # one request must not end the log of all others
+            self._counters.log_lost += 1
+            self._complain(error)
+            return None
+
+    def _complain(self, error: Exception) -> None:
+        """Say once, until the log is written again, why answers are lost."""
+        if not self._complained:
+            self._complained = True
+            logger.error("Lengthwise: cannot write the length log: %s", one_line(error))
+
+    def _encode(self, ended: _Ended) -> bytes:
+        time.sleep(0)  # the engine's thread goes first
+        vocabulary, template = self._text.vocabulary, self._text.template
+        token_ids, hints = ended.prompt
+        found = find_features(token_ids, vocabulary, template, self._scratch, hints)
+        ended.values["features"] = encode_features(self._scratch.buckets[:found])
+        if self.settings.text:
+            ended.values["text"] = self._text.text(list(token_ids))
+        return encode_line(ended.values)
+
+    def _write(self, lines: list[bytes]) -> None:
+        if time.monotonic() < self._refused_until:
+            self._counters.log_lost += len(lines)
+            return
+        written = 0
+        if self._file is not None and os.fstat(self._file.fileno()).st_nlink == 0:
+            self._close_segment()  # another engine's segments needed the room: begin a new one
+        try:
+            for line in lines:
+                if self._file is None or self._size + len(line) > self._segment_bytes:
+                    self._next_segment()
+                if self._size + len(line) <= self._segment_bytes:  # else it is too long for any
+                    self._append(line)
+                    written += 1
+        except OSError as error:
+            self._refused_until = time.monotonic() + _RETRY_S
+            self._close_segment()
+            self._complain(error)
+        else:
+            if self._complained:
+                self._complained = False
+                logger.info("Lengthwise: the length log is written again")
+        self._counters.logged += written
+        self._counters.log_lost += len(lines) - written
+
+    def _append(self, data: bytes) -> None:
+        """Append to the segment, all or nothing."""
+        assert self._file is not None
+        try:
+            if self._file.write(data) != len(data):  # unbuffered: a full disk takes a part
+                raise OSError("no space left on device")
+        except OSError:
+            self._file.truncate(self._size)
+            raise
+        self._size += len(data)
+
+    def _next_segment(self) -> None:
+        """Begin a segment, after the oldest ones have made room for it."""
+        self._close_segment()
+        tokens = self._folder / f"tokens-{self._text.digest[:16]}.safetensors"
+        if not tokens.exists():
+            self._text.save(tokens)
+        there = segments(self._folder)
+        number = there[-1][0] + 1 if there else 1
+        sizes = [_bytes_of(path) for _, path in there]
+        for place, (_, oldest) in enumerate(there):
+            if sum(sizes[place:]) + self._segment_bytes <= self._most_bytes:
+                break
+            oldest.unlink(missing_ok=True)
+        self._size = 0
+        while self._file is None:
+            self._path = segment_path(self._folder, number)
+            try:
+                self._file = self._path.open("xb", buffering=0)
+            except FileExistsError:  # another engine's, which serves the same model beside this one
+                number += 1
+        self._append(encode_line({**self._header, "segment": number}))
+
+    def _close_segment(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            if self._size == 0:  # not even its header could be written
+                self._path.unlink(missing_ok=True)
+
+
+def _bytes_of(path: Path) -> int:
+    """A file's size; 0 if another engine has just removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

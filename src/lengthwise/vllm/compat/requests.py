@@ -1,0 +1,85 @@
+"""What is read of vLLM's requests."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_MOST_PRIORITY: Final = 2**60
+_MOST_TOKENS: Final = 2**31 - 1  # what a column of the table holds
+
+
+def priority_class(request: Any) -> int:
+    """A request's priority, cut to what the order's key holds: vLLM takes integers of any size."""
+    return int(max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority)))
+
+
+def most_tokens(scheduler: Any, request: Any) -> int:
+    """The tokens after which a caller has a request's answer cut; 0 where it does not.
+
+    With `ignore_eos` every answer is as long as that: a replay, whose lengths only an oracle knows.
+    vLLM gives a request without a limit all that the context has room for: that is nobody's word.
+    """
+    sampling = request.sampling_params
+    if sampling is None or sampling.ignore_eos:
+        return 0
+    if request.num_prompt_tokens + request.max_tokens >= scheduler.max_model_len:
+        return 0
+    return int(min(max(request.max_tokens, 1), _MOST_TOKENS))
+
+
+def adapter(request: Any) -> int:
+    """The number of a request's LoRA adapter; 0 for none."""
+    return int(request.lora_request.lora_int_id) if request.lora_request else 0
+
+
+def prompt_blocks(request: Any, block_size: int) -> list[int]:
+    """Names of the full blocks of a request's prompt: equal where content and all before it are.
+
+    None of them where vLLM does not hash blocks of that size.
+    """
+    hashes = request.block_hashes
+    if len(hashes) != request.num_tokens // block_size:
+        return []
+    full = hashes[: request.num_prompt_tokens // block_size]
+    return [int.from_bytes(each[:8], "little") for each in full]
+
+
+def is_running(request: Any) -> bool:
+    """Whether a request holds a slot."""
+    return bool(request.status.name == "RUNNING")
+
+
+def is_ready(request: Any) -> bool:
+    """Whether the parent would admit this waiting request, given a slot and memory."""
+    if request.status.name not in ("WAITING", "PREEMPTED") or request.has_encoder_inputs:
+        return False
+    return request.num_stale_output_tokens == 0 or bool(request.drop_stale_output)
+
+
+def may_pause(request: Any) -> bool:
+    """Whether a running request may be left out of steps now: not in the middle of its prefill,
+    not when its last token is on its way, not while older output of it is."""
+    return bool(
+        not request.is_prefill_chunk
+        and request.num_output_tokens > 0
+        and not request.has_encoder_inputs
+        and request.num_stale_output_tokens == 0
+        and not finishes_in_flight(request)
+    )
+
+
+def tokens_this_step(request: Any) -> int:
+    """Tokens that a running request will want in the coming step."""
+    return int(
+        request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens
+    )
+
+
+def finishes_in_flight(request: Any) -> bool:
+    """Whether the tokens already in flight are sure to end the request (asynchronous engines)."""
+    placeholders = request.num_output_placeholders
+    return bool(
+        placeholders > 0
+        and request.num_computed_tokens + 2 - placeholders
+        >= request.num_prompt_tokens + request.max_tokens
+    )

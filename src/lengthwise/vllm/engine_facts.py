@@ -1,0 +1,222 @@
+"""What is known of an engine: read off vLLM's scheduler, or seen while it serves.
+
+`EngineFacts` is what the pre-pass is told. The functions below it say what a planned step does, in
+the terms that its time is fitted to (`simulate.step_cost`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policy import cutoff, due
+from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.due import EngineState
+from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.live_table import LiveTable
+from lengthwise.policy.select import blocks_for, host_tokens
+from lengthwise.policy.step_order import prepare
+from lengthwise.policy.step_time import StepTime
+from lengthwise.vllm.compat import offloading, requests, schedulers
+
+# A few numbers each: to call the compiled function from here costs more than what it does.
+may_decide: Callable[..., bool] = due.may_decide.py_func  # type: ignore[attr-defined]
+observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
+share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
+
+
+class EngineFacts:
+    """The facts of one engine, step after step.
+
+    Args:
+        scheduler: vLLM's scheduler.
+        live: the table of its requests.
+
+    Attributes:
+        array: FACTS, shape [1].
+        step_time: measured costs.
+        admissions: made so far.
+        decoded: tokens of answers that the engine has computed so far.
+        prefilled: the same of prompts.
+    """
+
+    def __init__(self, scheduler: Any, live: LiveTable) -> None:
+        limits = schedulers.step_limits(scheduler)
+        self.array = new_facts(1, **limits)
+        self.step_time = StepTime()
+        self.admissions = 0
+        self.decoded = self.prefilled = 0
+        self._scheduler = scheduler
+        self._live = live
+        self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
+        self._kv_groups = schedulers.kv_groups(scheduler)
+        self._token_bytes = offloading.token_bytes(scheduler)
+        self._loads_measured = False
+
+    def may_decide(self, chosen: Discipline, step: int, paused: Sequence[Any]) -> bool:
+        """Whether a step may have anything to decide: most have not, and need no more of this."""
+        scheduler, facts = self._scheduler, self.array
+        return may_decide(
+            step,
+            chosen.pauses and self._live.arrivals > facts["looked_at"][0],
+            chosen.memory_growth > 0.0,
+            chosen.peeks and facts["looking"][0] > 0,
+            bool(paused) and schedulers.free_slots(scheduler) > 0,
+            self._free_blocks(),
+            len(scheduler.running) + self._most_blocks,
+        )
+
+    def gather(
+        self, chosen: Discipline, now: float, step: int, paused: Sequence[Any], throttled: bool
+    ) -> bool:
+        """Write the facts of the step that comes next.
+
+        Args:
+            chosen: what decides.
+            now: s.
+            step: its number.
+            paused: requests that are left out.
+            throttled: the parent was told to hold prefills back.
+
+        Returns:
+            Whether there may be anything to decide.
+        """
+        scheduler, live = self._scheduler, self._live
+        self.array["decoded"], self.array["prefilled"] = self.decoded, self.prefilled
+        state = EngineState(
+            now_s=now,
+            step=step,
+            rows=live.count,
+            running=len(scheduler.running),
+            paused=len(paused),
+            waiting=len(scheduler.waiting),
+            free_slots=schedulers.free_slots(scheduler) - self._slots_kept(paused),
+            free_places=schedulers.free_places(scheduler) - len(paused),
+            free_blocks=self._free_blocks(),
+            may_swap=chosen.preempts and schedulers.may_swap(scheduler, throttled),
+            arrivals=live.arrivals,
+            admissions=self.admissions,
+        )
+        return prepare(chosen, self.array, self.step_time.times, state)
+
+    def runners(self, running: Sequence[Any], paused: int) -> NDArray[np.void]:
+        """The running requests, the last of which are paused, as the pre-pass is told of them."""
+        running_now = len(running) - paused
+        return np.array(
+            [
+                (
+                    self._live.row(request.request_id),
+                    request.num_output_tokens,
+                    request.num_computed_tokens,
+                    requests.tokens_this_step(request),
+                    place >= running_now,
+                    request.is_prefill_chunk,
+                    False,
+                    0,
+                )
+                for place, request in enumerate(running)
+            ],
+            RUNNER,
+        )
+
+    def came_back(self, computed: int, lost: int) -> None:
+        """Note that a preempted request runs again.
+
+        Args:
+            computed: tokens that it had computed when it was preempted.
+            lost: how many of them it has to compute again.
+        """
+        share = self.array["lost_share"]
+        share[0] = observed(float(share[0]), share_lost(computed, lost))
+
+    def left(self, thrown_out: bool) -> None:
+        """Note that a request left the batch: finished, or thrown out because memory ran out."""
+        share = self.array["thrown_out"]
+        share[0] = observed(float(share[0]), float(thrown_out))
+
+    def offloaded(self, request: Any) -> int:
+        """Computed tokens of a request that host memory holds when it is preempted."""
+        row = self._live.table[self._live.row(request.request_id)].copy()
+        row["computed_tokens"] = request.num_computed_tokens
+        return host_tokens(self.array[0], row)
+
+    def loaded(self, size: float, seconds: float) -> None:
+        """Note what was loaded from host memory: so many bytes, in so much time."""
+        if size == 0.0:
+            return
+        token_s = seconds / size * self._token_bytes
+        before = float(self.array["load_s"][0]) if self._loads_measured else token_s
+        self.array["load_s"] = observed(before, token_s)
+        self._loads_measured = True
+
+    def _free_blocks(self) -> int:
+        """KV blocks free now for each group of layers: a token takes a place in one of each."""
+        return schedulers.free_blocks(self._scheduler) // self._kv_groups
+
+    def _slots_kept(self, paused: Sequence[Any]) -> int:
+        """Free slots that the parent gives to those that hold KV, before all others."""
+        if not paused and self.array["host_blocks"][0] == 0:
+            return 0
+        return schedulers.ready_holders(self._scheduler)
+
+
+def prefilling(output: Any) -> Collection[str]:
+    """The requests of a step that compute more than their next token.
+
+    Those are the newly admitted, the resumed, and all with more than one token; tokens that a draft
+    model proposed do not count.
+    """
+    scheduled = output.num_scheduled_tokens
+    resumed = output.scheduled_cached_reqs.resumed_req_ids
+    started = {new.req_id for new in output.scheduled_new_reqs} if output.scheduled_new_reqs else ()
+    if resumed:
+        started = {*started, *resumed}
+    if output.total_num_scheduled_tokens == len(scheduled):
+        return started
+    drafts = output.scheduled_spec_decode_tokens
+    return {
+        name
+        for name, tokens in scheduled.items()
+        if name in started or tokens > 1 + len(drafts.get(name, ()))
+    }
+
+
+def step_tokens(output: Any, prefilling: Collection[str]) -> dict[str, int]:
+    """Tokens of a step by kind: all those of prefilling requests, and the others."""
+    scheduled = output.num_scheduled_tokens
+    prefill = sum(scheduled[name] for name in prefilling) if prefilling else 0
+    return {
+        "prefill_tokens": prefill,
+        "decode_tokens": output.total_num_scheduled_tokens - prefill,
+    }
+
+
+def step_reads(
+    output: Any, prefilling: Collection[str], requests: Mapping[str, Any]
+) -> dict[str, int]:
+    """How large a step's batch is and what it reads; takes a walk through the batch.
+
+    Args:
+        output: the planned step.
+        prefilling: see `prefilling`.
+        requests: vLLM's requests by name, after the step was planned.
+
+    Returns:
+        `requests` in the batch; `kv_tokens`, the computed tokens of all of them once the step is
+        done; `attention_tokens`, for each prefilled token those that it attends to.
+    """
+    scheduled = output.num_scheduled_tokens
+    computed = {name: requests[name].num_computed_tokens for name in scheduled}
+    return {
+        "requests": len(scheduled),
+        "kv_tokens": sum(computed.values()),
+        "attention_tokens": sum(
+            # The last attends to all that is computed then, itself included; the first to so many
+            # fewer as tokens come after it.
+            scheduled[name] * (2 * computed[name] - scheduled[name] + 1) // 2
+            for name in prefilling
+        ),
+    }

@@ -1,0 +1,305 @@
+"""Everything that can go wrong around a gateway, over real HTTP.
+
+Each request ends once or gets one clear error, and nothing that has begun is sent twice: the
+upstream counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from lengthwise.gateway.limits import Limits
+from lengthwise.gateway.relay import Patience
+from tests.support.gateways import Client, body, gateway_before, until
+from tests.support.small_upstream import SmallUpstream, small_upstream
+
+Scene = Callable[[Client, SmallUpstream], Awaitable[None]]
+
+
+def play(scene: Scene, **options: Any) -> None:
+    """One upstream, a gateway before it, and what happens."""
+
+    async def run() -> None:
+        async with small_upstream() as upstream, gateway_before(upstream, **options) as client:
+            await scene(client, upstream)
+            assert set(upstream.begun.values()) <= {1}, upstream.begun
+            pool = client.gateway.pool
+            await until(lambda: pool.in_flight == 0)
+            assert client.gateway.dispatcher.queue.waiting == 0
+            assert client.gateway.room.requests == client.gateway.room.bytes == 0
+            assert await client.outcome("defect") == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_an_upstreams_error_is_passed_on_as_it_is(status: int) -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        said = await client.ask("a", hints={"fault": f"status:{status}"})
+        assert (said.status, said.error) == (status, "the upstream's own words")
+        assert said.headers["Retry-After"] == "7"
+        assert await client.outcome("answered") == 1
+
+    play(scene)
+
+
+def test_an_upstream_that_breaks_off_before_it_answers_is_not_asked_again() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        said = await client.ask("a", hints={"fault": "reset"})
+        assert said.status == 502
+        assert "not sent again" in said.error
+        assert upstream.begun["a"] == 1
+        assert (await client.ask("b")).status == 200
+        assert await client.outcome("failed") == 1
+
+    play(scene)
+
+
+def test_a_stream_that_breaks_off_ends_with_one_error() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        said = await client.ask("a", 10, stream=True, hints={"fault": "break"})
+        events = said.events
+        assert said.status == 200
+        assert "broke off" in json.loads(events[-1])["error"]["message"]
+        assert ["error" in event for event in events].count(True) == 1
+        assert "[DONE]" not in said.text
+        assert await client.outcome("broken") == 1
+
+    play(scene)
+
+
+def test_an_upstream_that_falls_silent_is_given_up() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        said = await client.ask("a", 10, stream=True, hints={"fault": "stall"})
+        assert "said nothing" in json.loads(said.events[-1])["error"]["message"]
+        upstream.hold.clear()
+        said = await client.ask("b")
+        assert said.status == 504
+        await until(lambda: upstream.gone == {"a", "b"})
+        upstream.hold.set()
+        assert await client.outcome("broken") == await client.outcome("silent") == 1
+
+    play(scene, patience=Patience(upstream_s=0.3))
+
+
+def test_a_body_that_is_no_stream_breaks_off_where_the_upstreams_did() -> None:
+    """Of a plain answer with a length, a client sees that something is missing."""
+
+    async def run() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            head = (
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+            )
+            writer.write(head + b"{")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            upstream = SmallUpstream()
+            upstream.port = server.sockets[0].getsockname()[1]
+            async with gateway_before(upstream) as client:
+                with pytest.raises(aiohttp.ClientError):
+                    await client.ask()
+                assert await client.outcome("broken") == 1
+
+    asyncio.run(run())
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_the_upstream_told() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        host, port = client.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        asked = json.dumps(body("slow", 10_000_000, stream=True)).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(asked)}\r\n\r\n"
+        writer.write(head.encode() + asked)
+        await writer.drain()
+        assert (await client.ask("quick")).status == 200
+        await until(lambda: upstream.gone == {"slow"}, within_s=60)
+        assert await client.outcome("slow") == 1
+        writer.close()
+
+    play(scene, patience=Patience(client_s=0.5))
+
+
+def test_a_client_that_stops_sending_is_cut_off() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+        await writer.drain()
+        assert b" 408 " in await reader.readline()
+        writer.close()
+        assert not upstream.begun
+
+    play(scene, patience=Patience(client_s=0.3))
+
+
+def test_clients_that_go_are_forgotten_and_the_others_answered() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        asked = [
+            client.begin(str(number), 3, stream=True, hints={"pause_s": 0.01})
+            for number in range(60)
+        ]
+        upstream.hold.clear()
+        await until(lambda: sum(upstream.begun.values()) == 4)
+        await until(lambda: client.gateway.dispatcher.queue.waiting == 56)
+        running = [int(user) for user in upstream.order]
+        going = {running[0], *list(set(range(60)) - set(running))[::11]}
+        for number in going:
+            asked[number].cancel()
+        # Those who waited are gone, and one has gone in the place of the one that ran.
+        await until(lambda: client.gateway.dispatcher.queue.waiting == 56 - len(going))
+        await until(lambda: upstream.gone == {str(running[0])})
+        upstream.hold.set()
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        for number, said in enumerate(ended):
+            if number in going:
+                assert isinstance(said, asyncio.CancelledError)
+            else:
+                assert not isinstance(said, BaseException)
+                assert said.events[-1] == "[DONE]"
+        assert upstream.gone == {str(running[0])}
+        assert sum(upstream.begun.values()) == 60 - (len(going) - 1)
+        assert await client.outcome("gone") == len(going)
+        assert upstream.most_in_flight <= 4
+
+    play(scene, slots=4)
+
+
+def test_an_upstream_that_is_restarted_loses_nobody_who_waits() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        upstream.hold.clear()
+        begun = [client.begin(f"begun-{number}") for number in range(2)]
+        await until(lambda: upstream.in_flight == 2)
+        waiting = [client.begin(f"waits-{number}") for number in range(8)]
+        await until(lambda: client.gateway.dispatcher.queue.waiting == 8)
+        await upstream.stop()
+        assert {(await each).status for each in begun} == {502}
+        await until(lambda: not client.gateway.pool.reachable)
+        refused = await client.ask("too early")
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        assert (await client.send("GET", "/health")).status == 503
+        assert (await client.send("GET", "/v1/models")).status == 503
+        upstream.hold.set()
+        await upstream.start()
+        assert {(await each).status for each in waiting} == {200}
+        assert (await client.send("GET", "/health")).status == 200
+        assert await client.metric("lengthwise_gateway_sent_again_total") >= 1
+
+    play(scene)
+
+
+def test_what_one_upstream_does_not_take_goes_to_another() -> None:
+    async def run() -> None:
+        async with small_upstream() as here, small_upstream() as absent:
+            async with gateway_before(here, absent, slots=4) as client:
+                await absent.stop()
+                said = await asyncio.gather(*(client.ask(str(each)) for each in range(20)))
+                assert {each.status for each in said} == {200}
+                assert here.begun == {str(each): 1 for each in range(20)}
+                assert await client.metric("lengthwise_gateway_sent_again_total") >= 1
+            await absent.start()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_waits_too_long_gets_503() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        upstream.hold.clear()
+        running = client.begin("a")
+        await until(lambda: upstream.in_flight == 1)
+        said = await client.ask("b")
+        assert said.status == 503
+        assert "without a turn" in said.error
+        assert int(said.headers["Retry-After"]) >= 1
+        upstream.hold.set()
+        assert (await running).status == 200
+        assert upstream.begun == {"a": 1}
+        assert await client.outcome("timed_out") == 1
+
+    play(scene, slots=1, limits=Limits(wait_s=0.2))
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(requests=2), "2 requests wait already"),
+        (Limits(bytes=600), "bytes are kept already"),
+        (Limits(per_key=2), "of this API key"),
+    ],
+)
+def test_a_full_queue_refuses_with_429(limits: Limits, words: str) -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        upstream.hold.clear()
+        running = client.begin("a")
+        await until(lambda: upstream.in_flight == 1)
+        waiting: list[Any] = []
+        while (said := client.begin(str(len(waiting)))) and len(waiting) < 20:
+            waiting.append(said)
+            await asyncio.sleep(0.02)
+        refused = [each for each in waiting if each.done()]
+        assert len(waiting) - len(refused) in (2, 3, 4, 5)
+        for each in refused:
+            assert each.result().status == 429
+            assert words in each.result().error
+            assert int(each.result().headers["Retry-After"]) >= 1
+        if limits.per_key:
+            other = asyncio.create_task(
+                client.send(
+                    "POST",
+                    "/v1/completions",
+                    json=body("other"),
+                    headers={"Authorization": "Bearer another"},
+                )
+            )
+            await asyncio.sleep(0.05)
+            assert not other.done()
+            waiting.append(other)
+        upstream.hold.set()
+        statuses = [(await each).status for each in (running, said, *waiting)]
+        assert set(statuses) == {200, 429}
+
+    play(scene, slots=1, limits=limits)
+
+
+def test_a_body_that_is_too_large_is_refused() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        said = await client.ask("a", prompt="x" * 2000)
+        assert said.status == 413
+        assert not upstream.begun
+
+    play(scene, limits=Limits(body_bytes=1000))
+
+
+def test_the_end_refuses_what_waits_and_cuts_what_runs_with_one_error() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        gateway = client.gateway
+        running = client.begin("streams", 1000, stream=True, hints={"pause_s": 0.01})
+        await until(lambda: upstream.in_flight == 1)
+        upstream.hold.clear()
+        silent = client.begin("silent")
+        await until(lambda: upstream.in_flight == 2)
+        waiting = [client.begin(f"waits-{number}") for number in range(5)]
+        await until(lambda: gateway.dispatcher.queue.waiting == 5)
+        gateway.draining = True
+        new = await client.ask("new")
+        assert (new.status, new.headers["Retry-After"]) == (503, "1")
+        assert (await client.send("GET", "/health")).status == 503
+        await gateway.cut()
+        for each in (*waiting, silent):
+            assert (await each).status == 503
+            assert "shut" in (await each).error
+        assert "shut down" in json.loads((await running).events[-1])["error"]["message"]
+        assert gateway.was_cut == 2
+        assert await client.outcome("cut") == 2
+        assert await client.outcome("shut_down") == 6
+        await until(lambda: upstream.gone == {"streams", "silent"})
+
+    play(scene)

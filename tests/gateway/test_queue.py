@@ -1,0 +1,383 @@
+"""The queue's promises, for any sequence of events: bounds in flight and in waiting, and the order.
+
+The order is checked against a plain model that knows nothing of tables: who has the lowest class,
+then those overtaken too often in order of arrival, then the lowest prediction, then who came first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lengthwise.counters import Counters
+from lengthwise.errors import InputError
+from lengthwise.gateway.configuration import discipline_of, refuse_unsuited
+from lengthwise.gateway.dispatcher import Dispatcher
+from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
+from lengthwise.gateway.ranked_queue import Entry, Queue
+from lengthwise.gateway.upstream import Pool, Upstream, parse_upstreams
+from lengthwise.gateway.waiting import adapted, waiting_of
+from lengthwise.policy import policy_names, register
+from lengthwise.policy.discipline import make_discipline
+from lengthwise.predict.prediction import Prediction
+from lengthwise.settings import Settings, parse_spec
+
+STAND_IN = 128.0  # before anything is predicted
+OVERTAKES = 3
+
+
+@dataclass
+class Modelled:
+    """A request as the plain model knows it."""
+
+    entry: Entry
+    arrival: int
+    expected: float
+    overtaken: int = 0
+    turn: asyncio.Task[Upstream] | None = None
+    went: bool = False
+    place: int = field(default=0)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        overdue = self.overtaken >= OVERTAKES
+        rank = self.arrival if overdue else self.expected
+        return self.entry.priority, not overdue, rank, self.place
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("come"),
+            st.integers(1, 4),  # answers
+            st.integers(0, 1),  # class
+            st.one_of(st.none(), st.integers(1, 500)),  # predicted tokens
+        ),
+        st.tuples(st.just("end"), st.integers(0, 30)),
+        st.tuples(st.just("leave"), st.integers(0, 30)),
+        st.tuples(st.just("not taken"), st.integers(0, 30)),
+        st.tuples(st.just("lost"), st.integers(0, 1)),
+        st.tuples(st.just("limit"), st.integers(0, 1), st.integers(1, 4)),
+    ),
+    max_size=40,
+)
+
+
+async def follow(events: list[Any]) -> None:
+    counters = Counters()
+    queue = Queue(make_discipline("sjf", max_overtakes=OVERTAKES), counters)
+    pool = Pool([Upstream("a", 2), Upstream("b", 3)])
+    dispatcher = Dispatcher(queue, pool, Room(Limits()), clock=lambda: 0.0)
+    there: list[Modelled] = []
+    ended: Counter[str] = Counter()
+    places = fronts = 0
+
+    def went(now: Modelled) -> None:
+        """The model says who should have gone, and notes whom that overtook."""
+        waiting = [each for each in there if not each.went]
+        assert now is min(waiting, key=lambda each: each.key)
+        now.went = True
+        for each in waiting:
+            lower = now.entry.priority >= each.entry.priority
+            each.overtaken += each.arrival < now.arrival and lower
+
+    async def settle() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    take = queue.take
+
+    def taking(entry: Entry) -> None:
+        take(entry)
+        went(next(each for each in there if each.entry is entry))
+
+    queue.take = taking  # type: ignore[method-assign]
+    for number, (kind, *what) in enumerate(events):
+        running = [each for each in there if each.went]
+        waiting = [each for each in there if not each.went]
+        if kind == "come":
+            answers, priority, tokens = what
+            entry = Entry(str(number), answers, priority)
+            places += 1
+            arrival = dispatcher.add(entry)
+            one = Modelled(entry, arrival, STAND_IN, place=places)
+            there.append(one)
+            if tokens is not None:
+                queue.predict(entry, Prediction(*[float(tokens)] * 5), 1)
+                one.expected = float(tokens)
+            one.turn = asyncio.create_task(dispatcher.turn(entry, 1e9))
+        elif kind in ("end", "leave") and (them := running if kind == "end" else waiting):
+            one = them[what[0] % len(them)]
+            assert one.turn is not None
+            if kind == "leave":
+                one.turn.cancel()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            there.remove(one)
+            ended[one.entry.id] += 1
+            dispatcher.release(one.entry)
+        elif kind == "not taken" and running:
+            one = running[what[0] % len(running)]
+            assert one.turn is not None
+            await one.turn
+            fronts -= 1
+            one.went, one.place = False, fronts
+            dispatcher.put_back(one.entry)
+            one.turn = asyncio.create_task(dispatcher.turn(one.entry, 1e9))
+        elif kind == "lost":
+            upstream = pool.upstreams[what[0]]
+            upstream.reachable = not upstream.reachable
+            dispatcher.wake()
+        elif kind == "limit":
+            pool.upstreams[what[0]].limit = what[1]
+            dispatcher.wake()
+        before = [each.in_flight for each in pool.upstreams]
+        await settle()
+        for each, was in zip(pool.upstreams, before, strict=True):
+            # A limit that falls takes nothing back, but nobody comes in above it.
+            assert 0 <= each.in_flight <= max(each.limit, was)
+        assert queue.waiting == sum(not each.went for each in there)
+        if queue.waiting:  # nobody waits for no reason
+            first = min((each for each in there if not each.went), key=lambda each: each.key)
+            assert pool.choose(first.entry.answers) is None
+    for upstream in pool.upstreams:
+        upstream.reachable = True
+    for _ in range(len(there)):
+        dispatcher.wake()
+        await settle()
+        one = next(each for each in there if each.went)
+        there.remove(one)
+        dispatcher.release(one.entry)
+    assert not there
+    assert pool.in_flight == queue.waiting == 0
+    assert set(ended.values()) <= {1}
+    assert counters.switched_off == 0
+
+
+@given(EVENTS)
+@settings(deadline=None, max_examples=150)
+def test_never_too_many_in_flight_and_the_order_is_the_policys(events: list[Any]) -> None:
+    asyncio.run(follow(events))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["enter", "keep", "let go", "leave", "again"]),
+            st.integers(0, 5),
+            st.integers(0, 60),
+        ),
+        max_size=60,
+    )
+)
+@settings(deadline=None)
+def test_the_room_is_never_overfull_and_is_empty_in_the_end(events: list[Any]) -> None:
+    limits = Limits(requests=4, bytes=100, per_key=2, body_bytes=50)
+    room = Room(limits)
+    places: list[Place] = []
+    refused: list[RefusedError] = []
+    waiting: dict[Place, int] = {}
+    for kind, which, size in events:
+        try:
+            if kind == "enter":
+                key = bytes([which % 3])
+                places.append(Place(room, key))
+                waiting[places[-1]] = which % 3
+            elif places:
+                place = places[which % len(places)]
+                if kind == "keep":
+                    place.keep(size)
+                elif kind == "let go":
+                    place.let_go()
+                elif kind == "leave":
+                    place.leave()
+                    waiting.pop(place, None)
+        except RefusedError as error:
+            refused.append(error)
+        assert room.requests == len(waiting) <= limits.requests
+        assert room.bytes <= limits.bytes
+        assert all(count <= 2 for count in Counter(waiting.values()).values())
+    for error in refused:
+        assert error.status in (413, 429)
+        assert (error.retry_after_s is None) == (error.status == 413)
+    for place in places:
+        place.let_go()
+        place.leave()
+        place.leave()
+    assert room.requests == room.bytes == 0
+
+
+def test_when_to_come_again_follows_the_pace() -> None:
+    room = Room(Limits())
+    assert room.retry_after_s() == 1
+    for number in range(10):
+        room.went(0.5 * number)
+    for _ in range(40):
+        room.enter(b"")
+    assert room.retry_after_s() == 20
+
+
+def test_keys_are_told_apart_and_not_kept() -> None:
+    keys = Keys()
+    one, other = ({"Authorization": f"Bearer {key}"} for key in ("sk-one", "sk-\udcff"))
+    assert keys.digest(one) == keys.digest(dict(one)) != keys.digest(other)
+    assert keys.digest(one) != keys.digest({"X-Api-Key": "Bearer sk-one"})
+    assert Keys().digest(one) != keys.digest(one)
+
+
+@pytest.mark.parametrize(("max_lead", "goes"), [(None, False), (0.0, True)])
+def test_work_done_since_a_request_came_brings_it_forward(
+    max_lead: float | None, goes: bool
+) -> None:
+    """Short ones keep coming: what waits is 210 tokens at most, seven of them."""
+    queue = Queue(make_discipline("sjf", max_lead=max_lead), Counters())
+
+    def add(name: str, tokens: float) -> None:
+        queue.add(Entry(name), 0.0)
+        queue.predict(Entry(name), Prediction(*[tokens] * 5), 1)
+
+    add("long", 60.0)
+    went = []
+    for number in range(40):
+        while queue.waiting < 6:
+            add(f"{number}-{queue.waiting}", 30.0)
+        entry = queue.next(0.0)
+        assert entry is not None
+        queue.take(entry)
+        queue.remove(entry, output_tokens=30)
+        went.append(entry.id)
+    assert ("long" in went[4:9]) == goes
+    assert ("long" in went) == goes
+
+
+def test_a_policy_that_raises_gives_way_to_fcfs() -> None:
+    @register("gateway-raises")
+    def raises(request: Any, now: float, parameters: Any) -> float:
+        """Raises where there is a prediction."""
+        if request.expected > 0:
+            raise ValueError
+        return 0.0
+
+    counters = Counters()
+    queue = Queue(make_discipline("gateway-raises"), counters)
+    entries = [Entry(str(number)) for number in range(3)]
+    for entry in entries:
+        queue.add(entry, 0.0)
+    for entry in entries:
+        assert queue.next(1.0) is entry
+        queue.take(entry)
+    assert counters.switched_off == 1
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_policy_orders_or_is_refused_in_one_line(name: str) -> None:
+    chosen = parse_spec(name, Settings(predictor="declared"))
+    if name in {"trail", "trail-bert", "trail+", "mlfq", "shortest-prefill-first"}:
+        with pytest.raises(InputError, match="use srpt"):
+            refuse_unsuited(chosen)
+        return
+    refuse_unsuited(chosen)
+    queue = Queue(discipline_of(chosen, 4), Counters())
+    assert queue.discipline.preemption == "never"
+    for number, tokens in enumerate((300.0, 20.0)):
+        queue.add(Entry(str(number)), 0.0)
+        queue.predict(Entry(str(number)), Prediction(*[tokens] * 5), 1)
+    first = queue.next(1.0)
+    assert first is not None
+    assert first.id == ("0" if name in ("fcfs", "priority") else "1")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "srpt:preemption=pays",
+        "srpt:memory_growth=1",
+        "srpt:service_time=true",
+        "srpt:starvation_threshold=5",
+        "srpt:pausing=true",
+        "srpt:peek=auto",
+        "srpt:shadow=true",
+        "srpt:journal=build/j",
+    ],
+)
+def test_what_only_an_engine_can_do_is_refused(spec: str) -> None:
+    name = spec.partition(":")[2].partition("=")[0]
+    with pytest.raises(InputError, match=f"'{name}' is for the scheduler inside an engine"):
+        refuse_unsuited(parse_spec(spec, Settings(predictor="declared")))
+    refuse_unsuited(parse_spec("srpt:preemption=never", Settings(predictor="declared")))
+
+
+@pytest.mark.parametrize(
+    ("given_address", "meant"),
+    [
+        ("http://a:1", ["http://a:1"]),
+        ("http://a:1/v1/, https://b/openai", ["http://a:1", "https://b/openai"]),
+    ],
+)
+def test_addresses_end_before_the_path_of_the_api(given_address: str, meant: list[str]) -> None:
+    assert parse_upstreams(given_address) == meant
+
+
+@pytest.mark.parametrize(
+    "address", ["", "a:1", "ftp://a", "http://", "http://a:x", "http://u:sk-1@a", "http://a?k=sk-1"]
+)
+def test_what_is_no_address_is_refused_without_its_key(address: str) -> None:
+    with pytest.raises(InputError, match="--upstream") as refusal:
+        parse_upstreams(address)
+    assert "sk-1" not in str(refusal.value)
+    with pytest.raises(InputError, match="twice"):
+        parse_upstreams("http://a,http://a/v1")
+
+
+def test_a_limit_follows_what_waits() -> None:
+    limit = 16
+    for _ in range(40):  # an engine that runs 40 at a time, all of them wanted
+        waiting = max(limit - 40, 0)
+        limit = adapted(limit, limit, waiting)
+        assert limit <= 44
+    assert limit >= 38
+    assert adapted(40, 10, 0) == 40
+    assert adapted(40, 40, 100) == 20
+    assert adapted(1, 1, 5) == 1
+
+
+def test_what_waits_is_read_of_all_engines() -> None:
+    page = b'# HELP x\nvllm:num_requests_waiting{engine="0"} 3.0\n'
+    page += b'vllm:num_requests_waiting{engine="1"} 4.0\nvllm:num_requests_waiting_by_reason 9\n'
+    assert waiting_of(page) == 7.0
+    for other in (b"", b"vllm:num_requests_waiting x\n"):
+        with pytest.raises(Exception, match="num_requests_waiting"):
+            waiting_of(other)
+
+
+def test_nobody_is_ranked_while_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue is ranked once for each that goes, and not for each that comes."""
+    ranked = 0
+
+    async def run() -> None:
+        nonlocal ranked
+        queue, upstream = Queue(make_discipline("srpt"), Counters()), Upstream("http://a", 1)
+        dispatcher = Dispatcher(queue, Pool([upstream]), Room(Limits()))
+        rank = queue.next
+
+        def counted(now_s: float) -> Entry | None:
+            nonlocal ranked
+            ranked += 1
+            return rank(now_s)
+
+        monkeypatch.setattr(queue, "next", counted)
+        entries = [Entry(str(number)) for number in range(5)]
+        for entry in entries:
+            dispatcher.add(entry)
+            dispatcher.wake()
+        assert (ranked, upstream.in_flight, queue.waiting) == (1, 1, 4)
+        dispatcher.release(entries[0])
+        assert (ranked, upstream.in_flight, queue.waiting) == (2, 1, 3)
+
+    asyncio.run(run())

@@ -1,0 +1,434 @@
+"""Hints in requests' bodies: what is written, what is kept, and that nothing is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lengthwise.errors import InputError
+from lengthwise.hints import Middleware, write_hints
+from lengthwise.hints.counts import OUTCOMES, hint_requests
+from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
+from lengthwise.hints.prediction_thread import PromptPredictor
+from lengthwise.hints.service import make_app
+from lengthwise.hints.write import parse_targets
+
+TEXT = "Name three rivers."
+CHAT = {"messages": [{"role": "user", "content": TEXT}], "model": "m", "stream": True}
+OURS = "lengthwise_expected_tokens"
+DEADLINE = "lengthwise_ttft_deadline_ms"
+
+Message = dict[str, Any]
+
+
+def counted() -> dict[str, float]:
+    return {name: hint_requests().labels(name)._value.get() for name in OUTCOMES}
+
+
+@contextmanager
+def counts(**expected: int) -> Iterator[None]:
+    """Exactly these outcomes are counted meanwhile."""
+    before = counted()
+    yield
+    after = counted()
+    assert {n: after[n] - before[n] for n in after if after[n] != before[n]} == expected
+
+
+@pytest.fixture(scope="module")
+def tokens() -> int:
+    """What the predictor prompt-length says of the chat."""
+    from lengthwise.predict.tokenizer import load_tokenizer
+
+    return len(load_tokenizer("reference").encode_chat(TEXT))
+
+
+class Seen:
+    """An application that answers with two parts of a stream, and keeps what came to it."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.scope: dict[str, Any] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scope, self.messages = scope, []
+        while not self.messages or self.messages[-1].get("more_body", False):
+            self.messages.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part, more in ((b"data: 1\n\n", True), (b"data: [DONE]\n\n", False)):
+            await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.scope["headers"])
+
+
+async def send(
+    app: Any,
+    parts: Sequence[bytes],
+    path: str = "/v1/chat/completions",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    gone: bool = False,
+) -> list[Message]:
+    """One request by the ASGI interface: what was sent back."""
+    coming: list[Message] = [
+        {"type": "http.request", "body": part, "more_body": gone or place + 1 < len(parts)}
+        for place, part in enumerate(parts)
+    ]
+    coming.append({"type": "http.disconnect"})
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return coming.pop(0)
+
+    async def take(message: Message) -> None:
+        sent.append(message)
+
+    length = (b"content-length", str(sum(map(len, parts))).encode())
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [length, *headers]}
+    await app(scope, receive, take)
+    return sent
+
+
+def passed(body: object, **options: Any) -> tuple[Seen, Any]:
+    """What the application behind the middleware sees of a request, and its body as JSON."""
+    seen = Seen()
+    middleware = Middleware(seen, "prompt-length", tokenizer="reference", patience_s=60, **options)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = asyncio.run(send(middleware, [data[:7], data[7:]]))
+    assert b"".join(message.get("body", b"") for message in sent) == b"data: 1\n\ndata: [DONE]\n\n"
+    assert seen.headers[b"content-length"] == str(len(seen.body)).encode()
+    try:
+        return seen, json.loads(seen.body)
+    except (ValueError, RecursionError):
+        return seen, None
+
+
+def test_a_prediction_is_written_for_each_reader(tokens: int) -> None:
+    with counts(written=1):
+        _, body = passed(CHAT)
+    assert body == CHAT | {
+        "vllm_xargs": {OURS: tokens},
+        "nvext": {"agent_hints": {"osl": tokens}},
+    }
+    _, body = passed(CHAT, write="priority")
+    assert body == CHAT | {"priority": tokens}
+
+
+def test_what_else_is_in_a_request_stays(tokens: int) -> None:
+    given = CHAT | {
+        "vllm_xargs": {"lengthwise_id": "a"},
+        "nvext": {"annotations": ["x"], "agent_hints": {"priority": 3}},
+        "priority": 7,
+        "temperature": 1e-3,
+        "seed": 2**70,
+        "user": "Zoë \ud83d",
+    }
+    _, body = passed(given, write=("vllm_xargs", "nvext", "priority"))
+    assert body == given | {
+        "vllm_xargs": {"lengthwise_id": "a", OURS: tokens},
+        "nvext": {"annotations": ["x"], "agent_hints": {"priority": 3, "osl": tokens}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "written"), [(b"250", 250.0), (b"soon", None), (b"-1", None), (b"inf", None)]
+)
+def test_llm_ds_deadline_is_written_too(header: bytes, written: float | None) -> None:
+    async def run(body: Message, **options: Any) -> Any:
+        middleware = Middleware(
+            seen, "prompt-length", tokenizer="reference", patience_s=60, **options
+        )
+        headers = [(b"x-llm-d-slo-ttft-ms", header)]
+        await send(middleware, [json.dumps(body).encode()], headers=headers)
+        return json.loads(seen.body)
+
+    seen = Seen()
+    assert asyncio.run(run(CHAT))["vllm_xargs"].get(DEADLINE) == written
+    own = CHAT | {"vllm_xargs": {DEADLINE: 100}}
+    assert asyncio.run(run(own))["vllm_xargs"][DEADLINE] == 100
+    kept = CHAT | {"priority": 1}
+    assert asyncio.run(run(kept, write="priority")) == kept
+
+
+TENANT = "lengthwise_tenant"
+
+
+@pytest.mark.parametrize("by", ["llm-d", "gateway"])
+def test_whose_a_request_is_the_gateway_says(by: str) -> None:
+    async def run(body: object) -> Any:
+        middleware = Middleware(seen, "prompt-length", tokenizer="reference", patience_s=60)
+        await send(middleware, [json.dumps(body).encode()], headers=[(name, b"acme")])
+        return json.loads(seen.body)
+
+    name = f"x-{by}-inference-fairness-id".encode()
+    seen = Seen()
+    assert asyncio.run(run(CHAT))["vllm_xargs"][TENANT] == "acme"
+    claimed = CHAT | {"vllm_xargs": {TENANT: "other", OURS: 5}}
+    assert asyncio.run(run(claimed))["vllm_xargs"] == {TENANT: "acme", OURS: 5}
+    _, body = passed(claimed)  # where no gateway says so, the client does
+    assert body["vllm_xargs"][TENANT] == "other"
+
+
+def test_the_prompts_of_a_completion_share_a_mean() -> None:
+    _, one = passed({"prompt": [1, 2, 3]})
+    _, two = passed({"prompt": [[1, 2, 3], [1, 2, 3, 4, 5]]})
+    _, cut = passed({"prompt": [1, 2, 3], "max_tokens": 2})
+    assert [each["vllm_xargs"][OURS] for each in (one, two, cut)] == [3, 4, 2]
+
+
+def test_a_length_that_the_client_names_is_kept_and_passed_on() -> None:
+    with counts(declared=1):
+        _, body = passed(CHAT | {"vllm_xargs": {OURS: "50"}})
+    assert body["vllm_xargs"] == {OURS: "50"}
+    assert body["nvext"] == {"agent_hints": {"osl": 50}}
+    with counts(declared=1):
+        _, body = passed(CHAT | {"nvext": {"agent_hints": {"osl": 60}}}, write="priority")
+    assert body["priority"] == 60
+    agreed = CHAT | {"vllm_xargs": {OURS: 50}, "nvext": {"agent_hints": {"osl": 50}}}
+    with counts(kept=1):
+        assert passed(agreed)[1] == agreed
+
+
+def test_hints_that_contradict_each_other_are_kept_counted_and_said(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    given = CHAT | {"vllm_xargs": {OURS: 50}, "nvext": {"agent_hints": {"osl": 500}}}
+    with counts(contradictory=1):
+        assert passed(given)[1] == given
+    (line,) = (record.getMessage() for record in log.records)
+    assert "one names 50 and 500 tokens" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"[" * 100_000,
+        b'{"messages": "\xff"}',
+        json.dumps({"model": "m"}).encode(),
+        json.dumps({"messages": [{"role": "wizard", "content": "a"}]}).encode(),
+        json.dumps(CHAT | {"vllm_xargs": 3}).encode(),
+        json.dumps(CHAT | {"vllm_xargs": {OURS: "long"}}).encode(),
+        json.dumps(CHAT | {"nvext": {"agent_hints": []}}).encode(),
+        json.dumps(CHAT | {"max_tokens": -1}).encode(),
+    ],
+)
+def test_what_cannot_be_read_is_passed_on_byte_by_byte(body: bytes) -> None:
+    with counts(unreadable=1):
+        seen, _ = passed(body)
+    assert seen.body == body
+
+
+def test_a_large_body_is_passed_on_as_it_comes() -> None:
+    body = json.dumps(CHAT | {"padding": "x" * 1000}).encode()
+    parts = [body[start : start + 100] for start in range(0, len(body), 100)]
+    seen = Seen()
+    middleware = Middleware(seen, "prompt-length", tokenizer="reference", most_bytes=250)
+    with counts(too_large=1):
+        asyncio.run(send(middleware, parts))
+    assert [message["body"] for message in seen.messages] == parts
+
+
+def test_a_client_that_goes_is_seen_to_go() -> None:
+    seen = Seen()
+    middleware = Middleware(seen, "prompt-length", tokenizer="reference")
+    with counts():
+        asyncio.run(send(middleware, [b'{"mess'], gone=True))
+    assert [message["type"] for message in seen.messages] == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"path": "/v1/models"}, {"headers": [(b"content-encoding", b"gzip")]}],
+)
+def test_other_requests_are_not_looked_at(options: dict[str, Any]) -> None:
+    seen = Seen()
+    body = json.dumps(CHAT).encode()
+    with counts():
+        asyncio.run(send(Middleware(seen, "no/such"), [body], **options))
+    assert seen.body == body
+
+
+def test_a_chunked_body_gets_a_length() -> None:
+    async def run() -> None:
+        middleware = Middleware(seen, "prompt-length", tokenizer="reference", patience_s=60)
+        chunked = (b"transfer-encoding", b"chunked")
+        await send(middleware, [json.dumps(CHAT).encode()], headers=[chunked])
+
+    seen = Seen()
+    asyncio.run(run())
+    assert b"transfer-encoding" not in seen.headers
+    assert seen.headers[b"content-length"] == str(len(seen.body)).encode()
+
+
+def test_one_that_cannot_predict_passes_requests_on(log: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        middleware = Middleware(seen, "no/such", patience_s=60)
+        for _ in range(2):
+            await send(middleware, [json.dumps(CHAT).encode()])
+
+    seen = Seen()
+    with counts(failed=2):
+        asyncio.run(run())
+    assert json.loads(seen.body) == CHAT
+    (complaint,) = log.records
+    assert "no/such" in complaint.getMessage()
+
+
+def test_it_is_configured_by_the_environment(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    async def run() -> None:
+        await send(Middleware(seen, patience_s=60), [json.dumps(CHAT).encode()])
+
+    for name, value in {PREDICTOR: "prompt-length", TOKENIZER: "reference", WRITE: "nvext"}.items():
+        monkeypatch.setenv(name, value)
+    seen = Seen()
+    asyncio.run(run())
+    assert json.loads(seen.body) == CHAT | {"nvext": {"agent_hints": {"osl": tokens}}}
+
+
+def test_targets_are_named_as_they_are() -> None:
+    assert parse_targets(" nvext , priority") == ("nvext", "priority")
+    with pytest.raises(InputError, match="did you mean 'nvext'"):
+        parse_targets("nvex")
+    with pytest.raises(InputError, match="choose from vllm_xargs"):
+        parse_targets(",")
+
+
+def test_hints_are_whole_tokens_and_at_least_one() -> None:
+    assert write_hints({}, 0.2)["vllm_xargs"] == {OURS: 1}
+    assert write_hints({}, 12.6, ["priority"]) == {"priority": 13}
+
+
+def test_a_predict_server_is_asked_for_what_it_needs(tokens: int) -> None:
+    async def run() -> None:
+        app = make_app(PromptPredictor("prompt-length", "reference"), 1_000_000)
+        async with TestServer(app) as server:
+            middleware = Middleware(seen, str(server.make_url("/")), patience_s=60)
+            with counts(written=1):
+                await send(middleware, [json.dumps(CHAT).encode()])
+            assert json.loads(seen.body)["vllm_xargs"] == {OURS: tokens}
+            with counts(unreadable=1):
+                await send(middleware, [b'{"messages": []}'])
+            await (await middleware._ready()).close()
+
+    seen = Seen()
+    asyncio.run(run())
+
+
+def test_a_predict_server_that_fails_is_left_alone_for_a_while(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    calls = 0
+
+    async def hang(request: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(10 if calls == 1 else 0)
+        return web.Response(status=500 if calls == 2 else 200, text='{"predictions": []}')
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/predict", hang)
+        async with TestServer(app) as server:
+            url = str(server.make_url("/"))
+            middleware = Middleware(seen, url, patience_s=0.2)
+            body = [json.dumps(CHAT).encode()]
+            with counts(late=1, failed=5):
+                for _ in range(6):
+                    await send(middleware, body)
+            assert calls == 1
+            estimator: Any = await middleware._ready()
+            for status in (500, 200):  # and one that answers with something else
+                estimator._not_before = 0.0
+                with counts(failed=1):
+                    await send(middleware, body)
+                assert calls == (2 if status == 500 else 3)
+            await estimator.close()
+        with counts(failed=1):  # nobody listens any longer
+            await send(Middleware(seen, url, patience_s=60), body)
+        assert json.loads(seen.body) == CHAT
+
+    seen = Seen()
+    asyncio.run(run())
+    assert ["within 0.2 s" in each for each in log.messages] == [True, False]
+
+
+@contextmanager
+def served(app: Any) -> Iterator[int]:
+    """An ASGI application behind uvicorn: the port."""
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn, which vLLM brings, is not installed")
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_over_real_http_with_and_without_a_length(tokens: int) -> None:
+    class Echo(Seen):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                await super().__call__(scope, receive, send)
+                return
+            for kind in ("startup", "shutdown"):
+                assert (await receive())["type"] == f"lifespan.{kind}"
+                await send({"type": f"lifespan.{kind}.complete"})
+
+    seen = Echo()
+    data = json.dumps(CHAT).encode()
+    with served(Middleware(seen, "prompt-length", tokenizer="reference")) as port:
+        for body in (data, (data[start : start + 20] for start in range(0, len(data), 20))):
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            client.request(
+                "POST", "/v1/chat/completions", body, encode_chunked=not isinstance(body, bytes)
+            )
+            assert client.getresponse().read() == b"data: 1\n\ndata: [DONE]\n\n"
+            client.close()
+            assert json.loads(seen.body)["vllm_xargs"] == {OURS: tokens}
+            assert seen.headers[b"content-length"] == str(len(seen.body)).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("", f"set {PREDICTOR}"), ("no/such", "no/such does not exist")]
+)
+def test_a_server_does_not_start_with_a_predictor_that_is_not_there(name: str, words: str) -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn, which vLLM brings, is not installed")
+    code = (
+        "import uvicorn\nfrom lengthwise.hints import Middleware\n"
+        f"uvicorn.run(Middleware(None, {name!r}), port=0)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != PREDICTOR}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert ended.returncode != 0
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,301 @@
+"""The learner: what it accepts, what it takes back, and whose settings file it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lengthwise.learn.acceptance import compare
+from lengthwise.learn.learner import Learner, latest_predictor
+from lengthwise.learn.learner_state import STATE_FILE
+from lengthwise.learn.settings_key import place_predictor, read_predictor
+from lengthwise.predict.load import load_predictor
+from tests.support.length_logs import write_segment
+from tests.support.logged_traffic import traffic, train_on_log
+
+
+class Place:
+    """A log and a settings file."""
+
+    def __init__(self, folder: Path, predictor: str | None = "none") -> None:
+        self.log = folder / "log"
+        self.log.mkdir()
+        self.settings = folder / "settings.json"
+        self.write(predictor)
+
+    def write(self, predictor: str | None) -> None:
+        values = {"policy": "ltr", "max_overtakes": 7, "predictor": predictor}
+        self.settings.write_text(json.dumps(values))
+
+    def answer(self, count: int, seed: int, **options: Any) -> None:
+        prompts, lengths = traffic(count, seed)
+        if options.pop("reversed", False):
+            # Another kind of traffic: what was long is short now.
+            lengths = [max(1, 400 - length) for length in lengths]
+        write_segment(self.log, prompts, lengths, **options)
+
+    def answer_as_predicted(self, count: int, seed: int, tau_like: float) -> None:
+        """Live answers of what is placed, whose scores are as good as said."""
+        _, lengths = traffic(count, seed)
+        random = np.random.default_rng(seed)
+        noise = np.array(lengths)[random.permutation(count)]
+        scores = tau_like * np.array(lengths) + (1 - abs(tau_like)) * noise
+        name = Path(read_predictor(self.settings)).name
+        self.answer(count, seed, predictor=name, scores=scores.tolist())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_it_begins_without_a_predictor_and_places_the_first(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=200)
+    place.answer(150, seed=1)
+    learner.step()
+    assert learner.state.trained == 0
+    assert read_predictor(place.settings) == "none"
+    place.answer(150, seed=2)
+    learner.step()
+    assert (learner.state.trained, learner.state.accepted) == (1, 1)
+    placed = Path(read_predictor(place.settings))
+    assert placed.parent == place.log.resolve() / "predictors"
+    values = json.loads(place.settings.read_text())
+    assert (values["policy"], values["max_overtakes"]) == ("ltr", 7)
+    # Half of what is new was held out.
+    assert load_predictor(str(placed)).metadata.training.rows == 150
+    assert learner.state.comparison["rows"] == 150
+    assert learner.state.comparison["tau"] > 0.5
+    written = json.loads((place.log / STATE_FILE).read_text())
+    assert written["placed"] == str(placed)
+    assert "placed" in written["said"]
+    assert latest_predictor(place.log) == str(placed)
+
+
+def test_what_is_not_better_is_not_placed(place: Place) -> None:
+    place.answer(600, seed=1)
+    good = train_on_log(place.log)
+    good.save(place.log / "good")
+    place.write(str(place.log / "good"))
+    learner = Learner(place.log, place.settings, every=200)
+    learner.step()
+    place.answer(220, seed=5)
+    learner.step()
+    assert (learner.state.trained, learner.state.accepted, learner.state.refused) == (1, 0, 1)
+    assert "not better" in learner.state.said
+    assert read_predictor(place.settings) == str((place.log / "good").resolve())
+    # And it does not try again before there is something new.
+    learner.step()
+    assert learner.state.trained == 1
+
+
+def test_drift_calls_for_training_before_it_is_due(place: Place) -> None:
+    place.answer(400, seed=1)
+    train_on_log(place.log).save(place.log / "old")
+    place.write(str(place.log / "old"))
+    learner = Learner(place.log, place.settings, every=5000)
+    learner.step()
+    place.answer(400, seed=3, reversed=True)
+    learner.step()
+    # Of all answers and of the new ones alone; only the latter say what is true now.
+    assert (learner.state.trained, learner.state.accepted) == (2, 1)
+    assert learner.state.comparison["present_tau"] < 0 < learner.state.comparison["tau"]
+    assert load_predictor(read_predictor(place.settings)).metadata.training.rows == 200
+
+
+def test_without_drift_nothing_is_trained_before_it_is_due(place: Place) -> None:
+    place.answer(400, seed=1)
+    train_on_log(place.log).save(place.log / "old")
+    place.write(str(place.log / "old"))
+    learner = Learner(place.log, place.settings, every=5000)
+    for seed in range(2, 6):
+        learner.step()
+        place.answer(250, seed=seed)
+    assert learner.state.trained == 0
+
+
+def test_a_log_that_teaches_nothing_is_said_and_survived(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=100)
+    write_segment(place.log, ["Same."] * 300, [5] * 300)
+    learner.step()
+    assert (learner.state.trained, learner.state.refused) == (0, 1)
+    assert "nothing to learn" in learner.state.said
+    assert "\n" not in learner.state.said
+
+
+def test_a_broken_promise_is_rolled_back(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=300)
+    place.answer(300, seed=1)
+    learner.step()
+    first = read_predictor(place.settings)
+    assert learner.state.accepted == 1
+    place.answer_as_predicted(250, 2, 1.0)
+    learner.step()
+    assert learner.state.rolled_back == 0
+    assert learner.state.live_tau is not None
+    assert learner.state.live_tau > 0.8
+    # Live answers say the opposite of what was promised, and no predictor at all would do better.
+    place.answer_as_predicted(250, 3, -0.9)
+    learner.step()
+    assert learner.state.rolled_back == 1
+    assert read_predictor(place.settings) == "none"
+    assert "rolled back" in learner.state.said
+    assert Path(first).is_dir()
+    # What comes next does not take the name that the log knows already.
+    place.answer(700, seed=4)
+    learner.step()
+    if learner.state.accepted == 2:
+        assert Path(read_predictor(place.settings)).name != Path(first).name
+
+
+def test_it_is_not_rolled_back_to_what_is_worse(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=300)
+    place.answer(300, seed=1)
+    learner.step()
+    placed = read_predictor(place.settings)
+    # Far below the promise, but better than nothing, which is what was there before.
+    place.answer_as_predicted(250, 3, 0.25)
+    learner.step()
+    assert learner.state.live_tau is not None
+    assert learner.state.promise is not None
+    assert 0.0 < learner.state.live_tau < learner.state.promise[1]
+    assert learner.state.rolled_back == 0
+    assert read_predictor(place.settings) == placed
+
+
+def test_the_users_choice_stands(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=100)
+    learner.step()
+    place.write("prompt-length")
+    place.answer(300, seed=1)
+    learner.step()
+    assert learner.state.trained == 0
+    assert "it stays" in learner.state.said
+    assert read_predictor(place.settings) == "prompt-length"
+    # Until the user sets it back.
+    place.write("none")
+    place.answer(60, seed=2)
+    learner.step()
+    assert learner.state.accepted == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_settings_file_that_is_being_written_is_left_alone(place: Place, text: str) -> None:
+    learner = Learner(place.log, place.settings, every=100)
+    place.answer(200, seed=1)
+    place.settings.write_text(text)
+    learner.step()
+    assert place.settings.read_text() == text
+    assert learner.state.trained == 0
+    place.settings.unlink()
+    learner.step()
+    assert not place.settings.exists()
+
+
+def test_an_edit_of_the_last_moment_is_not_overwritten(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lengthwise.learn.settings_key as settings_key
+
+    real = settings_key.shutil.copymode
+    edits = ['{"predictor": "none", "policy": "srpt"}', '{"predictor": "declared"}']
+
+    def edit_meanwhile(source: Path, target: str) -> None:
+        real(source, target)
+        if edits:
+            place.settings.write_text(edits.pop(0))
+
+    monkeypatch.setattr(settings_key.shutil, "copymode", edit_meanwhile)
+    assert not place_predictor(place.settings, "none", "p")
+    assert json.loads(place.settings.read_text()) == {"predictor": "declared"}
+    edits[:] = ['{"predictor": "declared", "policy": "srpt"}']
+    assert place_predictor(place.settings, "declared", "p")
+    assert json.loads(place.settings.read_text()) == {"predictor": "p", "policy": "srpt"}
+    assert [path.name for path in place.settings.parent.iterdir() if path.is_file()] == [
+        "settings.json"
+    ]
+
+
+def test_a_learner_that_was_killed_goes_on_where_it_was(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=200)
+    place.answer(300, seed=1)
+    learner.step()
+    assert learner.state.accepted == 1
+    again = Learner(place.log, place.settings, every=200, restarts=1)
+    again.step()
+    assert again.state.trained == 1
+    assert again.state.restarts == 1
+    assert again.state.placed == read_predictor(place.settings)
+    assert list(again.state.promise or ()) == list(learner.state.promise or ())
+    # It also remembers that the user has chosen since.
+    place.write("declared")
+    third = Learner(place.log, place.settings, every=200, restarts=2)
+    place.answer(300, seed=2)
+    third.step()
+    assert read_predictor(place.settings) == "declared"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": "lengthwise.learner/9"}'])
+def test_a_damaged_state_is_begun_anew(place: Place, text: str) -> None:
+    (place.log / STATE_FILE).write_text(text)
+    learner = Learner(place.log, place.settings, every=200, restarts=1)
+    learner.step()
+    assert learner.state.placed == "none"
+    assert latest_predictor(place.log) is None
+
+
+def test_only_the_placed_and_the_last_good_predictor_are_kept(place: Place) -> None:
+    learner = Learner(place.log, place.settings, every=200)
+    for seed in range(6):
+        place.answer(400, seed=seed, reversed=bool(seed % 2))
+        learner.step()
+    assert learner.state.accepted >= 3
+    kept = {str(path) for path in (place.log.resolve() / "predictors").iterdir()}
+    assert kept == {learner.state.placed, learner.state.before}
+
+
+def test_the_comparison_is_paired_and_knows_noise_from_gain() -> None:
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 500, 300)
+    noise = random.normal(0, 150, 300)
+    present = lengths + noise
+    better = lengths + 0.9 * noise
+    found = compare(lengths, better, present)
+    assert found.is_better
+    assert found.tau_low < found.tau < found.tau_high
+    # Either's own interval holds the other's tau: only the pairing tells them apart.
+    assert found.tau_low < found.present_tau
+    assert not compare(lengths, present, present).is_better
+    assert not compare(lengths, present, better).is_better
+    nothing = np.zeros(300)
+    assert compare(lengths, present, nothing).present_tau == 0.0
+    assert compare(lengths, present, nothing).is_better
+    assert not compare(lengths, nothing, present).is_better
+    fair = sum(
+        compare(
+            lengths, lengths + random.normal(0, 400, 300), lengths + random.normal(0, 400, 300)
+        ).is_better
+        for _ in range(20)
+    )
+    assert fair <= 3
+
+
+@pytest.mark.parametrize("kind", ["endless", "pipe", "large"])
+def test_a_settings_file_that_is_something_else_is_left_alone(tmp_path: Path, kind: str) -> None:
+    settings = tmp_path / "settings.json"
+    if kind == "endless":
+        settings.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(settings)
+    else:
+        settings.write_bytes(b" " * (1 << 21))
+    with pytest.raises(ValueError, match=r"^is "):
+        read_predictor(settings)
+    with pytest.raises(ValueError, match=r"^is "):
+        place_predictor(settings, "none", "elsewhere")
+    assert list(tmp_path.iterdir()) == [settings]

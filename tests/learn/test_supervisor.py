@@ -1,0 +1,100 @@
+"""The learner's process: lowest priority, alive as long as its server, and no longer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lengthwise.learn import supervisor
+from lengthwise.learn.learner_state import STATE_FILE
+from lengthwise.learn.settings_key import read_predictor
+from lengthwise.learn.supervisor import LearnerProcess
+from tests.support.length_logs import write_segment
+from tests.support.logged_traffic import traffic
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+PATIENCE_S = 120.0
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "settings.json"
+    path.write_text('{"policy": "ltr", "predictor": "none"}')
+    write_segment(tmp_path / "log", *traffic(120))
+    return path
+
+
+def test_a_killed_learner_is_started_again_and_goes_on(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.1)
+    said: list[str] = []
+    log = settings.parent / "log"
+    with LearnerProcess(log, settings, 100, said.append) as learner:
+        wait_for(lambda: os.getpriority(os.PRIO_PROCESS, learner.pid) == 19)
+        wait_for(lambda: os.sched_getscheduler(learner.pid) == os.SCHED_IDLE)
+        first = learner.pid
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: learner.restarts == 1 and learner.pid != first)
+        assert "killed by signal 9" in said[0]
+        assert "serving goes on" in said[0]
+        wait_for(lambda: read_predictor(settings) != "none")
+        wait_for(lambda: json.loads((log / STATE_FILE).read_text())["accepted"] == 1)
+        state = json.loads((log / STATE_FILE).read_text())
+        assert state["restarts"] == 1
+        second = learner.pid
+        assert is_alive(second)
+    assert not is_alive(second)
+    assert len(said) == 1
+
+
+def test_pauses_grow_while_it_keeps_ending(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    said: list[tuple[float, str]] = []
+    with LearnerProcess(settings, settings, 100, lambda s: said.append((time.monotonic(), s))):
+        wait_for(lambda: len(said) >= 4)
+    times = [when for when, _ in said]
+    assert times[3] - times[2] > 0.15
+    assert "ended with status 1" in said[0][1]
+
+
+def test_it_ends_with_its_parent(settings: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from lengthwise.learn.supervisor import LearnerProcess\n"
+        "learner = LearnerProcess(Path(sys.argv[1]), Path(sys.argv[2]), 9999, print)\n"
+        "print(learner.pid, flush=True); time.sleep(600)\n"
+    )
+    log = settings.parent / "log"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(log), str(settings)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    wait_for((log / STATE_FILE).exists)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not is_alive(pid))

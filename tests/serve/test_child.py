@@ -1,0 +1,40 @@
+"""The server's process and what it started end with its parent, also with one that is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+#: Ignores SIGTERM, as vLLM seems to while connections are open on which nothing comes.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+from lengthwise.serve.child import end_with_parent
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+end_with_parent(os.getppid(), 0.5)
+print(os.getpid(), other.pid, flush=True)
+time.sleep(300)
+"""
+PARENT = """
+import subprocess, sys
+child = [sys.executable, "-c", sys.argv[1]]
+subprocess.Popen(child, stdin=subprocess.DEVNULL, start_new_session=True).wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux's")
+def test_a_group_that_does_not_end_when_told_is_killed_with_its_parent() -> None:
+    command = [sys.executable, "-c", PARENT, STUBBORN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        processes = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while any(each.is_running() and each.status() != "zombie" for each in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(processes) == 2

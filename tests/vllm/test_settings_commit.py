@@ -1,0 +1,454 @@
+"""Settings are prepared, committed as a whole and retired: refused means that nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
+
+from bench.support.engine_harness import Ask, build_scheduler
+from lengthwise.counters import Counters
+from lengthwise.errors import InputError
+from lengthwise.settings import Settings, parse_settings, read_settings, status_path, watch
+from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.vllm import Scheduler
+from lengthwise.workload.length_log import read_answers
+from tests.support.checked_engine import CheckedEngine
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "settings.json"
+
+
+@pytest.fixture
+def start(path: Path) -> Iterator[Callable[..., CheckedEngine]]:
+    schedulers = []
+
+    def started(**settings: Any) -> CheckedEngine:
+        path.write_text(json.dumps({"policy": "fcfs", **settings}))
+        scheduler = build_scheduler(Scheduler, max_num_seqs=2, lengthwise={"settings": str(path)})
+        schedulers.append(scheduler)
+        return CheckedEngine(scheduler)
+
+    yield started
+    for scheduler in schedulers:
+        scheduler.shutdown()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(status_path(path).read_text())
+    return value
+
+
+def switch(path: Path, **settings: Any) -> dict[str, Any]:
+    """The status once the watcher has decided on new settings."""
+    before = status_of(path)
+    refused = before["counters"]["settings_refused"]
+    path.write_text(json.dumps({"policy": "fcfs", **settings}))
+
+    def decided() -> bool:
+        status = status_of(path)
+        if status["counters"]["settings_refused"] > refused:
+            return True
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return bool(status["settings_sha256"] == digest)
+
+    wait_until(decided)
+    return status_of(path)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def answers_at(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return b"lengthwise_steps_total" in answer.read()
+    except OSError:
+        return False
+
+
+# Prepare ----------------------------------------------------------------------------------------
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "predictor": {"predictor": "no/such/folder"},
+    "policy": {"policy": "srtp"},
+    "own policy": {"policy": "no/such/file.py#mine"},
+    "parameter": {"policy": "trail", "predictor": "declared", "parameters": {"d": 1}},
+    "stand-in": {"policy": "srpt", "predictor": "declared", "stand_in": 7},
+    "record": {"record": "/dev/null/record"},
+    "length log": {"length_log": {"folder": "/dev/null/log", "text": True}},
+    "metrics host": {"metrics_host": "no.such.host.invalid"},
+    "number": {"starvation_quantum": 3_000_000_000},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_refused_settings_change_nothing(
+    broken: str, start: Callable[..., CheckedEngine], path: Path, tmp_path: Path
+) -> None:
+    engine = start(length_log={"folder": "good"}, record=str(tmp_path / "good-record"))
+    scheduler = engine.scheduler
+    active, parts = scheduler._active, list(scheduler._settings._opener._open)
+    assert len(parts) == 2
+    threads = set(threading.enumerate())
+    port = free_port()
+    wanted: dict[str, Any] = {
+        "policy": "srpt",
+        "predictor": "declared",
+        "metrics_port": port,
+        "record": str(tmp_path / "other-record"),
+        "length_log": {"folder": str(tmp_path / "other"), "text": True},
+        **BROKEN[broken],
+    }
+    status = switch(path, **wanted)
+    assert status["state"] == "refused"
+    assert "\n" not in status["error"]
+    assert (status["policy"], status["metrics_port"]) == ("fcfs", None)
+    assert scheduler._settings.offered is scheduler._active is active
+    assert scheduler._settings._opener._open == parts
+    assert not answers_at(port)
+    assert set(threading.enumerate()) <= threads
+    engine.add(Ask("a", list(range(20, 40)), 5))
+    engine.drain()
+    scheduler.shutdown()
+    (answer,), _ = read_answers(tmp_path / "good")
+    assert "text" not in answer.values
+    for folder in (tmp_path / "other", tmp_path / "other-record"):
+        assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_there_and_back_again(start: Callable[..., CheckedEngine], path: Path) -> None:
+    first, second = free_port(), free_port()
+    start(metrics_port=first)
+    for port, other in ((second, first), (first, second), (second, first)):
+        status = switch(path, metrics_port=port)
+        assert (status["state"], status["metrics_port"]) == ("active", port)
+        assert answers_at(port)
+        wait_until(lambda other=other: not answers_at(other))  # type: ignore[misc]
+    status = switch(path, policy="srpt", predictor="declared", metrics_port=second)
+    assert (status["policy"], status["metrics_port"]) == ("srpt", second)
+    assert switch(path)["metrics_port"] is None
+    wait_until(lambda: not answers_at(second))
+
+
+def test_what_stays_the_same_stays_open(
+    start: Callable[..., CheckedEngine], path: Path, tmp_path: Path
+) -> None:
+    same: dict[str, Any] = {
+        "length_log": {"folder": "log"},
+        "record": str(tmp_path / "record"),
+        "metrics_port": free_port(),
+    }
+    scheduler = start(**same).scheduler
+    before = scheduler._active
+    switch(path, policy="srpt", predictor="declared", **same)
+    after = scheduler._settings.offered
+    assert after is not before
+    assert after.length_log is before.length_log
+    assert after.recorder is before.recorder
+    assert after.metrics is before.metrics
+
+
+def test_the_status_of_an_idle_engine_is_of_one_piece(
+    start: Callable[..., CheckedEngine], path: Path
+) -> None:
+    scheduler = start(policy="sjf", predictor="declared").scheduler
+    scheduler._observers.tau.tau = 0.75
+    wait_until(lambda: json.loads(status_path(path).read_text())["rolling_tau"] == 0.75)
+    status = switch(path, policy="ltr", predictor="prompt-length")
+    assert (status["policy"], status["predictor"]) == ("ltr", "prompt-length")
+    assert status["rolling_tau"] is None, "the one of the predictor before"
+
+
+# Commit and retire ------------------------------------------------------------------------------
+
+
+def test_active_means_committed(
+    start: Callable[..., CheckedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(record=str(tmp_path / "one"))
+    scheduler = engine.scheduler
+    engine.add(Ask("a", [7] * 8, 30))
+    engine.step()
+    old, seen = scheduler._active, []
+    plan = scheduler._planner.plan
+
+    def changed_in_the_midst(*arguments: Any) -> Any:
+        scheduler._settings.offer(
+            parse_settings({"policy": "mlfq", "record": str(tmp_path / "two")})
+        )
+        seen.append((scheduler._settings.settle(), scheduler._active is old))
+        return plan(*arguments)
+
+    monkeypatch.setattr(scheduler._planner, "plan", changed_in_the_midst)
+    engine.step()
+    assert seen == [(False, True)]
+    monkeypatch.setattr(scheduler._planner, "plan", plan)
+    assert scheduler._settings.settle()  # the next step takes it up before it decides anything
+    assert old.recorder._thread.is_alive()  # what is in flight still writes there
+    engine.step()
+    assert scheduler._active is scheduler._settings.offered
+    scheduler._settings.settle()
+    assert not old.recorder._thread.is_alive()
+    engine.drain()
+    scheduler.shutdown()
+    assert "id" in (tmp_path / "two" / "requests.jsonl").read_text()
+    assert "id" not in (tmp_path / "one" / "requests.jsonl").read_text()
+
+
+def test_settings_that_are_offered_while_others_are_taken_up_are_not_lost(
+    start: Callable[..., CheckedEngine],
+) -> None:
+    scheduler = start().scheduler
+    scheduler._settings.offer(parse_settings({"policy": "sjf", "predictor": "declared"}))
+    use = scheduler._predictions.use
+    later = parse_settings({"policy": "mlfq"})
+    scheduler._predictions.use = lambda source: (scheduler._settings.offer(later), use(source))[1]
+    scheduler._take_up()
+    scheduler._predictions.use = use
+    assert scheduler._planner.discipline.policy.name == "sjf"
+    scheduler._take_up()
+    assert scheduler._planner.discipline.policy.name == "mlfq"
+
+
+def test_shutting_down_writes_all_and_leaves_nothing_open(
+    start: Callable[..., CheckedEngine], path: Path, tmp_path: Path
+) -> None:
+    threads = set(threading.enumerate())
+    port = free_port()
+    engine = start(record=str(tmp_path / "r"), length_log={"folder": "l"}, metrics_port=port)
+    for number in range(50):
+        engine.add(Ask(f"r{number}", [7] * 8, 5))
+    engine.drain()
+    engine.scheduler.shutdown()
+    assert len((tmp_path / "r" / "requests.jsonl").read_text().splitlines()) == 51
+    assert len(read_answers(tmp_path / "l")[0]) == 50
+    counters = status_of(path)["counters"]
+    assert (counters["finished"], counters["logged"]) == (50, 50)
+    assert set(threading.enumerate()) <= threads
+    assert not answers_at(port)
+
+
+# The file ---------------------------------------------------------------------------------------
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "pipe": lambda path: os.mkfifo(path),
+    "folder": lambda path: path.mkdir(),
+    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+    "link in a circle": lambda path: path.symlink_to(path),
+    "large": lambda path: path.write_bytes(b" " * (2 << 20)),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "digits": lambda path: path.write_text('{"blend": ' + "9" * 100_000 + "}"),
+    "bytes": lambda path: path.write_bytes(bytes(range(256))),
+    "surrogate": lambda path: path.write_text('{"policy": "\\ud800"}'),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_settings_file_of_any_kind_is_refused(strange: str, path: Path) -> None:
+    STRANGE[strange](path)
+    started = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        read_settings(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+    assert time.monotonic() - started < PATIENCE_S
+
+
+@pytest.mark.parametrize("strange", ["endless", "pipe", "folder"])
+def test_a_good_file_after_a_strange_one_is_taken_up(
+    strange: str, start: Callable[..., CheckedEngine], path: Path
+) -> None:
+    start()
+    path.unlink()
+    STRANGE[strange](path)
+    wait_until(lambda: status_of(path)["state"] == "refused")
+    (path.rmdir if path.is_dir() else path.unlink)()
+    status = switch(path, policy="priority")
+    assert (status["state"], status["policy"]) == ("active", "priority")
+
+
+def test_a_policy_that_ends_the_process_is_refused(
+    start: Callable[..., CheckedEngine], path: Path, tmp_path: Path
+) -> None:
+    start()
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)")
+    status = switch(path, policy=f"{tmp_path}/exits.py#mine")
+    assert status["state"] == "refused"
+    assert switch(path, policy="priority")["state"] == "active"
+
+
+def test_the_settings_path_may_come_from_the_environment(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"settings": "$LENGTHWISE_SETTINGS"}
+    monkeypatch.delenv("LENGTHWISE_SETTINGS", raising=False)
+    with pytest.raises(InputError, match="LENGTHWISE_SETTINGS"):
+        build_scheduler(Scheduler, lengthwise=given)
+    keys = set()
+    for folder in ("one", "two"):
+        there = path.parent / folder / "settings.json"
+        Settings(policy="priority").write(there)
+        monkeypatch.setenv("LENGTHWISE_SETTINGS", str(there))
+        scheduler = build_scheduler(Scheduler, lengthwise=given)
+        assert status_of(there)["policy"] == "priority"
+        keys.add(scheduler.vllm_config.compute_hash())
+        scheduler.shutdown()
+    assert len(keys) == 1
+
+
+# The status file --------------------------------------------------------------------------------
+
+
+def test_the_status_says_who_and_when(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_SIGN_OF_LIFE_S", 0.2)
+    Settings().write(path)
+    watcher = SettingsWatcher(path, lambda settings: None, Counters())
+    first = status_of(path)
+    assert (first["pid"], first["engine"]) == (os.getpid(), 0)
+    assert abs(first["time"] - time.time()) < 60
+    wait_until(lambda: status_of(path)["time"] > first["time"])  # with no news
+    watcher.close()
+
+
+def test_a_status_that_cannot_be_written_is_said_once(path: Path) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("vllm.lengthwise")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # whatever vLLM itself is to say in other tests
+    Settings().write(path)
+    status_path(path).mkdir()  # whoever is root may write anywhere else
+    counters = Counters()
+    watcher = SettingsWatcher(path, lambda settings: None, counters)
+    for _ in range(10):
+        counters.steps += 1
+        time.sleep(0.11)
+    watcher.close()
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    assert len(said) == 1
+    assert "cannot write" in said[0]
+    assert [each.name for each in path.parent.iterdir() if ".json." in each.name] == []
+
+
+def test_a_status_file_is_never_torn(path: Path) -> None:
+    Settings().write(path)
+    counters = [Counters() for _ in range(4)]
+    watchers = [SettingsWatcher(path, lambda settings: None, each) for each in counters]
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        for each in counters:
+            each.steps += 1
+        status_of(path)
+    for watcher in watchers:
+        watcher.close()
+
+
+# Several engines --------------------------------------------------------------------------------
+
+
+def test_each_engine_of_a_server_has_files_and_a_port_of_its_own(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    path.write_text(
+        json.dumps(
+            {
+                "record": str(tmp_path / "record"),
+                "length_log": {"folder": "log"},
+                "metrics_port": port,
+                "metrics_host": "127.0.0.1",
+            }
+        )
+    )
+    schedulers = []
+    for index in range(3):
+        monkeypatch.setattr(
+            "lengthwise.vllm.compat.schedulers.engine_index", lambda config, index=index: index
+        )
+        schedulers.append(build_scheduler(Scheduler, lengthwise={"settings": str(path)}))
+        engine = CheckedEngine(schedulers[-1])
+        engine.add(Ask(f"of-{index}", [7] * 8, 5))
+        engine.drain()
+    ports = [json.loads(status_path(path, i).read_text())["metrics_port"] for i in range(3)]
+    assert len(set(ports)) == 3
+    for index, own in enumerate(ports):
+        with urllib.request.urlopen(f"http://127.0.0.1:{own}/metrics") as answer:
+            assert f'lengthwise_finished_total{{engine="{index}"}} 1.0' in answer.read().decode()
+    for scheduler in schedulers:
+        scheduler.shutdown()
+    for index, folder in enumerate(("record", "record/engine-1", "record/engine-2")):
+        _, line = (tmp_path / folder / "requests.jsonl").read_text().splitlines()
+        assert json.loads(line)["id"] == f"of-{index}"
+        status = json.loads(status_path(path, index).read_text())
+        assert (status["engine"], status["counters"]["finished"]) == (index, 1)
+    answers, _ = read_answers(tmp_path / "log")
+    assert sorted(answer.header["engine"] for answer in answers) == [0, 1, 2]
+
+
+def test_a_port_that_is_taken_means_the_next_free_one(path: Path) -> None:
+    with closing(socket.socket()) as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        path.write_text(json.dumps({"metrics_port": taken}))
+        scheduler = build_scheduler(Scheduler, lengthwise={"settings": str(path)})
+        port = status_of(path)["metrics_port"]
+        assert taken < port < taken + 64
+        assert answers_at(port)
+        scheduler.shutdown()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o664])
+def test_a_settings_file_keeps_its_mode_and_its_link(tmp_path: Path, mode: int) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("{}")
+    real.chmod(mode)
+    link.symlink_to(real)
+    Settings(policy="priority").write(link)
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == mode
+    assert read_settings(real)[0].policy == "priority"
+
+
+def test_a_new_settings_file_has_the_mode_that_the_user_gives_to_files(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from lengthwise.settings import Settings;"
+        "os.umask(0o027); Settings().write(Path(sys.argv[1]))"
+    )
+    path = tmp_path / "new.json"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
+    assert path.stat().st_mode & 0o777 == 0o640
