@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import cutoff, prepass
+from lengthwise.policy import cutoff, due
 from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.due import EngineState
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.prepass import prepare
 from lengthwise.policy.select import blocks_for, host_tokens
+from lengthwise.policy.step_order import prepare
 from lengthwise.policy.step_time import StepTime
 from lengthwise.vllm.compat import offloading, requests, schedulers
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
-may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
+may_decide: Callable[..., bool] = due.may_decide.py_func  # type: ignore[attr-defined]
 observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
 share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
 
@@ -86,23 +87,21 @@ class EngineFacts:
         """
         scheduler, live = self._scheduler, self._live
         self.array["decoded"], self.array["prefilled"] = self.decoded, self.prefilled
-        return prepare(
-            chosen.rules[0],
-            self.array[0],
-            self.step_time.record,
-            now,
-            step,
-            live.count,
-            len(scheduler.running),
-            len(paused),
-            len(scheduler.waiting),
-            schedulers.free_slots(scheduler) - self._slots_kept(paused),
-            schedulers.free_places(scheduler) - len(paused),
-            schedulers.free_blocks(scheduler) // self._kv_groups,
-            chosen.preempts and schedulers.may_swap(scheduler, throttled),
-            live.arrivals,
-            self.admissions,
+        state = EngineState(
+            now_s=now,
+            step=step,
+            rows=live.count,
+            running=len(scheduler.running),
+            paused=len(paused),
+            waiting=len(scheduler.waiting),
+            free_slots=schedulers.free_slots(scheduler) - self._slots_kept(paused),
+            free_places=schedulers.free_places(scheduler) - len(paused),
+            free_blocks=schedulers.free_blocks(scheduler) // self._kv_groups,
+            may_swap=chosen.preempts and schedulers.may_swap(scheduler, throttled),
+            arrivals=live.arrivals,
+            admissions=self.admissions,
         )
+        return prepare(chosen, self.array, self.step_time.times, state)
 
     def runners(self, running: Sequence[Any], paused: int) -> NDArray[np.void]:
         """The running requests, the last of which are paused, as the pre-pass is told of them."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS
 from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.prepass import SPARE, begin
+from lengthwise.policy.prepass import SPARE
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows
-from lengthwise.policy.step_order import NOBODY, StepOrder
+from lengthwise.policy.step_order import NOBODY, StepOrder, begin
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING
 from lengthwise.vllm.compat import requests, schedulers
@@ -73,7 +73,7 @@ class Planner:
         self._gathered = False
         self._ranked = False
         self._handed_out = 0
-        self._admitted: list[tuple[int, int]] = []  # see `rank_requests`
+        self._admitted: list[tuple[int, int]] = []  # see `policy.ranking`
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
         """Prepare the step: preempt, arrange memory victims, choose who may come in.
@@ -170,7 +170,7 @@ class Planner:
         running: list[Any] = [*scheduler.running, *self.paused]
         facts = self.facts.array
         runners = self.facts.runners(running, len(self.paused))
-        if not begin(chosen.rules[0], facts[0], runners, table, chosen.values):
+        if not begin(chosen, facts, runners, table):
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, facts, runners, table)
@@ -331,20 +331,9 @@ class Planner:
         self._admitted.clear()
 
     def _rank_by(self, everyone: bool, admitted: NDArray[np.int64]) -> None:
-        self._order.rank(
-            self.discipline,
-            self._live.table,
-            self._live.count,
-            self._now,
-            self._step,
-            admitted,
-            everyone,
-            float(self.facts.array["prefill_weight"][0]),
-            float(self.facts.array["token_work"][0]),
-            self.facts.decoded,
-            self.facts.prefilled,
-            int(self.facts.array["admissions"][0]),
-        )
+        facts = self.facts.array
+        facts["rows"] = self._live.count
+        self._order.rank(self.discipline, self._live.table, facts, admitted, everyone)
 
     def _abandon(self, error: Exception) -> None:
         """The policy has raised: rank anew by the order of the queue.
