@@ -43,7 +43,7 @@ REQUEST: Final = np.dtype(
         ("score", np.float64),  # predicted score, lower means shorter; no unit
         ("remaining", np.float64),  # predicted output tokens still to come
         ("arrival_s", np.float64),  # s, scheduler's monotonic clock, when first seen
-        ("overtaken", np.int32),  # see `policy.order.overtakers`
+        ("overtaken", np.int32),  # see `policy.ranking.overtakers`
         ("promoted", np.int32),  # iterations of promotion left to run (LTR's quantum M)
         # The prediction, in output tokens.
         ("expected", np.float64),  # mean of the total

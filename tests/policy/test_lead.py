@@ -17,6 +17,7 @@ from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
+from tests.support.step_facts import facts_of
 
 COST = StepCost(1e-2, 0.0, 0.0)  # every step takes as long, whatever is in it
 STEP_S = 1e-2
@@ -150,12 +151,12 @@ def test_where_nothing_is_predicted_each_counts_as_the_mean_request() -> None:
     table["state"], table["prompt_tokens"] = WAITING, 20
     discipline = make_discipline("shortest-prefill-first", max_lead=1.0)
     assert not discipline.needs_predictions
-    order = StepOrder()
-    order.rank(discipline, table, 4, 0.0, 1, decoded=500, prefilled=100, admissions=6)
+    order, facts = StepOrder(), facts_of(4, step=1, decoded=500, prefilled=100, admissions=6)
+    order.rank(discipline, table, facts)
     assert (table["queued_work"] == 4 * round(500 / 6)).all()
     table["expected"] = table["remaining"] = 7.0
     table["queued_work"] = 0
-    order.rank(discipline, table, 4, 0.0, 1, decoded=500, prefilled=100, admissions=6)
+    order.rank(discipline, table, facts)
     assert (table["queued_work"] == 4 * 7).all()
 
 
@@ -170,6 +171,7 @@ def test_of_a_tenant_that_is_ahead_nothing_is_brought_forward() -> None:
     order = StepOrder()
     for decoded in (0, 119, 120, 121, 10**6):  # 90 to 140 tokens wait, 1 · 20 more may go before
         rows.queued_work = 100
-        order.rank(discipline, table, 3, 0.0, 0, decoded=decoded, admissions=decoded // 20)
+        facts = facts_of(3, decoded=decoded, admissions=decoded // 20)
+        order.rank(discipline, table, facts)
         assert (order.groups[:2] == BEHIND).all()
         assert (order.ranks[:2] == [50.0, 40.0]).all()

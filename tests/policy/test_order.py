@@ -13,6 +13,7 @@ from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.order import interleave
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import FREE, PARKED, RUNNING, WAITING, RequestTable, new_table
+from tests.support.step_facts import facts_of
 
 Admitted = Sequence[tuple[int, int]]  # arrival_index and priority of each
 
@@ -37,7 +38,7 @@ def ordered(
 ) -> list[int]:
     order = StepOrder()
     pairs = np.array(admitted, np.int64).reshape(-1, 2)
-    order.rank(discipline, table, len(table), now, step, pairs)
+    order.rank(discipline, table, facts_of(len(table), now, step), pairs)
     rows = order.first(discipline, table, len(table), want, admissions)
     return [int(row) for row in rows]
 
@@ -81,7 +82,7 @@ def test_the_first_few_are_those_of_a_full_sort(
     assert ordered(discipline, table, want=want) == expected[:want]
 
     order = StepOrder()
-    order.rank(discipline, table, len(table), 0.0, 0)
+    order.rank(discipline, table, facts_of(len(table)))
     collected: list[int] = []
     while len(rows := order.first(discipline, table, len(table), 3)):
         collected += [int(row) for row in rows]

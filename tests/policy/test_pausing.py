@@ -13,6 +13,7 @@ from lengthwise.compiled import compiled
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import OVERDUE, TIERS
+from lengthwise.policy.order import Order
 from lengthwise.policy.pausing import choose_active
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import PAUSED, RUNNING, WAITING, new_table
@@ -24,13 +25,11 @@ def choose(
     rules: Any,
     facts: Any,
     runners: Any,
-    table: Any,
-    groups: Any,
-    ranks: Any,
+    order: Order,
     waiting: Any,
     swaps: bool,
 ) -> Any:
-    return choose_active(rules[0], facts[0], runners, table, groups, ranks, waiting, swaps)
+    return choose_active(rules[0], facts[0], runners, order, waiting, swaps)
 
 
 def compare(seed: int) -> Counter[str]:
@@ -61,8 +60,8 @@ def compare(seed: int) -> Counter[str]:
         max_swaps=int(generator.integers(1, 5)),
     )
     runners = np.zeros(running + paused, RUNNER)
-    order = generator.permutation(running).tolist()
-    runners["row"] = [*order, *range(running, running + paused)]
+    batch = generator.permutation(running).tolist()
+    runners["row"] = [*batch, *range(running, running + paused)]
     runners["age"] = table["age"][runners["row"]]
     runners["paused"] = np.arange(len(runners)) >= running
     runners["computed_tokens"] = table["prompt_tokens"][runners["row"]] + runners["age"] - 1
@@ -82,7 +81,7 @@ def compare(seed: int) -> Counter[str]:
     facts["free_blocks"] = generator.choice([0, 2, 6, 40, 400])
     facts["token_work"] = generator.choice([0.0, 0.3])
     ordered = StepOrder()
-    ordered.rank(discipline, table, n, 0.0, 8)
+    ordered.rank(discipline, table, facts)
     rows = ordered.first(discipline, table, n, n)
     swaps = bool(generator.random() < 0.8)
     plain = PlainChoice(
@@ -93,9 +92,8 @@ def compare(seed: int) -> Counter[str]:
         ordered.groups,
         ordered.ranks,
     ).choose(rows.tolist(), swaps)
-    chosen = choose(
-        discipline.rules, facts, runners, table, ordered.groups, ordered.ranks, rows, swaps
-    )
+    order = Order(table, ordered.groups, ordered.ranks)
+    chosen = choose(discipline.rules, facts, runners, order, rows, swaps)
     assert tuple(each.tolist() for each in chosen) == plain
     freed, runs, rests, front = plain
     assert sorted(freed + runs + rests) == list(range(len(runners)))

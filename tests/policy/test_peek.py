@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lengthwise.compiled import compiled
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.order import Order
 from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING, PAUSED, RUNNING, WAITING, new_table
@@ -19,13 +20,13 @@ from tests.support.plain_peek import PlainLooks, settled
 
 
 @compiled
-def ended(facts: Any, runners: Any, table: Any) -> Any:
-    return end_looks(facts[0], runners, table)
+def ended(facts: Any, runners: Any, order: Order) -> Any:
+    return end_looks(facts[0], runners, order)
 
 
 @compiled
-def written(facts: Any, runners: Any, active: Any, table: Any, kept: Any, paused: Any) -> None:
-    settle_looks(facts[0], runners, active, table, kept, paused)
+def written(facts: Any, runners: Any, active: Any, order: Order, kept: Any, paused: Any) -> None:
+    settle_looks(facts[0], runners, active, order, kept, paused)
 
 
 @compiled
@@ -33,17 +34,13 @@ def looked_at(
     rules: Any,
     facts: Any,
     runners: Any,
-    table: Any,
-    groups: Any,
-    ranks: Any,
+    order: Order,
     waiting: Any,
     kept: Any,
     paused: Any,
     front: Any,
 ) -> Any:
-    return choose_peeks(
-        rules[0], facts[0], runners, table, groups, ranks, waiting, kept, paused, front
-    )
+    return choose_peeks(rules[0], facts[0], runners, order, waiting, kept, paused, front)
 
 
 def compare(seed: int) -> Counter[str]:
@@ -78,7 +75,12 @@ def compare(seed: int) -> Counter[str]:
     runners["computed_tokens"] = table["prompt_tokens"][: len(runners)] + runners["age"]
     runners["wanted_tokens"] = generator.choice([1, 1, 9], len(runners))
     runners["may_make_way"] = generator.random(len(runners)) < 0.8
-    facts = new_facts(1, int(generator.integers(8, 200)), 8, int(generator.integers(0, 3)))
+    facts = new_facts(
+        1,
+        token_budget=int(generator.integers(8, 200)),
+        block_size=8,
+        watermark_blocks=int(generator.integers(0, 3)),
+    )
     facts["max_adapters"] = generator.choice([0, 1, 2])
     facts["rows"] = n
     facts["running"], facts["paused"], facts["waiting"] = counts
@@ -86,7 +88,8 @@ def compare(seed: int) -> Counter[str]:
     facts["free_blocks"] = generator.choice([6, 40, 400, 4000])
     facts["token_work"] = generator.choice([0.0, 0.1, 1.0])
     ordered = StepOrder()
-    ordered.rank(discipline, table, n, 0.0, 8)
+    facts["step"] = 8
+    ordered.rank(discipline, table, facts)
     rows = ordered.first(discipline, table, n, n)
     plain = PlainLooks(
         discipline.rules.view(np.recarray)[0],
@@ -97,7 +100,8 @@ def compare(seed: int) -> Counter[str]:
         ordered.ranks,
     )
 
-    active = ended(facts, runners, table)
+    order = Order(table, ordered.groups, ordered.ranks)
+    active = ended(facts, runners, order)
     over, back = plain.ended(), plain.return_slots()
     assert np.nonzero(active["paused"] & ~runners["paused"])[0].tolist() == over
     assert np.nonzero(~active["paused"] & runners["paused"])[0].tolist() == back
@@ -110,7 +114,7 @@ def compare(seed: int) -> Counter[str]:
     kept, rest = np.nonzero(keep)[0], np.nonzero(~keep)[0]
     front = rows[table["adapter"][rows] < 2][: int(generator.integers(0, 3))]
     before = table["look"].copy()
-    written(facts, runners, active, table, kept, rest)
+    written(facts, runners, active, order, kept, rest)
     for place in range(len(runners)):
         ran = not runners["paused"][place]
         after = settled(before[place], ran, place in kept, ran and place in over, place in back)
@@ -120,9 +124,7 @@ def compare(seed: int) -> Counter[str]:
         discipline.rules,
         facts,
         runners,
-        table,
-        ordered.groups,
-        ordered.ranks,
+        order,
         rows,
         kept,
         rest,

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.remaining import expected_remaining
-from lengthwise.policy.rollout import list_schedule, surviving_tokens, swap_gain
+from lengthwise.policy.rollout import Swap, list_schedule, surviving_tokens, swap_gain
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime
 from lengthwise.request import RUNNING, WAITING, new_table
+from tests.support.step_facts import facts_of
 
 lengths = st.floats(1.0, 1e3)
 
@@ -63,21 +64,10 @@ def test_the_gain_is_the_difference_of_two_rollouts_less_the_recompute(
     queue = [*waiting[1:]]
     queue.insert(position, running[victim])
     with_swap = sum(swapped) + plain_schedule(swapped, queue)[0]
-    gain = swap_gain(
-        np.array(running),
-        np.array(waiting),
-        victim,
-        position,
-        context=100.0,
-        newcomer_tokens=10.0,
-        requests=30,
-        step_s=0.01,
-        prefill_s=1e-4,
-        free_blocks=0.0,
-        tokens_per_step=16.0,
-        block_size=16,
-        caching=False,
-    )
+    prices = {"step_s": 0.01, "prefill_s": 1e-4, "tokens_per_step": 16.0, "caching": False}
+    facts = facts_of(0, running=10, waiting=20, **prices)
+    swap = Swap(victim, position, 100.0, 0.0, 10.0, 0.0)
+    gain = swap_gain(facts[0], np.array(running), np.array(waiting), swap)
     expected = (without - with_swap) * 0.01 - 30 * 100 * 1e-4 - 10 * 1e-4
     assert gain == pytest.approx(expected, abs=1e-6)
 
@@ -133,10 +123,8 @@ class Batch:
         self.waiting = len(waiting)
 
     def swaps(self, discipline: Discipline, **engine: Any) -> tuple[list[int], int]:
-        order = StepOrder()
-        order.rank(discipline, self.table, len(self.table), 0.0, 0)
-        facts = new_facts(1, token_budget=512, block_size=16)
-        facts["rows"] = len(self.table)
+        order, facts = StepOrder(), facts_of(len(self.table))
+        order.rank(discipline, self.table, facts)
         facts["running"], facts["waiting"] = len(self.running), self.waiting
         facts["free_blocks"], facts["may_swap"] = 1000, True
         facts["step_s"] = StepTime().decode_s(len(self.running))

@@ -85,7 +85,7 @@ def compare(seed: int) -> Counter[str]:
     table["age"][runners["row"]] = runners["age"]
     table["computed_tokens"][runners["row"]] = runners["computed_tokens"]
     order = StepOrder()
-    order.rank(discipline, table, len(table), 0.0, int(facts["step"][0]))
+    order.rank(discipline, table, facts)
     blocked = set(np.flatnonzero(generator.random(len(table)) < 0.2).tolist())
     plain = PlainPrepass(
         discipline.rules.view(np.recarray)[0],

@@ -8,22 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.replicas import (
+from lengthwise.policy.fleet import (
     BOOKING,
-    LEAST_OUTSTANDING,
     NOBODY,
+    Fleet,
+    book,
+    hear,
+    new_replicas,
+    new_routers,
+    release,
+)
+from lengthwise.policy.replicas import (
+    LEAST_OUTSTANDING,
     POWER_OF_TWO,
     PREDICTED_WAIT,
     ROUND_ROBIN,
     ROUTERS,
-    Fleet,
-    book,
     choose,
-    hear,
-    new_replicas,
-    new_routers,
     predicted_wait,
-    release,
 )
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import simulate

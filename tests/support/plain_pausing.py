@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policy.guards import OVERDUE, TIERS
-from lengthwise.policy.rollout import swap_gain
+from lengthwise.policy.rollout import steps_saved
 
 
 class PlainChoice:
@@ -160,22 +160,13 @@ class PlainChoice:
             return chosen
         if running[chosen][1] < 1.25 * jobs[0]:
             return None
-        gain = swap_gain(
+        saved, _ = steps_saved(
             np.array([left for _, left in running]),
             np.array(jobs),
             chosen,
             self.returns([one[0] for one in queue[1:]], self.row(running[chosen][0])),
-            0.0,
-            0.0,
-            0,
-            1.0,
-            0.0,
-            0.0,
-            0.0,
-            self.facts.block_size,
-            False,
         )
-        return chosen if gain > -1e-6 else None
+        return chosen if saved > -1e-6 else None
 
     def row(self, place: int) -> int:
         return int(self.runners[place].row)

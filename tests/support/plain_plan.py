@@ -1,7 +1,7 @@
 """The pre-pass before a step, in plain Python: who goes first, who makes way, who fits.
 
 Written from the design, apart from `lengthwise.simulate`. Shared is what a policy decides: its rank
-(as plain Python), the guards, the choice of swaps and what fits.
+(as plain Python), the choice of swaps and what fits.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.policy.due import SWAP_EVERY
 from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.guards import BEHIND, OVERDUE, TIERS, tier
+from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, PROMOTED, TIERS
 from lengthwise.policy.memory import fitting
-from lengthwise.policy.prepass import SWAP_EVERY
+from lengthwise.policy.order import Order
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.select import choose_swaps
-from lengthwise.request import RUNNING
+from lengthwise.request import RUNNING, WAITING
 
 if TYPE_CHECKING:
     from tests.support.plain_engine import Job, PlainEngine
@@ -89,7 +90,7 @@ def rank(engine: PlainEngine) -> None:
             row.lateness = served * longer**0.125 / max(row.queued_work + guards.max_lead * mean, 1)
     for job in engine.running + engine.waiting:
         row = job.row
-        place = tier.py_func(row, guards)
+        place = tier(row, guards)
         parameters = chosen.parameters.view(np.recarray)[0]
         value = chosen.policy.rank.py_func(row, engine.now, parameters)
         engine.groups[job.index] = row.priority * TIERS + place
@@ -98,6 +99,18 @@ def rank(engine: PlainEngine) -> None:
             value = value * left if value > 0 else value / left if left > 0 else value
         engine.ranks[job.index] = row.arrival_index if place == OVERDUE else value
     engine.admitted = []
+
+
+def tier(row: Any, guards: Any) -> int:
+    """Which guard holds for a request, if any."""
+    patient = row.wait_s < guards.max_wait_s
+    if patient and row.state == WAITING and row.lead > guards.max_tenant_lead:
+        return BEHIND
+    passed = row.overtaken >= guards.max_overtakes + guards.overtake_share * row.ahead
+    if not patient or passed or row.lateness >= 1.0:
+        return OVERDUE
+    starved = row.promoted > 0 or row.idle_steps >= guards.starvation_threshold
+    return PROMOTED if starved else ORDINARY
 
 
 def leads(engine: PlainEngine) -> None:
@@ -140,7 +153,11 @@ def swap(engine: PlainEngine) -> list[Job] | None:
     runners["may_make_way"] = may
     runners["freed_blocks"] = [len(job.blocks) for job in engine.running]
     facts = new_facts(
-        1, limits.token_budget, engine.size, limits.watermark_blocks, 0, bool(limits.caching)
+        1,
+        token_budget=int(limits.token_budget),
+        block_size=engine.size,
+        watermark_blocks=int(limits.watermark_blocks),
+        caching=bool(limits.caching),
     ).view(np.recarray)[0]
     facts.running, facts.waiting = len(engine.running), len(engine.waiting)
     facts.free_slots, facts.free_blocks = limits.slots - len(engine.running), len(engine.free)
@@ -151,9 +168,7 @@ def swap(engine: PlainEngine) -> list[Job] | None:
         chosen.rules[0],
         facts,
         runners,
-        engine.table,
-        engine.groups,
-        engine.ranks,
+        Order(engine.table, engine.groups, engine.ranks),
         _rows(queue),
     )
     for victim in [engine.running[place] for place in victims]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import interleave
-from lengthwise.policy.rollout import swap_gain
+from lengthwise.policy.rollout import Swap, swap_gain
 from lengthwise.request import WAITING
 
 
@@ -167,19 +167,15 @@ class PlainPrepass:
             return float(request.remaining * facts.step_s - requests * lost * facts.prefill_s)
 
         chosen = max(may, key=promise)
-        gain = swap_gain(
-            np.array([self.table[row].remaining for row in held]),
-            np.array([self.table[row].remaining for row in queue]),
+        swap = Swap(
             chosen,
             self.returns(queue[1:], held[chosen]),
-            float(self.table[held[chosen]].computed_tokens),
-            float(self.uncached(newcomer)),
-            requests,
-            facts.step_s,
-            facts.prefill_s,
-            float(self.ample),
-            facts.tokens_per_step,
-            facts.block_size,
-            facts.caching,
+            context=float(self.table[held[chosen]].computed_tokens),
+            offloaded=0.0,
+            newcomer_tokens=float(self.uncached(newcomer)),
+            free_blocks=float(self.ample),
         )
+        running = np.array([self.table[row].remaining for row in held])
+        waiting = np.array([self.table[row].remaining for row in queue])
+        gain = swap_gain(facts, running, waiting, swap)
         return chosen if gain > 0.0 else None

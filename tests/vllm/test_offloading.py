@@ -9,7 +9,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policy.facts import new_facts
-from lengthwise.policy.rollout import swap_gain
+from lengthwise.policy.rollout import Swap, swap_gain
 from lengthwise.policy.select import host_tokens
 from lengthwise.request import REQUEST
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -20,6 +20,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from lengthwise.emulate.asked import Asked, Served
 from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
 from lengthwise.emulate.link import BANDWIDTH, Offload
+from tests.support.step_facts import facts_of
 
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6)
 SETTINGS = {"policy": "srpt", "predictor": "oracle", "pausing": True, "preemption": "greedy"}
@@ -80,35 +81,22 @@ def test_what_is_freed_is_loaded_and_not_computed_again(lag: int) -> None:
 def test_a_swap_is_priced_by_the_load_of_whole_blocks() -> None:
     request = np.zeros(1, REQUEST)[0]
     request["prompt_tokens"], request["computed_tokens"] = 40, 90
-    nothing = new_facts(1, 64, 16)[0]
-    answers = new_facts(1, 64, 16, host_blocks=100, offloads_answers=True)[0]
-    prompts = new_facts(1, 64, 16, host_blocks=100)[0]
+    nothing = new_facts(1, token_budget=64, block_size=16)[0]
+    limits = {"token_budget": 64, "block_size": 16, "host_blocks": 100}
+    answers = new_facts(1, **limits, offloads_answers=True)[0]
+    prompts = new_facts(1, **limits)[0]
     assert [host_tokens(facts, request) for facts in (nothing, prompts, answers)] == [0, 32, 80]
 
-    def gain(host_blocks: float, host_tokens: float) -> float:
-        return swap_gain(
-            np.array([50.0]),
-            np.array([10.0, 20.0]),
-            0,
-            1,
-            90.0,
-            8.0,
-            3,
-            1.0,
-            0.01,
-            0.0,  # the cache keeps nothing
-            16.0,
-            16,
-            True,
-            host_blocks,
-            host_tokens,
-            0.002,
-        )
+    def gain(host_blocks: int, host_tokens: float) -> float:
+        prices = {"step_s": 1.0, "prefill_s": 0.01, "tokens_per_step": 16.0, "load_s": 0.002}
+        facts = facts_of(0, running=1, waiting=2, host_blocks=host_blocks, **prices)
+        swap = Swap(0, 1, 90.0, host_tokens, 8.0, free_blocks=0.0)  # the cache keeps nothing
+        return swap_gain(facts[0], np.array([50.0]), np.array([10.0, 20.0]), swap)
 
     # Its 80 tokens delay nobody else, and are loaded instead of computed.
-    assert gain(100.0, 80.0) - gain(0.0, 0.0) == pytest.approx(80 * (3 * 0.01 - 0.002))
+    assert gain(100, 80.0) - gain(0, 0.0) == pytest.approx(80 * (3 * 0.01 - 0.002))
     # What host memory overwrites until it comes back is lost there, too.
-    assert gain(1.0, 80.0) == pytest.approx(gain(0.0, 0.0))
+    assert gain(1, 80.0) == pytest.approx(gain(0, 0.0))
 
 
 def test_copies_take_their_bytes_and_what_is_overwritten_waits_for_them() -> None:

@@ -14,6 +14,7 @@ from lengthwise.request import RUNNING
 from lengthwise.vllm.probe_output import ProbeOutput
 from lengthwise.vllm.refinement import Refinement
 from tests.support.made_up_probe import BINS, LONGEST, made_up_probe
+from tests.support.step_facts import facts_of
 
 PROBE = made_up_probe()
 LOW = np.array([0.9, 0.1, 0.0, 0.0, 0.0], np.float32)
@@ -162,7 +163,7 @@ def test_between_predictions_the_rank_counts_down_from_the_last_one() -> None:
     ranks = []
     for age in (10, 12, 30):
         table["age"][row] = age
-        order.rank(discipline, table, followed.live.count, 0.0, 1)
+        order.rank(discipline, table, facts_of(followed.live.count, step=1))
         ranks.append(float(order.ranks[row]))
     assert ranks[0] == pytest.approx(left), "at the token it was made at: the prediction itself"
     assert ranks[0] > ranks[1] > ranks[2]

@@ -22,6 +22,7 @@ import numpy as np
 from lengthwise.counters import Counters
 from lengthwise.errors import one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.facts import new_facts
 from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.stand_in import UNKNOWN, stand_in
 from lengthwise.policy.step_order import StepOrder
@@ -77,6 +78,7 @@ class Queue:
         self._of_class: Counter[int] = Counter()  # how many wait
         self._live = LiveTable()
         self._order = StepOrder()
+        self._facts = new_facts(1, token_budget=1, block_size=1)  # of which only orders are made
         self._median = Prediction(*UNKNOWN)
         self._last = 0  # place at the queue's end
         self._first = 0  # and before its front
@@ -134,17 +136,11 @@ class Queue:
         live, admissions = self._live, self._counters.admissions
         if discipline.shares_service:
             take_leads(live.tenants.shares, live.table, live.count)
-        self._order.rank(
-            discipline,
-            live.table,
-            live.count,
-            now_s,
-            admissions,
-            np.array(self._admitted, np.int64).reshape(-1, 2),
-            everyone=False,
-            decoded=self._tokens,
-            admissions=self._ended,
-        )
+        facts = self._facts
+        facts["rows"], facts["now_s"], facts["step"] = live.count, now_s, admissions
+        facts["decoded"], facts["admissions"] = self._tokens, self._ended
+        admitted = np.array(self._admitted, np.int64).reshape(-1, 2)
+        self._order.rank(discipline, live.table, facts, admitted, everyone=False)
         self._admitted.clear()
         (row,) = self._order.first(discipline, live.table, live.count, 1, admissions)
         entry: Entry = live.request(int(row))

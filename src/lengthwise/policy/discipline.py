@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy.guards import NEVER, guard_record
+from lengthwise.policy.guards import GUARDS, NEVER, guard_record
 from lengthwise.policy.pointer import parameter_values, ranking_address
 from lengthwise.policy.registry import Policy, Preemption, get_policy
 
@@ -168,62 +168,68 @@ class Discipline:
         )
 
 
+class DisciplineSettings(TypedDict, total=False):
+    """What a discipline is made from beside its policy; defaults are those of `Discipline` and
+    `guard_record`, and the meaning of each is given in the settings reference."""
+
+    preemption: Preemption | None  # None: as the policy has it
+    blend: float
+    max_preemptions: int
+    max_swaps: int
+    memory_growth: float
+    service_time: bool
+    pausing: bool
+    peek: bool
+    max_overtakes: int | None
+    overtake_share: float
+    max_wait_s: float | None
+    max_lead: float | None
+    max_stall_s: float | None
+    max_tenant_lead: float | None
+    starvation_threshold: int | None
+    starvation_quantum: int
+
+
 def make_discipline(
     policy: str = "fcfs",
     *,
     parameters: Mapping[str, float | str] | None = None,
-    preemption: Preemption | None = None,
-    blend: float = 1.0,
-    max_overtakes: int | None = None,
-    overtake_share: float = 0.0,
-    max_wait_s: float | None = None,
-    starvation_threshold: int | None = None,
-    starvation_quantum: int = 10,
-    max_preemptions: int = 2,
-    max_swaps: int = 4,
-    memory_growth: float = 0.0,
-    service_time: bool = False,
-    pausing: bool = False,
-    peek: bool = False,
-    max_stall_s: float | None = None,
-    max_tenant_lead: float | None = None,
-    max_lead: float | None = None,
+    **settings: Unpack[DisciplineSettings],
 ) -> Discipline:
-    """A discipline from plain values; the meaning of each is given in the settings reference.
+    """A discipline from plain values.
 
     With `blend` 0 nothing is left of the policy: the discipline is that of fcfs.
 
+    Args:
+        policy: its name.
+        parameters: the policy's own, of which one may be "auto".
+        settings: see `DisciplineSettings`.
+
     Raises:
         InputError: an unknown policy or a parameter that it does not have.
+        TypeError: an unknown setting.
     """
-    chosen = get_policy(policy if blend > 0.0 else "fcfs")
-    if blend == 0.0:
+    given: dict[str, Any] = dict(settings)
+    guards = {name: given.pop(name) for name in GUARDS.names or () if name in given}
+    preemption = given.pop("preemption", None)
+    follows = given.get("blend", 1.0) > 0.0
+    if not follows:
         parameters = preemption = None
+    chosen = get_policy(policy if follows else "fcfs")
     if chosen.name in _IN_ORDER_OF_ARRIVAL:
-        max_overtakes = max_lead = None
+        guards["max_overtakes"] = guards["max_lead"] = None
     if chosen.name == "fcfs":  # which predicts nothing, whatever the classes
-        memory_growth, max_tenant_lead = 0.0, None
+        given["memory_growth"], guards["max_tenant_lead"] = 0.0, None
+    if not given.get("pausing", False):
+        guards["max_stall_s"] = None
+    if not chosen.predicts:
+        given["service_time"] = False
     automatic = [name for name, value in (parameters or {}).items() if value == "auto"]
     return Discipline(
         policy=chosen,
         parameters=chosen.parameter_record(parameters or {}),
-        guards=guard_record(
-            max_overtakes,
-            max_wait_s,
-            starvation_threshold,
-            starvation_quantum,
-            overtake_share,
-            max_stall_s if pausing else None,
-            max_tenant_lead,
-            max_lead,
-        ),
+        guards=guard_record(**guards),
         preemption=preemption or chosen.preemption,
-        blend=blend,
-        max_preemptions=max_preemptions,
-        max_swaps=max_swaps,
-        memory_growth=memory_growth,
-        service_time=service_time and chosen.predicts,
         adapts=list(chosen.parameters).index(automatic[0]) if automatic else -1,
-        pausing=pausing,
-        peek=peek,
+        **given,
     )

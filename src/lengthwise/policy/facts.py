@@ -47,8 +47,8 @@ FACTS: Final = np.dtype(
         ("step_s", np.float64),  # of a step in which all running requests decode
         ("prefill_s", np.float64),  # that a prefilled token adds to a step
         ("tokens_per_step", np.float64),  # whose KV is written, on average
-        ("prefill_weight", np.float64),  # see `rank_requests`
         ("token_work", np.float64),  # output tokens that cost as much as a prefilled one
+        ("prefill_weight", np.float64),  # the same; 0 where ranks count output tokens alone
         ("load_s", np.float64),  # for which a token's KV is loaded from host memory
     ],
     align=True,
@@ -71,22 +71,19 @@ RUNNER: Final = np.dtype(
 
 
 def new_facts(
-    count: int,
-    token_budget: int,
-    block_size: int,
-    watermark_blocks: int = 0,
-    lookahead_tokens: int = 0,
-    caching: bool = True,
-    max_adapters: int = 0,
-    host_blocks: int = 0,
-    offloads_answers: bool = False,
-    load_s: float = 0.0,
+    count: int, *, token_budget: int, block_size: int, caching: bool = True, **more: float
 ) -> NDArray[np.void]:
-    """Facts of engines with these limits, at which nothing has happened yet, shape [count]."""
+    """Facts of engines at which nothing has happened yet, shape [count].
+
+    Args:
+        count: how many engines.
+        token_budget: of each, as are the others: see FACTS.
+        block_size: likewise.
+        caching: likewise.
+        more: other limits, by their names in FACTS; those that are not given are 0.
+    """
     facts = np.zeros(count, FACTS)
-    facts["token_budget"], facts["block_size"] = token_budget, block_size
-    facts["watermark_blocks"], facts["lookahead_tokens"] = watermark_blocks, lookahead_tokens
-    facts["caching"], facts["max_adapters"] = caching, max_adapters
-    facts["host_blocks"], facts["offloads_answers"] = host_blocks, offloads_answers
-    facts["load_s"] = load_s
+    limits = {"token_budget": token_budget, "block_size": block_size, "caching": caching, **more}
+    for name, value in limits.items():
+        facts[name] = value
     return facts

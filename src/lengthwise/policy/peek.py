@@ -21,53 +21,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.pausing import (
-    BLOCKS,
-    PLACES,
-    TOKENS,
+from lengthwise.policy.borrowed import borrowed
+from lengthwise.policy.draft import (
+    PAUSES,
+    RUNS,
+    Draft,
     adapter_fits,
+    admit,
     comes_in,
     growth_meanwhile,
+    keep,
     last_to_lend,
+    new_draft,
+    pause,
 )
-from lengthwise.policy.select import Rows, growth, prompt_blocks, uncached_tokens
-from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING, PAUSED, RUNNING, RequestTable
+from lengthwise.policy.order import Order
+from lengthwise.policy.select import Rows, growth, uncached_tokens
+from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING, PAUSED, RUNNING
 
 #: What a prefill may cost of the decode that its prompt is expected to need.
 CHEAP: Final = 0.2
 
 
 @compiled
-def end_looks(facts: Any, runners: NDArray[np.void], table: RequestTable) -> NDArray[np.void]:
+def end_looks(facts: Any, runners: NDArray[np.void], order: Order) -> NDArray[np.void]:
     """Those that were looked at are put aside, and those that lent their slots go on.
 
     Args:
         facts: a FACTS record; the numbers of slots and running requests are brought up to date.
         runners: array of RUNNER.
-        table: array of REQUEST.
+        order: of all requests.
 
     Returns:
         The runners as `choose_active` takes them: who was read counts as paused, who lent its slot
         as running.
     """
-    runners = runners.copy()
-    over, fate = 0, np.zeros(len(runners), np.int8)
+    table, runners = order.table, runners.copy()
+    over, draft = 0, new_draft(facts, len(runners), 0)
     for place in range(len(runners)):
         runner = runners[place]
-        if not runner.paused and _is_read(runner, table):
+        if not runner.paused and _is_read(table[runner.row], runner):
             runner.paused, runner.may_make_way = True, False  # it is not freed in this very step
             over += 1
-        fate[place] = runner.paused
-    back, none = 0, np.empty(0, np.int64)
+        draft.fate[place] = PAUSES if runner.paused else RUNS
+    back = 0
     for place in range(len(runners)):
         runner = runners[place]
         if table[runner.row].look != LENT or not runner.paused:
             continue
         if back < facts.free_slots + over and adapter_fits(
-            facts, runners, table, fate, none, runner.row, -1
+            facts, runners, order, draft, runner.row, -1
         ):
             runner.paused, runner.may_make_way = False, True
-            fate[place] = 0
+            draft.fate[place] = RUNS
             back += 1
     facts.running += back - over
     facts.paused += over - back
@@ -80,7 +86,7 @@ def settle_looks(
     facts: Any,
     runners: NDArray[np.void],
     active: NDArray[np.void],
-    table: RequestTable,
+    order: Order,
     kept: Rows,
     paused: Rows,
 ) -> None:
@@ -90,10 +96,11 @@ def settle_looks(
         facts: a FACTS record.
         runners: array of RUNNER, as the engine has them.
         active: the same, of `end_looks`.
-        table: array of REQUEST.
+        order: of all requests.
         kept: places of those that run.
         paused: places of those that are paused.
     """
+    table = order.table
     facts.looking = 0
     for place in kept:
         request = table[runners[place].row]
@@ -115,9 +122,7 @@ def choose_peeks(
     rules: Any,
     facts: Any,
     runners: NDArray[np.void],
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
+    order: Order,
     waiting: Rows,
     kept: Rows,
     paused: Rows,
@@ -129,9 +134,7 @@ def choose_peeks(
         rules: a RULES record.
         facts: a FACTS record.
         runners: array of RUNNER, as the engine has them.
-        table: array of REQUEST.
-        groups: of `rank_requests`.
-        ranks: of `rank_requests`.
+        order: of all requests.
         waiting: the waiting rows that may come in, in order.
         kept: places of those that run.
         paused: places of those that are paused.
@@ -140,59 +143,50 @@ def choose_peeks(
     Returns:
         The same with looks: places of those that run and that are paused, and who comes in.
     """
+    table = order.table
     remaining = np.empty(len(kept) + len(front))
-    left = np.zeros(4, np.int64)
-    left[PLACES] = facts.free_places - len(front)
-    left[BLOCKS], left[TOKENS] = facts.free_blocks, facts.token_budget
+    own = new_draft(facts, len(runners), len(front) + rules.max_swaps)
+    draft: Draft = borrowed(own)
+    left = draft.left[0]
     for k in range(len(kept)):
-        runner = runners[kept[k]]
-        remaining[k] = table[runner.row].remaining
-        left[BLOCKS] -= growth(facts, runner)
-        left[TOKENS] -= runner.wanted_tokens
+        keep(facts, runners, draft, kept[k])
+        remaining[k] = table[runners[kept[k]].row].remaining
     for k in range(len(front)):
-        request = table[front[k]]
-        request.look = 0
-        remaining[len(kept) + k] = request.remaining
-        left[BLOCKS] -= prompt_blocks(facts, request)
-        left[TOKENS] -= uncached_tokens(request)
-    fate = np.ones(len(runners), np.int8)  # 0 for those that run, as `adapter_fits` has it
-    for place in kept:
-        fate[place] = 0
-    come, lenders = front.copy(), np.empty(rules.max_swaps, np.int64)
-    looks = 0
+        admit(facts, order, draft, front[k])
+        table[front[k]].look = 0
+        remaining[len(kept) + k] = table[front[k]].remaining
     for row in waiting:
-        if looks == rules.max_swaps or left[PLACES] <= len(kept) + len(front):
+        if left.paused == rules.max_swaps or left.places <= len(kept) + len(front):
             break  # places are kept for those whose turn comes
         request = table[row]
-        if (come == row).any() or not _is_worth_it(facts, request):
+        if (draft.admitted[: left.admitted] == row).any() or not _is_worth_it(facts, request):
             continue
-        lender = _last(facts, runners, table, groups, ranks, fate, come, row)
+        lends = _may_lend(runners, order)
+        lender = last_to_lend(facts, runners, order, draft, row, lends)
         if lender < 0:
             break
         needed = growth_meanwhile(facts, remaining, -1, request.remaining)
         spare = growth(facts, runners[lender])
-        if not comes_in(facts, request, left, spare - needed):
+        if not comes_in(facts, order, draft, row, spare - needed):
             break
-        left[BLOCKS] += spare
-        left[TOKENS] += runners[lender].wanted_tokens
-        fate[lender] = 1
-        lenders[looks] = lender
-        looks += 1
-        come = np.append(come, row)
+        left.blocks += spare
+        left.tokens += runners[lender].wanted_tokens
+        pause(draft, lender)
         request.look = LOOKING
-    facts.looking += looks
+    facts.looking += left.paused
     running = np.empty(len(kept), np.int64)
     size = 0
     for place in kept:
-        if fate[place] == 0:
+        if draft.fate[place] == RUNS:
             running[size] = place
             size += 1
-    for place in lenders[:looks]:
+    lenders = own.paused[: left.paused]
+    for place in lenders:
         request = table[runners[place].row]
         request.state, request.look = PAUSED, LENT
         request.pauses += 1
         request.paused_s = facts.now_s
-    return running[:size], np.append(paused, lenders[:looks]), come
+    return running[:size], np.append(paused, lenders), own.admitted[: left.admitted]
 
 
 @compiled
@@ -204,26 +198,16 @@ def _is_worth_it(facts: Any, request: Any) -> bool:
 
 
 @compiled
-def _is_read(runner: Any, table: RequestTable) -> bool:
+def _is_read(request: Any, runner: Any) -> bool:
     """Whether a request that runs was only looked at, and that is over."""
-    return bool(table[runner.row].look == LOOKING and runner.age > 0 and runner.may_make_way)
+    return bool(request.look == LOOKING and runner.age > 0 and runner.may_make_way)
 
 
 @compiled
-def _last(
-    facts: Any,
-    runners: NDArray[np.void],
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-    fate: NDArray[np.int8],
-    come: Rows,
-    row: int,
-) -> int:
-    """The last in order of those that may lend their slot to a row, -1 for none."""
+def _may_lend(runners: NDArray[np.void], order: Order) -> NDArray[np.bool_]:
+    """Which runners may lend their slots: nobody that is looked at, or has to run to its end."""
     lends = np.empty(len(runners), np.bool_)
     for place in range(len(runners)):
-        # One that is never to be preempted again does not lend its slot either.
-        lender = runners[place].row
-        lends[place] = table[lender].look != LOOKING and ranks[lender] != -math.inf
-    return last_to_lend(facts, runners, table, groups, ranks, fate, come, row, lends)
+        row = runners[place].row
+        lends[place] = order.table[row].look != LOOKING and order.ranks[row] != -math.inf
+    return lends

@@ -9,7 +9,7 @@ and not a function of numba's: to find the type of one takes 25 µs a call from 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numba
 import numpy as np
@@ -19,32 +19,24 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
+from lengthwise.policy.facts import new_facts
 from lengthwise.policy.guards import guard_record
-from lengthwise.policy.order import ranking_of
+from lengthwise.policy.order import Order
+from lengthwise.policy.ranking import ranking_of
 from lengthwise.policy.registry import Policy
-from lengthwise.request import RequestTable, new_table
+from lengthwise.request import new_table
 
 _FLOATS: Final = types.Array(types.float64, 1, "C")
-_INTEGERS: Final = types.Array(types.int64, 1, "C")
 _PAIRS: Final = types.Array(types.int64, 2, "C")
 
-#: Of `rank_requests`, in `policy.order`.
+#: Of `rank_requests`, in `policy.ranking`.
 SIGNATURE: Final = types.void(
     _FLOATS,
     numba.typeof(guard_record()),
-    numba.typeof(new_table(1)),
-    types.int64,
-    types.float64,
-    types.int64,
-    types.float64,
-    types.float64,
-    types.int64,
-    types.int64,
-    types.int64,
+    numba.typeof(new_facts(1, token_budget=1, block_size=1)[0]),
+    numba.typeof(Order(new_table(1), np.zeros(1, np.int64), np.zeros(1))),
     _PAIRS,
     types.boolean,
-    _INTEGERS,
-    _FLOATS,
 )
 _FUNCTION: Final = types.FunctionType(SIGNATURE)
 
@@ -76,62 +68,38 @@ def _at(context: Any, address: Any) -> Any:
     return _FUNCTION(types.int64), code
 
 
+class Ranking(NamedTuple):
+    """How a discipline ranks.
+
+    Attributes:
+        address: of `ranking_address`.
+        values: of `parameter_values`.
+        guards: array of one GUARDS record.
+    """
+
+    address: int
+    values: NDArray[np.float64]
+    guards: NDArray[np.void]
+
+
 @compiled
 def rank(
-    ranking: int,
-    values: NDArray[np.float64],
-    guards: NDArray[np.void],
-    table: RequestTable,
-    count: int,
-    now: float,
-    step: int,
-    prefill_weight: float,
-    token_work: float,
-    decoded: int,
-    prefilled: int,
-    admissions: int,
+    ranking: Ranking,
+    facts: Any,
+    order: Order,
     admitted: NDArray[np.int64],
     everyone: bool,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
 ) -> None:
-    """`rank_requests` of the policy whose ranking begins at the address `ranking`.
+    """Rank the requests; see `rank_requests`.
 
     Args:
-        ranking: of `ranking_address`.
-        values: of `parameter_values`.
-        guards: see `rank_requests`, as are the others.
-        table: see `rank_requests`.
-        count: see `rank_requests`.
-        now: see `rank_requests`.
-        step: see `rank_requests`.
-        prefill_weight: see `rank_requests`.
-        token_work: see `rank_requests`.
-        decoded: see `rank_requests`.
-        prefilled: see `rank_requests`.
-        admissions: see `rank_requests`.
-        admitted: see `rank_requests`.
-        everyone: see `rank_requests`.
-        groups: see `rank_requests`.
-        ranks: see `rank_requests`.
+        ranking: the discipline's.
+        facts: a FACTS record: its state and prices.
+        order: written.
+        admitted: arrival_index and priority of those admitted since the last call, shape [n, 2].
+        everyone: rank running and paused requests too, and not those alone that wait.
     """
-    _at(ranking)(
-        values,
-        guards,
-        table,
-        count,
-        now,
-        step,
-        prefill_weight,
-        token_work,
-        decoded,
-        prefilled,
-        admissions,
-        admitted,
-        everyone,
-        groups,
-        ranks,
-    )
+    _at(ranking.address)(ranking.values, ranking.guards, facts, order, admitted, everyone)
 
 
 @cache

@@ -3,6 +3,10 @@
 Both take the predicted quantiles for those of a log-normal law. It is the one rule by which
 predictions age: from the prompt's prediction of the whole length, and from a later one of what was
 still to come, counted from the token at which that was made.
+
+`policy.length_law` reads the same quantiles as another law, and neither can stand in for the other.
+Here the mean of what remains is wanted, for every request of every step, and it falls and rises
+smoothly with the age; there a survival whose best moments to stop are the quantiles themselves.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.policy.pointer import rank, ranking_address
+from lengthwise.policy.order import Order
+from lengthwise.policy.pointer import Ranking, rank, ranking_address
 from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.registry import get_policy
 from lengthwise.policy.select import Rows
@@ -38,7 +39,7 @@ class RecordedStep:
         guards: array of one GUARDS record.
         facts: array of one FACTS record.
         table: the rows in use.
-        admitted: see `rank_requests`.
+        admitted: arrival_index and priority of those admitted since the last ranking.
         runners: array of RUNNER, with what the engine said of those that it was asked about.
         ready: which of the rows that may come in the engine could admit.
     """
@@ -55,30 +56,14 @@ class RecordedStep:
 
     def decide(self) -> Decision:
         """Rank everyone and decide, as it was done then."""
-        table, runners, facts = self.table.copy(), self.runners.copy(), self.facts[0]
-        groups, ranks = np.zeros(len(table), np.int64), np.zeros(len(table))
-        rank(
-            ranking_address(get_policy(self.policy)),
-            self.values,
-            self.guards,
-            table,
-            len(table),
-            float(facts["now_s"]),
-            int(facts["step"]),
-            float(facts["prefill_weight"]),
-            float(facts["token_work"]),
-            int(facts["decoded"]),
-            int(facts["prefilled"]),
-            int(facts["admissions"]),
-            self.admitted,
-            True,
-            groups,
-            ranks,
-        )
+        table, runners, facts = self.table.copy(), self.runners.copy(), self.facts.copy()[0]
+        order = Order(table, np.zeros(len(table), np.int64), np.zeros(len(table)))
+        address = ranking_address(get_policy(self.policy))
+        rank(Ranking(address, self.values, self.guards), facts, order, self.admitted, True)
         rules = self.rules[0]
-        waiting = look(rules, facts, runners, table, groups, ranks)
+        waiting = look(rules, facts, runners, order)
         runners["may_make_way"] &= self.runners["may_make_way"]
-        return Decision(*decide(rules, facts, runners, table, groups, ranks, waiting, self.ready))
+        return Decision(*decide(rules, facts, runners, order, waiting, self.ready))
 
     def save(self, path: Path) -> None:
         """Write it to a file, `.npz`."""

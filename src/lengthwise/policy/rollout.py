@@ -20,7 +20,7 @@ outlast the allocations made until the victim is back, which the same rollout te
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,46 +95,19 @@ def surviving_tokens(
 
 
 @compiled
-def swap_gain(
-    running: NDArray[np.float64],
-    waiting: NDArray[np.float64],
-    victim: int,
-    position: int,
-    context: float,
-    newcomer_tokens: float,
-    requests: int,
-    step_s: float,
-    prefill_s: float,
-    free_blocks: float,
-    tokens_per_step: float,
-    block_size: int,
-    caching: bool,
-    host_blocks: float = 0.0,
-    host_tokens: float = 0.0,
-    load_s: float = 0.0,
-) -> float:
-    """Seconds of total completion time that swapping pays beyond its cost.
+def steps_saved(
+    running: NDArray[np.float64], waiting: NDArray[np.float64], victim: int, returns: int
+) -> tuple[float, float]:
+    """What a swap saves, and when the victim runs again, both in steps.
 
     Args:
         running: predicted remaining steps of each running request, shape [slots].
         waiting: predicted steps of the waiting requests in order; the first is the newcomer.
-        victim: index into `running`.
-        position: place among waiting[1:] that the victim takes in the queue.
-        context: tokens computed for the victim.
-        newcomer_tokens: prompt tokens that the newcomer must compute.
-        requests: N, running and waiting requests.
-        step_s: seconds a decode step.
-        prefill_s: seconds a prefilled token.
-        free_blocks: blocks free before the swap.
-        tokens_per_step: see `surviving_tokens`.
-        block_size: tokens a block.
-        caching: whether freed blocks stay reusable at all.
-        host_blocks: blocks that host memory holds, 0 where nothing is offloaded.
-        host_tokens: of the victim's context, those that are offloaded at all.
-        load_s: seconds for which a token's KV is loaded from there.
+        victim: place in `running` of the one that makes way.
+        returns: place among waiting[1:] that it takes in the queue.
 
     Returns:
-        Seconds; the swap pays if and only if it is positive.
+        By how much the sum of all completion times falls, and the step at which the victim resumes.
     """
     queue, slots = len(waiting), len(running)
     starts = np.empty(queue)
@@ -151,25 +124,62 @@ def swap_gain(
         busy[place] = waiting[0] if place == victim else running[place]
         with_swap += busy[place]
     for place in range(queue):
-        if place < position:
+        if place < returns:
             jobs[place] = waiting[place + 1]
         else:
-            jobs[place] = running[victim] if place == position else waiting[place]
+            jobs[place] = running[victim] if place == returns else waiting[place]
     with_swap += list_schedule(busy, jobs, starts)
+    return without - with_swap, starts[returns]
 
+
+class Swap(NamedTuple):
+    """A waiting request in a running one's place.
+
+    Attributes:
+        victim: place of the one that makes way among those that run.
+        returns: place that it takes in the queue, behind the newcomer.
+        context: tokens computed for it.
+        offloaded: of them, those that host memory holds.
+        newcomer_tokens: prompt tokens that the newcomer must compute.
+        free_blocks: KV blocks free before the swap.
+    """
+
+    victim: int
+    returns: int
+    context: float
+    offloaded: float
+    newcomer_tokens: float
+    free_blocks: float
+
+
+@compiled
+def swap_gain(
+    facts: Any, running: NDArray[np.float64], waiting: NDArray[np.float64], swap: Swap
+) -> float:
+    """Seconds of total completion time that a swap pays beyond its cost.
+
+    Args:
+        facts: a FACTS record: N is its running and waiting requests, prices are as measured.
+        running: see `steps_saved`.
+        waiting: see `steps_saved`.
+        swap: who makes way, and what that throws away.
+
+    Returns:
+        Seconds; the swap pays if and only if it is positive.
+    """
+    saved, resumes = steps_saved(running, waiting, swap.victim, swap.returns)
+    tokens_per_step, size = facts.tokens_per_step, facts.block_size
     cached = 0.0
-    if caching:
-        cached = surviving_tokens(
-            context, starts[position], free_blocks, tokens_per_step, block_size
-        )
+    if facts.caching:
+        cached = surviving_tokens(swap.context, resumes, swap.free_blocks, tokens_per_step, size)
     loaded = 0.0
-    if host_blocks > 0.0:
+    if facts.host_blocks > 0:
         # Least recently used goes first there, too: all that is computed until then is stored.
-        held = surviving_tokens(
-            host_tokens, starts[position], host_blocks, tokens_per_step, block_size
-        )
+        room = float(facts.host_blocks)
+        held = surviving_tokens(swap.offloaded, resumes, room, tokens_per_step, size)
         loaded = max(held - cached, 0.0)
-    recompute_s = (context - cached - loaded) * prefill_s
-    newcomer_s = newcomer_tokens * prefill_s
-    gain = (without - with_swap) * step_s - requests * recompute_s - newcomer_s
-    return float(gain - loaded * load_s)
+    recompute_s = (swap.context - cached - loaded) * facts.prefill_s
+    newcomer_s = swap.newcomer_tokens * facts.prefill_s
+    delayed = facts.running + facts.waiting
+    gain = saved * facts.step_s - delayed * recompute_s - newcomer_s
+    return float(gain - loaded * facts.load_s)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.rollout import swap_gain
-from lengthwise.request import RequestTable
+from lengthwise.policy.order import Order, place_in_order, ranks_behind
+from lengthwise.policy.rollout import Swap, swap_gain
 
 Rows = NDArray[np.int64]
 
@@ -22,22 +22,17 @@ def blocks_for(tokens: float, block_size: int) -> int:
 
 
 @compiled
-def outranked(
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-    runners: NDArray[np.void],
-    newcomers: Rows,
-) -> NDArray[np.bool_]:
+def outranked(order: Order, runners: NDArray[np.void], newcomers: Rows) -> NDArray[np.bool_]:
     """Which of the running requests rank truly behind any of the waiting rows, shape [runners]."""
     result = np.zeros(len(runners), np.bool_)
     if len(newcomers) == 0:
         return result
     best = newcomers[0]  # with a blend not always the first
     for newcomer in newcomers:
-        if ranks_behind(groups, ranks, best, newcomer):
+        if ranks_behind(order, best, newcomer):
             best = newcomer
     for place in range(len(runners)):
-        result[place] = ranks_behind(groups, ranks, runners[place].row, best)
+        result[place] = ranks_behind(order, runners[place].row, best)
     return result
 
 
@@ -46,9 +41,7 @@ def choose_swaps(
     rules: Any,
     facts: Any,
     runners: NDArray[np.void],
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
+    order: Order,
     waiting: Rows,
 ) -> tuple[Rows, int]:
     """Which running requests to preempt, and how many waiting ones get in this step.
@@ -61,16 +54,14 @@ def choose_swaps(
         rules: a RULES record.
         facts: a FACTS record.
         runners: array of RUNNER.
-        table: array of REQUEST.
-        groups: of `rank_requests`.
-        ranks: of `rank_requests`.
+        order: of all requests.
         waiting: the first waiting rows in order that could be admitted.
 
     Returns:
         Places of the victims among the runners, and the number of leading rows of `waiting` that
         get in.
     """
-    queue = waiting.copy()
+    table, queue = order.table, waiting.copy()
     admitted = 0
     slots, budget = facts.free_slots, facts.token_budget
     blocks = facts.free_blocks - facts.watermark_blocks
@@ -91,14 +82,10 @@ def choose_swaps(
     victims = np.empty(rules.max_swaps, np.int64)
     swaps = 0
     held = np.empty(len(runners), np.int64)
-    free = np.empty(len(runners), np.bool_)
     for place in range(len(runners)):
         held[place] = runners[place].row
-        free[place] = runners[place].may_make_way
     while len(queue) > 0 and budget > 0 and swaps < rules.max_swaps:
-        place = _choose_victim(
-            rules, facts, runners, table, groups, ranks, queue, held, free, blocks, free_blocks
-        )
+        place = _choose_victim(rules, facts, runners, order, queue, held, blocks, free_blocks)
         if place < 0:
             break
         victim, newcomer = held[place], queue[0]
@@ -108,9 +95,8 @@ def choose_swaps(
         blocks += runners[place].freed_blocks - prompt_blocks(facts, table[newcomer])
         budget += 1 - uncached_tokens(table[newcomer])
         held[place] = newcomer
-        free[place] = False
         # The victim takes its place in the queue. Where it is the next, nobody else gets in.
-        returns = place_in_order(groups, ranks, queue[1:], victim)
+        returns = place_in_order(order, queue[1:], victim)
         if returns == 0:
             break
         for k in range(returns):
@@ -157,17 +143,25 @@ def _choose_victim(
     rules: Any,
     facts: Any,
     runners: NDArray[np.void],
-    table: RequestTable,
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
+    order: Order,
     queue: Rows,
     held: Rows,
-    free: NDArray[np.bool_],
     blocks: int,
     free_blocks: int,
 ) -> int:
-    """The place in `held` of the request that makes way for queue[0]; -1 where none should."""
-    newcomer = queue[0]
+    """The place of the request that makes way for queue[0]; -1 where none should.
+
+    Args:
+        rules: a RULES record.
+        facts: a FACTS record.
+        runners: array of RUNNER.
+        order: of all requests.
+        queue: the waiting rows in order, earlier victims of this step among them.
+        held: which row has the slot of each runner now.
+        blocks: that are free now, victims' blocks taken back and newcomers' given.
+        free_blocks: that were free before the first swap.
+    """
+    table, newcomer = order.table, queue[0]
     need = prompt_blocks(facts, table[newcomer])
     requests = facts.running + facts.waiting
     remaining = np.empty(len(held))
@@ -175,12 +169,14 @@ def _choose_victim(
     for place in range(len(held)):
         row = held[place]
         remaining[place] = table[row].remaining
-        if not free[place] or runners[place].freed_blocks + blocks < need:
+        if row != runners[place].row or not runners[place].may_make_way:
+            continue  # a newcomer of this step, or one that has to stay
+        if runners[place].freed_blocks + blocks < need:
             continue
-        if not ranks_behind(groups, ranks, row, newcomer):
+        if not ranks_behind(order, row, newcomer):
             continue
         if rules.greedy:
-            if chosen < 0 or ranks_behind(groups, ranks, row, held[chosen]):
+            if chosen < 0 or ranks_behind(order, row, held[chosen]):
                 chosen = place
             continue
         context = table[row].computed_tokens
@@ -194,49 +190,13 @@ def _choose_victim(
     waiting = np.empty(len(queue))
     for place in range(len(queue)):
         waiting[place] = table[queue[place]].remaining
-    gain = swap_gain(
-        remaining,
-        waiting,
-        chosen,
-        place_in_order(groups, ranks, queue[1:], held[chosen]),
-        float(table[held[chosen]].computed_tokens),
-        float(uncached_tokens(table[newcomer])),
-        requests,
-        facts.step_s,
-        facts.prefill_s,
-        float(max(free_blocks, 0)),
-        facts.tokens_per_step,
-        facts.block_size,
-        facts.caching,
-        float(facts.host_blocks),
-        float(host_tokens(facts, table[held[chosen]])),
-        facts.load_s,
+    victim = table[held[chosen]]
+    swap = Swap(
+        victim=chosen,
+        returns=place_in_order(order, queue[1:], held[chosen]),
+        context=float(victim.computed_tokens),
+        offloaded=float(host_tokens(facts, victim)),
+        newcomer_tokens=float(uncached_tokens(table[newcomer])),
+        free_blocks=float(max(free_blocks, 0)),
     )
-    return chosen if gain > 0.0 else -1
-
-
-@compiled
-def ranks_behind(
-    groups: NDArray[np.int64], ranks: NDArray[np.float64], row: int, other: int
-) -> bool:
-    """Whether `row` ranks truly behind `other`: a tie is no reason to preempt."""
-    return bool(
-        groups[row] > groups[other] or (groups[row] == groups[other] and ranks[row] > ranks[other])
-    )
-
-
-@compiled
-def place_in_order(
-    groups: NDArray[np.int64],
-    ranks: NDArray[np.float64],
-    rows: Rows,
-    row: int,
-) -> int:
-    """Where `row`, put back ahead of its equals, goes among rows that are in order."""
-    for place in range(len(rows)):
-        other = rows[place]
-        if groups[other] > groups[row] or (
-            groups[other] == groups[row] and ranks[other] >= ranks[row]
-        ):
-            return place
-    return len(rows)
+    return chosen if swap_gain(facts, remaining, waiting, swap) > 0.0 else -1

@@ -1,4 +1,7 @@
-"""The pre-pass for code that is not compiled: one scheduler's order, step after step."""
+"""The pre-pass for code that is not compiled: one scheduler's order, step after step.
+
+Records are handed over as arrays of one: numba takes microseconds to look at a lone record.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,38 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.compiled import compiled
+from lengthwise.policy import due, pointer, prepass
+from lengthwise.policy.borrowed import borrowed
 from lengthwise.policy.discipline import Discipline
-from lengthwise.policy.order import first_in_order
-from lengthwise.policy.pointer import rank
-from lengthwise.policy.prepass import decide, look
+from lengthwise.policy.due import EngineState
+from lengthwise.policy.order import Order, first_in_order
 from lengthwise.policy.select import Rows
 from lengthwise.request import RequestTable
 
 NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
+
+Records = NDArray[np.void]  #: array of one record
+
+
+def prepare(discipline: Discipline, facts: Records, times: Records, state: EngineState) -> bool:
+    """Write the facts of the step that comes next; see `due.prepare`."""
+    return _prepare(discipline.rules, facts, times, state)
+
+
+def begin(
+    discipline: Discipline, facts: Records, runners: NDArray[np.void], table: RequestTable
+) -> bool:
+    """Take up the running requests; whether something is to decide. See `prepass.begin`."""
+    return _begin(discipline.rules, facts, runners, table, discipline.values)
 
 
 class StepOrder:
     """The frozen order of one step over a table of requests: `rank` once, then all else.
 
     Attributes:
-        groups: of `rank_requests`.
-        ranks: of `rank_requests`.
+        groups: priority class and tier of each row as one key; see `policy.order`.
+        ranks: the policy's rank of each row within its group.
     """
 
     def __init__(self) -> None:
@@ -33,38 +52,31 @@ class StepOrder:
         self,
         discipline: Discipline,
         table: RequestTable,
-        count: int,
-        now: float,
-        step: int,
+        facts: Records,
         admitted: NDArray[np.int64] = NOBODY,
         everyone: bool = True,
-        prefill_weight: float = 0.0,
-        token_work: float = 0.0,
-        decoded: int = 0,
-        prefilled: int = 0,
-        admissions: int = 0,
     ) -> None:
-        """Rank rows 0 … count-1; see `rank_requests` for the arguments."""
+        """Rank the rows in use.
+
+        Args:
+            discipline: what decides.
+            table: array of REQUEST, written.
+            facts: of an engine: its state and prices.
+            admitted: arrival_index and priority of those admitted since the last call, shape
+                [n, 2].
+            everyone: rank running and paused requests too, and not those alone that wait.
+        """
         if len(self.ranks) < len(table):
             self.groups = np.zeros(len(table), dtype=np.int64)
             self.ranks = np.zeros(len(table))
-        rank(
+        _rank(
             discipline.ranking,
             discipline.values,
             discipline.guards,
-            table,
-            count,
-            now,
-            step,
-            prefill_weight,
-            token_work,
-            decoded,
-            prefilled,
-            admissions,
+            facts,
+            self._of(table),
             admitted,
             everyone,
-            self.groups,
-            self.ranks,
         )
 
     def first(
@@ -75,31 +87,78 @@ class StepOrder:
         want: int,
         admissions: int = 0,
     ) -> Rows:
-        """The best `want` waiting rows; with a blend, merged with those first in the queue."""
-        return first_in_order(
-            table, count, self.groups, self.ranks, discipline.blend, admissions, want
-        )
+        """The best `want` waiting rows of the first `count`; with a blend, merged with those first
+        in the queue, `admissions` being how many have been made before."""
+        return first_in_order(self._of(table), count, discipline.blend, admissions, want)
 
     def look(
         self,
         discipline: Discipline,
-        facts: NDArray[np.void],
+        facts: Records,
         runners: NDArray[np.void],
         table: RequestTable,
     ) -> Rows:
-        """Of whom the engine has to be asked more; see `prepass.look`, `facts` as an array."""
-        return look(discipline.rules[0], facts[0], runners, table, self.groups, self.ranks)
+        """Of whom the engine has to be asked more; see `prepass.look`."""
+        return _look(discipline.rules, facts, runners, self._of(table))
 
     def decide(
         self,
         discipline: Discipline,
-        facts: NDArray[np.void],
+        facts: Records,
         runners: NDArray[np.void],
         table: RequestTable,
         waiting: Rows,
         ready: NDArray[np.bool_],
     ) -> tuple[Rows, Rows, bool, Rows, Rows]:
         """Who makes way, comes in, keeps its memory, is left out; see `prepass.decide`."""
-        return decide(
-            discipline.rules[0], facts[0], runners, table, self.groups, self.ranks, waiting, ready
-        )
+        return _decide(discipline.rules, facts, runners, self._of(table), waiting, ready)
+
+    def _of(self, table: RequestTable) -> Order:
+        return Order(table, self.groups, self.ranks)
+
+
+@compiled
+def _prepare(rules: Records, facts: Records, times: Records, state: EngineState) -> bool:
+    return due.prepare(rules[0], facts[0], times[0], state)
+
+
+@compiled
+def _begin(
+    rules: Records,
+    facts: Records,
+    runners: NDArray[np.void],
+    table: RequestTable,
+    values: NDArray[np.float64],
+) -> bool:
+    return prepass.begin(rules[0], facts[0], runners, table, values)
+
+
+@compiled
+def _rank(
+    address: int,
+    values: NDArray[np.float64],
+    guards: Records,
+    facts: Records,
+    order: Order,
+    admitted: NDArray[np.int64],
+    everyone: bool,
+) -> None:
+    ranking = pointer.Ranking(address, values, guards)
+    pointer.rank(ranking, facts[0], order, admitted, everyone)
+
+
+@compiled
+def _look(rules: Records, facts: Records, runners: NDArray[np.void], order: Order) -> Rows:
+    return prepass.look(rules[0], facts[0], runners, borrowed(order))
+
+
+@compiled
+def _decide(
+    rules: Records,
+    facts: Records,
+    runners: NDArray[np.void],
+    order: Order,
+    waiting: Rows,
+    ready: NDArray[np.bool_],
+) -> tuple[Rows, Rows, bool, Rows, Rows]:
+    return prepass.decide(rules[0], facts[0], runners, borrowed(order), waiting, ready)

@@ -128,6 +128,12 @@ def _fit(times: Any) -> None:
     times.decode_s = max(prices[2], _LEAST * _PRIOR[2])
 
 
+@compiled
+def _observe(times: NDArray[np.void], prefill_tokens: int, decode_tokens: int, s: float) -> None:
+    """`observe` of an array of one record, which numba takes less time to look at."""
+    observe(times[0], prefill_tokens, decode_tokens, s)
+
+
 class StepTime:
     """The prices of one engine, for code that is not compiled.
 
@@ -135,20 +141,20 @@ class StepTime:
     """
 
     def __init__(self) -> None:
-        self._times = new_step_times(1)[0]
+        self._times = new_step_times(1)
         self._noted: deque[tuple[int, int, float]] = deque()
 
     @property
-    def record(self) -> Any:
-        """The record of STEP_TIME, all steps counted."""
+    def times(self) -> NDArray[np.void]:
+        """Array of one record of STEP_TIME, all steps counted."""
         while self._noted:
-            observe(self._times, *self._noted.popleft())
+            _observe(self._times, *self._noted.popleft())
         return self._times
 
     @property
     def counted(self) -> Any:
         """The record of STEP_TIME as it was when a price was last asked for, for other threads."""
-        return self._times
+        return self._times[0]
 
     def observe(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Count one finished step; see the function of that name."""
@@ -156,23 +162,23 @@ class StepTime:
 
     def decode_s(self, running: int) -> float:
         """Seconds of a step in which `running` requests decode one token each."""
-        return batch_s(self.record, running)
+        return batch_s(self.times[0], running)
 
     def prefill_weight(self, running: int) -> float:
         """Output tokens that take as much of the engine's time as a prefilled one."""
-        return prefill_weight(self.record, running)
+        return prefill_weight(self.times[0], running)
 
     @property
     def prefill_s_per_token(self) -> float:
         """Seconds that one more prefilled token adds to a step."""
-        return float(self.record["prefill_s"])
+        return float(self.times[0]["prefill_s"])
 
     @property
     def tokens_per_step(self) -> float:
         """Tokens whose KV is written in a step, on average: how fast free blocks are reused."""
-        return float(self.record["mean_tokens"])
+        return float(self.times[0]["mean_tokens"])
 
     @property
     def steps(self) -> int:
         """Steps observed so far."""
-        return int(self.record["steps"])
+        return int(self.times[0]["steps"])

@@ -1,8 +1,8 @@
 """What one router has sent where: replicas by name, requests by id, and the rule that chooses.
 
-The rule and the copy of the replicas that it looks at are `policy.replicas`, which the simulator
-runs too. Here are only names, and the ways in which a booking ends: its request does, its replica
-goes, or it is too old to be true. Nothing here knows Ray.
+The rule is `policy.replicas` and the copy of the replicas that it looks at `policy.fleet`; the
+simulator runs both, too. Here are only names, and the ways in which a booking ends: its request
+does, its replica goes, or it is too old to be true. Nothing here knows Ray.
 """
 
 from __future__ import annotations
@@ -14,23 +14,20 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy.replicas import (
+from lengthwise.policy.fleet import (
     BOOKING,
     COMPANY,
     NOBODY,
-    POWER_OF_TWO,
-    PREDICTED_WAIT,
     REPLICA,
-    WAIT_OF_TWO,
     Fleet,
     book,
-    choose,
     hear,
     mean_expected,
     new_replicas,
     new_routers,
     release,
 )
+from lengthwise.policy.replicas import POWER_OF_TWO, PREDICTED_WAIT, WAIT_OF_TWO, choose
 
 _BELIEVED_S: Final = 10.0  #: of what was heard of other routers' requests
 _NOTHING: Final = np.empty(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +18,14 @@ from lengthwise.policy.stand_in import (
     stand_in,
 )
 from lengthwise.request import BY_PROBE
-from lengthwise.simulate.state import Queue
-
-
-class Recent(NamedTuple):
-    """The last predictions. Arrays of several engines have one more axis, the first."""
-
-    predictions: NDArray[np.float64]  # [RECENT, 5], a ring
-    median: NDArray[np.float64]  # [5], what stands in for a prediction
-
-
-def new_recent(engines: int) -> Recent:
-    """Nothing predicted yet, on several engines."""
-    return Recent(
-        predictions=np.zeros((engines, RECENT, len(UNKNOWN))),
-        median=np.tile(np.array(UNKNOWN), (engines, 1)),
-    )
+from lengthwise.simulate.replica import Replica
 
 
 @compiled_here
-def expect(engine: Any, requests: Any, queue: Queue, recent: Recent, i: int) -> None:
+def expect(replica: Replica, i: int) -> None:
     """Request i, which has its row, wants a prediction; it ranks as the median until then."""
-    _write(queue.table[requests[i].row], recent.median, False)
+    engine, requests = replica.engine, replica.requests
+    _write(replica.queue.order.table[requests[i].row], replica.recent.median, False)
     # Those that wait for their prediction are a list; the queue itself is in the table.
     requests[i].next = -1
     if engine.last >= 0:
@@ -50,8 +36,10 @@ def expect(engine: Any, requests: Any, queue: Queue, recent: Recent, i: int) -> 
 
 
 @compiled_here
-def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
+def foretell(replica: Replica) -> None:
     """Predict as many as a step may, and now and then compute the median anew."""
+    engine, requests, recent = replica.engine, replica.requests, replica.recent
+    table = replica.queue.order.table
     made, read = 0, 0
     while engine.first >= 0 and made < PER_STEP and read < READ_PER_STEP:
         served = requests[engine.first]
@@ -72,24 +60,24 @@ def foretell(engine: Any, requests: Any, queue: Queue, recent: Recent) -> None:
         prediction[4] = served.high
         engine.predictions += 1
         engine.since_median += 1
-        if queue.table[served.row].predicted != BY_PROBE:  # which knows more, and was first
-            _write(queue.table[served.row], prediction, True)
+        if table[served.row].predicted != BY_PROBE:  # which knows more, and was first
+            _write(table[served.row], prediction, True)
     known = min(engine.predictions, RECENT)
     if engine.since_median >= min(known, MEDIAN_EVERY) > 0:
         engine.since_median = 0
         for column in range(len(UNKNOWN)):
             recent.median[column] = np.median(recent.predictions[:known, column])
         score, expected, low, median, high = recent.median
-        stand_in(queue.table, engine.live, score, expected, low, median, high)
+        stand_in(table, engine.live, score, expected, low, median, high)
 
 
 @compiled_here
-def read_prompt(requests: Any, queue: Queue, i: int) -> None:
+def read_prompt(replica: Replica, i: int) -> None:
     """The first token of request i is known, and with it what the probe read in its prompt."""
-    served = requests[i]
+    served = replica.requests[i]
     if served.row < 0 or np.isnan(served.probe_expected):
         return
-    request = queue.table[served.row]
+    request = replica.queue.order.table[served.row]
     request.expected = request.initial = request.remaining = served.probe_expected
     request.low = served.probe_low
     request.median = served.probe_median

@@ -85,17 +85,14 @@ def new_memory(
 
 
 @compiled_here
-def take_block(
-    blocks: Any, requests: Any, shared: NDArray[np.int32], remembered: NDArray[np.int32]
-) -> int:
+def take_block(memory: Memory, requests: Any) -> int:
     """The first free block, its old content forgotten. There must be one.
 
     Args:
-        blocks: of the engine's memory, as are `shared` and `remembered`.
+        memory: written.
         requests: array of SERVED.
-        shared: see `Memory`.
-        remembered: see `Memory`.
     """
+    blocks, shared, remembered = memory.blocks, memory.shared, memory.remembered
     block = int(blocks[len(blocks) - 1].next)
     _unlink(blocks, block)
     owner = blocks[block].owner
@@ -137,27 +134,19 @@ def free_block(blocks: Any, block: int) -> bool:
 
 @compiled_here
 def name_block(
-    blocks: Any,
-    requests: Any,
-    shared: NDArray[np.int32],
-    remembered: NDArray[np.int32],
-    block: int,
-    request: int,
-    place: int,
-    content: int,
+    memory: Memory, requests: Any, block: int, request: int, place: int, content: int
 ) -> None:
     """A block is full: from now on its content can be found.
 
     Args:
-        blocks: see `take_block`, as are the next three.
-        requests: see `take_block`.
-        shared: see `take_block`.
-        remembered: see `take_block`.
+        memory: written.
+        requests: array of SERVED.
         block: the block.
         request: whose it is.
         place: its number among the request's blocks.
         content: the number of its content where that is shared, else -1.
     """
+    blocks, shared, remembered = memory.blocks, memory.shared, memory.remembered
     blocks[block].copy = -1
     if content >= 0:
         blocks[block].owner = -2 - content

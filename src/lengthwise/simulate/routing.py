@@ -13,19 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.replicas import (
+from lengthwise.policy.fleet import (
     BOOKING,
     NOBODY,
-    ROUTERS,
     Fleet,
     book,
-    choose,
     hear,
     new_replicas,
     new_routers,
     release,
 )
-from lengthwise.simulate.state import Integers
+from lengthwise.policy.replicas import ROUTERS, choose
+from lengthwise.simulate.replica import Integers
 
 _NOTHING_SAVED = np.empty(0)
 

@@ -10,26 +10,24 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.pointer import Ranking
 from lengthwise.policy.replicas import PREDICTS, ROUTERS
 from lengthwise.policy.step_time import new_step_times
 from lengthwise.request import PREDICTION
 from lengthwise.simulate import cluster
-from lengthwise.simulate.cluster import advance
+from lengthwise.simulate.cluster import Cluster, advance
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.foretell import new_recent
 from lengthwise.simulate.kv_blocks import new_memory
-from lengthwise.simulate.routing import new_routing
-from lengthwise.simulate.state import (
-    SERVED,
-    STEP,
+from lengthwise.simulate.replica import (
     Shared,
-    limits_of,
     new_batches,
-    new_engines,
     new_queues,
+    new_recent,
     with_more_memory,
     with_more_rows,
 )
+from lengthwise.simulate.routing import new_routing
+from lengthwise.simulate.state import SERVED, STEP, limits_of, new_engines
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.simulate.turns import new_turns
 from lengthwise.workload.trace import Trace
@@ -157,76 +155,63 @@ def simulate(
     if routers < 1:
         raise InputError(f"the number of routers must be at least 1, got {routers}")
     requests = _requests(trace, discipline, predictions, probe, priority, deadline_s, tenant)
-    turns = new_turns(trace, cost.delay_s)
     longest = int((trace.prompt_tokens + trace.output_tokens).max(initial=1))
     blocks = engine.blocks(longest)
     shared, contents = _shared(trace, engine)
     classes = bool((requests["priority"] != requests["priority"][:1]).any())
-    limits, terms = limits_of(engine, blocks, shared.tokens > 0, classes), cost.terms
+    limits = limits_of(engine, blocks, shared.tokens > 0, classes)
     engines = new_engines(replicas, blocks, limits)
-    times_of_steps = new_step_times(replicas)
     if discipline.adapts >= 0:
         engines["cutoff"] = discipline.values[discipline.adapts]
-    queues = new_queues(replicas, engine.slots, int(requests["tenant"].max(initial=0)) + 1)
-    recents = new_recent(replicas)
-    batches = new_batches(replicas, engine.places)
-    memories = new_memory(
-        replicas,
-        engine.places,
-        blocks,
-        contents,
-        longest,
-        engine.block_size,
-        engine.prefix_caching,
-    )
     rules = discipline.rules.copy()
     rules["reorders"] |= requests["priority"].any()
     rules["pauses"] &= engine.places > engine.slots
     rules["peeks"] &= rules["pauses"] & (probe is not None)
-    ranking = (
-        discipline.ranking,
-        discipline.values.copy(),  # one may be set anew while it runs
-        discipline.guards,
-        rules,
-    )
     offsets = np.zeros(n + 1, np.int64)
     if token_times:
         np.cumsum(requests["output_tokens"], out=offsets[1:])
     times = np.full(offsets[-1], np.nan, np.float32)
-    routing = new_routing(
-        router,
-        n,
-        replicas,
-        routers,
-        stale_s,
-        engine.slots,
-        discipline.policy.name != "fcfs",
-        seed,
+    all_engines = Cluster(
+        # A value may be set anew while it runs.
+        ranking=Ranking(discipline.ranking, discipline.values.copy(), discipline.guards),
+        rules=rules,
+        limits=limits,
+        terms=cost.terms,
+        times=new_step_times(replicas),
+        engines=engines,
+        requests=requests,
+        turns=new_turns(trace, cost.delay_s),
+        shared=shared,
+        queues=new_queues(replicas, engine.slots, int(requests["tenant"].max(initial=0)) + 1),
+        recents=new_recent(replicas),
+        batches=new_batches(replicas, engine.places),
+        memories=new_memory(
+            replicas,
+            engine.places,
+            blocks,
+            contents,
+            longest,
+            engine.block_size,
+            engine.prefix_caching,
+        ),
+        token_times=times,
+        token_offsets=offsets,
+        routing=new_routing(
+            router,
+            n,
+            replicas,
+            routers,
+            stale_s,
+            engine.slots,
+            discipline.policy.name != "fcfs",
+            seed,
+        ),
     )
     logs: list[NDArray[np.void]] = []
     arrived = taken = 0
     while True:
         log = np.zeros(_STRETCH if log_steps else 1, STEP)
-        why, arrived, steps = advance(
-            ranking,
-            limits,
-            terms,
-            times_of_steps,
-            engines,
-            requests,
-            turns,
-            shared,
-            queues,
-            recents,
-            batches,
-            memories,
-            times,
-            offsets,
-            log,
-            routing,
-            arrived,
-            _STRETCH,
-        )
+        why, arrived, steps = advance(all_engines, log, arrived, _STRETCH)
         taken += steps
         if log_steps:
             logs.append(log[:steps].copy())
@@ -235,9 +220,9 @@ def simulate(
         if why == cluster.STUCK:
             raise LengthwiseError("the simulated engine stands still: requests wait, none can run")
         if why == cluster.MORE_ROWS:
-            queues = with_more_rows(queues)
+            all_engines = all_engines._replace(queues=with_more_rows(all_engines.queues))
         elif why == cluster.MORE_MEMORY:
-            memories = with_more_memory(memories)
+            all_engines = all_engines._replace(memories=with_more_memory(all_engines.memories))
         progress(arrived)
     steps_done = np.concatenate(logs) if logs else np.zeros(0, STEP)
     return Simulation(requests, steps_done, taken, times, offsets, cost.delay_s)

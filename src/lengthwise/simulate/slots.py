@@ -5,38 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
 from lengthwise.policy.tenants import service
 from lengthwise.request import LOOKING, RUNNING, WAITING
 from lengthwise.simulate.foretell import read_prompt
-from lengthwise.simulate.kv_blocks import Memory, free_block, name_block, share_block, take_block
+from lengthwise.simulate.kv_blocks import free_block, name_block, share_block, take_block
 from lengthwise.simulate.kv_runs import NOBODY, give_to_runs, take_from_runs, take_run_back
 from lengthwise.simulate.prefix_cache import cached_block, content_of
-from lengthwise.simulate.state import Batch, Queue, Shared
+from lengthwise.simulate.replica import Replica
 
 
 @compiled_here
-def start(
-    rules: Any,
-    guards: Any,
-    limits: Any,
-    engine: Any,
-    requests: Any,
-    shared: Shared,
-    queue: Queue,
-    batch: Batch,
-    memory: Memory,
-    i: int,
-    hits: int,
-    tokens: int,
-) -> None:
+def start(replica: Replica, i: int, hits: int, tokens: int) -> None:
     """Request i takes a slot, finds `hits` blocks of its KV and computes some tokens."""
-    served = requests[i]
+    limits, rules, engine = replica.limits, replica.rules, replica.engine
+    batch, memory = replica.batch, replica.memory
+    served = replica.requests[i]
     s = batch.free[limits.places - engine.running - engine.paused - 1]
     batch.running[engine.running] = s
     engine.running += 1
@@ -55,7 +41,7 @@ def start(
     slot.gap_s = served.longest_gap_s
     if limits.shares:
         for place in range(hits):
-            block = cached_block(limits, requests, shared, memory, i, place)
+            block = cached_block(replica, i, place)
             memory.of_slot[s, place] = block
             engine.free_blocks -= share_block(memory.blocks, block)
     else:
@@ -73,66 +59,27 @@ def start(
         facts = engine.facts
         facts.lost_share = observed(facts.lost_share, share_lost(served.lost, lost))
     if rules.reorders:
-        request = queue.table[served.row]
+        request = replica.queue.order.table[served.row]
         request.state = RUNNING
         served.looks += request.look == LOOKING
         if request.look != LOOKING:
-            note_admission(engine, queue, request)
-        if (
-            rules.counts_steps
-            and request.promoted == 0
-            and request.idle_steps >= guards.starvation_threshold
-        ):
+            note_admission(replica, request)
+        guards = replica.ranking.guards[0]
+        starved = request.idle_steps >= guards.starvation_threshold
+        if rules.counts_steps and request.promoted == 0 and starved:
             request.promoted = guards.starvation_quantum
     else:
         engine.first = served.next
         if engine.first < 0:
             engine.last = -1
-    compute(
-        limits,
-        engine,
-        requests,
-        shared,
-        slot,
-        memory.blocks,
-        memory.shared,
-        memory.remembered,
-        memory.of_slot[s],
-        memory.runs,
-        tokens,
-    )
+    compute(replica, s, tokens)
 
 
 @compiled_here
-def compute(
-    limits: Any,
-    engine: Any,
-    requests: Any,
-    shared: Shared,
-    slot: Any,
-    blocks: Any,
-    found: NDArray[np.int32],
-    remembered: NDArray[np.int32],
-    own: NDArray[np.int32],
-    runs: NDArray[np.void],
-    tokens: int,
-) -> None:
-    """A slot's request computes some tokens in this step; there are enough blocks.
-
-    Args:
-        limits: a LIMITS record.
-        engine: an ENGINE record.
-        requests: array of SERVED.
-        shared: what prompts share.
-        slot: a SLOT record.
-        blocks: of the engine's memory.
-        found: `shared` of the engine's memory.
-        remembered: of the engine's memory.
-        own: the slot's row of `of_slot`.
-        runs: of the engine's memory.
-        tokens: how many.
-    """
-    size = limits.block_size
+def compute(replica: Replica, s: int, tokens: int) -> None:
+    """The request of a slot computes some tokens in this step; there are enough blocks."""
+    limits, engine, memory = replica.limits, replica.engine, replica.memory
+    slot, size = replica.batch.slots[s], limits.block_size
     first = slot.named // size
     slot.computed += tokens
     # vLLM names a full block when it plans the step, by the tokens that it knows then.
@@ -145,36 +92,27 @@ def compute(
         slot.blocks = need
     if not limits.shares:
         if limits.caching and need > count:
-            take_from_runs(engine, runs, need - count)
+            take_from_runs(engine, memory.runs, need - count)
         return
     for place in range(count, need):
-        own[place] = take_block(blocks, requests, found, remembered)
-    name_full_blocks(limits, requests, shared, slot, blocks, found, remembered, own, first)
+        memory.of_slot[s, place] = take_block(memory, replica.requests)
+    name_full_blocks(replica, s, first)
 
 
 @compiled_here
-def name_full_blocks(
-    limits: Any,
-    requests: Any,
-    shared: Shared,
-    slot: Any,
-    blocks: Any,
-    found: NDArray[np.int32],
-    remembered: NDArray[np.int32],
-    own: NDArray[np.int32],
-    first: int,
-) -> None:
-    """From the block at place `first` on, those that are full can be found; see `compute`."""
-    for place in range(first, slot.named // limits.block_size):
-        content = content_of(limits, requests, shared, slot.request, place)
-        name_block(blocks, requests, found, remembered, own[place], slot.request, place, content)
+def name_full_blocks(replica: Replica, s: int, first: int) -> None:
+    """From the block at place `first` of a slot's request on, those that are full can be found."""
+    memory, slot = replica.memory, replica.batch.slots[s]
+    for place in range(first, slot.named // replica.limits.block_size):
+        content = content_of(replica, slot.request, place)
+        block = memory.of_slot[s, place]
+        name_block(memory, replica.requests, block, slot.request, place, content)
 
 
 @compiled_here
-def retire(
-    rules: Any, limits: Any, engine: Any, requests: Any, queue: Queue, batch: Batch, memory: Memory
-) -> None:
+def retire(replica: Replica) -> None:
     """Requests whose answers have ended give everything back."""
+    limits, engine, batch = replica.limits, replica.engine, replica.batch
     ended = engine.ended_waiting
     engine.ended_waiting = 0
     free = limits.places - engine.running - engine.paused
@@ -192,13 +130,13 @@ def retire(
                 continue
             ended += 1
             slot.scheduled = 0
-            _forget(limits, engine, requests, memory, slot.request)
-            _give_blocks_back(limits, engine, requests, slot, s, memory, NOBODY)
+            _forget(replica, slot.request)
+            _give_blocks_back(replica, s, NOBODY)
             # The list is still being read, its free end is not.
             batch.free[free] = s
             free += 1
-            if rules.reorders:
-                _release_row(engine, requests, queue, slot.request)
+            if replica.rules.reorders:
+                _release_row(replica, slot.request)
         if group == 0:
             engine.running = kept
         else:
@@ -208,59 +146,45 @@ def retire(
 
 
 @compiled_here
-def note_admission(engine: Any, queue: Queue, request: Any) -> None:
+def note_admission(replica: Replica, request: Any) -> None:
     """A request has got a slot: at the next ranking it counts for those that it has overtaken."""
+    engine, queue = replica.engine, replica.queue
     queue.admitted[engine.admitted, 0] = request.arrival_index
     queue.admitted[engine.admitted, 1] = request.priority
     engine.admitted += 1
 
 
 @compiled_here
-def preempt(
-    rules: Any,
-    limits: Any,
-    engine: Any,
-    requests: Any,
-    queue: Queue,
-    batch: Batch,
-    memory: Memory,
-    place: int,
-) -> None:
+def preempt(replica: Replica, place: int) -> None:
     """The request at a place of `running` goes back to the head of the queue."""
+    engine, batch = replica.engine, replica.batch
     s = batch.running[place]
     for k in range(place, engine.running - 1):
         batch.running[k] = batch.running[k + 1]
-    put_back(rules, limits, engine, requests, queue, batch, memory, s)
+    put_back(replica, s)
     engine.running -= 1
 
 
 @compiled_here
-def put_back(
-    rules: Any,
-    limits: Any,
-    engine: Any,
-    requests: Any,
-    queue: Queue,
-    batch: Batch,
-    memory: Memory,
-    s: int,
-) -> None:
+def put_back(replica: Replica, s: int) -> None:
     """The request of a slot goes back to the head of the queue; it still counts in the batch."""
+    limits, rules, engine = replica.limits, replica.rules, replica.engine
+    batch, requests = replica.batch, replica.requests
     slot = batch.slots[s]
     i = slot.request
     served = requests[i]
     slot.scheduled = 0
     ended = slot.age >= slot.output
     if limits.shares and not ended and served.memory < 0:
-        _remember(limits, engine, requests, memory, slot, s)
-    _give_blocks_back(limits, engine, requests, slot, s, memory, NOBODY if ended else i)
+        _remember(replica, s)
+    _give_blocks_back(replica, s, NOBODY if ended else i)
     batch.free[limits.places - engine.running - engine.paused] = s
     if ended:
         # With a lag its last token was on its way: it is done, and not put back.
         engine.ended_waiting += 1
-        _forget(limits, engine, requests, memory, i)
+        _forget(replica, i)
         if rules.reorders:
-            _release_row(engine, requests, queue, i)
+            _release_row(replica, i)
         return
     engine.waiting += 1
     engine.head -= 1
@@ -269,7 +193,7 @@ def put_back(
     served.last_token_s = slot.last_token_s
     served.longest_gap_s = slot.gap_s
     if rules.reorders:
-        request = queue.table[served.row]
+        request = replica.queue.order.table[served.row]
         request.state = WAITING
         request.sequence = engine.head
         request.age = slot.age - slot.in_flight
@@ -277,7 +201,7 @@ def put_back(
         request.look = 0
         request.last_step = engine.step
         if rules.refines and slot.in_flight > 0 and slot.age == 1:
-            read_prompt(requests, queue, i)
+            read_prompt(replica, i)
         return
     served.next = engine.first
     if engine.first < 0:
@@ -286,33 +210,42 @@ def put_back(
 
 
 @compiled_here
-def _remember(limits: Any, engine: Any, requests: Any, memory: Memory, slot: Any, s: int) -> None:
+def _remember(replica: Replica, s: int) -> None:
     """From now on it is kept track of which blocks hold what is a request's own."""
+    engine, memory, slot = replica.engine, replica.memory, replica.batch.slots[s]
     row = memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1]
     engine.remembered += 1
-    requests[slot.request].memory = row
+    replica.requests[slot.request].memory = row
     memory.remembered[row, :] = -1
-    for place in range(slot.named // limits.block_size):
+    for place in range(slot.named // replica.limits.block_size):
         block = memory.of_slot[s, place]
         if memory.blocks[block].owner == slot.request:
             memory.remembered[row, place] = block
 
 
 @compiled_here
-def _forget(limits: Any, engine: Any, requests: Any, memory: Memory, i: int) -> None:
+def _forget(replica: Replica, i: int) -> None:
     """A request is done: nobody will look for its own blocks."""
-    if not limits.shares or requests[i].memory < 0:
+    served = replica.requests[i]
+    if not replica.limits.shares or served.memory < 0:
         return
+    engine, free = replica.engine, replica.memory.free_remembered
     engine.remembered -= 1
-    memory.free_remembered[len(memory.free_remembered) - engine.remembered - 1] = requests[i].memory
-    requests[i].memory = -1
+    free[len(free) - engine.remembered - 1] = served.memory
+    served.memory = -1
 
 
 @compiled_here
-def _give_blocks_back(
-    limits: Any, engine: Any, requests: Any, slot: Any, s: int, memory: Memory, owner: int
-) -> None:
-    """The last block first, so that it is overwritten first and a usable prefix is left."""
+def _give_blocks_back(replica: Replica, s: int, owner: int) -> None:
+    """The last block first, so that it is overwritten first and a usable prefix is left.
+
+    Args:
+        replica: the engine.
+        s: a slot.
+        owner: its request, if that may find them again, else NOBODY.
+    """
+    limits, engine, memory = replica.limits, replica.engine, replica.memory
+    slot = replica.batch.slots[s]
     if limits.shares:
         for place in range(slot.blocks - 1, -1, -1):
             engine.free_blocks += free_block(memory.blocks, memory.of_slot[s, place])
@@ -320,23 +253,25 @@ def _give_blocks_back(
         engine.free_blocks += slot.blocks
         if limits.caching:
             full = slot.named // limits.block_size
-            give_to_runs(engine, memory.runs, requests, owner, full, slot.blocks)
+            give_to_runs(engine, memory.runs, replica.requests, owner, full, slot.blocks)
     slot.blocks = 0
 
 
 @compiled_here
-def _release_row(engine: Any, requests: Any, queue: Queue, i: int) -> None:
+def _release_row(replica: Replica, i: int) -> None:
     """Take the row of a request that is gone back: the last row moves into its place."""
+    engine, requests, queue = replica.engine, replica.requests, replica.queue
+    table, groups, ranks = queue.order
     row = requests[i].row
-    requests[i].overtaken = queue.table[row].overtaken
+    requests[i].overtaken = table[row].overtaken
     tenant = queue.shares.tenants[requests[i].tenant]
     tenant.ended += service(requests[i].prompt_tokens, requests[i].output_tokens)
     requests[i].row = -1
     engine.live -= 1
     last = engine.live
     if row != last:
-        queue.table[row] = queue.table[last]
-        queue.groups[row] = queue.groups[last]
-        queue.ranks[row] = queue.ranks[last]
+        table[row] = table[last]
+        groups[row] = groups[last]
+        ranks[row] = ranks[last]
         queue.request[row] = queue.request[last]
         requests[queue.request[row]].row = row

@@ -1,23 +1,17 @@
-"""All that the simulation keeps, as arrays of records that compiled code reads and writes.
+"""All that the simulation keeps, as records that compiled code reads and writes.
 
 Names in compiled code: i is a request by its place in order of arrival, s a slot of an engine.
-Arrays of several engines have the engine as their first axis.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.facts import FACTS, new_facts
-from lengthwise.policy.tenants import TENANT, Shares
-from lengthwise.request import new_table
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.kv_blocks import Memory
-
-Integers = NDArray[np.int64]
 
 LIMITS: Final = np.dtype(
     [
@@ -157,34 +151,6 @@ STEP: Final = np.dtype(
 )
 
 
-class Batch(NamedTuple):
-    """Who runs on an engine."""
-
-    slots: NDArray[np.void]  # [places], SLOT
-    running: Integers  # [places], those of requests that run, in the engine's order
-    paused: Integers  # [places], those of paused requests
-    free: Integers  # [places], a stack of free ones
-
-
-class Queue(NamedTuple):
-    """Every request on an engine, as policies see it."""
-
-    table: NDArray[np.void]  # [rows], REQUEST
-    groups: Integers  # [rows], see `rank_requests`
-    ranks: NDArray[np.float64]  # [rows]
-    request: Integers  # [rows], whose row it is
-    admitted: Integers  # [slots, 2], see `rank_requests`
-    shares: Shares  # what the tenants were served
-
-
-class Shared(NamedTuple):
-    """What prompts share; see `Trace`."""
-
-    contents: Integers  # of all prompts, one after another
-    offsets: Integers  # [n + 1]
-    tokens: int  # of each content, 0 where nothing is shared
-
-
 def limits_of(
     settings: EngineSettings, blocks: int, shares: bool, classes: bool = False
 ) -> NDArray[np.void]:
@@ -225,52 +191,3 @@ def new_engines(count: int, blocks: int, limits: NDArray[np.void]) -> NDArray[np
     engines["first"] = engines["last"] = -1
     engines["decode"] = engines["decode_before"] = -1
     return engines
-
-
-def new_batches(engines: int, places: int) -> Batch:
-    """Empty batches of several engines, with so many places in each worker."""
-    return Batch(
-        slots=np.zeros((engines, places), SLOT),
-        running=np.zeros((engines, places), np.int64),
-        paused=np.zeros((engines, places), np.int64),
-        free=np.tile(np.arange(places)[::-1], (engines, 1)),
-    )
-
-
-def new_queues(engines: int, slots: int, tenants: int = 1, rows: int = 256) -> Queue:
-    """Empty queues of several engines, with some room to start with."""
-    return Queue(
-        table=np.stack([new_table(rows) for _ in range(engines)]),
-        groups=np.zeros((engines, rows), np.int64),
-        ranks=np.zeros((engines, rows)),
-        request=np.zeros((engines, rows), np.int64),
-        admitted=np.zeros((engines, slots, 2), np.int64),
-        shares=Shares(np.zeros((engines, tenants), TENANT), np.zeros((engines, 1), np.int64)),
-    )
-
-
-def with_more_rows(queue: Queue) -> Queue:
-    """The queues with twice the room."""
-    return queue._replace(
-        table=_doubled(queue.table),
-        groups=_doubled(queue.groups),
-        ranks=_doubled(queue.ranks),
-        request=_doubled(queue.request),
-    )
-
-
-def with_more_memory(memory: Memory) -> Memory:
-    """The memories with twice the room for what they remember of preempted requests."""
-    engines, count, _ = memory.remembered.shape
-    new = np.tile(np.arange(2 * count - 1, count - 1, -1), (engines, 1))
-    return memory._replace(
-        remembered=_doubled(memory.remembered),
-        # A stack whose free part comes first: the new rows go below it.
-        free_remembered=np.concatenate([new, memory.free_remembered], axis=1),
-    )
-
-
-def _doubled(array: NDArray[Any]) -> NDArray[Any]:
-    larger = np.zeros((array.shape[0], 2 * array.shape[1], *array.shape[2:]), array.dtype)
-    larger[:, : array.shape[1]] = array
-    return larger

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import cutoff, prepass
+from lengthwise.policy import cutoff, due
 from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.due import EngineState
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.prepass import prepare
 from lengthwise.policy.select import blocks_for, host_tokens
+from lengthwise.policy.step_order import prepare
 from lengthwise.policy.step_time import StepTime
 from lengthwise.vllm.compat import offloading, requests, schedulers
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
-may_decide: Callable[..., bool] = prepass.may_decide.py_func  # type: ignore[attr-defined]
+may_decide: Callable[..., bool] = due.may_decide.py_func  # type: ignore[attr-defined]
 observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
 share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
 
@@ -51,6 +52,7 @@ class EngineFacts:
         self._scheduler = scheduler
         self._live = live
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
+        # A token takes a place in a block of every group of layers.
         self._kv_groups = schedulers.kv_groups(scheduler)
         self._token_bytes = offloading.token_bytes(scheduler)
         self._loads_measured = False
@@ -64,7 +66,7 @@ class EngineFacts:
             chosen.memory_growth > 0.0,
             chosen.peeks and facts["looking"][0] > 0,
             bool(paused) and schedulers.free_slots(scheduler) > 0,
-            self._free_blocks(),
+            schedulers.free_blocks(scheduler) // self._kv_groups,
             len(scheduler.running) + self._most_blocks,
         )
 
@@ -85,23 +87,21 @@ class EngineFacts:
         """
         scheduler, live = self._scheduler, self._live
         self.array["decoded"], self.array["prefilled"] = self.decoded, self.prefilled
-        return prepare(
-            chosen.rules[0],
-            self.array[0],
-            self.step_time.record,
-            now,
-            step,
-            live.count,
-            len(scheduler.running),
-            len(paused),
-            len(scheduler.waiting),
-            schedulers.free_slots(scheduler) - self._slots_kept(paused),
-            schedulers.free_places(scheduler) - len(paused),
-            self._free_blocks(),
-            chosen.preempts and schedulers.may_swap(scheduler, throttled),
-            live.arrivals,
-            self.admissions,
+        state = EngineState(
+            now_s=now,
+            step=step,
+            rows=live.count,
+            running=len(scheduler.running),
+            paused=len(paused),
+            waiting=len(scheduler.waiting),
+            free_slots=schedulers.free_slots(scheduler) - self._slots_kept(paused),
+            free_places=schedulers.free_places(scheduler) - len(paused),
+            free_blocks=schedulers.free_blocks(scheduler) // self._kv_groups,
+            may_swap=chosen.preempts and schedulers.may_swap(scheduler, throttled),
+            arrivals=live.arrivals,
+            admissions=self.admissions,
         )
+        return prepare(chosen, self.array, self.step_time.times, state)
 
     def runners(self, running: Sequence[Any], paused: int) -> NDArray[np.void]:
         """The running requests, the last of which are paused, as the pre-pass is told of them."""
@@ -153,10 +153,6 @@ class EngineFacts:
         self.array["load_s"] = observed(before, token_s)
         self._loads_measured = True
 
-    def _free_blocks(self) -> int:
-        """KV blocks free now for each group of layers: a token takes a place in one of each."""
-        return schedulers.free_blocks(self._scheduler) // self._kv_groups
-
     def _slots_kept(self, paused: Sequence[Any]) -> int:
         """Free slots that the parent gives to those that hold KV, before all others."""
         if not paused and self.array["host_blocks"][0] == 0:
@@ -164,35 +160,24 @@ class EngineFacts:
         return schedulers.ready_holders(self._scheduler)
 
 
-def prefilling(output: Any) -> Collection[str]:
-    """The requests of a step that compute more than their next token.
+def prefilled(output: Any) -> tuple[Collection[str], int]:
+    """The requests of a planned step that compute more than their next token, and their tokens.
 
     Those are the newly admitted, the resumed, and all with more than one token; tokens that a draft
     model proposed do not count.
     """
     scheduled = output.num_scheduled_tokens
-    resumed = output.scheduled_cached_reqs.resumed_req_ids
-    started = {new.req_id for new in output.scheduled_new_reqs} if output.scheduled_new_reqs else ()
-    if resumed:
-        started = {*started, *resumed}
-    if output.total_num_scheduled_tokens == len(scheduled):
-        return started
-    drafts = output.scheduled_spec_decode_tokens
-    return {
-        name
-        for name, tokens in scheduled.items()
-        if name in started or tokens > 1 + len(drafts.get(name, ()))
-    }
-
-
-def step_tokens(output: Any, prefilling: Collection[str]) -> dict[str, int]:
-    """Tokens of a step by kind: all those of prefilling requests, and the others."""
-    scheduled = output.num_scheduled_tokens
-    prefill = sum(scheduled[name] for name in prefilling) if prefilling else 0
-    return {
-        "prefill_tokens": prefill,
-        "decode_tokens": output.total_num_scheduled_tokens - prefill,
-    }
+    started, resumed = output.scheduled_new_reqs, output.scheduled_cached_reqs.resumed_req_ids
+    one_each = output.total_num_scheduled_tokens == len(scheduled)
+    if one_each and not started and not resumed:
+        return (), 0
+    names = {new.req_id for new in started}.union(resumed)
+    if not one_each:
+        drafts = output.scheduled_spec_decode_tokens
+        names.update(
+            name for name, tokens in scheduled.items() if tokens > 1 + len(drafts.get(name, ()))
+        )
+    return names, sum(scheduled[name] for name in names)
 
 
 def step_reads(
@@ -202,7 +187,7 @@ def step_reads(
 
     Args:
         output: the planned step.
-        prefilling: see `prefilling`.
+        prefilling: the names that `prefilled` gives.
         requests: vLLM's requests by name, after the step was planned.
 
     Returns:

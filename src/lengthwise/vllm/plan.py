@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS
 from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.prepass import SPARE, begin
+from lengthwise.policy.prepass import SPARE
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows
-from lengthwise.policy.step_order import NOBODY, StepOrder
+from lengthwise.policy.step_order import NOBODY, StepOrder, begin
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING
 from lengthwise.vllm.compat import requests, schedulers
@@ -73,7 +73,7 @@ class Planner:
         self._gathered = False
         self._ranked = False
         self._handed_out = 0
-        self._admitted: list[tuple[int, int]] = []  # see `rank_requests`
+        self._admitted: list[tuple[int, int]] = []  # see `policy.ranking`
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
         """Prepare the step: preempt, arrange memory victims, choose who may come in.
@@ -92,7 +92,7 @@ class Planner:
         self.newly_paused = self.newly_looking = 0
         if self.paused:
             self._take_out()
-        if not self._reorders:
+        if self.discipline.is_fcfs and not self.classes_matter:
             return False, None
         if not self.facts.may_decide(self.discipline, step, self.paused) or not self._gather():
             return True, None
@@ -149,18 +149,8 @@ class Planner:
         rank, group = float(self._order.ranks[row]), int(self._order.groups[row])
         return (rank if math.isfinite(rank) else None), group % TIERS
 
-    def ran(self, request_ids: Iterable[str], decoded: int, prefilled: int) -> None:
-        """Note what runs in this step.
-
-        Args:
-            request_ids: the requests, for the guard that counts steps.
-            decoded: tokens of answers.
-            prefilled: tokens of prompts.
-        """
-        self.facts.decoded += decoded
-        self.facts.prefilled += prefilled
-        if not self.discipline.counts_steps:
-            return
+    def ran(self, request_ids: Iterable[str]) -> None:
+        """Note which requests run in this step, for the guard that counts steps."""
         rows = np.array([self._live.row(request_id) for request_id in request_ids], np.int64)
         self._live.table["last_step"][rows] = self._step
         self._live.table["promoted"][rows] = np.maximum(self._live.table["promoted"][rows] - 1, 0)
@@ -180,18 +170,11 @@ class Planner:
         running: list[Any] = [*scheduler.running, *self.paused]
         facts = self.facts.array
         runners = self.facts.runners(running, len(self.paused))
-        if not begin(chosen.rules[0], facts[0], runners, table, chosen.values):
+        if not begin(chosen, facts, runners, table):
             return None
         self._rank(everyone=True)
         waiting = self._order.look(chosen, facts, runners, table)
-        for place in np.nonzero(runners["may_make_way"])[0]:
-            request = running[place]
-            if chosen.pauses and not runners["paused"][place]:
-                runners["may_make_way"][place] = requests.may_pause(request)
-            elif schedulers.may_make_way(scheduler, request):
-                runners["freed_blocks"][place] = schedulers.blocks_freed(scheduler, request)
-            else:
-                runners["may_make_way"][place] = False
+        self._ask_of(running, runners)
         ready = self._ready(waiting)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
@@ -229,6 +212,22 @@ class Planner:
             runners.copy(),
             ready,
         )
+
+    def _ask_of(self, running: list[Any], runners: NDArray[np.void]) -> None:
+        """Whether those who might make way may, and what that would give back."""
+        scheduler, pauses = self._scheduler, self.discipline.pauses
+        # A look at a column takes as long as a question.
+        may_make_way, freed, paused = (
+            runners[name] for name in ("may_make_way", "freed_blocks", "paused")
+        )
+        for place in np.nonzero(may_make_way)[0].tolist():
+            request = running[place]
+            if pauses and not paused[place]:
+                may_make_way[place] = requests.may_pause(request)
+            elif schedulers.may_make_way(scheduler, request):
+                freed[place] = schedulers.blocks_freed(scheduler, request)
+            else:
+                may_make_way[place] = False
 
     def _ready(self, waiting: Rows) -> NDArray[np.bool_]:
         """Which of the waiting rows could be admitted now.
@@ -332,20 +331,9 @@ class Planner:
         self._admitted.clear()
 
     def _rank_by(self, everyone: bool, admitted: NDArray[np.int64]) -> None:
-        self._order.rank(
-            self.discipline,
-            self._live.table,
-            self._live.count,
-            self._now,
-            self._step,
-            admitted,
-            everyone,
-            float(self.facts.array["prefill_weight"][0]),
-            float(self.facts.array["token_work"][0]),
-            self.facts.decoded,
-            self.facts.prefilled,
-            int(self.facts.array["admissions"][0]),
-        )
+        facts = self.facts.array
+        facts["rows"] = self._live.count
+        self._order.rank(self.discipline, self._live.table, facts, admitted, everyone)
 
     def _abandon(self, error: Exception) -> None:
         """The policy has raised: rank anew by the order of the queue.

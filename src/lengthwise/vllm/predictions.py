@@ -106,13 +106,19 @@ def _name(given: object) -> str | None:
 
 
 class Predictions:
-    """Fills the prediction columns of a live table."""
+    """Fills the prediction columns of a live table.
+
+    Attributes:
+        pending: requests that are to be predicted, or to be passed to the worker.
+        asks_worker: a worker is asked, whose answers are to be taken up.
+    """
 
     def __init__(self, live: LiveTable, counters: Counters) -> None:
         self._live = live
         self._counters = counters
         self._source: Source | None = None
-        self._pending: deque[str] = deque()  # to be predicted, or to be passed to the worker
+        self.pending: deque[str] = deque()
+        self.asks_worker = False
         self._open: set[str] = set()  # live, and neither predicted nor given up
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
         # From the prompt, of each row of the table, as it was said of the whole answer; NaN: none.
@@ -134,6 +140,7 @@ class Predictions:
         if source is self._source:
             return False
         self._source = source
+        self.asks_worker = source is not None and source.worker is not None
         self._recent.clear()
         self._made.fill(np.nan)
         self._median = _UNKNOWN
@@ -141,15 +148,15 @@ class Predictions:
         self._complained = False
         self._live.table["predicted"] = 0
         stand_in(self._live.table, self._live.count, *self._median)
-        self._pending = deque(self._live.request_ids() if source is not None else ())
-        self._open = set(self._pending)
+        self.pending = deque(self._live.request_ids() if source is not None else ())
+        self._open = set(self.pending)
         return True
 
     def expect(self, request_id: str) -> None:
         """Note that a request wants a prediction; it ranks as the median until it has one."""
         self._write(self._live.row(request_id), self._median, predicted=False)
         if self._source is not None:
-            self._pending.append(request_id)
+            self.pending.append(request_id)
             self._open.add(request_id)
 
     def forget(self, request_id: str) -> dict[str, float | None]:
@@ -168,12 +175,6 @@ class Predictions:
         self._made[row] = np.nan
         return dict(zip(RECORDED_PREDICTION, said, strict=True))
 
-    @property
-    def pending(self) -> bool:
-        """Whether `work` may find anything to do."""
-        source = self._source
-        return bool(self._pending) or (source is not None and source.worker is not None)
-
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests, fewer where their prompts are long.
 
@@ -183,8 +184,8 @@ class Predictions:
         if source is None:
             return
         made = read = 0
-        while self._pending and made < limit and read < READ_PER_STEP:
-            request_id = self._pending.popleft()
+        while self.pending and made < limit and read < READ_PER_STEP:
+            request_id = self.pending.popleft()
             if request_id not in self._live:
                 continue
             made += 1

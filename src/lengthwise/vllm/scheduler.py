@@ -23,7 +23,7 @@ from lengthwise.request import PARKED, RUNNING
 from lengthwise.settings import Settings, settings_of
 from lengthwise.vllm.active import Engine
 from lengthwise.vllm.compat import offloading, requests, schedulers, version
-from lengthwise.vllm.engine_facts import prefilling, step_reads, step_tokens
+from lengthwise.vllm.engine_facts import prefilled, step_reads
 from lengthwise.vllm.live_settings import LiveSettings
 from lengthwise.vllm.observers import Observers
 from lengthwise.vllm.plan import Planner
@@ -184,29 +184,28 @@ class LengthwiseMixin:
         self._choose_order()
         if self.kv_holding_waiting or self._parked:
             self._note_parked()
-        if self._last_work is not None:
+        work = self._last_work
+        if work is not None:
             # Without a running request the engine may have idled since the last step.
-            self._measure(self._last_work, now - self._now if self.running else None)
+            duration_s = now - self._now if self.running else None
+            # With asynchronous scheduling, what ran since the last plan is the step before it.
+            ran = self._work_before if self._lags else work
+            measures = self._planner.discipline.measures_steps and duration_s is not None
+            if measures and ran is not None:
+                self._observers.contained.call(
+                    "measured prices",
+                    self._planner.facts.step_time.observe,
+                    ran["prefill_tokens"],
+                    ran["decode_tokens"],
+                    duration_s,
+                )
+            if self._active.measures_work:
+                self._observers.stepped(self._now, duration_s, work)
         self._now = now
         self._step += 1
         self.counters.steps += 1
-        if self._predicts and self._predictions.pending:
+        if self._predicts and (self._predictions.pending or self._predictions.asks_worker):
             self._observers.contained.call("predictor", self._predictions.work)
-
-    def _measure(self, work: dict[str, int], duration_s: float | None) -> None:
-        """The last step has ended."""
-        # With asynchronous scheduling, what ran since the last plan is the step before it.
-        ran = self._work_before if self._lags else work
-        if ran is not None and duration_s is not None and self._planner.discipline.measures_steps:
-            self._observers.contained.call(
-                "measured prices",
-                self._planner.facts.step_time.observe,
-                ran["prefill_tokens"],
-                ran["decode_tokens"],
-                duration_s,
-            )
-        if self._active.measures_work:
-            self._observers.stepped(self._now, duration_s, work)
 
     def _end_step(self, output: Any) -> None:
         # Who left the queue went before those that are still there, although its KV may have to
@@ -224,12 +223,17 @@ class LengthwiseMixin:
         if not scheduled:
             self._last_work = None
             return
-        prefills = prefilling(output)
-        self._last_work = work = step_tokens(output, prefills)
-        self._planner.ran(scheduled, work["decode_tokens"], work["prefill_tokens"])
+        names, prefill = prefilled(output)
+        decode = output.total_num_scheduled_tokens - prefill
+        self._last_work = work = {"prefill_tokens": prefill, "decode_tokens": decode}
+        facts = self._planner.facts
+        facts.decoded += decode
+        facts.prefilled += prefill
+        if self._planner.discipline.counts_steps:
+            self._planner.ran(scheduled)
         if self._active.measures_work:
             work.update(
-                step_reads(output, prefills, self.requests),
+                step_reads(output, names, self.requests),
                 running=len(self.running),
                 waiting=len(self.waiting),
                 free_blocks=schedulers.free_blocks(self),

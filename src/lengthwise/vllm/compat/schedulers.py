@@ -203,7 +203,7 @@ def kv_groups(scheduler: Any) -> int:
 
 def blocks_freed(scheduler: Any, request: Any) -> int:
     """KV blocks that preempting a request frees: those that no other request shares with it."""
-    blocks = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+    blocks = scheduler.kv_cache_manager.coordinator.get_blocks(request.request_id)[0]
     return [block.ref_cnt for block in blocks].count(1)
 
 
