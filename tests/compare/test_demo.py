@@ -53,6 +53,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_compares_four_policies_at_four_loads(
     source: str, tmp_path: Path, small: None
 ) -> None:
+    """Long, since sixteen rounds run in vLLM itself: it is what everybody tries first."""
     data = None
     if source == "table":
         data = tmp_path / "answers.jsonl"
