@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, one_line
+from lengthwise.policy.discipline import RULES
+from lengthwise.policy.facts import FACTS, RUNNER
+from lengthwise.policy.guards import GUARDS
 from lengthwise.policy.order import Order
 from lengthwise.policy.pointer import Ranking, rank, ranking_address
 from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.registry import get_policy
 from lengthwise.policy.select import Rows
-from lengthwise.request import RequestTable
+from lengthwise.request import REQUEST, RequestTable
+
+_RECORDS: Final = {
+    "rules": RULES,
+    "guards": GUARDS,
+    "facts": FACTS,
+    "table": REQUEST,
+    "runners": RUNNER,
+}
 
 
 class Decision(NamedTuple):
@@ -80,6 +91,10 @@ def load_step(path: Path) -> RecordedStep:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             named = {name: arrays[name] for name in arrays.files}
+        for name, kind in _RECORDS.items():
+            if named[name].dtype != kind:
+                raise ValueError(f"{name} are of another version")
+            named[name] = named[name].view(kind)  # a file does not say that fields are aligned
         return RecordedStep(policy=str(named.pop("policy")), **named)
     except Exception as error:  # a file may hold anything
         raise InputError(f"{path} is no recorded step: {one_line(error)}") from error
