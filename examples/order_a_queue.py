@@ -1,6 +1,7 @@
 """Order a queue of four requests under several policies, without an engine."""
 
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.facts import new_facts
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import WAITING, new_table
 
@@ -14,7 +15,10 @@ for row, (arrival_s, expected) in enumerate(queue):
     request["arrival_s"] = arrival_s
     request["expected"] = request["remaining"] = expected
 
+facts = new_facts(1, token_budget=2048, block_size=16)  # of one engine
+facts["rows"], facts["now_s"], facts["step"] = len(queue), 80.0, 1
+
 for name in ("fcfs", "sjf", "hrrn"):
     order, discipline = StepOrder(), make_discipline(name)
-    order.rank(discipline, table, count=len(queue), now=80.0, step=1)
+    order.rank(discipline, table, facts)
     print(f"{name:5}", order.first(discipline, table, count=len(queue), want=len(queue)))
