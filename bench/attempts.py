@@ -28,10 +28,10 @@ from lengthwise.predict.descend import Schedule, descend
 from lengthwise.predict.extract import extract_features
 from lengthwise.predict.feature_hashing import GROUP_BITS, GROUPS
 from lengthwise.predict.features import FeatureRows
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.linear import Linear, SparseRows, fit_ridge, normal_scores
 from lengthwise.predict.losses import loss_named
 from lengthwise.predict.model import count_features, matrix_of
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.workload.dataset import Dataset, load_dataset

@@ -58,8 +58,8 @@ def common_rows(sources: list[str]) -> dict[str, dict[str, Any]]:
 def transfer(sources: list[str], seed: int) -> list[dict[str, Any]]:
     """One row for each pair of sources."""
     from lengthwise.predict.evaluate import evaluate
+    from lengthwise.predict.kendall import kendall_tau
     from lengthwise.predict.kinds import Recipe
-    from lengthwise.predict.ranking import kendall_tau
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.predict.train import train
 

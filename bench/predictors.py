@@ -212,7 +212,7 @@ class Tables:
 
 def other_row(label: str, kind: str, asked: Any, scores: Any) -> dict[str, Any]:
     """The row of what only orders: nothing but its tau is known."""
-    from lengthwise.predict.ranking import kendall_tau, tau_interval
+    from lengthwise.predict.kendall import kendall_tau, tau_interval
 
     low, high = tau_interval(asked.lengths, scores, 0) or (None, None)
     nothing = dict.fromkeys(

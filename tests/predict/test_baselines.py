@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.predict import PredictionError, Predictor, Prompt, load_predictor
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.prediction import Prediction
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.request import PREDICTION, REQUEST
 
 

@@ -21,9 +21,9 @@ from lengthwise.predict.encoder import Head, Precision
 from lengthwise.predict.encoder.fine_tuning import held_out_rows
 from lengthwise.predict.encoder.predictor import READ_TOKENS, EncoderPredictor, PromptText
 from lengthwise.predict.extract import vocabulary_of
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.kinds import Recipe, recipe_of
 from lengthwise.predict.prediction import SlowPredictor
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.workload.dataset import Dataset

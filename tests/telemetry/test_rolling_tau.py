@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.counters import Counters
-from lengthwise.predict.ranking import kendall_tau
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.telemetry.rolling_tau import GROUP, GROUPS, LEAST, RollingTau
 
 

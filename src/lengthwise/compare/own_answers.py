@@ -16,8 +16,8 @@ from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
 from lengthwise.measure.results import Results
 from lengthwise.predict import Predictor, Prompt
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import Exchange, exchanges

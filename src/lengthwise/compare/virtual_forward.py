@@ -21,9 +21,9 @@ from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.emulate.forward_engine import ComputedModel, open_forward_engine
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.prediction import Prediction
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.settings import Settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.learn.learner_state import Promise
 from lengthwise.learn.training_rows import features_of
+from lengthwise.predict.kendall import kendall_tau, tau_interval
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import load_predictor
-from lengthwise.predict.ranking import kendall_tau, tau_interval
 from lengthwise.workload.length_log import Answer
 
 _RESAMPLES: Final = 400

@@ -16,9 +16,9 @@ import numpy as np
 from lengthwise.errors import InputError, unknown_name
 from lengthwise.predict.extract import requests_of
 from lengthwise.predict.feature_hashing import GROUP_NAMES
+from lengthwise.predict.kendall import kendall_tau, tau_interval
 from lengthwise.predict.kinds import BACKBONE, Recipe, kind_named
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt, SlowPredictor
-from lengthwise.predict.ranking import kendall_tau, tau_interval
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer
 from lengthwise.predict.train import LEAST_ROWS, train
 from lengthwise.workload.dataset import Dataset

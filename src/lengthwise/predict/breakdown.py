@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.predict.kendall import kendall_tau, tau_interval
 from lengthwise.predict.prediction import Prediction
-from lengthwise.predict.ranking import kendall_tau, tau_interval
 
 OTHER: Final = "other"  #: tasks that are too rare to be told apart
 

@@ -15,9 +15,9 @@ from lengthwise.errors import InputError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.breakdown import Part, by_estimate, by_length, by_task, root_verb
 from lengthwise.predict.extract import requests_of
+from lengthwise.predict.kendall import kendall_tau, tau_interval
 from lengthwise.predict.latency import Latency, latencies, predict_timed, warm_up
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
-from lengthwise.predict.ranking import kendall_tau, tau_interval
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset
 

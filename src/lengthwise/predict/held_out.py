@@ -23,8 +23,8 @@ from lengthwise.predict.calibration import (
     fit_factors,
     quantile_lengths,
 )
+from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.losses import all_lengths
-from lengthwise.predict.ranking import kendall_tau
 from lengthwise.workload.dataset import Dataset
 
 FOLDS: Final = 5

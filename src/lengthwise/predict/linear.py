@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.predict.descend import Adam
-from lengthwise.predict.ranking import dense_ranks
+from lengthwise.predict.kendall import dense_ranks
 
 PENALTY: Final = 3.0  #: of squared weights; rows have norm at most 2
 

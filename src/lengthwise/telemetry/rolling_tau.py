@@ -13,7 +13,7 @@ import logging
 from typing import Final
 
 from lengthwise.counters import Counters
-from lengthwise.predict.ranking import kendall_tau
+from lengthwise.predict.kendall import kendall_tau
 
 logger = logging.getLogger("vllm.lengthwise")
 

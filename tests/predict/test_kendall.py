@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.predict.ranking import kendall_tau, tau_interval
+from lengthwise.predict.kendall import kendall_tau, tau_interval
 
 numbers = st.one_of(st.integers(0, 9).map(float), st.floats(allow_nan=False))
 pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=25)
