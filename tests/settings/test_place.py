@@ -133,7 +133,9 @@ def test_two_servers_with_one_settings_file_are_told_apart(
     assert sorted(answer.header["server"][-4:] for answer in answers) == ["8001", "8002"]
 
 
-def test_one_learner_works_in_a_log_at_a_time(tmp_path: Path, path: Path) -> None:
+def test_one_learner_works_in_a_log_at_a_time(
+    tmp_path: Path, path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from lengthwise.learn.supervisor import LearnerProcess
 
     Settings(policy="ltr", predictor="none").write(path)
@@ -142,11 +144,13 @@ def test_one_learner_works_in_a_log_at_a_time(tmp_path: Path, path: Path) -> Non
     lock = take_lock(log / ".learner.lock")  # another server's learner
     assert lock is not None
     (log / STATE_FILE).write_text(json.dumps({"schema": "lengthwise.learner/1", "accepted": 7}))
+    deadline = time.monotonic() + PATIENCE_S
     with LearnerProcess(log, path, 1000, print):
-        time.sleep(3.0)
+        while "this one waits for its end" not in capfd.readouterr().err:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert json.loads((log / STATE_FILE).read_text()).get("answers") is None
         lock.close()
-        deadline = time.monotonic() + PATIENCE_S
         while json.loads((log / STATE_FILE).read_text()).get("answers") is None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
