@@ -15,7 +15,7 @@ from lengthwise.errors import InputError
 from lengthwise.probe import Probe
 from lengthwise.probe.bins import midpoints
 from lengthwise.probe.fit import Examples, Recipe, attention_pooled, fit_network, probabilities
-from lengthwise.probe.report import METHODS, Bootstrap, by_age
+from lengthwise.probe.probe_report import METHODS, Bootstrap, by_age
 from lengthwise.probe.states import TEST, TRAIN, open_states, write_meta, write_shard
 from lengthwise.probe.training import Trained, train_probe
 from lengthwise.reference.prompts import generate

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.probe.report import Figure, Report
+    from lengthwise.probe.probe_report import Figure, Report
 
 
 class Bins(StrEnum):
@@ -57,7 +57,7 @@ def train_probe(
 
     from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import missing_extra
-    from lengthwise.probe.report import write_layer_plot
+    from lengthwise.probe.probe_report import write_layer_plot
     from lengthwise.probe.states import open_states
 
     with ConsoleProgress() as progress:

@@ -10,7 +10,7 @@
     refine.py         the Bayesian filter that serving runs at every prediction
     filter_replay.py  the filter over recorded answers, and the fit of its constants
     figures.py        everything that is reported, from what was trained
-    report.py         what is reported
+    probe_report.py   what is reported
     probe_folder.py   a probe as a folder
     torch_network.py  its networks in torch
 

@@ -12,8 +12,7 @@ from lengthwise.probe.bins import midpoints
 from lengthwise.probe.filter_replay import Record, counted_down, raw, refined, within
 from lengthwise.probe.heads import PromptHead
 from lengthwise.probe.probe_folder import Refinement
-from lengthwise.probe.refine import HIGH, LOW, MEAN, MEDIAN, Filter, new_filter
-from lengthwise.probe.report import (
+from lengthwise.probe.probe_report import (
     METHODS,
     Bootstrap,
     IntervalError,
@@ -22,6 +21,7 @@ from lengthwise.probe.report import (
     Report,
     by_age,
 )
+from lengthwise.probe.refine import HIGH, LOW, MEAN, MEDIAN, Filter, new_filter
 from lengthwise.probe.state_rows import Rows
 from lengthwise.probe.states import TEST, TRAIN, VALID
 

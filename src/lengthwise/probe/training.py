@@ -23,7 +23,7 @@ from lengthwise.probe.filter_replay import INTERVALS, base_rates, fit_refinement
 from lengthwise.probe.fit import Recipe, probabilities
 from lengthwise.probe.heads import Workshop, fit_decode, fit_prompts, fit_reestimate
 from lengthwise.probe.probe_folder import Metadata, Network, Probe, Training
-from lengthwise.probe.report import Bootstrap, Figure, LayerError, Report
+from lengthwise.probe.probe_report import Bootstrap, Figure, LayerError, Report
 from lengthwise.probe.state_rows import Rows, layer_rows, prompt_inputs
 from lengthwise.probe.states import TEST, TRAIN, VALID, Pooling, States
 
