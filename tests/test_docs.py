@@ -161,6 +161,10 @@ def test_no_command_names_a_folder_outside_of_the_project() -> None:
         assert "`lengthwise bench a.parquet --data=a.parquet --out build/b --load 0.9,1.2`" in shown
     for page in PAGES:
         assert "../shared" not in page.read_text(encoding="utf-8"), page
+    as_typed = script("fill_tables").as_typed
+    for path in (ROOT / "docs" / "results").glob("*.json"):
+        command = json.loads(path.read_text(encoding="utf-8")).get("command", "")
+        assert command == as_typed(command), path
 
 
 def test_targets_say_what_was_not_reached() -> None:
