@@ -34,38 +34,33 @@ def replaced(path: Path) -> Iterator[Path]:
     """A file beside `path` to be written in the block, which then takes its place.
 
     Readers see the old one or the new one, whole. Where the block fails, the old one stays and
-    nothing is left beside it. The name is this process's own: several may write the same file.
+    nothing is left beside it. It keeps its mode, and a link to it stays one. The name is this
+    thread's own: several may write the same file.
 
     Raises:
         OSError: it cannot take the place.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    target = path.resolve()
+    part = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         yield part
-        os.replace(part, path)
+        with contextlib.suppress(FileNotFoundError):
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(part, target)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file atomically; it keeps its mode, and a link to it stays one.
+    """Write a file as `replaced` does; its folder is made if missing.
 
     Raises:
         OSError: it cannot be written; what was there before is unchanged.
     """
-    target = path.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The name is this process's own: several may write the same file.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(data)
-        with contextlib.suppress(FileNotFoundError):
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        os.replace(temporary, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    path.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as part:
+        part.write_bytes(data)
 
 
 def take_lock(path: Path) -> IO[bytes] | None:

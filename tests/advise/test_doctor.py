@@ -7,9 +7,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,33 +20,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client import Histogram as Recorded
 
 from lengthwise.advise.signs import recorded_limits, signs_of_log
-from lengthwise.cli.main import main
 from lengthwise.compare.engine_log import read_engine_log
 from lengthwise.measure.server_metrics import Histogram, parse_metrics
 from lengthwise.simulate.engine_settings import EngineSettings
+from tests.support.command_line import Run
 from tests.support.recorded_log import COST, ENGINE, REQUESTS, STEPS, traffic, write_log
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr("sys.argv", ["lengthwise", "doctor", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, captured.out, captured.err)
-
-    return call
+def run(run: Run) -> Run:
+    return partial(run, "doctor")
 
 
 QUICK = ("--jobs", "1", "--seeds", "2")

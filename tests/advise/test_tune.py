@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ from lengthwise.advise.objectives import (
     require_objective,
 )
 from lengthwise.advise.tune import FRESH, FRESH_SEEDS, Tuning, tune
-from lengthwise.cli.main import main
 from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policy.discipline import make_discipline
@@ -37,6 +37,7 @@ from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import simulate
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.synthetic import synthetic_trace
+from tests.support.command_line import Run
 from tests.support.recorded_log import ENGINE, traffic, write_log
 
 SLOTS = 8
@@ -286,26 +287,9 @@ def test_intervals_are_those_of_student() -> None:
 # The command line ---------------------------------------------------------------------------
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr("sys.argv", ["lengthwise", "tune", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, captured.out, captured.err)
-
-    return call
+def run(run: Run) -> Run:
+    return partial(run, "tune")
 
 
 @pytest.fixture

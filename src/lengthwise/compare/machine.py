@@ -38,7 +38,6 @@ def choose_machine(
     Raises:
         InputError: neither or both ways were given, or something in them is wrong.
     """
-
     limits = {name: value for name, value in given.items() if value is not None}
     if cost is not None:
         if model or gpu:
@@ -78,7 +77,6 @@ def read_steps(folder: Path) -> EngineLog:
     Raises:
         InputError: the file is damaged.
     """
-
     try:
         return read_engine_log(folder, 0)
     except (ValueError, TypeError, AttributeError) as error:
@@ -106,7 +104,6 @@ def machine_of_log(
     Raises:
         InputError: something in them is wrong.
     """
-
     limits = recorded_limits(record.steps, record.limits)
     limits |= {name: value for name, value in given.items() if value is not None}
     try:

@@ -23,7 +23,6 @@ def sweep_cells(
     seeds: range,
 ) -> Iterator[Cell]:
     """Every combination, each policy's once where what is varied does not concern it."""
-
     settings = parse_policies(policies, base.predictor)
     axes = [_axis(text) for text in sweeps]
     seen: set[str] = set()
@@ -44,7 +43,6 @@ def sweep_cells(
 
 def _vary(cell: Cell, settings: Any, varied: dict[str, float]) -> Cell:
     """The cell under these settings, with what is varied put in where it applies."""
-
     tags: dict[str, Any] = {
         name: int(varied[name]) for name in ("kv_blocks", "slots") if name in varied
     }

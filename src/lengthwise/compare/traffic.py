@@ -67,7 +67,6 @@ def read_workload(
     Returns:
         The workload, and the predictor as cells name it: "given" where it has read the prompts.
     """
-
     progress.stage(f"reading {path.name}")
     if path.is_file() and not is_trace(path):
         return _from_prompts(path, requests, split, where, predictor, skip_malformed, progress)

@@ -23,7 +23,6 @@ from lengthwise.settings import Settings, parse_settings
 
 def as_good_as(predictor: str, progress: Progress) -> str:
     """A stand-in for an artifact where there are no prompts that it could read."""
-
     metadata = getattr(load_predictor(predictor, None), "metadata", None)
     tau = metadata.held_out.tau if metadata is not None else None
     if tau is None or round(tau, 2) <= 0.0:
@@ -40,7 +39,6 @@ def as_good_as(predictor: str, progress: Progress) -> str:
 
 def chosen_settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
     """The settings of the choice, and what is left for the user to do."""
-
     # What was simulated without a bound must not be given the default one.
     values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}
     # Where the engine turns out not to be able to, it serves all the same.
@@ -67,7 +65,6 @@ _SHOWN = (
 
 def described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
     """A candidate as plain values: its gain, its caps, and its latencies as multiples of fcfs."""
-
     pairs = list(zip(judged.figures, judged.fcfs, strict=True))
     latencies = {
         name: np.array([times_fcfs(name, row, fcfs) for row, fcfs in pairs]) for name in _SHOWN
@@ -94,7 +91,6 @@ def described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
 
 def tuned_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
     """The choice, what is expected of it, and the front."""
-
     chosen = document["chosen"]
     lines = [f"Chosen: {chosen['policy']}"]
     parts: list[RenderableType] = []
@@ -127,7 +123,6 @@ def tuned_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
 
 def _expected(chosen: dict[str, Any]) -> Table:
     """The latencies of the choice beside those of fcfs."""
-
     table = Table(title="Expected, as multiples of fcfs; below 1 is better", title_justify="left")
     for heading in ("latency", "× fcfs", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "latency" else "right")
@@ -139,7 +134,6 @@ def _expected(chosen: dict[str, Any]) -> Table:
 
 def _front(document: dict[str, Any], caps: list[Cap]) -> Table:
     """What more of the objective costs on the first cap."""
-
     axis = caps[0].metric if caps else "p99-e2el"
     table = Table(
         title="What more would cost: no other candidate is better on both",

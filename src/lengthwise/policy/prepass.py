@@ -158,10 +158,7 @@ def decide(
     kept, free_blocks = _those_kept(runners, victims), facts.free_blocks
     for place in victims:
         free_blocks += runners[place].freed_blocks
-    if free_blocks < len(kept) + blocks_for(facts.token_budget, facts.block_size) and (
-        free_blocks < _wanted_blocks(facts, runners, kept)
-    ):
-        victims_last(order, runners, kept)
+    _put_victims_last(facts, runners, order, kept, free_blocks)
     return victims, front, limited, kept, np.empty(0, np.int64)
 
 
@@ -200,10 +197,7 @@ def _decide_with_pauses(
     # Where nobody is left out, the engine lets in whom it can.
     limited = limited or len(freed) > 0 or len(paused) > 0
     facts.promised = facts.admissions + len(front) if limited else 0
-    if facts.free_blocks < len(kept) + blocks_for(facts.token_budget, facts.block_size) and (
-        facts.free_blocks < _wanted_blocks(facts, runners, kept)
-    ):
-        victims_last(order, runners, kept)
+    _put_victims_last(facts, runners, order, kept, facts.free_blocks)
     return freed, front, limited, kept, paused
 
 
@@ -246,6 +240,16 @@ def _those_kept(runners: NDArray[np.void], victims: Rows) -> Rows:
             places[count] = place
             count += 1
     return places
+
+
+@compiled
+def _put_victims_last(
+    facts: Any, runners: NDArray[np.void], order: Order, kept: Rows, free_blocks: int
+) -> None:
+    """Where memory may run out in this step, whoever ranks last is the first to give its up."""
+    most = len(kept) + blocks_for(facts.token_budget, facts.block_size)
+    if free_blocks < most and free_blocks < _wanted_blocks(facts, runners, kept):
+        victims_last(order, runners, kept)
 
 
 @compiled

@@ -17,7 +17,6 @@ def _tau(value: float | None) -> str:
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """The figures with what they mean."""
-
     table = Table(show_header=False)
     table.add_row("Rows", f"{evaluation.rows:,}")
     if evaluation.unpredicted:
@@ -62,7 +61,6 @@ def shown_interval(measured: Evaluation | Part | Tau) -> str:
 
 def parts_table(title: str, parts: Sequence[Part]) -> Table:
     """Parts of the answers, a row each."""
-
     heads = "rows", "tau (95 % interval)", "expected", "true", "error", "below 10 %", "above 90 %"
     table = Table(title, *heads)
     for part in parts:
@@ -81,7 +79,6 @@ def parts_table(title: str, parts: Sequence[Part]) -> Table:
 
 def ablation_table(ablated: Sequence[Ablated]) -> Table:
     """What each part of a recipe is worth, a row for each setting."""
-
     splits = list(ablated[0].taus)
     table = Table("ablation", "setting", "rows", *(f"tau, {name}" for name in splits), "seconds")
     for each in ablated:

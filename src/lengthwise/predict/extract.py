@@ -106,7 +106,6 @@ def prompt_counter(name: str) -> CountPrompt:
     Args:
         name: of the tokenizer, see `tokenizer.load_tokenizer`.
     """
-
     load = cache(load_tokenizer)
 
     def count(chat: Chat | None, text: str) -> int:

@@ -82,10 +82,11 @@ class WeightsFolder(NamedTuple):
                 f"{path} is no {self.noun} of Lengthwise (schema {schema!r}): {advice}"
             )
         if int(version) != self.version:
-            age = "a newer" if int(version) > self.version else "an older"
+            newer = int(version) > self.version
+            age, mend = ("a newer", "upgrade Lengthwise, or ") if newer else ("an older", "")
             raise InputError(
                 f"{folder} was written by {age} Lengthwise ({schema}, this one reads "
-                f"{self.schema_name}): upgrade Lengthwise, or train again"
+                f"{self.schema_name}): {mend}{self.again}"
             )
         try:
             return config.model_validate(values)

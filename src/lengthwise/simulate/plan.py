@@ -70,18 +70,18 @@ def _state(replica: Replica) -> EngineState:
     """What the engine says of itself before a step."""
     engine, limits = replica.engine, replica.limits
     return EngineState(
-        engine.plans_s,
-        engine.step,
-        engine.live,
-        engine.running,
-        engine.paused,
-        engine.waiting,
-        limits.slots - engine.running,
-        limits.places - engine.running - engine.paused,
-        engine.free_blocks,
-        True,
-        engine.arrivals,
-        engine.admissions,
+        now_s=engine.plans_s,
+        step=engine.step,
+        rows=engine.live,
+        running=engine.running,
+        paused=engine.paused,
+        waiting=engine.waiting,
+        free_slots=limits.slots - engine.running,
+        free_places=limits.places - engine.running - engine.paused,
+        free_blocks=engine.free_blocks,
+        may_swap=True,
+        arrivals=engine.arrivals,
+        admissions=engine.admissions,
     )
 
 

@@ -216,7 +216,7 @@ class Planner:
     def _ask_of(self, running: list[Any], runners: NDArray[np.void]) -> None:
         """Whether those who might make way may, and what that would give back."""
         scheduler, pauses = self._scheduler, self.discipline.pauses
-        # A look at a column takes as long as a question.
+        # Each column is taken out once: that costs as much as a question to vLLM.
         may_make_way, freed, paused = (
             runners[name] for name in ("may_make_way", "freed_blocks", "paused")
         )

@@ -2,9 +2,9 @@
 
 The queue keeps its requests in the order in which stock vLLM would: append at the tail, put a
 preempted request back at the head; under `--scheduling-policy priority`, by class and arrival time.
-That is all that fcfs needs. For any other policy the scheduler
-opens a step, and from the first look until the step ends the queue hands requests out in one frozen
-order, so that the request that vLLM looked at, allocated for and takes is always the same.
+That is all that fcfs needs. For any other policy the scheduler opens a step, and from the first
+look until the step ends the queue hands requests out in one frozen order, so that the request that
+vLLM looked at, allocated for and takes is always the same.
 """
 
 from __future__ import annotations

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.columns import ColumnParts, Columns, _as_text, _of_rows, columns_of_records
+from lengthwise.workload.columns import (
+    ColumnParts,
+    Columns,
+    cell_text,
+    columns_of_records,
+    columns_of_rows,
+)
 from lengthwise.workload.file_kinds import FileKind, kind_of, open_bytes, unreadable
 from lengthwise.workload.length_log import read_answers
 from lengthwise.workload.records import open_records, parse_line
@@ -68,7 +74,7 @@ def _joined(parts: list[Any]) -> Any:
         cells = [cell for part in parts for cell in part.to_pylist()]
         known = {kind for kind in kinds if not pyarrow.types.is_null(kind)}
         text = any(map(pyarrow.types.is_string, known))
-        return pyarrow.array(map(_as_text, cells) if text else cells)
+        return pyarrow.array(map(cell_text, cells) if text else cells)
     return pyarrow.concat_arrays(parts)
 
 
@@ -219,7 +225,7 @@ def _of_lines(path: Path, text: bytes, done: int) -> tuple[Columns, int]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
     rows = [parse_line(number, line) for number, line in enumerate(lines, done + 1) if line.strip()]
-    return _of_rows(path, rows), count
+    return columns_of_rows(path, rows), count
 
 
 def _open_records(path: Path, kind: FileKind) -> ColumnParts:

@@ -62,10 +62,11 @@ def columns_of_records(
         rows: with their numbers, or why they could not be read.
     """
     while chunk := list(itertools.islice(rows, _RECORDS)):
-        yield _of_rows(path, chunk)
+        yield columns_of_rows(path, chunk)
 
 
-def _of_rows(path: Path, rows: Sequence[tuple[int, dict[str, Any]] | Rejection]) -> Columns:
+def columns_of_rows(path: Path, rows: Sequence[tuple[int, dict[str, Any]] | Rejection]) -> Columns:
+    """Numbered rows as the columns of one part; every cell is text."""
     import pyarrow
 
     sound = [row for row in rows if not isinstance(row, Rejection)]
@@ -75,12 +76,13 @@ def _of_rows(path: Path, rows: Sequence[tuple[int, dict[str, Any]] | Rejection])
         numbers=np.array([number for number, _ in sound], dtype=np.int64),
         unreadable=[row for row in rows if isinstance(row, Rejection)],
         read=lambda name: pyarrow.array(
-            [_as_text(record.get(name)) for _, record in sound], pyarrow.string()
+            [cell_text(record.get(name)) for _, record in sound], pyarrow.string()
         ),
     )
 
 
-def _as_text(cell: Any) -> str | None:
+def cell_text(cell: Any) -> str | None:
+    """A cell as CSV would have it; None for none."""
     if cell is None:
         return None
     text = cell if isinstance(cell, str) else json.dumps(cell)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def load_trace(
             break
     whole = _joined(parts)
     if not file.in_order and len(whole.numbers):
-        whole = _sorted(whole)
+        whole = whole.take(np.argsort(whole.arrival_s, kind="stable"))
         whole = _window(whole, float(whole.arrival_s[0]), start_s, end_s)
     return _trace(file, state, whole, limit, window_s)
 
@@ -99,7 +98,7 @@ def _trace(
         raise InputError(f"{file.path}: {_why_nothing(part, failure, window)}")
     rejected, failed = part.rejected, part.failed
     if limit is not None and limit < len(part.numbers):
-        part = part.of(np.arange(len(part.numbers)) < limit)
+        part = part.take(np.arange(min(limit, len(part.numbers))))
         last = part.numbers.max()
         rejected = [rejection for rejection in rejected if rejection.row < last]
         failed = failed[failed < last]
@@ -183,7 +182,8 @@ def _window(part: TracePart, first_s: float, start_s: float, end_s: float | None
     if start_s <= 0 and end_s is None:
         return part
     since = part.arrival_s - first_s
-    return part.of((since >= start_s) & (since < (np.inf if end_s is None else end_s)))
+    within = (since >= start_s) & (since < (np.inf if end_s is None else end_s))
+    return part.take(np.flatnonzero(within))
 
 
 def _joined(parts: list[TracePart]) -> TracePart:
@@ -217,21 +217,6 @@ def _joined_lists(lists: list[Any]) -> Any:
     if len(kinds) > 1:
         lists = [each.cast(pa.list_(pa.string())) for each in lists]
     return pa.concat_arrays(lists)
-
-
-def _sorted(part: TracePart) -> TracePart:
-    """In the order of arrival."""
-    order = np.argsort(part.arrival_s, kind="stable")
-    return replace(
-        part,
-        numbers=part.numbers[order],
-        arrival_s=part.arrival_s[order],
-        prompt_tokens=part.prompt_tokens[order],
-        output_tokens=part.output_tokens[order],
-        sessions=None if part.sessions is None else part.sessions[order],
-        delay_s=None if part.delay_s is None else part.delay_s[order],
-        blocks=None if part.blocks is None else part.blocks.take(order),
-    )
 
 
 def _block_numbers(lists: Any) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:

@@ -42,17 +42,17 @@ class TracePart:
     delay_s: NDArray[np.float64] | None = None  #: shape (n,), see `TraceRows.delay_s`
     blocks: Any = None  #: pyarrow list array of shape (n,), where the trace has blocks
 
-    def of(self, mask: NDArray[np.bool_]) -> TracePart:
-        """The requests where `mask`, shape (n,), is true."""
+    def take(self, places: NDArray[np.intp]) -> TracePart:
+        """The requests at some places, in that order."""
         return replace(
             self,
-            numbers=self.numbers[mask],
-            arrival_s=self.arrival_s[mask],
-            prompt_tokens=self.prompt_tokens[mask],
-            output_tokens=self.output_tokens[mask],
-            sessions=None if self.sessions is None else self.sessions[mask],
-            delay_s=None if self.delay_s is None else self.delay_s[mask],
-            blocks=None if self.blocks is None else self.blocks.filter(mask),
+            numbers=self.numbers[places],
+            arrival_s=self.arrival_s[places],
+            prompt_tokens=self.prompt_tokens[places],
+            output_tokens=self.output_tokens[places],
+            sessions=None if self.sessions is None else self.sessions[places],
+            delay_s=None if self.delay_s is None else self.delay_s[places],
+            blocks=None if self.blocks is None else self.blocks.take(places),
         )
 
 
