@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,27 @@ def test_imports_point_down() -> None:
         and name.split(".")[1] not in MAY_IMPORT[room] | {room, *OPEN}
     ]
     assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Not even inside a function, or for types alone: what the two share stands below both."""
+    files = {
+        ".".join(("lengthwise", *path.relative_to(SOURCE).with_suffix("").parts)): path
+        for path in MODULES
+        if path.name != "__init__.py"
+    }
+    order = TopologicalSorter(
+        {
+            module: {
+                found
+                for name in imported_names(ast.parse(path.read_text()))
+                for found in (name, name.rpartition(".")[0])
+                if found in files
+            }
+            for module, path in files.items()
+        }
+    )
+    order.prepare()  # raises CycleError, which names the circle
 
 
 def test_nothing_executes_data() -> None:

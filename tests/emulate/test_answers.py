@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from lengthwise.emulate import answers
 from lengthwise.emulate.answers import answer_tokens, drawn_tokens, prompt_effect
+from lengthwise.emulate.emulation_settings import emulation_settings
 from lengthwise.emulate.model_folder import cached_model_folder, model_folder
-from lengthwise.emulate.virtual_config import emulation_settings
 from lengthwise.errors import InputError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.evaluate import evaluate

@@ -19,10 +19,10 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from lengthwise.emulate.answers import answer_tokens, spoken_tokens
+from lengthwise.emulate.emulation_settings import EMULATE, emulation_settings
 from lengthwise.emulate.link import Offload, link_of
 from lengthwise.emulate.pace import Batch, Later, ModelledPace, Pace
 from lengthwise.emulate.virtual_clock import VirtualClock
-from lengthwise.emulate.virtual_config import EMULATE, emulation_settings
 from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
 # What a worker would do and say that it has done; here there is nothing to do.
@@ -39,7 +39,7 @@ class _Answer(NamedTuple):
 
 
 class Executor(VllmExecutor):  # type: ignore[misc]
-    """See `settings.py` for what it takes under `additional_config["lengthwise"]["emulate"]`.
+    """What it takes under `additional_config["lengthwise"]` is in `emulation_settings.py`.
 
     Attributes:
         pace: says when steps end; its clock, if it is virtual, is the driver's.

@@ -15,8 +15,8 @@ from typing import Any
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from lengthwise.emulate.emulation_settings import EMULATE, emulation_settings
 from lengthwise.emulate.pace import Batch, Later, ModelledPace, Pace, Work
-from lengthwise.emulate.virtual_config import EMULATE, emulation_settings
 from lengthwise.errors import InputError
 from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.predict.encoder import Head, Precision
+from lengthwise.predict.encoder import EncoderSettings, Head, Precision
 from lengthwise.predict.prediction import Predictor
 
 if TYPE_CHECKING:
@@ -181,7 +181,5 @@ def recipe_of(metadata: Metadata) -> Recipe:
     recipe = Recipe(metadata.kind, metadata.loss, metadata.bucket, seed=metadata.training.seed)
     if BACKBONE not in metadata.settings:
         return recipe
-    from lengthwise.predict.encoder.predictor import EncoderSettings
-
     settings = EncoderSettings.model_validate(metadata.settings)
     return replace(recipe, **settings.model_dump(exclude={"window"}))

@@ -15,6 +15,7 @@ from lengthwise.predict.feature_hashing import BUCKETS
 from lengthwise.predict.features import FEATURES_VERSION, FeatureRows, find_features, new_scratch
 from lengthwise.predict.losses import QUANTILES
 from lengthwise.predict.model import WordModel, outputs, outputs_of_rows
+from lengthwise.predict.model_card import model_card
 from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.predict.weights_folder import Tensors
 from lengthwise.predict.words import Template, Vocabulary
@@ -74,7 +75,7 @@ class LexicalPredictor:
             "calibration": calibration,
             "factors": factors,
         }
-        write_artifact(folder, self.metadata, tensors)
+        write_artifact(folder, self.metadata, tensors, model_card(self.metadata))
 
     def predict(self, prompt: Prompt) -> Prediction:
         """The prediction for any token ids; those that the tokenizer does not know are skipped."""

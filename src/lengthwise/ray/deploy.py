@@ -11,7 +11,7 @@ from typing import Final
 import ray
 from ray import serve
 
-from lengthwise.emulate.virtual_config import EMULATE
+from lengthwise.emulate.emulation_settings import EMULATE
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.processes import Stoppable, ignored

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lengthwise.emulate.emulation_settings import EMULATE
 from lengthwise.emulate.model_folder import cached_model_folder
-from lengthwise.emulate.virtual_config import EMULATE
 from lengthwise.errors import InputError
 from lengthwise.serve.flags import flag_name, last_value, seconds_of, take_additional_config
 from lengthwise.serve.listen import require_free_port

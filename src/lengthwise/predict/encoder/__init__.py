@@ -5,6 +5,8 @@ It needs torch and transformers: `pip install 'lengthwise[encoder]'`.
 
 from enum import StrEnum
 
+from pydantic import BaseModel, ConfigDict
+
 
 class Head(StrEnum):
     """What of a backbone's states the linear layer looks at."""
@@ -19,3 +21,17 @@ class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     INT8 = "int8"  #: dynamic quantisation of the linear layers, on a CPU only
+
+
+class EncoderSettings(BaseModel):
+    """What stands in `settings` of the metadata of a fine-tuned predictor."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str  #: name or path of the pretrained model
+    head: Head
+    precision: Precision
+    window: int  #: tokens of the backbone's that are read of a prompt, its last ones
+    epochs: int
+    learning_rate: float
+    list_length: int  #: prompts of a mini-batch

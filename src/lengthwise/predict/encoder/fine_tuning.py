@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import LengthwiseError, missing_extra
 from lengthwise.predict.artifact import Metadata
-from lengthwise.predict.encoder.predictor import EncoderPredictor, EncoderSettings, PromptText
+from lengthwise.predict.encoder import EncoderSettings
+from lengthwise.predict.encoder.predictor import EncoderPredictor, PromptText
 from lengthwise.predict.extract import requests_of, vocabulary_of
 from lengthwise.predict.held_out import calibrate_held_out, training_record
 from lengthwise.predict.kinds import Progress, Recipe

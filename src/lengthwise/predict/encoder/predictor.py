@@ -10,33 +10,20 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.predict.artifact import Metadata, write_artifact
 from lengthwise.predict.calibration import calibrate_many, score_at
-from lengthwise.predict.encoder import Head, Precision
+from lengthwise.predict.encoder import EncoderSettings
 from lengthwise.predict.lexical import scores_of
+from lengthwise.predict.model_card import model_card
 from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.predict.weights_folder import Tensors
 from lengthwise.predict.words import Vocabulary
 
 if TYPE_CHECKING:
     from lengthwise.predict.encoder.backbone import Encoder
-
-
-class EncoderSettings(BaseModel):
-    """What stands in `settings` of the metadata."""
-
-    model_config = ConfigDict(frozen=True)
-
-    backbone: str  #: name or path of the pretrained model
-    head: Head
-    precision: Precision
-    window: int  #: tokens of the backbone's that are read of a prompt, its last ones
-    epochs: int
-    learning_rate: float
-    list_length: int  #: prompts of a mini-batch
 
 
 READ_TOKENS: Final = 8_192  #: of a prompt, its end: four times what a backbone usually reads
@@ -142,6 +129,7 @@ class EncoderPredictor:
                 "head.weight": encoder.head.weight.detach().cpu().numpy(),
                 "calibration": self._calibration,
             },
+            model_card(self.metadata),
         )
 
     @cached_property
