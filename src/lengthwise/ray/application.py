@@ -13,9 +13,11 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from lengthwise.ray.arguments import Arguments
+from lengthwise.serve.command import SETTINGS_VARIABLE
 
 ROUTER: Final = "lengthwise.ray.PredictedWorkRouter"
 SCHEDULER: Final = "lengthwise.vllm.Scheduler"
+SERVER: Final = "lengthwise.ray.server.Server"
 
 
 def build_app(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
@@ -26,21 +28,8 @@ def build_app(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
     """
     given = Arguments.model_validate(arguments)
     engine = dict(given.engine_kwargs)
-    if "scheduler_cls" not in engine:
-        engine["scheduler_cls"] = SCHEDULER
-        engine["additional_config"] = {"lengthwise": {"settings": given.settings or {}}}
-    deployment: dict[str, Any] = {
-        # What a replica needs is in its placement group; the actor itself only waits.
-        "ray_actor_options": {"num_cpus": 0},
-        **given.deployment,
-    }
-    if "autoscaling_config" not in deployment:
-        deployment["num_replicas"] = given.replicas
-    if given.router is not None:
-        deployment["request_router_config"] = {
-            "request_router_class": ROUTER,
-            "request_router_kwargs": given.router,
-        }
+    # What a replica needs is in its placement group; the actor itself only waits.
+    deployment: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, **given.deployment}
     config: dict[str, Any] = {
         "model_loading_config": {
             "model_id": given.model_id,
@@ -49,6 +38,23 @@ def build_app(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
         "engine_kwargs": engine,
         "deployment_config": deployment,
     }
+    if engine.setdefault("scheduler_cls", SCHEDULER) == SCHEDULER:
+        additional = engine.get("additional_config", {})
+        ours = additional.get("lengthwise", {})
+        settings = ours.get("settings", given.settings)
+        if not isinstance(settings, str):  # inline: Serve brings them, and every change of them
+            deployment.setdefault("user_config", settings or {})
+            config["server_cls"] = SERVER
+            settings = f"${SETTINGS_VARIABLE}"
+        ours = {**ours, "settings": settings}
+        engine["additional_config"] = {**additional, "lengthwise": ours}
+    if "autoscaling_config" not in deployment:
+        deployment["num_replicas"] = given.replicas
+    if given.router is not None:
+        deployment["request_router_config"] = {
+            "request_router_class": ROUTER,
+            "request_router_kwargs": given.router,
+        }
     if given.environment:
         config["runtime_env"] = {"env_vars": given.environment}
     if given.cpus is not None:

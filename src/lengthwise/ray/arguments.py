@@ -19,8 +19,8 @@ class Arguments(BaseModel):
     settings: str | dict[str, Any] | None = Field(
         default=None,
         description="what the scheduler of every replica goes by: a settings file on every node, "
-        "which is watched, or settings inline, which are not; left out where engine_kwargs name "
-        "a scheduler_cls",
+        "or settings inline, which Serve brings to every replica as `user_config`; both may change "
+        "while serving; what engine_kwargs say of them counts more",
     )
     router: dict[str, Any] | None = Field(
         default={},
