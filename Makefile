@@ -5,6 +5,7 @@
 #   make test-all what make test leaves out: the tests that are marked slow
 #   make test-vllm   vLLM's own tests of its scheduler, with ours in its place (fetches vLLM's source)
 #   make test-versions   our tests of the scheduler with each vLLM that is supported (fetches theirs)
+#   make test-random  the property tests, with examples that nobody has tried yet
 #   make test-live   some forty faults on live servers, one after the other
 #   make figures  every published comparison that needs no wall clock, exactly, and into the docs
 #   make check    ruff and mypy
@@ -23,7 +24,7 @@ PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loa
 # Tables of prompts, answer lengths and traffic. What is not there is left out and said.
 FIGURES_DATA ?= ../shared/data
 
-.PHONY: demo test test-all test-vllm test-versions test-live figures check docs install constraints clean
+.PHONY: demo test test-all test-vllm test-versions test-random test-live figures check docs install constraints clean
 
 # Real prompts, where they lie beside the project; else those of the built-in model.
 DEMO_DATA := $(wildcard ../shared/data/prompts_alpaca_vicuna7b.parquet)
@@ -44,6 +45,11 @@ test-vllm: $(INSTALLED)
 # The same: three versions' source, and a quarter of an hour.
 test-versions: $(INSTALLED)
 	$(VENV)/bin/python scripts/vllm_versions.py
+
+# New examples each time, so that what it finds is news: for a change of the heart, and now and then.
+test-random: $(INSTALLED)
+	HYPOTHESIS_PROFILE=random $(PYTEST) -m "hypothesis and not slow and not live"
+
 # Half an hour on a small machine; `make test-all` has one fault of each kind.
 test-live: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m live

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from lengthwise.compare.progress import Silent
 from lengthwise.compare.session import Session, open_session
@@ -16,6 +17,12 @@ from tests.support.command_line import Run, command_line
 # Small networks are learnt several times faster by one thread than by threads that wait for one
 # another on busy cores. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whether a change is good must not depend on luck: the same examples each time, unless asked for
+# others (`make test-random`).
+settings.register_profile("same", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_configure() -> None:

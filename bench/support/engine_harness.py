@@ -82,6 +82,7 @@ def build_scheduler(
     model_runner: Literal[1, 2] = 1,
     log_stats: bool = False,
     worker: str = "auto",
+    encoder_embeddings: int | None = None,
     lengthwise: Mapping[str, object] | None = None,
 ) -> Any:
     """A scheduler as the engine core builds it.
@@ -104,6 +105,8 @@ def build_scheduler(
         model_runner: which of vLLM's model runners the output is made for.
         log_stats: gather the statistics that a server logs.
         worker: the class that the workers are told to be; there are none here.
+        encoder_embeddings: what the encoder of a multimodal model computes in a step and keeps at
+            most; None for a model of text alone.
         lengthwise: our part of vLLM's `additional_config`.
     """
     import torch
@@ -156,6 +159,12 @@ def build_scheduler(
         log_stats=log_stats,
     )
     scheduler.use_v2_model_runner = model_runner == 2
+    if encoder_embeddings is not None:
+        from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+
+        # What vLLM asks the processor of a multimodal model, which the built-in model has not.
+        scheduler.max_num_encoder_input_tokens = encoder_embeddings
+        scheduler.encoder_cache_manager = EncoderCacheManager(encoder_embeddings)
     return scheduler
 
 
@@ -173,7 +182,9 @@ class Ask:
     """A request to come, from which any number of engines can make their own copy.
 
     `answer` is the length at which the answer ends by itself, in tokens; a smaller `max_tokens`
-    cuts it, and `ignore_eos` makes it go on to `max_tokens`.
+    cuts it, and `ignore_eos` makes it go on to `max_tokens`. `images` are what the encoder computes
+    before their place in the prompt: a name, which stands for the content, where its tokens begin,
+    and how many they are.
     """
 
     request_id: str
@@ -187,10 +198,12 @@ class Ask:
     lora: int = 0
     resumable: bool = False
     structured: bool = False
+    images: tuple[tuple[str, int, int], ...] = ()
 
     def request(self, block_size: int | None) -> Any:
         """A vLLM Request; its blocks are hashed for the prefix cache if `block_size` is given."""
         from vllm.lora.request import LoRARequest
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
         from vllm.sampling_params import SamplingParams, StructuredOutputsParams
         from vllm.v1.request import Request
 
@@ -211,6 +224,10 @@ class Ask:
             arrival_time=self.arrival_time,
             lora_request=adapter,
             resumable=self.resumable,
+            mm_features=[
+                MultiModalFeatureSpec(None, "image", name, PlaceholderRange(offset, length))
+                for name, offset, length in self.images
+            ],
             block_hasher=_block_hasher(block_size) if block_size else None,
         )
 

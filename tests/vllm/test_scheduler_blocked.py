@@ -218,6 +218,107 @@ def test_streaming_input_in_another_order_gives_the_same_answers(lag: int, polic
     assert answers[0] == answers[1]
 
 
+#: Who needs more than a slot, and has it.
+NEEDS: dict[str, dict[str, Any]] = {
+    "grammar": {"structured": True},
+    "image": {"images": (("cat", 4, 10),)},
+    "images": {"images": (("cat", 4, 10), ("dog", 14, 6))},
+    "more images than a step computes": {
+        "images": tuple((f"page{number}", number, 1) for number in range(18))
+    },
+}
+
+
+def _add_one_in_need(engine: CheckedEngine, need: str, answer: int) -> None:
+    request = engine.add(_ask("needs", answer, **NEEDS[need]))
+    if need == "grammar":
+        request.structured_output_request.grammar = AnyText()
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("pausing", [False, True])
+@pytest.mark.parametrize("need", NEEDS)
+def test_longer_ones_make_way_for_who_has_what_it_needs(need: str, pausing: bool, lag: int) -> None:
+    scheduler = build_scheduler(
+        Scheduler,
+        max_num_seqs=8,
+        max_num_active_seqs=2,
+        asynchronous=bool(lag),
+        encoder_embeddings=16,
+        lengthwise={"settings": {**SRPT, "pausing": pausing}},
+    )
+    engine = CheckedEngine(scheduler, lag)
+    for number in range(2):
+        engine.add(_ask(f"long{number}", 300))
+    for _ in range(3):
+        engine.step()
+    _add_one_in_need(engine, need, 20)
+    for _ in range(20):
+        engine.step()
+    assert len(engine.answers["needs"]) > 5
+    engine.drain()
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_swaps_do_not_go_past_one_that_is_overdue(need: str) -> None:
+    """It was overtaken as often as may be; the step that takes it in makes others make way, too."""
+    scheduler = build_scheduler(
+        Scheduler,
+        max_num_seqs=4,
+        encoder_embeddings=16,
+        lengthwise={"settings": {**SRPT, "max_overtakes": 4}},
+    )
+    engine = CheckedEngine(scheduler, max_overtakes=4)
+    for number in range(2):
+        engine.add(_ask(f"first{number}", 60))
+    engine.step()
+    _add_one_in_need(engine, need, 90)
+    for number in range(4):
+        engine.add(_ask(f"longer{number}", 80))
+    for number in range(4):
+        engine.add(_ask(f"short{number}", 5))
+    engine.run()  # its bound is checked in each step
+    assert set(engine.finished.values()) == {"stop"}
+
+
+def test_a_broken_grammar_ends_while_others_are_paused() -> None:
+    settings = {**SRPT, "pausing": True}
+    scheduler = build_scheduler(
+        Scheduler, max_num_seqs=8, max_num_active_seqs=2, lengthwise={"settings": settings}
+    )
+    engine = CheckedEngine(scheduler)
+    for number in range(2):
+        engine.add(_ask(f"long{number}", 200))
+    for _ in range(3):
+        engine.step()
+    broken = engine.add(_ask("broken", 30, structured=True))
+    broken.structured_output_request.grammar = ValueError("no such grammar")
+    for number in range(40):
+        if number % 8 == 0:
+            engine.add(_ask(f"short{number}", 20))
+        engine.step()
+        assert scheduler._planner.paused or number < 8
+    assert engine.finished["broken"] == "error"
+    engine.run()
+
+
+def test_nobody_makes_way_for_an_image_that_the_encoder_has_no_room_for() -> None:
+    scheduler = build_scheduler(
+        Scheduler, max_num_seqs=2, encoder_embeddings=10, lengthwise={"settings": SRPT}
+    )
+    engine = CheckedEngine(scheduler)
+    for number in range(2):
+        engine.add(_ask(f"long{number}", 100))
+    engine.step()
+    for number in range(2):
+        engine.add(_ask(f"image{number}", 3, images=((f"image{number}", 0, 8),)))
+    while not engine.preemptions:
+        step = engine.step()
+    assert step.admitted == ("image0",)
+    assert len(engine.preemptions) == 1
+    engine.drain()
+
+
 @pytest.mark.parametrize("blend", [1.0, 0.6])
 @pytest.mark.parametrize("slots", range(2, 7))
 def test_who_is_ready_gets_in_behind_any_number_that_wait(slots: int, blend: float) -> None:

@@ -30,6 +30,7 @@ from tests.support.random_traffic import RandomTraffic
 POLICIES = ("srpt", "trail", "ltr", "sjf", "hrrn", "mlfq", "gittins", "tie")
 MAX_OVERTAKES = 4
 SLOTS = 4
+ENCODER = 200  # room for the images of all that may come in at once
 
 
 class MoodyPredictor:
@@ -91,6 +92,7 @@ class PromisesMachine(RuleBasedStateMachine):
             prefix_caching=prefix_caching,
             policy=vllm_policy,
             model_runner=model_runner,
+            encoder_embeddings=ENCODER,
             lengthwise={"settings": self.settings(policy, preemption)},
         )
         self.engine = CheckedEngine(scheduler, lag, max_overtakes=MAX_OVERTAKES)
@@ -114,6 +116,8 @@ class PromisesMachine(RuleBasedStateMachine):
         max_tokens=st.sampled_from([None, 1, 20]),
         priority=st.sampled_from([0, 0, 0, 1]),
         count=st.sampled_from([1, 1, 1, 8]),
+        image=st.sampled_from([0, 0, 1, 10]),
+        delay=st.sampled_from([0, 0, 0, 3]),
     )
     def add(
         self,
@@ -123,9 +127,12 @@ class PromisesMachine(RuleBasedStateMachine):
         max_tokens: int | None,
         priority: int,
         count: int,
+        image: int,
+        delay: int,
     ) -> None:
         for _ in range(count):
             name = next(self.names)
+            tokens = min(image, prefix + tail)
             self.engine.add(
                 Ask(
                     name,
@@ -133,7 +140,10 @@ class PromisesMachine(RuleBasedStateMachine):
                     answer=answer,
                     max_tokens=max_tokens,
                     priority=priority,
+                    # Behind another server in front of the engine, it may reach that later.
+                    arrival_time=len(self.engine.requests) - delay,
                     hints={"lengthwise_true_tokens": answer},
+                    images=((f"of {tokens}", 0, tokens),) if tokens else (),
                 )
             )
 

@@ -197,7 +197,11 @@ class Planner:
                 table["priority"][admitted].tolist(),
                 strict=True,
             )
-        return [int(row) for row in front] if limited else None
+        if not limited:
+            return None
+        # The parent ends those whose grammar does not compile when it comes to them.
+        failed = [row for row in waiting if requests.has_failed(self._live.request(row))]
+        return [int(row) for row in (*failed, *front)]
 
     def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
         chosen = self.discipline
@@ -237,6 +241,7 @@ class Planner:
         scheduler = self._scheduler
         # Which adapters there is room for depends on who is paused, which is decided later.
         adapters = None if self.discipline.pauses else schedulers.Adapters(scheduler)
+        encoder = schedulers.EncoderRoom(scheduler)
         ready = np.ones(len(waiting), np.bool_)
         missing = int(self.facts.array["free_slots"][0]) + self.discipline.max_swaps
         if self.discipline.peeks:
@@ -245,8 +250,10 @@ class Planner:
             if missing == 0:
                 break
             request = self._live.request(row)
-            ready[place] = requests.is_ready(request) and (
-                adapters is None or adapters.take(request)
+            ready[place] = (
+                requests.is_ready(request)
+                and (adapters is None or adapters.take(request))
+                and encoder.take(request)
             )
             missing -= int(ready[place])
         return ready

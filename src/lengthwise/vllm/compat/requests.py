@@ -50,10 +50,29 @@ def is_running(request: Any) -> bool:
 
 
 def is_ready(request: Any) -> bool:
-    """Whether the parent would admit this waiting request, given a slot and memory."""
-    if request.status.name not in ("WAITING", "PREEMPTED") or request.has_encoder_inputs:
+    """Whether the parent would admit this waiting request, given a slot, memory and room for its
+    adapter and in the encoder."""
+    status = request.status.name
+    if status == "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR":
+        # The parent sees that the grammar is there when it comes to this request, not before.
+        grammar = _grammar(request)
+        return grammar is not None and not isinstance(grammar, Exception)
+    if status not in ("WAITING", "PREEMPTED"):
         return False
     return request.num_stale_output_tokens == 0 or bool(request.drop_stale_output)
+
+
+def has_failed(request: Any) -> bool:
+    """Whether a waiting request only has to be told that its grammar does not compile."""
+    return request.status.name == "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR" and isinstance(
+        _grammar(request), Exception
+    )
+
+
+def _grammar(request: Any) -> Any:
+    """What a request's answer has to follow, why there is none, or None while it compiles."""
+    wanted = request.structured_output_request
+    return None if wanted is None else wanted.grammar
 
 
 def may_pause(request: Any) -> bool:

@@ -28,11 +28,13 @@ _ATTRIBUTES: Final = (
     "block_size",
     "cache_config",
     "connector",
+    "encoder_cache_manager",
     "kv_cache_config",
     "kv_cache_manager",
     "kv_holding_waiting",
     "lora_config",
     "max_num_active_reqs",
+    "max_num_encoder_input_tokens",
     "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "num_lookahead_tokens",
@@ -296,3 +298,39 @@ class Adapters:
             return False
         self._taken.add(adapter)
         return True
+
+
+class EncoderRoom:
+    """What an encoder may still compute and keep in a step, of images and the like, in
+    embeddings."""
+
+    def __init__(self, scheduler: Any) -> None:
+        manager = scheduler.encoder_cache_manager
+        # Models of another kind (speech to text) keep nothing from one step to the next.
+        self._kept = getattr(manager, "cached", {})
+        free = getattr(manager, "num_freeable_slots", manager.num_free_slots)
+        self._left = min(int(scheduler.max_num_encoder_input_tokens), int(free))
+        for request in scheduler.running:
+            if request.is_prefill_chunk and request.has_encoder_inputs:
+                self._left -= sum(self._missing(request))
+
+    def take(self, request: Any) -> bool:
+        """Whether there is room for the first of a waiting request's inputs that is not there, with
+        which it can begin; then as much is taken as all of them need."""
+        if not request.has_encoder_inputs:
+            return True
+        missing = self._missing(request)
+        if missing and missing[0] > self._left:
+            return False
+        self._left -= sum(missing)
+        return True
+
+    def _missing(self, request: Any) -> list[int]:
+        """What each input has that is still to be computed, in order."""
+        return [
+            int(request.get_num_encoder_embeds(place))
+            for place, feature in enumerate(request.mm_features)
+            if feature.identifier not in self._kept
+            and feature.mm_position.offset + feature.mm_position.length
+            > request.num_computed_tokens
+        ]
