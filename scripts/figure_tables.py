@@ -47,8 +47,8 @@ def starvation_table(kept: Row) -> list[str]:
     """Guards at each load: what they cost in the mean, and what they bound."""
     spec = """ | load = {load} | guard = {guard} | mean s = {mean_e2el_ms:seconds} |
     fcfs / guard: mean = {factor_mean_e2el:ratio} | p99 = {factor_p99_e2el:ratio} |
-    longest wait s = {max_max_waiting_time_ms:seconds} |
-    fcfs / guard: longest wait = {factor_max_max_waiting_time:ratio} |
+    longest wait s = {max_waiting_time_ms:seconds} |
+    fcfs / guard: longest wait = {factor_max_waiting_time:ratio} |
     overtaken at most = {max_overtaken:,} | proved = {bound:,}
     """
     rows = [

@@ -22,7 +22,7 @@ LATENCIES: Final = (
     "p99_ttft_ms",
     "mean_latency_per_output_token_ms",
     "p90_latency_per_output_token_ms",
-    "max_max_waiting_time_ms",
+    "max_waiting_time_ms",
 )
 COUNTS: Final = ("preemptions", "memory_preemptions", "recomputed_tokens", "max_overtaken")
 _LEAST_GAIN: Final = 0.02  # of an oracle: a share of less than that says nothing

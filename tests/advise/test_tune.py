@@ -108,9 +108,9 @@ def test_a_cap_twice_and_an_unknown_objective_are_refused() -> None:
 
 def test_gains_and_caps_by_hand() -> None:
     fcfs = dict.fromkeys(LATENCIES.values(), 200.0)
-    fcfs |= {"request_goodput": 2.0, "duration": 10.0, "max_max_waiting_time_ms": 9000.0}
+    fcfs |= {"request_goodput": 2.0, "duration": 10.0, "max_waiting_time_ms": 9000.0}
     policy = dict.fromkeys(LATENCIES.values(), 160.0)
-    policy |= {"request_goodput": 3.0, "duration": 10.0, "max_max_waiting_time_ms": 12000.0}
+    policy |= {"request_goodput": 3.0, "duration": 10.0, "max_waiting_time_ms": 12000.0}
     for objective in OBJECTIVES:
         assert gain(objective, policy, fcfs) == (1.5 if objective == "goodput" else 1.25)
     assert gain("goodput", policy, {**fcfs, "request_goodput": 0.0}) == pytest.approx(30.0)
@@ -246,7 +246,7 @@ def test_a_cap_that_nothing_keeps_leaves_fcfs(workload: Workload) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_cap_on_waiting_can_choose_the_guard_on_waiting(workload: Workload) -> None:
     fcfs = play(Candidate("fcfs"), workload, 0)
-    cap = Cap(MAX_WAIT, 1.5 * fcfs["max_max_waiting_time_ms"] / 1000.0)
+    cap = Cap(MAX_WAIT, 1.5 * fcfs["max_waiting_time_ms"] / 1000.0)
     result = tune(workload, BASE, "p50-e2el", [cap], jobs=1)
     assert result.chosen.measured.max() <= (1.0 - MARGIN) * cap.limit
     assert result.chosen.gains.min() > 1.0

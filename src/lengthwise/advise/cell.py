@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.measure.round_metrics import PERCENTILES
+from lengthwise.measure.latency_figures import good_requests, latency_figures
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import PREDICTS
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -170,13 +170,22 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
 def summary(simulated: Simulation, objectives: Mapping[str, float] | None = None) -> Figures:
     """A simulation in figures: names and units as in `measure`, times in ms.
 
+    A latency that no request has, as TPOT where every answer is one token, is left out.
+
     Args:
         simulated: what happened.
         objectives: of service, in ms; without any there is no `request_goodput`.
     """
     requests = simulated.requests
-    gap = requests["longest_gap_s"]
-    queue = requests["scheduled_s"] - requests["arrival_s"]
+    ttft_s = simulated.ttft_s
+    latencies = {
+        "e2el": simulated.e2el_s,
+        "ttft": ttft_s,
+        "tpot": simulated.tpot_s,
+        "queue": requests["scheduled_s"] - requests["arrival_s"],
+        "latency_per_output_token": simulated.latency_per_output_token_s,
+        "max_waiting_time": np.maximum(ttft_s, requests["longest_gap_s"]),
+    }
     span = simulated.makespan_s
     figures: Figures = {
         "completed": int(np.isfinite(requests["finish_s"]).sum()),
@@ -193,33 +202,12 @@ def summary(simulated: Simulation, objectives: Mapping[str, float] | None = None
         "max_overtaken": int(requests["overtaken"].max(initial=0)),
     }
     if objectives:
-        good = _good_requests(simulated, objectives)
+        good = good_requests(latencies, objectives)
         figures["request_goodput"] = _finite(good / span) if span > 0 else None
-    for name, seconds in (
-        ("e2el", simulated.e2el_s),
-        ("ttft", simulated.ttft_s),
-        ("tpot", simulated.tpot_s),
-        ("queue", queue),
-        ("latency_per_output_token", simulated.latency_per_output_token_s),
-        ("max_waiting_time", np.maximum(simulated.ttft_s, gap)),
-    ):
-        values = 1000.0 * seconds[np.isfinite(seconds)]
-        if len(values) == 0:
-            continue
-        figures[f"mean_{name}_ms"] = float(values.mean())
-        for percent, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True):
-            label = "median" if percent == 50 else f"p{percent}"
-            figures[f"{label}_{name}_ms"] = float(value)
-        figures[f"max_{name}_ms"] = float(values.max())
+    for name, seconds in latencies.items():
+        if np.isfinite(seconds).any():
+            figures |= latency_figures(name, seconds)
     return figures
-
-
-def _good_requests(simulated: Simulation, objectives: Mapping[str, float]) -> int:
-    """How many requests met every objective; an answer of one token meets any TPOT."""
-    good = np.ones(len(simulated.requests), np.bool_)
-    for name, limit in objectives.items():
-        good &= np.nan_to_num(getattr(simulated, f"{name}_s")) <= limit / 1000.0
-    return int(good.sum())
 
 
 def _finite(value: float) -> float | None:

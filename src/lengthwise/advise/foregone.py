@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lengthwise.advise.calibrate import fit_steps
 from lengthwise.errors import InputError, LengthwiseError, one_line
+from lengthwise.measure.latency_figures import latency_figures
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.request import PREDICTION
 from lengthwise.simulate.engine_settings import EngineSettings
@@ -33,6 +34,7 @@ from lengthwise.workload.trace_rows import offsets_of
 
 FEWEST: Final = 64  #: requests of a window that anything is said of
 
+_FIGURES: Final = ("mean_e2el_ms", "p99_e2el_ms", "mean_ttft_ms", "p99_ttft_ms")
 _SAME_S: Final = 1e-9  # a first step this near is at the same time
 
 
@@ -166,11 +168,9 @@ def _fitted(window: Window) -> StepCost:
 
 def _times(simulation: Simulation) -> dict[str, float]:
     """Times to the last and to the first token, in ms."""
-    times: dict[str, float] = {}
-    for name, seconds in (("e2el", simulation.e2el_s), ("ttft", simulation.ttft_s)):
-        times[f"mean_{name}_ms"] = 1e3 * float(seconds.mean())
-        times[f"p99_{name}_ms"] = 1e3 * float(np.percentile(seconds, 99))
-    return times
+    all_figures = latency_figures("e2el", simulation.e2el_s)
+    all_figures |= latency_figures("ttft", simulation.ttft_s)
+    return {name: all_figures[name] for name in _FIGURES}
 
 
 def main() -> None:

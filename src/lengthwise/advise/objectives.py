@@ -87,7 +87,7 @@ class Cap:
     def measured(self, figures: Figures, fcfs: Figures) -> float:
         """What the limit limits, in its unit."""
         if self.metric == MAX_WAIT:
-            return float(figures["max_max_waiting_time_ms"]) / 1000.0
+            return float(figures["max_waiting_time_ms"]) / 1000.0
         return times_fcfs(self.metric, figures, fcfs)
 
     def __str__(self) -> str:

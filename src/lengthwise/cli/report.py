@@ -46,7 +46,7 @@ def show_results(
     Args:
         folder: the run's folder.
         policy: print this policy alone, in vLLM's layout.
-        goodput: service-level objectives, see `metrics.parse_objectives`.
+        goodput: service-level objectives, see `parse_objectives`.
         json: print the rows of results.json and nothing else on stdout.
 
     Raises:
@@ -56,9 +56,9 @@ def show_results(
     from rich.console import Console
 
     from lengthwise.errors import unknown_name
+    from lengthwise.measure.latency_figures import parse_objectives
     from lengthwise.measure.report import REPORT_FILE, RESULTS_FILE, write_report
     from lengthwise.measure.results import read_results
-    from lengthwise.measure.round_metrics import parse_objectives
     from lengthwise.measure.terminal import comparison_table, serving_results
     from lengthwise.measure.twins import read_twins, twins_table
 

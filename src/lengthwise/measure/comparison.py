@@ -143,7 +143,7 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
     Args:
         results: the run; its baseline is the policy `fcfs`, its oracle the policy `oracle`, or
             `trail+` where that is the only one that knows the lengths.
-        objectives: see `metrics.parse_objectives`.
+        objectives: see `parse_objectives`.
     """
     infos = [each.info for each in results.rounds]
     labels = list(dict.fromkeys(info.policy for info in infos))

@@ -38,7 +38,7 @@ def write_report(
     Args:
         folder: where to write.
         results: from `read_results`.
-        objectives: see `metrics.parse_objectives`.
+        objectives: see `parse_objectives`.
         twins: of the run, from `read_twins`.
 
     Raises:

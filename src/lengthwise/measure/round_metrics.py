@@ -13,19 +13,16 @@ its TTFT and its longest gap between pieces.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
+from lengthwise.measure.latency_figures import good_requests, latency_figures
 from lengthwise.measure.request_record import Records
 
 Floats = NDArray[np.float64]
 Summary = dict[str, float | int | None]
-
-PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,8 @@ def summarise(records: Records, objectives: dict[str, float] | None = None) -> S
         objectives: see `parse_objectives`; `request_goodput` is null without.
 
     Returns:
-        `duration` in s, counts, rates per second, and for each of ttft, tpot, itl, e2el, queue,
-        latency_per_output_token and max_waiting_time the keys mean_X_ms, median_X_ms, std_X_ms,
-        p50_X_ms … p99_X_ms and max_X_ms, in ms. Exception: `max_waiting_time_ms` is already the
-        longest that any request waited, and there is no max_max_waiting_time_ms.
+        `duration` in s, counts, rates per second, and the `latency_figures` of ttft, tpot, itl,
+        e2el, queue, latency_per_output_token, max_waiting_time and send_delay.
     """
     done = records.completed
     each = request_metrics(records)
@@ -87,7 +82,7 @@ def summarise(records: Records, objectives: dict[str, float] | None = None) -> S
     input_tokens = int(records.prompt_tokens[done].sum(dtype=np.int64))
     output_tokens = int(each.output_tokens.sum(dtype=np.int64))
     peak_tokens, peak_requests = _peaks(records, done)
-    good = None if objectives is None else _good_requests(each, objectives) * per_second
+    good = None if objectives is None else good_requests(vars(each), objectives) * per_second
     delay = records.sent_s - records.scheduled_s
     summary: Summary = {
         "duration": duration,
@@ -112,37 +107,11 @@ def summarise(records: Records, objectives: dict[str, float] | None = None) -> S
         ("max_waiting_time", each.max_waiting),
         ("send_delay", delay),
     ):
-        summary.update(_statistics(name, values))
-    summary["max_waiting_time_ms"] = summary.pop("max_max_waiting_time_ms")
+        summary |= latency_figures(name, values)
     summary["preemptions"] = int(records.preemptions.sum(dtype=np.int64))
     summary["overtakes"] = int(records.overtaken.sum(dtype=np.int64))
     summary["max_overtaken"] = int(records.overtaken.max(initial=0))
     return summary
-
-
-def parse_objectives(pairs: Iterable[str]) -> dict[str, float]:
-    """Read service-level objectives such as `ttft:500 tpot:50 e2el:2000`, in ms.
-
-    Args:
-        pairs: NAME:MILLISECONDS each; a string may hold several, parted by spaces or commas.
-
-    Raises:
-        InputError: an unknown name, or a value that is no number of milliseconds ≥ 0.
-    """
-    objectives: dict[str, float] = {}
-    for pair in " ".join(pairs).replace(",", " ").split():
-        name, _, value = pair.partition(":")
-        try:
-            milliseconds = float(value)
-        except ValueError:
-            milliseconds = math.nan
-        if name not in ("ttft", "tpot", "e2el") or not milliseconds >= 0:
-            raise InputError(
-                f"{pair!r} is no service-level objective: give ttft:MS, tpot:MS or e2el:MS, "
-                "such as ttft:500"
-            )
-        objectives[name] = milliseconds
-    return objectives
 
 
 def _gaps(
@@ -160,37 +129,11 @@ def _gaps(
     return gaps[np.repeat(done, counts) & np.isfinite(gaps)], longest[done]
 
 
-def _statistics(name: str, values: NDArray[np.floating]) -> Summary:
-    """Mean, median, standard deviation, percentiles and maximum in ms; NaN where undefined."""
-    milliseconds = values[np.isfinite(values)].astype(np.float64) * 1000
-    if not len(milliseconds):
-        milliseconds = np.array([np.nan])
-    percentiles = np.percentile(milliseconds, PERCENTILES)
-    return {
-        f"mean_{name}_ms": float(milliseconds.mean()),
-        f"median_{name}_ms": float(percentiles[PERCENTILES.index(50)]),
-        f"std_{name}_ms": float(milliseconds.std()),
-        **{
-            f"p{percent}_{name}_ms": float(value)
-            for percent, value in zip(PERCENTILES, percentiles, strict=True)
-        },
-        f"max_{name}_ms": float(milliseconds.max()),
-    }
-
-
 def _duration(records: Records) -> float:
     """From the first request that was sent to the last answer's end, in s; NaN if none was."""
     sent = records.sent_s[np.isfinite(records.sent_s)]
     finished = records.finish_s[np.isfinite(records.finish_s)]
     return float(finished.max() - sent.min()) if len(sent) and len(finished) else math.nan
-
-
-def _good_requests(each: RequestMetrics, objectives: dict[str, float]) -> int:
-    """How many requests met every objective; an answer of one token meets any TPOT, as in vLLM."""
-    good = np.ones(len(each.e2el), dtype=np.bool_)
-    for name, limit in objectives.items():
-        good &= np.nan_to_num(getattr(each, name)) <= limit / 1000
-    return int(good.sum())
 
 
 def _peaks(records: Records, done: NDArray[np.bool_]) -> tuple[float, int]:
