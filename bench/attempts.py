@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
+from lengthwise.intervals import draws, middle_95
 from lengthwise.predict import linear
 from lengthwise.predict import model as word_model
 from lengthwise.predict.descend import Schedule, descend
@@ -301,20 +302,18 @@ def attempts(
 def measured(all_of: Attempts, name: str, scores: Floats) -> dict[str, Any]:
     """Tau on the validation rows, and what it gains over the default's."""
     truth = all_of.valid.lengths
-    random = np.random.default_rng(0)
     gains = []
-    for _ in range(_DRAWS):
-        drawn = random.integers(truth.size, size=truth.size)
+    for drawn in draws(truth.size, _DRAWS, 0):
         pair = [kendall_tau(truth[drawn], each[drawn]) for each in (scores, all_of.default)]
         gains.append((pair[0] or 0.0) - (pair[1] or 0.0))
-    low, high = np.quantile(gains, (0.025, 0.975))
+    low, high = middle_95(gains)
     tau, default = (kendall_tau(truth, each) or 0.0 for each in (scores, all_of.default))
     return {
         "attempt": name,
         "tau": round(tau, 5),
         "gain": round(tau - default, 5),
-        "gain_low": round(float(low), 5),
-        "gain_high": round(float(high), 5),
+        "gain_low": round(low, 5),
+        "gain_high": round(high, 5),
     }
 
 

@@ -18,11 +18,12 @@ SOURCE = Path(lengthwise.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Which rooms a room may import. These are open to all, and everything to `cli`.
-OPEN = {"errors", "compiled", "files", "processes"}
+OPEN = {"errors", "compiled", "files", "intervals", "processes"}
 MAY_IMPORT = {
     "errors": set(),
     "compiled": set(),
     "files": set(),
+    "intervals": set(),
     "processes": set(),
     "counters": set(),
     "request": set(),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from bench.figures.policies import ENGINE, GPU
 from bench.figures.sources import Sources, arriving, noisy_predictions
 from bench.figures.table import Table
 from lengthwise.advise.cell import capacity, summary
+from lengthwise.intervals import standard_error
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
@@ -170,7 +171,7 @@ def cutoff_rows(cells: Sequence[Row]) -> list[Row]:
                     "c": c,
                     "best": c == best,
                     "against_best": round(math.exp(fmean(logs)), 4),
-                    "interval": round(1.96 * stdev(logs) / math.sqrt(len(logs)), 4),
+                    "interval": round(1.96 * standard_error(np.array(logs)), 4),
                     **{name: round(fmean(each[name] for each in group), 3) for name in shown},
                 }
             )

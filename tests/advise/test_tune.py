@@ -17,7 +17,7 @@ from lengthwise.advise import candidates, judged
 from lengthwise.advise import tune as tuning
 from lengthwise.advise.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
 from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
-from lengthwise.advise.judged import MARGIN, interval
+from lengthwise.advise.judged import MARGIN
 from lengthwise.advise.objectives import (
     LATENCIES,
     MAX_WAIT,
@@ -30,6 +30,7 @@ from lengthwise.advise.objectives import (
 from lengthwise.advise.tune import FRESH, FRESH_SEEDS, Tuning, tune
 from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.intervals import t_interval
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
 from lengthwise.settings import Settings, read_settings
@@ -277,11 +278,11 @@ def test_a_dead_worker_costs_its_candidate_and_a_dead_fcfs_the_run(
 
 def test_intervals_are_those_of_student() -> None:
     # Mean 2, standard deviation 1, n = 4; t(0.975, 3) = 3.1824.
-    low_high = interval(np.array([1.0, 2.0, 3.0, 2.0]))
+    low_high = t_interval(np.array([1.0, 2.0, 3.0, 2.0]))
     assert low_high is not None
     half = 3.18245 * math.sqrt(2.0 / 3.0) / 2.0
     assert low_high == pytest.approx((2.0 - half, 2.0 + half), rel=1e-4)
-    assert interval(np.array([1.0])) is None
+    assert t_interval(np.array([1.0])) is None
 
 
 # The command line ---------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 
 from lengthwise.errors import InputError
+from lengthwise.intervals import GroupDraws
 from lengthwise.probe import Probe
 from lengthwise.probe.bins import midpoints
 from lengthwise.probe.fit import Examples, Recipe, attention_pooled, fit_network, probabilities
-from lengthwise.probe.probe_report import METHODS, Bootstrap, by_age
+from lengthwise.probe.probe_report import METHODS, by_age
 from lengthwise.probe.states import TEST, TRAIN, open_states, write_meta, write_shard
 from lengthwise.probe.training import Trained, train_probe
 from lengthwise.reference.prompts import generate
@@ -224,11 +225,11 @@ def test_attention_finds_the_token_that_tells(tmp_path: Path) -> None:
 def test_intervals_come_from_whole_requests() -> None:
     request = np.repeat([4, 9, 11, 12], [1000, 1000, 1000, 1000])
     alike = np.repeat([0.0, 0.0, 8.0, 8.0], 1000)
-    figure = Bootstrap(request, 0).mean(alike)
+    figure = GroupDraws(request, 0).mean(alike)
     assert figure.value == 4
     assert figure.low <= 1  # four requests, however many tokens they have
     assert figure.high >= 7
-    ratio = Bootstrap(request, 0).ratio(2 * alike + 2, alike + 1)
+    ratio = GroupDraws(request, 0).ratio(2 * alike + 2, alike + 1)
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
 
 

@@ -22,6 +22,7 @@ from lengthwise.advise.delay import fit_delay
 from lengthwise.advise.measured import Floats, MeasuredRound
 from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.errors import InputError
+from lengthwise.intervals import draws
 from lengthwise.simulate.step_cost import WORK, StepCost
 
 FEWEST_STEPS: Final = 200
@@ -273,6 +274,6 @@ def _solve(products: Floats) -> Floats:
 def _spreads(products: Sequence[Floats], seed: int) -> Floats:
     """Standard deviation of each cost over fits to rounds drawn with replacement."""
     stacked = np.stack(products)
-    draws = np.random.default_rng(seed).integers(len(products), size=(_DRAWS, len(products)))
-    spreads: Floats = np.std([_solve(stacked[draw].sum(axis=0)) for draw in draws], axis=0)
+    costs = [_solve(stacked[drawn].sum(axis=0)) for drawn in draws(len(products), _DRAWS, seed)]
+    spreads: Floats = np.std(costs, axis=0)
     return spreads

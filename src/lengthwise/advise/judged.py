@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from lengthwise.advise.candidates import Candidate
 from lengthwise.advise.cell import Cell, Figures, Workload
@@ -133,19 +132,6 @@ class Player:
         return f"no candidate is better on {self.objective}{within}"
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean by Student's t; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    half = float(stdtrit(len(values) - 1, 0.975)) * standard_error(values)
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
 def _first(judged: Judged) -> float:
     """What the first cap limits."""
     return float(judged.measured[:, 0].mean())
-
-
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean; 0 for fewer than two values."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -19,8 +19,9 @@ import numpy as np
 
 from lengthwise.advise.candidates import ORDERS, Candidate, orders, refinements
 from lengthwise.advise.cell import Cell, Workload, arrivals_of
-from lengthwise.advise.judged import Done, Judged, Player, Stage, standard_error
+from lengthwise.advise.judged import Done, Judged, Player, Stage
 from lengthwise.advise.objectives import Cap
+from lengthwise.intervals import standard_error
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.simulation import simulate
 

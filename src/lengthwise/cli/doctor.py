@@ -204,12 +204,12 @@ def _signs(signs: Any) -> dict[str, Any]:
 def _described(prospect: Prospect) -> dict[str, Any]:
     """A prospect as plain values: how many times lower than fcfs, and p99 as a multiple."""
     from lengthwise.advise.doctor import COMPARED
-    from lengthwise.advise.judged import interval
+    from lengthwise.intervals import t_interval
 
     found: dict[str, Any] = {"predictor": prospect.predictor}
     for metric in COMPARED:
         gains = prospect.gains(metric)
-        found[metric] = {"gain": float(gains.mean()), "interval": interval(gains)}
+        found[metric] = {"gain": float(gains.mean()), "interval": t_interval(gains)}
     return found
 
 

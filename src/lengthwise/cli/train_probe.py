@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.probe.probe_report import Figure, Report
+    from lengthwise.intervals import Estimate
+    from lengthwise.probe.probe_report import Report
 
 
 class Bins(StrEnum):
@@ -169,7 +170,7 @@ def _method_table(report: Report) -> Table:
     return _table(("Estimate", "Error (95 % interval)", "Times the refined"), rows)
 
 
-def _with_interval(figure: Figure, form: str) -> str:
+def _with_interval(figure: Estimate, form: str) -> str:
     return f"{figure.value:{form}} ({figure.low:{form}}–{figure.high:{form}})"
 
 

@@ -11,11 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lengthwise.advise.judged import Judged, interval
+from lengthwise.advise.judged import Judged
 from lengthwise.advise.objectives import MAX_WAIT, Cap, times_fcfs
 from lengthwise.advise.tune import Tuning
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
+from lengthwise.intervals import t_interval
 from lengthwise.predict.load import load_predictor
 from lengthwise.serve.settings_file import predictor_setting
 from lengthwise.settings import Settings, parse_settings
@@ -72,7 +73,7 @@ def described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
     return {
         "policy": judged.candidate.label,
         "gain": judged.gain,
-        "gain_interval": interval(judged.gains),
+        "gain_interval": t_interval(judged.gains),
         "seeds": len(judged.gains),
         "caps": {
             cap.metric: {
@@ -83,7 +84,7 @@ def described(judged: Judged, caps: list[Cap]) -> dict[str, Any]:
             for cap, values in zip(caps, judged.measured.T, strict=False)
         },
         "times_fcfs": {
-            name: {"mean": float(values.mean()), "interval": interval(values)}
+            name: {"mean": float(values.mean()), "interval": t_interval(values)}
             for name, values in latencies.items()
         },
     }

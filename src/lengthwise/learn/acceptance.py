@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.intervals import draws
 from lengthwise.learn.learner_state import Promise
 from lengthwise.learn.training_rows import features_of
 from lengthwise.predict.kendall import kendall_tau, tau_interval
@@ -60,13 +61,10 @@ def compare(
         tried: how many new predictors are compared on these answers to take the best one; each
             must then be better in so many times more of the draws (Bonferroni).
     """
-    random = np.random.default_rng(seed)
-    differences = np.empty(_RESAMPLES)
-    for draw in range(_RESAMPLES):
-        rows = random.integers(lengths.size, size=lengths.size)
-        differences[draw] = tau_or_0(lengths[rows], new[rows]) - tau_or_0(
-            lengths[rows], present[rows]
-        )
+    differences = [
+        tau_or_0(lengths[rows], new[rows]) - tau_or_0(lengths[rows], present[rows])
+        for rows in draws(lengths.size, _RESAMPLES, seed)
+    ]
     tau, low, high = tau_with_interval(lengths, new, seed)
     return Comparison(
         rows=lengths.size,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.compiled import compiled
+from lengthwise.intervals import draws, middle_95
 
 _RESAMPLES: Final = 1_000
 _LEAST_RESAMPLES: Final = 100
@@ -30,16 +31,13 @@ def kendall_tau(truth: ArrayLike, scores: ArrayLike) -> float | None:
     return _tau_of_ranks(dense_ranks(truth), dense_ranks(scores))
 
 
-def tau_interval(
-    truth: ArrayLike, scores: ArrayLike, seed: int = 0, confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """A bootstrap percentile interval of tau-b: rows are drawn with replacement.
+def tau_interval(truth: ArrayLike, scores: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % bootstrap interval of tau-b.
 
     Args:
         truth: shape (n,).
         scores: shape (n,).
         seed: of the draws.
-        confidence: share of the resampled taus inside.
 
     Returns:
         the two ends, or None where tau is undefined.
@@ -48,18 +46,12 @@ def tau_interval(
     count = truth_ranks.size
     if _tau_of_ranks(truth_ranks, score_ranks) is None:
         return None
-    random = np.random.default_rng(seed)
-    resamples = int(np.clip(_RESAMPLED_ROWS // count, _LEAST_RESAMPLES, _RESAMPLES))
-    taus = []
-    for _ in range(resamples):
-        drawn = random.integers(count, size=count)
-        tau = _tau_of_ranks(truth_ranks[drawn], score_ranks[drawn])
-        if tau is not None:
-            taus.append(tau)
-    if not taus:  # of very few rows, every draw may be one row many times
-        return None
-    low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    times = int(np.clip(_RESAMPLED_ROWS // count, _LEAST_RESAMPLES, _RESAMPLES))
+    taus = [
+        _tau_of_ranks(truth_ranks[drawn], score_ranks[drawn]) for drawn in draws(count, times, seed)
+    ]
+    known = [tau for tau in taus if tau is not None]
+    return middle_95(known) if known else None  # of very few rows, each draw may be one row
 
 
 def dense_ranks(values: ArrayLike) -> _Ranks:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.intervals import GroupDraws
 from lengthwise.probe.bins import midpoints
 from lengthwise.probe.filter_replay import Record, counted_down, raw, refined, within
 from lengthwise.probe.heads import PromptHead
 from lengthwise.probe.probe_folder import Refinement
 from lengthwise.probe.probe_report import (
     METHODS,
-    Bootstrap,
     IntervalError,
     LayerError,
     PoolingError,
@@ -58,7 +58,7 @@ def make_report(
         test: the test answers.
         anew: [moments of test, bins], what the baseline says that sees prompt and age.
         sweep: errors by layer.
-        seed: of the bootstrap.
+        seed: of the intervals.
     """
     centres, rows = midpoints(parts.edges), parts.rows
     whole = (test.whole @ centres)[test.request]
@@ -80,7 +80,7 @@ def make_report(
             strict=True,
         )
     )
-    drawn = Bootstrap(test.request, seed)
+    drawn = GroupDraws(test.request, seed)
     inside = (summaries[:, LOW] <= test.remaining) & (test.remaining <= summaries[:, HIGH])
     requests = {split: rows.requests(split) for split in (TRAIN, VALID, TEST)}
     return Report(

@@ -15,6 +15,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.errors import InputError
+from lengthwise.intervals import Estimate
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -22,7 +25,7 @@ class LayerError:
 
     layer: int
     mae_valid: float  # tokens; the layer is chosen by it
-    mae_raw: Figure  # tokens, on test answers
+    mae_raw: Estimate  # tokens, on test answers
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,15 @@ class Report:
     dropped_states: int  # not finite; over all splits
     dropped_requests: int  # whose prompt's states are not finite; over all splits
     beyond_last_bin: int  # training answers longer than the last bin's end
-    mae_prompt_only: Figure  # the prompt's prediction counted down
-    mae_reestimated: Figure  # from prompt and age, anew at each token
-    mae_raw: Figure  # the probe, each token by itself
-    mae_refined: Figure  # the probe, refined from token to token
-    mae_published_filter: Figure  # the same probe, refined exactly as in the paper
-    mae_refined_median: Figure  # the same, by the median instead of the mean
-    ratio_prompt_only: Figure  # mae_prompt_only / mae_refined
-    ratio_reestimated: Figure  # mae_reestimated / mae_refined
-    ratio_raw: Figure  # mae_raw / mae_refined
+    mae_prompt_only: Estimate  # the prompt's prediction counted down
+    mae_reestimated: Estimate  # from prompt and age, anew at each token
+    mae_raw: Estimate  # the probe, each token by itself
+    mae_refined: Estimate  # the probe, refined from token to token
+    mae_published_filter: Estimate  # the same probe, refined exactly as in the paper
+    mae_refined_median: Estimate  # the same, by the median instead of the mean
+    ratio_prompt_only: Estimate  # mae_prompt_only / mae_refined
+    ratio_reestimated: Estimate  # mae_reestimated / mae_refined
+    ratio_raw: Estimate  # mae_raw / mae_refined
     coverage_80: float  # share of lengths between the refined 10 % and 90 % quantiles
     by_layer: list[LayerError]
     by_pooling: list[PoolingError]
@@ -111,8 +114,6 @@ def write_layer_plot(layers: Sequence[LayerError], model: str, path: Path) -> No
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    from lengthwise.errors import InputError
-
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
     numbers = [each.layer for each in layers]
     values = [each.mae_raw.value for each in layers]
@@ -139,17 +140,7 @@ def write_layer_plot(layers: Sequence[LayerError], model: str, path: Path) -> No
 #: anew at each token; the probe's newest prediction alone; the probe refined.
 METHODS: Final = ("prompt_only", "reestimated", "raw", "refined")
 
-_RESAMPLES: Final = 1_000
 _DECILES: Final = 10
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure and the ends of its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -164,45 +155,6 @@ class AgeGroup:
     mae_reestimated: float
     mae_raw: float
     mae_refined: float
-
-
-class Bootstrap:
-    """Draws requests with replacement; the same draws for every figure, so ratios are paired."""
-
-    def __init__(self, request: NDArray[np.int64], seed: int) -> None:
-        """Make the draws.
-
-        Args:
-            request: [moments], which request each belongs to, n ≥ 1 of them.
-            seed: of the draws.
-        """
-        _, self._request = np.unique(request, return_inverse=True)
-        self._moments = np.bincount(self._request).astype(np.float64)
-        count = self._moments.size
-        random = np.random.default_rng(seed)
-        self._draws = random.multinomial(count, np.full(count, 1 / count), _RESAMPLES).astype(
-            np.float64
-        )
-
-    def mean(self, errors: NDArray[np.float64]) -> Figure:
-        """The mean over all moments, [moments] → tokens."""
-        sums = self._sums(errors)
-        return _figure(
-            sums.sum() / self._moments.sum(), (self._draws @ sums) / (self._draws @ self._moments)
-        )
-
-    def ratio(self, above: NDArray[np.float64], below: NDArray[np.float64]) -> Figure:
-        """One mean over another: how many times smaller the error below is."""
-        first, second = self._sums(above), self._sums(below)
-        return _figure(first.sum() / second.sum(), (self._draws @ first) / (self._draws @ second))
-
-    def _sums(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.bincount(self._request, weights=errors), dtype=np.float64)
-
-
-def _figure(value: float, resampled: NDArray[np.float64]) -> Figure:
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return Figure(float(value), float(low), float(high))
 
 
 def by_age(

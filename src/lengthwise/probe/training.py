@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.intervals import Estimate, GroupDraws
 from lengthwise.probe.bins import SHAPES, longest_length, midpoints
 from lengthwise.probe.figures import Parts, make_report
 from lengthwise.probe.filter_replay import INTERVALS, base_rates, fit_refinement, within
 from lengthwise.probe.fit import Recipe, probabilities
 from lengthwise.probe.heads import Workshop, fit_decode, fit_prompts, fit_reestimate
 from lengthwise.probe.probe_folder import Metadata, Network, Probe, Training
-from lengthwise.probe.probe_report import Bootstrap, Figure, LayerError, Report
+from lengthwise.probe.probe_report import LayerError, Report
 from lengthwise.probe.state_rows import Rows, layer_rows, prompt_inputs
 from lengthwise.probe.states import TEST, TRAIN, VALID, Pooling, States
 
@@ -47,7 +48,7 @@ class _Candidate(NamedTuple):
     layers: list[int]
     network: Network
     mae_valid: float
-    mae_test: Figure
+    mae_test: Estimate
 
 
 def train_probe(
@@ -69,7 +70,7 @@ def train_probe(
         layers: those to listen to, side by side; None tries each alone and takes the best.
         bins: their shape.
         count: of bins; None takes the shape's default.
-        seed: of weights, order and bootstrap.
+        seed: of weights, order and intervals.
         recipe: how each network is trained.
         progress: called now and then.
 
@@ -175,7 +176,7 @@ def _listen(states: States, shop: Workshop, layers: list[int], stages: _Stages) 
         layers,
         network,
         float(errors(rows.moments(VALID)).mean()),
-        Bootstrap(rows.request[test], shop.seed).mean(errors(test)),
+        GroupDraws(rows.request[test], shop.seed).mean(errors(test)),
     )
 
 

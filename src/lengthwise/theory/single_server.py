@@ -17,6 +17,7 @@ import numpy as np
 
 from lengthwise.compiled import compiled
 from lengthwise.errors import InputError
+from lengthwise.intervals import t_margin
 from lengthwise.theory.disciplines import make_queue
 from lengthwise.theory.laws import Array, JobLaw
 
@@ -64,8 +65,6 @@ def simulate(
     Raises:
         InputError: see `make_queue`; or there are too few jobs.
     """
-    from scipy.special import stdtrit
-
     queue = make_queue(jobs, rate, policy, c)
     if count < LEAST_JOBS:
         raise InputError(f"simulate at least {LEAST_JOBS:,} jobs, got {count:,}")
@@ -81,8 +80,7 @@ def simulate(
         if progress is not None:
             progress(number + 1)
     response, preemptions, memory = means.mean(axis=0)
-    error = np.std(means[:, 0], ddof=1) / math.sqrt(REPLICATIONS)
-    margin = float(stdtrit(REPLICATIONS - 1, 0.995) * error)
+    margin = t_margin(means[:, 0], 0.99)
     return Simulation(
         mean_response_time=float(response),
         low=float(response) - margin,
