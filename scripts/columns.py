@@ -15,12 +15,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from lengthwise.measure.wording import load_title
 from lengthwise.measure.wording import seconds as in_seconds
 
 Row = Mapping[str, Any]
+#: What begins the tables of policies.
+BESIDE_FCFS = """
+    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
+    fcfs / policy = {factor_mean_e2el:ratio} |
+    s/token = {mean_latency_per_output_token_ms:seconds} |
+    fcfs / policy = {factor_mean_latency_per_output_token:ratio}
+"""
 _FIELD = re.compile(r"\{(\w*)(?::([^}]*))?\}")
 
 
@@ -77,3 +85,10 @@ def ratio(row: Row, name: str) -> str:
     if median is None:
         return "—"
     return f"{median:.2f}×" + (f" ({low:.2f}–{high:.2f})" if low < high else "")
+
+
+def spread(values: Sequence[float], form: str, unit: str = "") -> str:
+    """1.45× (1.41–1.50): the median, the smallest and the largest of the seeds."""
+    middle = f"{median(values):{form}}{unit}"
+    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
+    return middle if low == high else f"{middle} ({low}–{high})"

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from lengthwise.measure.wording import seconds
-from scripts.columns import Row, columns, ratio, table
+from scripts.columns import BESIDE_FCFS, Row, columns, ratio, table
 
-_COMPARED = """
-    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
-    fcfs / policy = {factor_mean_e2el:ratio} |
-    s/token = {mean_latency_per_output_token_ms:seconds} |
-    fcfs / policy = {factor_mean_latency_per_output_token:ratio} |
-    p50 s = {median_e2el_ms:seconds} | p95 s = {p95_e2el_ms:seconds} |
-    p99 s = {p99_e2el_ms:seconds} | max s = {max_e2el_ms:seconds} |
-    TTFT mean s = {mean_ttft_ms:seconds} | gap closed = {gap_closed:.0%}
+_COMPARED = f"""{BESIDE_FCFS} |
+    p50 s = {{median_e2el_ms:seconds}} | p95 s = {{p95_e2el_ms:seconds}} |
+    p99 s = {{p99_e2el_ms:seconds}} | max s = {{max_e2el_ms:seconds}} |
+    TTFT mean s = {{mean_ttft_ms:seconds}} | gap closed = {{gap_closed:.0%}}
 """
 
 
-def comparison_table(kept: Row, loads: Sequence[str] | None = None) -> list[str]:
-    """Policies at each load, or at some of them."""
-    rows = [row for row in kept["rows"] if loads is None or row["load"] in loads]
+def comparison_table(kept: Row) -> list[str]:
+    """Policies at each load."""
     return [
-        *columns(_COMPARED, rows),
+        *columns(_COMPARED, kept["rows"]),
         "",
         f"{kept['requests']:,} requests on `{kept['served_by']}` with {kept['slots']} slots; "
         f"medians of {kept['draws']} draws of requests and arrivals, with the smallest and the "
@@ -179,8 +174,6 @@ FIGURE_TABLES: Mapping[str, Callable[[Row], list[str]]] = {
     "comparison": comparison_table,
     "comparison-256": comparison_table,
     "guards": comparison_table,
-    "bench": lambda kept: comparison_table(kept, ["burst"]),
-    "above-capacity": lambda kept: comparison_table(kept, ["1.2"]),
     "starvation": starvation_table,
     "preemption": preemption_table,
     "cutoff": cutoff_table,

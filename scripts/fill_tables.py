@@ -1,32 +1,9 @@
 """Write measured figures into README.md and docs/, between `begin: NAME` and `end: NAME` markers.
 
     python scripts/fill_tables.py trail-loads build/b     a folder of `lengthwise bench` or `demo`
-    python scripts/fill_tables.py predictors bars.json    of bench/predictors.py --json
-    python scripts/fill_tables.py transfer models.json …  of bench/predictor_transfer.py --json
-    python scripts/fill_tables.py across matrix.json      of `lengthwise evaluate --across --json`
-    python scripts/fill_tables.py attempts rows.json      of bench/attempts.py --json
-    python scripts/fill_tables.py ablation rows.json      of `lengthwise evaluate --ablation --json`
-    python scripts/fill_tables.py overhead overhead.json  of bench/scheduler_overhead.py --json
-    python scripts/fill_tables.py memory memory.json      of bench/queue_memory.py --json
-    python scripts/fill_tables.py speed speed.json        of bench/simulator_speed.py --json
-    python scripts/fill_tables.py tune check.json …       of bench/tune_check.py --json
-    python scripts/fill_tables.py learning learning.json  of bench/learning.py --json
-    python scripts/fill_tables.py fidelity fidelity.json  of `lengthwise calibrate --json`
-    python scripts/fill_tables.py probe MODEL=p.json …    of `lengthwise train-probe --json`
-    python scripts/fill_tables.py probe-overhead o.json   of bench/probe_overhead.py --json
-    python scripts/fill_tables.py emulated-server e.json  of bench/emulated_server.py --json
-    python scripts/fill_tables.py presets presets.json    of bench/presets.py --json
-    python scripts/fill_tables.py recorded-steps r.json   of bench/recorded_steps.py --json
-    python scripts/fill_tables.py deadlines d.json        of bench/deadlines.py --json
-    python scripts/fill_tables.py tenants t.json          of bench/tenants.py --json
-    python scripts/fill_tables.py replicas r.json         of bench/replicas.py --json
-    python scripts/fill_tables.py ray-cluster c.json      of bench/ray_cluster.py --json
-    python scripts/fill_tables.py gateway g.json …        of bench/gateway.py --json
-    python scripts/fill_tables.py pausing p.json          of bench/pausing.py --json
-    python scripts/fill_tables.py preemption-grid g.json  of bench/preemption_grid.py --json
-    python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
-    python scripts/fill_tables.py scrape s.json           of bench/scrape.py --json
-    python scripts/fill_tables.py predict-server p.json   of bench/predict_server.py --json
+    python scripts/fill_tables.py NAME file.json …        what the command of COMMANDS wrote; where
+                                                          it does not say of which model or kind,
+                                                          LABEL=file.json
     python -m bench.figures && python scripts/fill_tables.py    the exact ones (`make figures`)
     python scripts/fill_tables.py                         all tables again, from docs/results/
     python scripts/fill_tables.py --check                 exit 1 if a table is out of date
@@ -59,7 +36,7 @@ from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
 from scripts.replica_tables import REPLICA_TABLES
-from scripts.result_tables import COLUMNS, TABLES, columns_table, comparison_table
+from scripts.result_tables import RESULT_TABLES, comparison_table
 from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
 
@@ -96,17 +73,22 @@ COMMANDS = {
     "scrape": "python bench/scrape.py --json",
     "predict-server": "python bench/predict_server.py DIR --data TABLE --json",
 }
+TABLES = {
+    **RESULT_TABLES,
+    **PRESET_TABLES,
+    **FIGURE_TABLES,
+    **SERVICE_TABLES,
+    **REPLICA_TABLES,
+    **PAUSING_TABLES,
+    "recorded-steps": recorded_table,
+    "gateway": gateway_table,
+}
 #: Tables that show other columns of what another table shows.
 SOURCES = {
-    "above-capacity": "comparison",
     "across-summary": "across",
-    "bench": "comparison",
-    "overhead-summary": "overhead",
     "pausing-summary": "pausing",
-    "predictors-summary": "predictors",
     "presets-derived": "presets",
     "presets-left-out": "presets",
-    "probe-summary": "probe",
     "demo-summary": "demo",
     "demo-live": "demo",
     "probe-layers": "probe",
@@ -195,20 +177,7 @@ def filled(text: str) -> str:
         if not path.is_file():
             return found[0]
         kept = read(path)
-        tables = {
-            **TABLES,
-            **PRESET_TABLES,
-            **FIGURE_TABLES,
-            **SERVICE_TABLES,
-            **REPLICA_TABLES,
-            **PAUSING_TABLES,
-            "recorded-steps": recorded_table,
-            "gateway": gateway_table,
-        }
-        if found[2] in COLUMNS and found[2] not in tables:
-            lines = columns_table(found[2], kept)
-        else:
-            lines = tables.get(found[2], comparison_table)(kept)
+        lines = TABLES.get(found[2], comparison_table)(kept)
         return "\n".join([found[1].rstrip(), *lines, "", caption(kept), found[3]])
 
     return BLOCK.sub(block, text)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.columns import Row, table
-from scripts.service_tables import spread
+from scripts.columns import Row, spread, table
 
 
 def gateway_table(kept: Row) -> list[str]:

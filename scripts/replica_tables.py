@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from scripts.columns import Row, table
-from scripts.service_tables import spread
+from scripts.columns import Row, spread, table
 
 _SHOWN: Final = (
     "round-robin",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lengthwise.measure.run_info import VIRTUAL
 from lengthwise.measure.wording import change, load_title, seconds
-from scripts.columns import Row, cell, columns, ratio, table, tau
+from scripts.columns import BESIDE_FCFS, Row, cell, columns, ratio, table, tau
 
 #: Tables with a row for each row that was measured.
 COLUMNS = {
@@ -56,13 +57,6 @@ COLUMNS = {
         prompt and age / refined = {ratio_reestimated:interval .2f} |
         raw / refined = {ratio_raw:interval .2f} |
         as published = {mae_published_filter:interval .1f} | 80 % holds = {coverage_80:plain .0%}
-    """,
-    "probe-summary": """
-        answers of = {label} | from the prompt = {mae_prompt_only:.1f} |
-        from prompt and age = {mae_reestimated:.1f} |
-        probe as published = {mae_published_filter:.1f} | probe = {mae_refined:interval .1f} |
-        prompt / probe = {ratio_prompt_only:interval .2f} |
-        prompt and age / probe = {ratio_reestimated:interval .2f}
     """,
     "probe-layers": """
         model = {label} | layer = {layer}{chosen} | validation = {mae_valid:.1f} |
@@ -150,22 +144,14 @@ def columns_table(name: str, kept: Row) -> list[str]:
     return columns(COLUMNS[name], rows)
 
 
-_COMPARED = """
-    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
-    fcfs / policy = {factor_mean_e2el:ratio} |
-    s/token = {mean_latency_per_output_token_ms:seconds} |
-    fcfs / policy = {factor_mean_latency_per_output_token:ratio} |
-    p50 s = {median_e2el_ms:seconds} | p95 s = {p95_e2el_ms:seconds} |
-    p99 s = {p99_e2el_ms:seconds} | max s = {max_e2el_ms:seconds} |
-    gap closed = {gap_closed:.0%}
+_COMPARED = f"""{BESIDE_FCFS} |
+    p50 s = {{median_e2el_ms:seconds}} | p95 s = {{p95_e2el_ms:seconds}} |
+    p99 s = {{p99_e2el_ms:seconds}} | max s = {{max_e2el_ms:seconds}} |
+    gap closed = {{gap_closed:.0%}}
 """
-_FIRST_LOOK = """
-    load = {load:load} | policy = `{policy}` | mean s = {mean_e2el_ms:seconds} |
-    fcfs / policy = {factor_mean_e2el:ratio} |
-    s/token = {mean_latency_per_output_token_ms:seconds} |
-    fcfs / policy = {factor_mean_latency_per_output_token:ratio} |
-    p50 s = {median_e2el_ms:seconds} | p99 s = {p99_e2el_ms:seconds} |
-    gap closed = {gap_closed:.0%}
+_FIRST_LOOK = f"""{BESIDE_FCFS} |
+    p50 s = {{median_e2el_ms:seconds}} | p99 s = {{p99_e2el_ms:seconds}} |
+    gap closed = {{gap_closed:.0%}}
 """
 
 
@@ -256,15 +242,6 @@ def offered_loads(rows: Sequence[Row]) -> str:
     return f" Load really offered: {', '.join(parts)}." if parts else ""
 
 
-def predictor_summary(kept: Row) -> list[str]:
-    """The default predictor on each model's answers."""
-    spec = """ | answers of = {label} | tau (95 % interval) = {:tau} |
-    tau of prompt length = {prompt_length_tau:.2f} | ceiling = {ceiling_tau:.2f} |
-    80 % coverage = {coverage_80:.0%} | µs a prompt = {microseconds_p50:.0f}
-    """
-    return columns(spec, [row for row in kept["rows"] if row["floor"] is not None])
-
-
 def transfer_table(kept: Row) -> list[str]:
     """A row for each source that was trained on, a column for each that was asked about."""
     sources = list(dict.fromkeys(row["trained_on"] for row in kept["rows"]))
@@ -300,23 +277,6 @@ def _taus_table(spec: str, heading: str, kept: Row) -> list[str]:
         for row in kept["rows"]
     ]
     return columns(spec, rows)
-
-
-def overhead_summary(kept: Row) -> list[str]:
-    """One row for each policy, one column for each queue length: added µs and share."""
-    queues = sorted({row["waiting"] for row in kept["rows"]})
-    rows = []
-    for policy in dict.fromkeys(row["policy"] for row in kept["rows"]):
-        cells = [f"`{policy}`"]
-        for waiting in queues:
-            group = [
-                row for row in kept["rows"] if (row["policy"], row["waiting"]) == (policy, waiting)
-            ]
-            added = [row["added_us"] for row in group]
-            share = [row["added_percent"] for row in group]
-            cells.append(f"{min(added):.0f}–{max(added):.0f} µs, {max(share):.0f} %")
-        rows.append(cells)
-    return table(["policy", *(f"{waiting:,} waiting" for waiting in queues)], rows)
 
 
 def memory_table(kept: Row) -> list[str]:
@@ -407,13 +367,12 @@ def emulated_server_table(kept: Row) -> list[str]:
     ]
 
 
-TABLES: dict[str, Callable[[Row], list[str]]] = {
-    "predictors-summary": predictor_summary,
+RESULT_TABLES: dict[str, Callable[[Row], list[str]]] = {
+    **{name: partial(columns_table, name) for name in COLUMNS},
     "transfer": transfer_table,
     "across": across_table,
     "across-summary": across_summary,
     "ablation": ablation_table,
-    "overhead-summary": overhead_summary,
     "memory": memory_table,
     "learning": learning_table,
     "fidelity": fidelity_table,

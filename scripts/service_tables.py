@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from scripts.columns import Row, table
+from scripts.columns import Row, spread, table
 
 
 def deadlines_table(kept: Row) -> list[str]:
@@ -57,13 +56,6 @@ def tenants_table(kept: Row) -> list[str]:
         "mean latency of all"
     )
     return table(heads.split(","), rows)
-
-
-def spread(values: Sequence[float], form: str, unit: str = "") -> str:
-    """1.45× (1.41–1.50): the median, the smallest and the largest of the seeds."""
-    middle = f"{median(values):{form}}{unit}"
-    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
-    return middle if low == high else f"{middle} ({low}–{high})"
 
 
 SERVICE_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
