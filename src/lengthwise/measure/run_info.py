@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from lengthwise.errors import InputError
 
@@ -21,8 +21,28 @@ VIRTUAL: Final = "virtual"  #: vLLM without its forward pass, on a clock of its 
 RUN_SCHEMA = "lengthwise.run/1"
 
 
+class _Kept:
+    """A dataclass that is kept as a JSON object; its tuples are lists there."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> Self:
+        """Read what `to_json` gave; keys that this version does not know are left out.
+
+        Raises:
+            TypeError: a field without a default is missing.
+        """
+        found: dict[str, object] = {}
+        for each in fields(cls):  # type: ignore[arg-type]
+            if each.default == ():
+                lines = value.get(each.name)
+                found[each.name] = tuple(lines) if isinstance(lines, list) else ()
+            elif each.name in value:
+                found[each.name] = value[each.name]
+        return cls(**found)
+
+
 @dataclass(frozen=True)
-class RunInfo:
+class RunInfo(_Kept):
     """A run's command and surroundings."""
 
     command: str  # the command line, as typed
@@ -41,19 +61,6 @@ class RunInfo:
     def to_json(self) -> dict[str, object]:
         """The fields as a JSON object with the schema's name."""
         return {"schema": RUN_SCHEMA, **asdict(self), "notes": list(self.notes)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> RunInfo:
-        """Read what `to_json` gave; keys that this version does not know are left out.
-
-        Raises:
-            TypeError: a field without a default is missing.
-        """
-        known = {member.name for member in fields(cls)}
-        found = {name: item for name, item in value.items() if name in known}
-        notes = found.get("notes")
-        found["notes"] = tuple(notes) if isinstance(notes, list) else ()
-        return cls(**found)  # type: ignore[arg-type]
 
 
 def describe_machine() -> dict[str, object]:
@@ -103,7 +110,7 @@ ROUNDS_SCHEMA = "lengthwise.rounds/1"
 
 
 @dataclass(frozen=True)
-class RoundInfo:
+class RoundInfo(_Kept):
     """What is known of a round besides its requests; one line of `rounds.jsonl`."""
 
     round: int  # which round of the run, from 0, in the order they ran
@@ -127,20 +134,6 @@ class RoundInfo:
             "settings": dict(self.settings),
             "remarks": list(self.remarks),
         }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> RoundInfo:
-        """Read what `to_json` gave; keys that this version does not know are left out.
-
-        Raises:
-            TypeError: a field without a default is missing.
-        """
-        known = {member.name for member in fields(cls)}
-        found = {name: item for name, item in value.items() if name in known}
-        for name in ("flags", "remarks"):
-            lines = found.get(name)
-            found[name] = tuple(lines) if isinstance(lines, list) else ()
-        return cls(**found)  # type: ignore[arg-type]
 
 
 class DamagedFileError(InputError):
