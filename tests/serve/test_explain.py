@@ -42,8 +42,8 @@ def test_who_overtook_a_request_and_what_was_predicted(tmp_path: Path) -> None:
     for name in ("long-0-ab12", "long", "mine"):  # vLLM's, that of the response, the client's
         told = explain(tmp_path, name)
         assert told.request == "long-0-ab12"
-    assert [each["request"] for each in told.overtaken_by] == [f"short-{n}" for n in range(7)]
-    assert [each["rank"] for each in told.overtaken_by] == [3.0] * 7
+    assert [each.request for each in told.overtaken_by] == [f"short-{n}" for n in range(7)]
+    assert [each.rank for each in told.overtaken_by] == [3.0] * 7
     assert (told.rank, told.tier, told.expected_tokens) == (90.0, "ordinary", 90.0)
     assert (told.ahead, told.prompt_tokens, told.finished) == (0, 8, "stop")
     assert told.output_tokens == 90
@@ -64,9 +64,9 @@ def test_who_was_preempted_and_for_whom(tmp_path: Path) -> None:
     engine.scheduler.shutdown()
     told = explain(tmp_path, "long")
     ((preempted,), runs) = (told.preempted, told.runs_s)
-    assert (preempted["why"], preempted["instead"]) == ("policy", ["short"])
-    assert preempted["output_tokens"] > 0
-    assert runs[0] < preempted["at_s"] < runs[1]
+    assert (preempted.why, preempted.instead) == ("policy", ["short"])
+    assert preempted.output_tokens > 0
+    assert runs[0] < preempted.at_s < runs[1]
     assert any("for a waiting request: short ran" in line for line in in_words(told))
 
 
@@ -82,11 +82,11 @@ def test_who_was_paused_and_when_it_went_on(tmp_path: Path) -> None:
     engine.scheduler.shutdown()
     told = explain(tmp_path, "long")  # as the client said it in X-Request-Id
     (paused,) = told.paused
-    assert paused["output_tokens"] > 0
-    assert told.runs_s[0] < paused["at_s"] < paused["until_s"] < told.total_s
-    assert paused["instead"] == ["cmpl-short-0-cd34"]
-    assert not paused["freed"]
-    assert told.paused_s == told.longest_stall_s == paused["until_s"] - paused["at_s"]
+    assert paused.output_tokens > 0
+    assert told.runs_s[0] < paused.at_s < paused.until_s < told.total_s
+    assert paused.instead == ["cmpl-short-0-cd34"]
+    assert not paused.freed
+    assert told.paused_s == told.longest_stall_s == paused.until_s - paused.at_s
     assert told.looked_s is None
     assert told.preempted == []
     assert any(line.startswith("paused at") and "went on" in line for line in in_words(told))
@@ -147,7 +147,7 @@ def test_the_journal_is_bounded_and_says_how_far_it_goes_back(tmp_path: Path) ->
     for batch in range(40):
         numbers = range(100 * batch, 100 * batch + 100)
         lines = [{**facts, "request": f"r{n}", "index": n, "waiting": 0} for n in numbers]
-        journal._write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        journal._write(lines)
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * 20_000
     journal.close()
     assert explain(tmp_path, "r3999").prompt_tokens == 1

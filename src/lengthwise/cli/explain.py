@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def explain(
 
     told = explained(_journal_of(target), request)
     if json:
-        print_json(vars(told), pretty=False)
+        print_json(asdict(told), pretty=False)
     else:
         print("\n".join(in_words(told)))
 

@@ -24,6 +24,36 @@ _WHY: Final = {
 Event = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Overtaker:
+    """A later arrival that got a slot first."""
+
+    request: str
+    at_s: float
+    rank: float | None
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """A slot that was lost, and what had been computed with it."""
+
+    at_s: float
+    why: str
+    output_tokens: int  #: by then
+    instead: list[str]  #: who got a slot in the same step
+
+
+@dataclass
+class Pause:
+    """A slot that was given up, while the KV was kept."""
+
+    at_s: float
+    output_tokens: int  #: by then
+    instead: list[str]  #: who got a slot in the same step
+    until_s: float | None = None  #: when it went on; None where it has not
+    freed: bool = False  #: its KV was given up then, for want of memory
+
+
 @dataclass
 class Explanation:
     """What a journal says of one request. Times are in s, from its arrival.
@@ -39,15 +69,12 @@ class Explanation:
         tier: `ordinary`, `overdue`, `promoted` or `behind` (its tenant's share) then.
         waited_s: until its first step; until the journal's end where it has had none.
         runs_s: when it got a slot, each time.
-        preempted: each time that it lost it: `at_s`, `why`, `output_tokens` by then, and `instead`,
-            who got a slot in the same step.
-        paused: each time that it made way and kept its KV: `at_s`, `output_tokens` by then,
-            `instead`, who got a slot in the same step, `until_s`, when it went on (None where it
-            has not), and `freed`, whether its KV was given up then, for want of memory.
+        preempted: each time that it lost it.
+        paused: each time that it made way and kept its KV.
         paused_s: all of these together, those to the journal's end that have none.
         longest_stall_s: the longest of them.
         looked_s: when it was prefilled before its turn, for the probe to read; None where not.
-        overtaken_by: later arrivals that got a slot before its first: `request`, `at_s`, `rank`.
+        overtaken_by: later arrivals that got a slot before its first.
         finished: why it ended, in vLLM's words; None where it has not.
         output_tokens: of its answer; None where it has not ended.
         total_s: from arrival to end.
@@ -63,12 +90,12 @@ class Explanation:
     tier: str = "ordinary"
     waited_s: float = 0.0
     runs_s: list[float] = field(default_factory=list)
-    preempted: list[dict[str, Any]] = field(default_factory=list)
-    paused: list[dict[str, Any]] = field(default_factory=list)
+    preempted: list[Preemption] = field(default_factory=list)
+    paused: list[Pause] = field(default_factory=list)
     paused_s: float = 0.0
     longest_stall_s: float = 0.0
     looked_s: float | None = None
-    overtaken_by: list[dict[str, Any]] = field(default_factory=list)
+    overtaken_by: list[Overtaker] = field(default_factory=list)
     finished: str | None = None
     output_tokens: int | None = None
     total_s: float | None = None
@@ -173,13 +200,11 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
         if event.get("request") != request:
             # Indices count arrivals, so that a larger one came later.
             if event["event"] == "ran" and not told.runs_s and event["index"] > index:
-                told.overtaken_by.append(
-                    {"request": event["request"], "at_s": at_s, "rank": event["rank"]}
-                )
+                told.overtaken_by.append(Overtaker(event["request"], at_s, event["rank"]))
             continue
-        stalled = bool(told.paused) and told.paused[-1]["until_s"] is None
-        if stalled and event["event"] != "paused":
-            told.paused[-1] |= {"until_s": at_s, "freed": event["event"] == "preempted"}
+        last = told.paused[-1] if told.paused else None
+        if last is not None and last.until_s is None and event["event"] != "paused":
+            last.until_s, last.freed = at_s, event["event"] == "preempted"
         if event["event"] == "ran":
             told.runs_s.append(at_s)
             if event.get("look") and told.looked_s is None:
@@ -189,32 +214,17 @@ def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
                 _look(told, event["rank"], event["tier"], event["expected"])
         elif event["event"] == "preempted":
             instead = _ran_at(events, place) if event["why"] == "policy" else []
-            told.preempted.append(
-                {
-                    "at_s": at_s,
-                    "why": event["why"],
-                    "output_tokens": event["output_tokens"],
-                    "instead": instead,
-                }
-            )
+            made = event["output_tokens"]
+            told.preempted.append(Preemption(at_s, event["why"], made, instead))
         elif event["event"] == "paused":
-            told.paused.append(
-                {
-                    "at_s": at_s,
-                    "output_tokens": event["output_tokens"],
-                    "instead": _ran_at(events, place),
-                    "until_s": None,
-                    "freed": False,
-                }
-            )
+            told.paused.append(Pause(at_s, event["output_tokens"], _ran_at(events, place)))
         elif event["event"] == "ended":
             told.finished, told.output_tokens = event["finished"], event["output_tokens"]
             told.total_s = at_s
             break
     last_s = float(events[-1]["t"]) - t
     stalls = [
-        (last_s if each["until_s"] is None else each["until_s"]) - each["at_s"]
-        for each in told.paused
+        (last_s if each.until_s is None else each.until_s) - each.at_s for each in told.paused
     ]
     told.paused_s, told.longest_stall_s = sum(stalls), max(stalls, default=0.0)
     return told
@@ -259,24 +269,24 @@ def in_words(told: Explanation) -> list[str]:
         f"waited {told.waited_s:.3f} s {until}; {len(overtakers)} later arrivals got a slot before"
     )
     for each in overtakers[:_NAMED]:
-        its = "" if each["rank"] is None else f" (rank {each['rank']:.4g})"
-        lines.append(f"  {each['at_s']:.3f} s: {each['request']}{its}")
+        its = "" if each.rank is None else f" (rank {each.rank:.4g})"
+        lines.append(f"  {each.at_s:.3f} s: {each.request}{its}")
     if len(overtakers) > _NAMED:
         lines.append(f"  and {len(overtakers) - _NAMED} more")
-    for each in told.preempted:
-        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
+    for lost in told.preempted:
+        instead = f": {', '.join(lost.instead)} ran" if lost.instead else ""
         lines.append(
-            f"put back at {each['at_s']:.3f} s, after {each['output_tokens']} tokens, "
-            f"{_WHY.get(each['why'], each['why'])}{instead}"
+            f"put back at {lost.at_s:.3f} s, after {lost.output_tokens} tokens, "
+            f"{_WHY.get(lost.why, lost.why)}{instead}"
         )
     if told.looked_s is not None:
         lines.append(f"prefilled before its turn at {told.looked_s:.3f} s, for the probe to read")
-    for each in told.paused:
-        ended = "its KV was freed for want of memory" if each["freed"] else "went on"
-        until = "" if each["until_s"] is None else f", {ended} at {each['until_s']:.3f} s"
-        instead = f": {', '.join(each['instead'])} ran" if each["instead"] else ""
+    for pause in told.paused:
+        ended = "its KV was freed for want of memory" if pause.freed else "went on"
+        until = "" if pause.until_s is None else f", {ended} at {pause.until_s:.3f} s"
+        instead = f": {', '.join(pause.instead)} ran" if pause.instead else ""
         lines.append(
-            f"paused at {each['at_s']:.3f} s, after {each['output_tokens']} tokens{until}{instead}"
+            f"paused at {pause.at_s:.3f} s, after {pause.output_tokens} tokens{until}{instead}"
         )
     if len(told.paused) > 1:
         lines.append(

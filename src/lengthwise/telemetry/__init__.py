@@ -7,4 +7,5 @@ metrics_page       adds them to vLLM's own page
 engine_record      a line for each step and each request
 journal            who came, ran, was put back and ended, in bounded space
 length_log_writer  hashed features and lengths of answers, to learn from
+queued_writer      what the last three have in common: a queue, and a thread that empties it
 """

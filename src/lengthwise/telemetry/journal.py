@@ -7,28 +7,22 @@ one makes room. No prompt is written. What the disk does not take is lost and co
 from __future__ import annotations
 
 import json
-import logging
 import os
-import threading
-from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
 from lengthwise.settings.place import own_folder
-
-logger = logging.getLogger("vllm.lengthwise")
+from lengthwise.telemetry.queued_writer import QueuedWriter
 
 SCHEMA: Final = "lengthwise.journal/1"
 SEGMENTS: Final = ("journal.old.jsonl", "journal.jsonl")  #: in order of time
 
 _QUEUED: Final = 1 << 16  # lines that may wait to be written
-_FLUSH_S: Final = 0.25
-_PATIENCE_S: Final = 10.0  # with a disk that hangs, when closing
 
 
-class Journal:
+class Journal(QueuedWriter[dict[str, Any]]):
     """Takes events from the engine, and writes them from a thread of its own.
 
     Args:
@@ -48,14 +42,12 @@ class Journal:
     def __init__(
         self, folder: Path, engine: int, counters: Counters, most_bytes: int = 32 << 20
     ) -> None:
+        super().__init__("journal", counters, _QUEUED)
         self.key = folder
         self._place = own_folder(folder, engine)
         self._old, self._new = (self._place.path / name for name in SEGMENTS)
         self._engine = engine
-        self._counters = counters
         self._most_bytes = most_bytes
-        self._lines: deque[dict[str, Any]] = deque()
-        self._complained = False
         try:
             self._place.path.mkdir(parents=True, exist_ok=True)
             self._begin_segment()
@@ -65,44 +57,34 @@ class Journal:
             raise InputError(
                 f"journal: cannot write to the folder {one_line(folder)}: {reason}"
             ) from None
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lengthwise-journal", daemon=True)
         self._thread.start()
 
     def put(self, **line: Any) -> None:
         """Note an event."""
-        if len(self._lines) >= _QUEUED or self._closed.is_set():
-            self._counters.record_lost += 1
-        else:
-            self._lines.append(line)
+        self._put(line)
 
     def close(self) -> None:
         """Write what is left and stop."""
-        self._closed.set()
-        self._thread.join(_PATIENCE_S)
+        super().close()
         self._place.close()
 
-    def _run(self) -> None:
-        closed = False
-        while not closed:
-            closed = self._closed.wait(_FLUSH_S)
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if not lines:
-                continue
-            try:
-                self._write("".join(json.dumps(line) + "\n" for line in lines).encode())
-                self._complained = False
-            except Exception as error:  # one bad line, or a full disk: the journal goes on
-                self._counters.record_lost += len(lines)
-                if not self._complained:
-                    self._complained = True
-                    logger.error("Lengthwise: cannot write the journal: %s", one_line(error))
+    def _encode(self, item: dict[str, Any]) -> bytes:
+        return json.dumps(item).encode() + b"\n"
 
-    def _write(self, data: bytes) -> None:
-        if not self._new.exists() or self._new.stat().st_size + len(data) > self._most_bytes:
-            self._begin_segment()
-        with self._new.open("ab") as file:
-            file.write(data)
+    def _write(self, items: list[dict[str, Any]]) -> int:
+        lines = self._encoded(items)
+        if not lines:
+            return 0
+        data = b"".join(lines)
+        try:
+            if not self._new.exists() or self._new.stat().st_size + len(data) > self._most_bytes:
+                self._begin_segment()
+            with self._new.open("ab") as file:
+                file.write(data)
+        except OSError:
+            self._lose(len(lines))
+            raise
+        return len(lines)
 
     def _begin_segment(self) -> None:
         if self._new.exists():

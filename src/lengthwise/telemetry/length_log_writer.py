@@ -7,11 +7,8 @@ written, unless the setting asks for prompts. The format is that of `workload.le
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -23,6 +20,7 @@ from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.token_text import TokenText
 from lengthwise.settings import LengthLogSettings
 from lengthwise.settings.watch import SERVER
+from lengthwise.telemetry.queued_writer import QueuedWriter
 from lengthwise.workload.length_log import (
     SCHEMA,
     encode_features,
@@ -32,12 +30,7 @@ from lengthwise.workload.length_log import (
     segments,
 )
 
-logger = logging.getLogger("vllm.lengthwise")
-
 _QUEUED: Final = 1024  # answers that may wait to be written
-_FLUSH_S: Final = 0.25
-_RETRY_S: Final = 5.0  # after the disk refused
-_PATIENCE_S: Final = 10.0  # with a disk that hangs, when closing
 _SEGMENTS: Final = 8  # that the log has when it is full
 
 
@@ -46,7 +39,7 @@ class _Ended(NamedTuple):
     values: dict[str, Any]
 
 
-class LengthLog:
+class LengthLog(QueuedWriter[_Ended]):
     """A log of one engine.
 
     Args:
@@ -74,6 +67,7 @@ class LengthLog:
         *,
         engine: int = 0,
     ) -> None:
+        super().__init__("length log", counters, _QUEUED)
         self.key = self.settings = settings
         self._folder = Path(settings.folder)
         try:
@@ -95,7 +89,6 @@ class LengthLog:
             "engine": engine,
             "pid": os.getpid(),
         }
-        self._counters = counters
         # A clock that was set back since the last start must not put these answers before others.
         started = max(clock(), last_arrival_s(self._folder))
         self._epoch = started - time.monotonic()
@@ -103,14 +96,9 @@ class LengthLog:
         self._segment_bytes = self._most_bytes // _SEGMENTS
         self._scratch = new_scratch()
         find_features((), text.vocabulary, text.template, self._scratch)  # compiles
-        self._queue: deque[_Ended] = deque()
         self._file: IO[bytes] | None = None
         self._path = self._folder
         self._size = 0
-        self._refused_until = 0.0
-        self._complained = False
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lengthwise-lengths", daemon=True)
         self._thread.start()
 
     def answer(self, prompt: Prompt, arrival_s: float, values: Mapping[str, object]) -> None:
@@ -121,59 +109,30 @@ class LengthLog:
             arrival_s: by the monotonic clock.
             values: what else its line says.
         """
-        if len(self._queue) >= _QUEUED or self._closed.is_set():
-            self._counters.log_lost += 1
-            return
         line = {"arrival_s": round(self._epoch + arrival_s, 6), **values}
-        self._queue.append(_Ended(prompt, line))
+        self._put(_Ended(prompt, line))
 
-    def close(self) -> None:
-        """Write what is left and stop."""
-        self._closed.set()
-        self._thread.join(_PATIENCE_S)
-
-    def _run(self) -> None:
-        closed = False
-        while not closed:
-            closed = self._closed.wait(_FLUSH_S)
-            waiting = [self._queue.popleft() for _ in range(len(self._queue))]
-            lines = [line for line in map(self._encode_or_lose, waiting) if line is not None]
-            if lines:
-                self._write(lines)
+    def _end(self) -> None:
         self._close_segment()
 
-    def _encode_or_lose(self, ended: _Ended) -> bytes | None:
-        """A line; None, counted, where the request has something that cannot be encoded."""
-        try:
-            return self._encode(ended)
-        except Exception as error:  # one request must not end the log of all others
-            self._counters.log_lost += 1
-            self._complain(error)
-            return None
+    def _lose(self, count: int) -> None:
+        self._counters.log_lost += count
 
-    def _complain(self, error: Exception) -> None:
-        """Say once, until the log is written again, why answers are lost."""
-        if not self._complained:
-            self._complained = True
-            logger.error("Lengthwise: cannot write the length log: %s", one_line(error))
-
-    def _encode(self, ended: _Ended) -> bytes:
+    def _encode(self, item: _Ended) -> bytes:
         time.sleep(0)  # the engine's thread goes first
         vocabulary, template = self._text.vocabulary, self._text.template
-        token_ids, hints = ended.prompt
+        token_ids, hints = item.prompt
         found = find_features(token_ids, vocabulary, template, self._scratch, hints)
-        ended.values["features"] = encode_features(self._scratch.buckets[:found])
+        item.values["features"] = encode_features(self._scratch.buckets[:found])
         if self.settings.text:
-            ended.values["text"] = self._text.text(list(token_ids))
-        return encode_line(ended.values)
+            item.values["text"] = self._text.text(list(token_ids))
+        return encode_line(item.values)
 
-    def _write(self, lines: list[bytes]) -> None:
-        if time.monotonic() < self._refused_until:
-            self._counters.log_lost += len(lines)
-            return
-        written = 0
+    def _write(self, items: list[_Ended]) -> int:
+        lines = self._encoded(items)
         if self._file is not None and os.fstat(self._file.fileno()).st_nlink == 0:
             self._close_segment()  # another engine's segments needed the room: begin a new one
+        written = 0
         try:
             for line in lines:
                 if self._file is None or self._size + len(line) > self._segment_bytes:
@@ -181,16 +140,13 @@ class LengthLog:
                 if self._size + len(line) <= self._segment_bytes:  # else it is too long for any
                     self._append(line)
                     written += 1
-        except OSError as error:
-            self._refused_until = time.monotonic() + _RETRY_S
+        except OSError:
             self._close_segment()
-            self._complain(error)
-        else:
-            if self._complained:
-                self._complained = False
-                logger.info("Lengthwise: the length log is written again")
-        self._counters.logged += written
-        self._counters.log_lost += len(lines) - written
+            raise
+        finally:
+            self._counters.logged += written
+            self._lose(len(lines) - written)
+        return written
 
     def _append(self, data: bytes) -> None:
         """Append to the segment, all or nothing."""
