@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from lengthwise.cli.main import app
-from lengthwise.serve.settings_file import new_settings, own_settings_file
+from lengthwise.serve.settings_file import AskedFor, own_settings_file
 from tests.support.command_line import Run
 
 VERBS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -133,8 +133,8 @@ def test_a_home_that_cannot_be_written_is_said(
 
 
 def test_metrics_listen_where_the_server_does() -> None:
-    assert new_settings("srpt:metrics_port=9000", None, None, False, "::1").metrics_host == "::1"
-    given = new_settings("srpt:metrics_host=10.0.0.1", None, None, False, "127.0.0.1")
+    assert AskedFor("srpt:metrics_port=9000").settings(None, "::1").metrics_host == "::1"
+    given = AskedFor("srpt:metrics_host=10.0.0.1").settings(None, "127.0.0.1")
     assert given.metrics_host == "10.0.0.1"
 
 

@@ -23,13 +23,11 @@ from lengthwise.cli.options import (
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serve.listen import address_of, bound
 from lengthwise.serve.settings_file import (
+    AskedFor,
     learner_of,
-    learnt_before,
-    new_settings,
     own_settings_file,
     say,
     say_if_off,
-    settings_in_force,
     write_settings,
 )
 
@@ -167,14 +165,13 @@ def gateway(
     )
     tls = _certificate(ssl_certfile, ssl_keyfile)
     with bound(host, port) as listener:
-        path = _settings_file(settings, policy, predictor, log, log_text, learn, listener)
+        asked = AskedFor(policy, predictor, log, log_text, learn)
+        path = _settings_file(asked, settings, listener)
         counters = Counters()
         model = ", ".join(dict.fromkeys(addresses))
         opener = Opener(tokenizer, model, options.slots, counters)
         life = Life(options, opener, path, counters)
         chosen = opener.opened
-        if chosen.length_log is None and (learn or log_text):
-            raise InputError("--learn and --log-text need a log: add --log DIR")
 
         def ready(absent: list[Upstream]) -> None:
             for each in absent:
@@ -229,27 +226,13 @@ def _slots(given: str) -> int | None:
     return slots
 
 
-def _settings_file(
-    given: Path | None,
-    policy: str | None,
-    predictor: str | None,
-    log: Path | None,
-    log_text: bool,
-    learn: bool,
-    listener: socket.socket,
-) -> Path:
+def _settings_file(asked: AskedFor, given: Path | None, listener: socket.socket) -> Path:
     """The settings file that is watched, written unless it is there: as `lengthwise serve` does."""
     from lengthwise.gateway.configuration import refuse_unsuited
 
-    if (learn or log_text) and log is None and given is None:
-        raise InputError("--learn and --log-text need a log: add --log DIR")
+    chosen = asked.settings(given, "")
     if given is not None and given.exists():
-        named = {"--policy": policy, "--predictor": predictor, "--log": log, "--log-text": log_text}
-        settings_in_force(given, [name for name, value in named.items() if value])
         return given.absolute()
-    if learn and log is not None and predictor is None:
-        predictor = learnt_before(log)
-    chosen = new_settings(policy, predictor, log, log_text, "")
     refuse_unsuited(chosen)
     path = (given or own_settings_file(listener.getsockname()[1])).absolute()
     write_settings(chosen, path)

@@ -20,13 +20,11 @@ from lengthwise.cli.options import (
 )
 from lengthwise.errors import InputError
 from lengthwise.serve.settings_file import (
+    AskedFor,
     learner_of,
-    learnt_before,
-    new_settings,
     own_settings_file,
     say,
     say_if_off,
-    settings_in_force,
     write_settings,
 )
 
@@ -136,19 +134,9 @@ def serve(
             f"name the model first: lengthwise serve {' '.join(['MODEL', *flags[:1]])} …",
             ctx=context,
         )
-    named = {"--policy": policy, "--predictor": predictor, "--log": log, "--log-text": log_text}
-    named["--shadow"] = shadow
     theirs = settings is not None and settings.exists()
-    if theirs:
-        assert settings is not None
-        chosen = settings_in_force(settings, [name for name, given in named.items() if given])
-    else:
-        if learn and log is not None and predictor is None:
-            predictor = learnt_before(log)
-        chosen = new_settings(policy, predictor, log, log_text, host, pausing=True)
-        chosen = chosen.model_copy(update={"shadow": chosen.shadow or shadow})
-    if chosen.length_log is None and (learn or log_text):
-        raise InputError("--learn and --log-text need a log: add --log DIR")
+    asked = AskedFor(policy, predictor, log, log_text, learn, shadow)
+    chosen = asked.settings(settings, host, pausing=True)
     path = (settings or own_settings_file(port)).absolute()
     if settings is None:  # beside a file of ours, there is a place for it
         chosen = chosen.model_copy(update={"journal": str(path.parent / "journal")})

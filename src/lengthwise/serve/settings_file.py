@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,52 +14,83 @@ if TYPE_CHECKING:
     from lengthwise.settings import Settings
 
 
-def settings_in_force(file: Path, given: list[str]) -> Settings:
-    """The settings that a file of the user's holds, which says everything."""
-    from lengthwise.settings import read_settings
+@dataclass(frozen=True)
+class AskedFor:
+    """What a command line says of a server's settings.
 
-    if given:
-        raise InputError(
-            f"{file} exists and says what to do: leave {' and '.join(given)} out, "
-            "or remove it to have it made anew"
-        )
-    return read_settings(file)[0]
-
-
-def new_settings(
-    policy: str | None,
-    predictor: str | None,
-    log: Path | None,
-    log_text: bool,
-    host: str,
-    *,
-    pausing: bool = False,
-) -> Settings:
-    """The settings to begin with; metrics are for whoever may reach the server.
-
-    Args:
-        policy: with options, as on a command line.
-        predictor: as on a command line.
+    Attributes:
+        policy: with options; None for srpt.
+        predictor: a folder or a name; None for what learning has come to, or for `declared`.
         log: folder of a log of lengths.
-        log_text: whether it keeps prompts.
-        host: the address to listen on.
-        pausing: whoever makes way keeps its KV, where that can be.
+        log_text: it keeps prompts.
+        learn: a predictor is learnt from it.
+        shadow: the policy decides nothing.
     """
-    from lengthwise.settings import LengthLogSettings, Settings, parse_spec
 
-    length_log = None
-    if log is not None:
-        length_log = LengthLogSettings(folder=str(log.absolute()), text=log_text)
-    base = Settings(
-        predictor=predictor_setting(predictor) or "declared",
-        length_log=length_log,
-        metrics_host=host or None,
-        pausing=pausing and "auto",
-    )
-    return parse_spec(policy or "srpt", base)
+    policy: str | None = None
+    predictor: str | None = None
+    log: Path | None = None
+    log_text: bool = False
+    learn: bool = False
+    shadow: bool = False
+
+    def settings(self, file: Path | None, host: str, *, pausing: bool = False) -> Settings:
+        """The settings to begin with.
+
+        Args:
+            file: the user's own; it says everything, if it is there.
+            host: the address to listen on: metrics are for whoever may reach the server.
+            pausing: whoever makes way keeps its KV, where that can be.
+
+        Raises:
+            InputError: the file is damaged, or the command line says something else; or there is
+                no log to learn from.
+        """
+        from lengthwise.settings import read_settings
+
+        if file is not None and file.exists():
+            self._refuse_beside(file)
+            chosen = read_settings(file)[0]
+        else:
+            chosen = self._new_settings(host, pausing)
+        if chosen.length_log is None and (self.learn or self.log_text):
+            raise InputError("--learn and --log-text need a log: add --log DIR")
+        return chosen
+
+    def _refuse_beside(self, file: Path) -> None:
+        named = {
+            "--policy": self.policy,
+            "--predictor": self.predictor,
+            "--log": self.log,
+            "--log-text": self.log_text,
+            "--shadow": self.shadow,
+        }
+        given = [name for name, value in named.items() if value]
+        if given:
+            raise InputError(
+                f"{file} exists and says what to do: leave {' and '.join(given)} out, "
+                "or remove it to have it made anew"
+            )
+
+    def _new_settings(self, host: str, pausing: bool) -> Settings:
+        from lengthwise.settings import LengthLogSettings, Settings, parse_spec
+
+        predictor, length_log = self.predictor, None
+        if self.log is not None:
+            length_log = LengthLogSettings(folder=str(self.log.absolute()), text=self.log_text)
+            if self.learn and predictor is None:
+                predictor = _learnt_before(self.log)
+        base = Settings(
+            predictor=predictor_setting(predictor) or "declared",
+            length_log=length_log,
+            metrics_host=host or None,
+            pausing=pausing and "auto",
+        )
+        chosen = parse_spec(self.policy or "srpt", base)
+        return chosen.model_copy(update={"shadow": chosen.shadow or self.shadow})
 
 
-def learnt_before(log: Path) -> str:
+def _learnt_before(log: Path) -> str:
     """What learning begins with: what it had come to, or no predictor."""
     from lengthwise.learn.learner import latest_predictor
     from lengthwise.predict.load import NO_PREDICTOR
