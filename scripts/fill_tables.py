@@ -31,11 +31,9 @@ from lengthwise.measure.run_info import describe_machine, package_versions
 from lengthwise.measure.twins import read_twins
 from scripts.columns import Row
 from scripts.figure_tables import FIGURE_TABLES, exact_caption
-from scripts.gateway_table import gateway_table
 from scripts.pausing_tables import PAUSING_TABLES
 from scripts.preset_tables import PRESET_TABLES
 from scripts.recorded_table import recorded_table
-from scripts.replica_tables import REPLICA_TABLES
 from scripts.result_tables import RESULT_TABLES, comparison_table
 from scripts.service_tables import SERVICE_TABLES
 from scripts.targets import targets_table
@@ -78,10 +76,8 @@ TABLES = {
     **PRESET_TABLES,
     **FIGURE_TABLES,
     **SERVICE_TABLES,
-    **REPLICA_TABLES,
     **PAUSING_TABLES,
     "recorded-steps": recorded_table,
-    "gateway": gateway_table,
 }
 #: Tables that show other columns of what another table shows.
 SOURCES = {
