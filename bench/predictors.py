@@ -212,9 +212,9 @@ class Tables:
 
 def other_row(label: str, kind: str, asked: Any, scores: Any) -> dict[str, Any]:
     """The row of what only orders: nothing but its tau is known."""
-    from lengthwise.predict.kendall import kendall_tau, tau_interval
+    from lengthwise.predict.kendall import tau_with_interval
 
-    low, high = tau_interval(asked.lengths, scores, 0) or (None, None)
+    tau, tau_low, tau_high = tau_with_interval(asked.lengths, scores)
     nothing = dict.fromkeys(
         ("loss", "bucket", "floor", "reach", "ceiling_tau", "coverage_80", "microseconds_p50")
     )
@@ -225,9 +225,9 @@ def other_row(label: str, kind: str, asked: Any, scores: Any) -> dict[str, Any]:
         "microseconds_p99": None,
         "microseconds_per_100_tokens": None,
         "rows": len(asked.prompts),
-        "tau": kendall_tau(asked.lengths, scores),
-        "tau_low": low,
-        "tau_high": high,
+        "tau": tau,
+        "tau_low": tau_low,
+        "tau_high": tau_high,
     }
 
 

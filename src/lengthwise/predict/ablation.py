@@ -16,7 +16,7 @@ import numpy as np
 from lengthwise.errors import InputError, unknown_name
 from lengthwise.predict.extract import requests_of
 from lengthwise.predict.feature_hashing import GROUP_NAMES
-from lengthwise.predict.kendall import kendall_tau, tau_interval
+from lengthwise.predict.kendall import tau_with_interval
 from lengthwise.predict.kinds import BACKBONE, Recipe, kind_named
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt, SlowPredictor
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer
@@ -173,6 +173,4 @@ def measure_tau(predictor: Predictor, prompts: Sequence[Prompt], rows: Dataset, 
     else:
         said = [predictor.predict(prompt) for prompt in prompts]
     scores = np.array([prediction.score for prediction in said])
-    interval = tau_interval(rows.lengths, scores, seed)
-    low, high = (None, None) if interval is None else interval
-    return Tau(len(prompts), kendall_tau(rows.lengths, scores), low, high)
+    return Tau(len(prompts), *tau_with_interval(rows.lengths, scores, seed))

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predict.kendall import kendall_tau, tau_interval
+from lengthwise.predict.kendall import tau_with_interval
 from lengthwise.predict.prediction import Prediction
 
 OTHER: Final = "other"  #: tasks that are too rare to be told apart
@@ -105,15 +105,15 @@ def _tenths(keys: Floats, lengths: Floats, predictions: Floats, seed: int) -> li
 
 def _part(name: str, lengths: Floats, predictions: Floats, seed: int) -> Part:
     score, expected, low, median, high = predictions.T
-    interval = tau_interval(lengths, score, seed)
+    tau, tau_low, tau_high = tau_with_interval(lengths, score, seed)
     return Part(
         name=name,
         rows=lengths.size,
         mean_length=float(lengths.mean()),
         mean_expected=float(expected.mean()),
-        tau=kendall_tau(lengths, score),
-        tau_low=None if interval is None else interval[0],
-        tau_high=None if interval is None else interval[1],
+        tau=tau,
+        tau_low=tau_low,
+        tau_high=tau_high,
         mae=float(np.abs(expected - lengths).mean()),
         coverage_80=float(((low <= lengths) & (lengths <= high)).mean()),
         below_low=float((lengths < low).mean()),

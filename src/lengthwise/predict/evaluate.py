@@ -15,7 +15,7 @@ from lengthwise.errors import InputError
 from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.breakdown import Part, by_estimate, by_length, by_task, root_verb
 from lengthwise.predict.extract import requests_of
-from lengthwise.predict.kendall import kendall_tau, tau_interval
+from lengthwise.predict.kendall import kendall_tau, tau_with_interval
 from lengthwise.predict.latency import Latency, latencies, predict_timed, warm_up
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt
 from lengthwise.predict.tokenizer import PromptTokenizer
@@ -92,15 +92,15 @@ def evaluate(
     said = predictions[usable]
     score, expected, low, median, high = said.T
     tasks = dataset.tasks or [root_verb(prompt) for prompt in dataset.prompts]
-    interval = tau_interval(truth, score, seed)
+    tau, tau_low, tau_high = tau_with_interval(truth, score, seed)
     ceiling, resample = _ceilings(dataset)
     metadata = getattr(predictor, "metadata", None)
     return Evaluation(
         rows=count,
         unpredicted=int(count - usable.sum()),
-        tau=kendall_tau(truth, score),
-        tau_low=None if interval is None else interval[0],
-        tau_high=None if interval is None else interval[1],
+        tau=tau,
+        tau_low=tau_low,
+        tau_high=tau_high,
         mae=_mean(np.abs(expected - truth)),
         mae_median=_mean(np.abs(median - truth)),
         mean_expected=_mean(expected),

@@ -54,6 +54,14 @@ def tau_interval(truth: ArrayLike, scores: ArrayLike, seed: int = 0) -> tuple[fl
     return middle_95(known) if known else None  # of very few rows, each draw may be one row
 
 
+def tau_with_interval(
+    truth: ArrayLike, scores: ArrayLike, seed: int = 0
+) -> tuple[float | None, float | None, float | None]:
+    """Tau-b and the ends of its interval, as from `kendall_tau` and `tau_interval`."""
+    low, high = tau_interval(truth, scores, seed) or (None, None)
+    return kendall_tau(truth, scores), low, high
+
+
 def dense_ranks(values: ArrayLike) -> _Ranks:
     """Ranks from 0 without gaps; equal values share one. Shape (n,)."""
     _, ranks = np.unique(np.asarray(values), return_inverse=True)
