@@ -23,7 +23,7 @@ from lengthwise.workload.prompt_layouts.named_columns import (
     PROMPT_COLUMNS,
     PROMPT_TOKENS_COLUMNS,
 )
-from lengthwise.workload.rejections import Rejection
+from lengthwise.workload.rejections import Rejection, refuse_rejected
 from lengthwise.workload.request_facts import NOTHING, Facts
 
 __all__ = [
@@ -102,13 +102,7 @@ class Dataset:
 
     def refuse_rejected(self) -> None:
         """Raise an InputError if any row was malformed, naming the first."""
-        if self.rejected:
-            first = self.rejected[0]
-            raise InputError(
-                f"{self.name}, row {first.row}: {first.reason} "
-                f"(malformed rows in all: {len(self.rejected)}); mend the table, or leave such "
-                "rows out with --skip-malformed"
-            )
+        refuse_rejected(self.name, self.rejected, "table")
 
 
 def parse_where(conditions: Sequence[str] | None) -> dict[str, str]:

@@ -17,6 +17,16 @@ class Rejection(NamedTuple):
     reason: str
 
 
+def refuse_rejected(name: str, rejected: Sequence[Rejection], what: str) -> None:
+    """Raise an InputError if any row of a file was malformed, naming the first."""
+    if rejected:
+        first = rejected[0]
+        raise InputError(
+            f"{name}, row {first.row}: {first.reason} (malformed rows in all: {len(rejected)}); "
+            f"mend the {what}, or leave such rows out with --skip-malformed"
+        )
+
+
 class UnknownLayoutError(InputError):
     """The columns of a file say nothing that is known, and perhaps something else in another role.
 

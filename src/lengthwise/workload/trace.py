@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.rejections import Rejection
+from lengthwise.workload.rejections import Rejection, refuse_rejected
 from lengthwise.workload.trace_rows import offsets_of
 
 
@@ -83,13 +83,7 @@ class Trace:
 
     def refuse_rejected(self) -> None:
         """Raise an InputError if any row was malformed, naming the first."""
-        if self.rejected:
-            first = self.rejected[0]
-            raise InputError(
-                f"{self.name}, row {first.row}: {first.reason} "
-                f"(malformed rows in all: {len(self.rejected)}); mend the trace, or leave such "
-                "rows out with --skip-malformed"
-            )
+        refuse_rejected(self.name, self.rejected, "trace")
 
     def first(self, count: int) -> Trace:
         """The first `count` requests.
