@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.simulate.layer_errors import HALVES, Errors, derived_errors, left_out_errors
+from bench.support.layer_errors import HALVES, Errors, derived_errors, left_out_errors
 from lengthwise.simulate.layer_times import DEGREES, Measured, measured_times
 from lengthwise.simulate.presets import Preset, preset
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.support.layer_errors import HALVES, derived_errors, fit_errors, left_out_errors
 from lengthwise.simulate.hardware import GPUS
-from lengthwise.simulate.layer_errors import HALVES, derived_errors, fit_errors, left_out_errors
 from lengthwise.simulate.layer_times import (
     Measured,
     derived_times,

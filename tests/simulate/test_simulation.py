@@ -19,7 +19,7 @@ from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.predictions import certain, noisy, trace_predictions
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost, prefill_token_seconds, read_cost, step_seconds
+from lengthwise.simulate.step_cost import StepCost, read_cost, step_seconds
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
 
@@ -352,8 +352,6 @@ def test_linear_layers_are_flat_at_first_bend_at_their_knots_and_go_on_straight(
     between = BENT.linear_s(np.arange(1.0, 65.0))
     assert (np.diff(between) >= 0).all()
     assert AFFINE.linear_s(tokens).tolist() == [0.0] * 7
-    one = step_seconds(BENT.terms, 101, 0, 0, 0, 0.0) - step_seconds(BENT.terms, 100, 0, 0, 0, 0.0)
-    assert prefill_token_seconds(BENT.terms) == pytest.approx(one)
 
 
 def test_capacity_is_what_a_full_engine_does() -> None:

@@ -70,12 +70,11 @@ class Fit:
     median_error: float
 
 
-def fit_cost(rounds: Sequence[MeasuredRound], seed: int = 0) -> Fit:
+def fit_cost(rounds: Sequence[MeasuredRound]) -> Fit:
     """The costs that describe the steps of some rounds best, and the delay of their requests.
 
     Args:
         rounds: of one engine.
-        seed: for the bootstrap.
 
     Raises:
         InputError: there are too few steps, they are all alike, or one took less than no time.
@@ -120,7 +119,7 @@ def fit_cost(rounds: Sequence[MeasuredRound], seed: int = 0) -> Fit:
         cost=cost,
         standard_errors={
             TERMS[term]: float(spread)
-            for term, spread, value in zip(terms, _spreads(products, seed), costs, strict=False)
+            for term, spread, value in zip(terms, _spreads(products), costs, strict=False)
             if value > 0.0
         }
         if len(rounds) > 1
@@ -271,9 +270,9 @@ def _solve(products: Floats) -> Floats:
     return costs
 
 
-def _spreads(products: Sequence[Floats], seed: int) -> Floats:
+def _spreads(products: Sequence[Floats]) -> Floats:
     """Standard deviation of each cost over fits to rounds drawn with replacement."""
     stacked = np.stack(products)
-    costs = [_solve(stacked[drawn].sum(axis=0)) for drawn in draws(len(products), _DRAWS, seed)]
+    costs = [_solve(stacked[drawn].sum(axis=0)) for drawn in draws(len(products), _DRAWS, seed=0)]
     spreads: Floats = np.std(costs, axis=0)
     return spreads

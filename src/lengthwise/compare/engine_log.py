@@ -19,6 +19,8 @@ ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder e
 STEPS_FILE = "steps.jsonl"
 REQUESTS_FILE = "requests.jsonl"
 
+_PATIENCE_S = 5.0  # with a log that is not complete
+
 
 @dataclass(frozen=True)
 class EngineLog:
@@ -71,15 +73,15 @@ _STEP_COLUMNS = (
 )
 
 
-def read_engine_log(folder: Path, finished: int, timeout_s: float = 5.0) -> EngineLog:
+def read_engine_log(folder: Path, finished: int) -> EngineLog:
     """Read a round's log once it is complete.
 
     Args:
         folder: where the scheduler recorded the round.
-        finished: how many requests it finished; the last lines may be half a second late.
-        timeout_s: after so long the log is read as it is.
+        finished: how many requests it finished; the last lines may be half a second late. After
+            some seconds the log is read as it is.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _PATIENCE_S
     _, requests = _read_lines(folder / REQUESTS_FILE)
     while len(requests) < finished and time.monotonic() < deadline:
         time.sleep(0.05)

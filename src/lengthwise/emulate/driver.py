@@ -213,7 +213,6 @@ def open_virtual_engine(
     longest: int,
     scheduler: str | None = OURS,
     settings: Mapping[str, object] | None = None,
-    priority: bool = False,
     connector: Mapping[str, object] | None = None,
 ) -> Iterator[VirtualEngine]:
     """An engine core whose steps take what `cost` says; see `virtual_config`."""
@@ -223,7 +222,6 @@ def open_virtual_engine(
         longest=longest,
         scheduler=scheduler,
         settings=settings,
-        priority=priority,
         connector=connector,
     ) as config:
         from vllm.v1.engine.core import EngineCore

@@ -67,7 +67,6 @@ class Learner:
         log: the folder of the length log.
         settings: the settings file of the server.
         every: new answers that call for another training.
-        seed: of training and of bootstraps.
         restarts: how often a learner of this server had to be started again.
         goes_on: begin where the last learner of this log has stopped.
     """
@@ -78,14 +77,12 @@ class Learner:
         settings: Path,
         *,
         every: int = 1_000,
-        seed: int = 0,
         restarts: int = 0,
         goes_on: bool = False,
     ) -> None:
         self._log = log.resolve()
         self._settings = settings
         self._every = every
-        self._seed = seed
         self._reader = LengthLogReader(log)
         self._answers: deque[Answer] = deque(maxlen=_MOST_ANSWERS)
         self._unseen = 0
@@ -157,7 +154,7 @@ class Learner:
         if len(live) < _LIVE:
             return False
         lengths = lengths_of(live)
-        tau, _, high = tau_with_interval(lengths, logged_scores(state.placed, live), self._seed)
+        tau, _, high = tau_with_interval(lengths, logged_scores(state.placed, live))
         state.live_tau = round(tau, 4)
         if not state.is_mine or high >= state.promise[1]:
             return False
@@ -194,7 +191,7 @@ class Learner:
         if placed is None or promise is None:
             return False
         newest = full[-_LIVE:]
-        _, _, high = tau_with_interval(lengths_of(newest), scores_of(placed, newest), self._seed)
+        _, _, high = tau_with_interval(lengths_of(newest), scores_of(placed, newest))
         return high < promise[1]
 
     def _retrain(self, full: Sequence[Answer], new: int, drifted: bool) -> None:
@@ -213,13 +210,13 @@ class Learner:
         for answers in windows:
             try:
                 rows = training_rows(self._log, answers, self._reader.damaged)
-                candidate = train_on_features(*rows, Recipe(seed=self._seed))
+                candidate = train_on_features(*rows, Recipe())
             except InputError as error:
                 self._say(f"not trained: {error}")
                 continue
             state.trained += 1
             scores = scores_now(candidate, held_out)
-            tried.append((compare(lengths, scores, present, self._seed, len(windows)), candidate))
+            tried.append((compare(lengths, scores, present, tried=len(windows)), candidate))
         if not tried:
             state.refused += 1
             return

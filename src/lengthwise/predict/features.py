@@ -91,7 +91,7 @@ def find_features(
         how many there are.
     """
     outline = read_words(token_ids, vocabulary, template, scratch.words)
-    found = hashed_features(
+    found = hashed_features(  # one by one, as in `read_words`
         *outline,
         scratch.words.hashes,
         scratch.words.numbers,

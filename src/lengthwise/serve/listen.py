@@ -53,9 +53,9 @@ def require_free_port(host: str, port: int) -> None:
             ) from None
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on `host` that is free now."""
+def free_port() -> int:
+    """A TCP port that is free now on this machine's own address."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port

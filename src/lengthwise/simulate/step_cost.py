@@ -240,12 +240,3 @@ def step_seconds(
         if place > last:
             seconds += (place - last) * (terms[last] - terms[last - 1])
     return float(seconds)
-
-
-@compiled
-def prefill_token_seconds(terms: NDArray[np.float64]) -> float:
-    """What one more prefilled token adds to a step that computes many."""
-    seconds = terms[1]
-    if len(terms) > 6:
-        seconds += terms[-1] - terms[-2]
-    return float(seconds)

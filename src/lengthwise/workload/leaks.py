@@ -24,10 +24,8 @@ from typing import Final, NamedTuple
 
 from lengthwise.workload.prompt_layouts.layout import Exchange
 
-LEAK_TOKENS: Final = 20  #: an answer of so many tokens is not in its prompt by chance
-
-# Of text, without a tokenizer: 20 tokens are hardly ever fewer words or characters than this. A
-# character of a script without spaces counts as two, being a token or so.
+# An answer of 20 tokens is not in its prompt by chance, and hardly ever is one of 20 tokens shorter
+# than this. A character of a script without spaces counts as two, being a token or so.
 _WORDS: Final = 10
 _CHARACTERS: Final = 40
 _WORDS_AT_END: Final = 3  # of an answer that ends a prompt: fewer are no sign
