@@ -65,6 +65,7 @@ class PromisesMachine(RuleBasedStateMachine):
         vllm_policy=st.sampled_from(["fcfs", "priority"]),
         model_runner=st.sampled_from([1, 2]),
         looks_ahead=st.booleans(),
+        pausing=st.booleans(),
     )
     def start(
         self,
@@ -76,8 +77,10 @@ class PromisesMachine(RuleBasedStateMachine):
         vllm_policy: Any,
         model_runner: Any,
         looks_ahead: bool,
+        pausing: bool,
     ) -> None:
         self.looks_ahead = looks_ahead
+        self.pausing = pausing
         self.predictor = MoodyPredictor()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(
@@ -86,7 +89,8 @@ class PromisesMachine(RuleBasedStateMachine):
         scheduler = build_scheduler(
             Scheduler,
             num_blocks=num_blocks,
-            max_num_seqs=SLOTS,
+            max_num_seqs=3 * SLOTS if pausing else SLOTS,
+            max_num_active_seqs=SLOTS,
             token_budget=48,
             asynchronous=bool(lag),
             prefix_caching=prefix_caching,
@@ -104,6 +108,7 @@ class PromisesMachine(RuleBasedStateMachine):
             "policy": policy,
             "predictor": "declared",
             "preemption": preemption,
+            "pausing": self.pausing,
             "max_overtakes": MAX_OVERTAKES,
             "memory_growth": float(self.looks_ahead),
             "service_time": self.looks_ahead,

@@ -175,7 +175,7 @@ class Planner:
         self._rank(everyone=True)
         waiting = self._order.look(chosen, facts, runners, table)
         self._ask_of(running, runners)
-        ready = self._ready(waiting)
+        ready, failed = self._ready(waiting)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
         decision = self._order.decide(chosen, facts, runners, table, waiting, ready)
@@ -197,11 +197,7 @@ class Planner:
                 table["priority"][admitted].tolist(),
                 strict=True,
             )
-        if not limited:
-            return None
-        # The parent ends those whose grammar does not compile when it comes to them.
-        failed = [row for row in waiting if requests.has_failed(self._live.request(row))]
-        return [int(row) for row in (*failed, *front)]
+        return [*failed, *front.tolist()] if limited else None
 
     def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
         chosen = self.discipline
@@ -233,8 +229,9 @@ class Planner:
             else:
                 may_make_way[place] = False
 
-    def _ready(self, waiting: Rows) -> NDArray[np.bool_]:
-        """Which of the waiting rows could be admitted now.
+    def _ready(self, waiting: Rows) -> tuple[NDArray[np.bool_], list[int]]:
+        """Which of the waiting rows could be admitted now, and which the parent ends when it comes
+        to them.
 
         Only as many as may come in are looked at; further behind it makes no difference.
         """
@@ -242,7 +239,7 @@ class Planner:
         # Which adapters there is room for depends on who is paused, which is decided later.
         adapters = None if self.discipline.pauses else schedulers.Adapters(scheduler)
         encoder = schedulers.EncoderRoom(scheduler)
-        ready = np.ones(len(waiting), np.bool_)
+        ready, failed = np.ones(len(waiting), np.bool_), []
         missing = int(self.facts.array["free_slots"][0]) + self.discipline.max_swaps
         if self.discipline.peeks:
             missing += int(self.facts.array["looking"][0]) + self.discipline.max_swaps
@@ -256,7 +253,9 @@ class Planner:
                 and encoder.take(request)
             )
             missing -= int(ready[place])
-        return ready
+            if not ready[place] and requests.has_failed(request):
+                failed.append(row)
+        return ready, failed
 
     def _preempt(self, victims: list[Any], for_memory: bool) -> None:
         scheduler = self._scheduler

@@ -305,25 +305,34 @@ class EncoderRoom:
     embeddings."""
 
     def __init__(self, scheduler: Any) -> None:
-        manager = scheduler.encoder_cache_manager
+        self._scheduler = scheduler
+        self._left: int | None = None  # counted when the first asks
         # Models of another kind (speech to text) keep nothing from one step to the next.
-        self._kept = getattr(manager, "cached", {})
-        free = getattr(manager, "num_freeable_slots", manager.num_free_slots)
-        self._left = min(int(scheduler.max_num_encoder_input_tokens), int(free))
-        for request in scheduler.running:
-            if request.is_prefill_chunk and request.has_encoder_inputs:
-                self._left -= sum(self._missing(request))
+        self._kept = getattr(scheduler.encoder_cache_manager, "cached", {})
 
     def take(self, request: Any) -> bool:
         """Whether there is room for the first of a waiting request's inputs that is not there, with
         which it can begin; then as much is taken as all of them need."""
         if not request.has_encoder_inputs:
             return True
+        if self._left is None:
+            self._left = self._room()
         missing = self._missing(request)
         if missing and missing[0] > self._left:
             return False
         self._left -= sum(missing)
         return True
+
+    def _room(self) -> int:
+        """What those that run leave."""
+        scheduler, manager = self._scheduler, self._scheduler.encoder_cache_manager
+        free = getattr(manager, "num_freeable_slots", manager.num_free_slots)
+        wanted = sum(
+            sum(self._missing(request))
+            for request in scheduler.running
+            if request.is_prefill_chunk and request.has_encoder_inputs
+        )
+        return min(int(scheduler.max_num_encoder_input_tokens), int(free)) - wanted
 
     def _missing(self, request: Any) -> list[int]:
         """What each input has that is still to be computed, in order."""
