@@ -23,6 +23,7 @@
     python scripts/fill_tables.py ray-cluster c.json      of bench/ray_cluster.py --json
     python scripts/fill_tables.py gateway g.json …        of bench/gateway.py --json
     python scripts/fill_tables.py pausing p.json          of bench/pausing.py --json
+    python scripts/fill_tables.py pausing-tried RULE=p.json …  of the same, under other rules
     python scripts/fill_tables.py preemption-grid g.json  of bench/preemption_grid.py --json
     python scripts/fill_tables.py versions v.json         of scripts/vllm_versions.py --json
     python scripts/fill_tables.py scrape s.json           of bench/scrape.py --json
@@ -91,6 +92,8 @@ COMMANDS = {
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
     "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 --json",
     "pausing": "python bench/pausing.py --json",
+    "pausing-tried": "python bench/pausing.py --policies srpt --kv ample --first-seed 100"
+    " --seeds 20 --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "versions": "make test-versions",
     "scrape": "python bench/scrape.py --json",
