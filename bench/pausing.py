@@ -14,7 +14,7 @@ A load is a multiple of what the engine was measured to do: answer tokens a seco
 same requests, while any of them waits. The closed form of a full batch is the same but for
 runaway answers, whose contexts a round of some minutes never sees in full: `closed_form_load`.
 
-Rules are looked for on other seeds than those of the published figures, which are 0, 1 and 2.
+Rules are looked for on other seeds than those of the published figures, which are 0 to 10.
 
 Figures are fcfs / policy, medians over seeds: larger is better. `longest_wait` is the mean over
 requests of the larger of TTFT and the longest gap between two tokens, `worst_wait` the largest.
@@ -329,7 +329,7 @@ def main() -> int:
     parser.add_argument("--kv", default=",".join(MEMORY), help="of ample, or multiples")
     parser.add_argument("--only", help="workloads")
     parser.add_argument("--policies", help="names; of each, all forms")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", type=int, default=11, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
