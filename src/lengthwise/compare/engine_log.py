@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.advise.calibrate import fit_tokens
-from lengthwise.files import json_objects
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
 ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round
@@ -105,9 +105,10 @@ def read_engine_log(folder: Path, finished: int) -> EngineLog:
 def _read_lines(path: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
     """The header of a JSON-lines file and its objects; a line still being written is left."""
     try:
-        values = list(json_objects(path))
+        text = path.read_text(encoding="utf-8")
     except OSError:
         return {}, []
+    values = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     # A server that was started again appends, and begins with another header.
     lines = [value for value in values[1:] if "schema" not in value]
     return (values[0] if values else {}), lines
