@@ -66,6 +66,8 @@ COMMANDS = {
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
     "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 --json",
     "pausing": "python bench/pausing.py --json",
+    "pausing-tried": "python bench/pausing.py --policies srpt --kv ample --first-seed 100"
+    " --seeds 20 --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "versions": "make test-versions",
     "scrape": "python bench/scrape.py --json",

@@ -75,6 +75,29 @@ def grid_table(kept: Row) -> list[str]:
     return table(["slots", "KV", "points", *HEADS], rows)
 
 
+def tried_table(kept: Row) -> list[str]:
+    """A line for each rule; *kept* is the p99 over that of the twin that never preempts."""
+    columns = (
+        ("log-normal", 0.9, ("TTFT", "kept")),
+        ("vicuna", 0.9, ("TTFT", "kept")),
+        ("log-normal", 1.15, ("mean", "TTFT", "kept")),
+        ("castillo", 1.15, ("mean", "TTFT", "p99")),
+    )
+    heads = [f"{NAMES[name]}, {load}: {', '.join(figures)}" for name, load, figures in columns]
+    rows = []
+    for label in dict.fromkeys(row["label"] for row in kept["rows"] if row["pausing"]):
+        cells = []
+        for name, load, figures in columns:
+            where = {"workload": name, "load": load}
+            own = _one(kept["rows"], label=label, pausing=True, **where)
+            twin = _one(kept["rows"], policy="srpt:preemption=never", **where)
+            shown = {"mean": own["mean"], "TTFT": own["ttft"], "p99": own["p99"]}
+            shown["kept"] = own["p99"] / twin["p99"]
+            cells.append(", ".join(f"{shown[figure]:.2f}×" for figure in figures))
+        rows.append([label, *cells])
+    return table(["who makes way", *heads], rows)
+
+
 def _one(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
     (found,) = (
         row for row in rows if all(row.get(name) == value for name, value in wanted.items())
@@ -85,5 +108,6 @@ def _one(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
 PAUSING_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
     "pausing-summary": pausing_summary,
     "pausing": pausing_table,
+    "pausing-tried": tried_table,
     "preemption-grid": grid_table,
 }
