@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
@@ -27,6 +28,22 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"is larger than {most_bytes >> 20} MiB")
     return data
+
+
+def json_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, without a line that was cut off or is being written.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
 
 
 @contextlib.contextmanager

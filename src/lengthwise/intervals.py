@@ -25,6 +25,10 @@ class Estimate:
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        """37.0 (35.1–39.2), each number in that form."""
+        return f"{self.value:{form}} ({self.low:{form}}–{self.high:{form}})"
+
 
 def draws(rows: int, times: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """As many rows as there are, with replacement, so many times; each of shape (rows,)."""

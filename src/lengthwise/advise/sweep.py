@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from lengthwise.advise.cell import Cell, Figures, Workload, run_cell
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
+from lengthwise.files import json_objects
 from lengthwise.simulate.simulation import warm_up
 
 _ATTEMPTS: Final = 2
@@ -191,14 +192,8 @@ def _read(path: Path) -> dict[str, Figures]:
     """Finished cells of an earlier run; a line still being written when it was stopped is left."""
     if not path.exists():
         return {}
-    found: dict[str, Figures] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            found[row["cell"]] = row["figures"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    rows = json_objects(path)
+    return {row["cell"]: row["figures"] for row in rows if {"cell", "figures"} <= row.keys()}
 
 
 def _append(path: Path, identity: str, row: Figures) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.intervals import Estimate
     from lengthwise.probe.probe_report import Report
 
 
@@ -125,7 +124,7 @@ def show(report: Report, out: Path, console: Console) -> None:
                     (
                         f"{each.layer}",
                         f"{each.mae_valid:.1f}",
-                        _with_interval(each.mae_raw, ".1f"),
+                        f"{each.mae_raw:.1f}",
                     )
                     for each in report.by_layer
                 ],
@@ -157,21 +156,16 @@ def show(report: Report, out: Path, console: Console) -> None:
 
 def _method_table(report: Report) -> Table:
     rows = [
-        (name, _with_interval(mae, ".1f"), _with_interval(times, ".2f"))
+        (name, f"{mae:.1f}", f"{times:.2f}")
         for name, mae, times in (
             ("Prompt only, counted down", report.mae_prompt_only, report.ratio_prompt_only),
             ("Prompt and age", report.mae_reestimated, report.ratio_reestimated),
             ("Probe, raw", report.mae_raw, report.ratio_raw),
         )
     ]
-    published = _with_interval(report.mae_published_filter, ".1f")
-    rows.append(("Probe, refined as published", published, ""))
-    rows.append(("Probe, refined", _with_interval(report.mae_refined, ".1f"), ""))
+    rows.append(("Probe, refined as published", f"{report.mae_published_filter:.1f}", ""))
+    rows.append(("Probe, refined", f"{report.mae_refined:.1f}", ""))
     return _table(("Estimate", "Error (95 % interval)", "Times the refined"), rows)
-
-
-def _with_interval(figure: Estimate, form: str) -> str:
-    return f"{figure.value:{form}} ({figure.low:{form}}–{figure.high:{form}})"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -17,7 +17,7 @@ from lengthwise.serve.served_model import (
     require_vllm,
 )
 from lengthwise.vllm.compat import workers
-from lengthwise.vllm.compat.in_process import llvmlite_unseen, stdout_on_stderr
+from lengthwise.vllm.compat.in_process import engine_in_process, llvmlite_unseen, stdout_on_stderr
 from lengthwise.vllm.hidden_states import COLLECT, WORKER
 
 _OWN_FLAGS = ("--model", "--worker-cls", "--additional-config", "--enable-prefix-caching")
@@ -49,8 +49,7 @@ def open_engine(
     for flag in given.intersection(_OWN_FLAGS):
         raise InputError(f"{flag} cannot be passed on to vLLM here: Lengthwise sets it itself")
     path = model_path(model)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    engine_in_process()
     arguments = ["--model", path, "--worker-cls", WORKER, "--no-enable-prefix-caching"]
     # One seed for the engine: with one for each request vLLM 0.32 fails on a CPU as soon as a
     # prompt is computed in chunks.

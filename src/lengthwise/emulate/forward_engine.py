@@ -19,7 +19,7 @@ from lengthwise.emulate.virtual_config import OURS
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.compat.in_process import llvmlite_unseen, stdout_on_stderr
+from lengthwise.vllm.compat.in_process import engine_in_process, llvmlite_unseen, stdout_on_stderr
 from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
 
 #: Tokens in a KV block: the least that vLLM's attention on a CPU takes.
@@ -106,8 +106,7 @@ def open_forward_engine(
     Raises:
         InputError: this machine cannot hold the model, or vLLM cannot run it.
     """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    engine_in_process()
     if refuse_large(model.folder) <= _SMALL_BYTES:
         import torch
 

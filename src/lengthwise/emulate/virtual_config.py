@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any, Final
 from lengthwise.emulate.emulation_settings import EMULATE
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
+from lengthwise.vllm.compat.in_process import engine_in_process
 
 OURS: Final = "lengthwise.vllm.Scheduler"
 END_OF_ANSWER: Final = 1  #: the token that ends an answer
@@ -57,8 +57,7 @@ def virtual_config(
         priority: vLLM's `--scheduling-policy priority`.
         connector: vLLM's `--kv-transfer-config`.
     """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    engine_in_process()
     from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
 

@@ -20,7 +20,7 @@ from lengthwise.errors import InputError
 from lengthwise.intervals import draws
 from lengthwise.learn.learner_state import Promise
 from lengthwise.learn.training_rows import features_of
-from lengthwise.predict.kendall import kendall_tau, tau_interval
+from lengthwise.predict.kendall import kendall_tau, tau_with_interval
 from lengthwise.predict.lexical import LexicalPredictor
 from lengthwise.predict.load import load_predictor
 from lengthwise.workload.length_log import Answer
@@ -65,7 +65,7 @@ def compare(
         tau_or_0(lengths[rows], new[rows]) - tau_or_0(lengths[rows], present[rows])
         for rows in draws(lengths.size, _RESAMPLES, seed)
     ]
-    tau, low, high = tau_with_interval(lengths, new, seed)
+    tau, low, high = tau_or_0_with_interval(lengths, new, seed)
     return Comparison(
         rows=lengths.size,
         tau=tau,
@@ -81,14 +81,14 @@ def tau_or_0(lengths: NDArray[np.int64], scores: Scores) -> float:
     return kendall_tau(lengths, scores) or 0.0
 
 
-def tau_with_interval(
+def tau_or_0_with_interval(
     lengths: NDArray[np.int64], scores: Scores, seed: int = 0
 ) -> tuple[float, float, float]:
     """Tau and the ends of its 95 % bootstrap interval; all 0 where it is undefined."""
-    interval = tau_interval(lengths, scores, seed)
-    if interval is None:
+    tau, low, high = tau_with_interval(lengths, scores, seed)
+    if tau is None or low is None or high is None:
         return 0.0, 0.0, 0.0
-    return tau_or_0(lengths, scores), *interval
+    return tau, low, high
 
 
 def scores_of(predictor: str, answers: Sequence[Answer]) -> Scores:

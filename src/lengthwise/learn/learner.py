@@ -38,7 +38,7 @@ from lengthwise.learn.acceptance import (
     scores_now,
     scores_of,
     tau_or_0,
-    tau_with_interval,
+    tau_or_0_with_interval,
 )
 from lengthwise.learn.learner_state import State, read_state, write_state
 from lengthwise.learn.settings_key import place_predictor, read_predictor
@@ -154,7 +154,7 @@ class Learner:
         if len(live) < _LIVE:
             return False
         lengths = lengths_of(live)
-        tau, _, high = tau_with_interval(lengths, logged_scores(state.placed, live))
+        tau, _, high = tau_or_0_with_interval(lengths, logged_scores(state.placed, live))
         state.live_tau = round(tau, 4)
         if not state.is_mine or high >= state.promise[1]:
             return False
@@ -191,7 +191,7 @@ class Learner:
         if placed is None or promise is None:
             return False
         newest = full[-_LIVE:]
-        _, _, high = tau_with_interval(lengths_of(newest), scores_of(placed, newest))
+        _, _, high = tau_or_0_with_interval(lengths_of(newest), scores_of(placed, newest))
         return high < promise[1]
 
     def _retrain(self, full: Sequence[Answer], new: int, drifted: bool) -> None:

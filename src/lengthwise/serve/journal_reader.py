@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import InputError
+from lengthwise.files import json_objects
 from lengthwise.policy.guards import BEHIND, OVERDUE, PROMOTED
 from lengthwise.telemetry.journal import SCHEMA, SEGMENTS
 
@@ -144,7 +143,7 @@ def read_journal(folder: Path) -> tuple[list[Event], int]:
         path = folder / name
         if not path.is_file():
             continue
-        lines = _lines(path)
+        lines = json_objects(path)
         header = next(lines, {})
         if header.get("schema") != SCHEMA:
             raise InputError(
@@ -158,17 +157,6 @@ def read_journal(folder: Path) -> tuple[list[Event], int]:
 
 def _kept_in(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SEGMENTS)
-
-
-def _lines(path: Path) -> Iterator[Event]:
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value
 
 
 def _arrival_of(events: list[Event], name: str) -> int | None:

@@ -9,10 +9,10 @@ Their formats are described in docs/reference/records.md.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lengthwise.errors import InputError
+from lengthwise.files import json_objects
 from lengthwise.workload.length_log import segments
 
 
@@ -56,12 +56,8 @@ def recorded_requests(folder: Path) -> Path:
 
 def _rounds(path: Path) -> list[tuple[int, str]]:
     """Number and policy of every round that has a whole line."""
-    rounds = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:  # the line that a crash cut off
-            continue
-        if isinstance(value, dict) and isinstance(value.get("round"), int):
-            rounds.append((value["round"], str(value.get("policy"))))
-    return rounds
+    return [
+        (value["round"], str(value.get("policy")))
+        for value in json_objects(path)
+        if isinstance(value.get("round"), int)
+    ]

@@ -8,6 +8,12 @@ import sys
 from collections.abc import Iterator
 
 
+def engine_in_process() -> None:
+    """Have vLLM's next engine run in this process, and log errors alone."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
 @contextlib.contextmanager
 def llvmlite_unseen() -> Iterator[None]:
     """Keep llvmlite, on which numba stands, out of sight while an engine starts in this process.

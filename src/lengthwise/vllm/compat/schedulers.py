@@ -8,7 +8,7 @@ from typing import Any, Final
 from lengthwise.errors import InputError
 from lengthwise.vllm.compat import offloading
 from lengthwise.vllm.compat.requests import may_pause
-from lengthwise.vllm.compat.version import installed_version
+from lengthwise.vllm.compat.version import cannot
 
 # What the adapter overrides, calls or reads, on the class and on its instances.
 _METHODS: Final = (
@@ -60,10 +60,7 @@ def check_scheduler(scheduler: Any) -> None:
     if not hasattr(getattr(scheduler, "kv_cache_manager", None), "block_pool"):
         missing.append("kv_cache_manager.block_pool")
     if missing:
-        raise InputError(
-            f"vLLM {installed_version()} has no scheduler {', '.join(missing)}: "
-            "this version is not supported"
-        )
+        raise cannot(f"no scheduler {', '.join(missing)}", "is not supported")
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

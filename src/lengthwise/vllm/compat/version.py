@@ -22,6 +22,11 @@ def installed_version() -> str | None:
     return None
 
 
+def cannot(differs: str, what: str) -> InputError:
+    """The refusal of an installed vLLM that differs from what the adapter relies on."""
+    return InputError(f"vLLM {installed_version()} has {differs}: this version {what}")
+
+
 def require_supported_version() -> str:
     """The installed version of vLLM, if it is one that the adapter supports.
 

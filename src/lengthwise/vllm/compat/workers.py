@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from lengthwise.errors import InputError
-from lengthwise.vllm.compat.version import installed_version
+from lengthwise.vllm.compat.version import cannot
 from lengthwise.vllm.probe_output import ProbeOutput, attach
 
 # The same of the model runner, where hidden states are read.
@@ -45,10 +45,7 @@ def check_runner(runner: Any) -> None:
     """
     missing = [name for name in _RUNNER if not hasattr(runner, name)]
     if missing:
-        raise InputError(
-            f"vLLM {installed_version()} has no model runner {', '.join(missing)}: "
-            "this version cannot show hidden states"
-        )
+        raise cannot(f"no model runner {', '.join(missing)}", "cannot show hidden states")
 
 
 def refuse_without_hidden_states(vllm_config: Any, layers: Sequence[int]) -> None:
@@ -159,10 +156,7 @@ def check_executor(base: Any) -> None:
     unknown = sorted(set(getattr(base, "__abstractmethods__", ())) - set(_EXECUTOR))
     if missing or unknown:
         differs = [*(f"no {name}" for name in missing), *(f"a new {name}" for name in unknown)]
-        raise InputError(
-            f"vLLM {installed_version()} has {', '.join(differs)} in its executors: "
-            "this version cannot be emulated"
-        )
+        raise cannot(f"{', '.join(differs)} in its executors", "cannot be emulated")
 
 
 def refuse_without_worker(vllm_config: Any) -> None:
