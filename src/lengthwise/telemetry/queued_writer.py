@@ -38,7 +38,8 @@ class QueuedWriter(ABC, Generic[Item]):
         # A deque, because appending and taking from the other end need no lock.
         self._queue: deque[Item] = deque()
         self._refused_until = 0.0
-        self._complained = False
+        self._complained = False  # since all was well
+        self._in_trouble = False  # in what is being written
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"lengthwise-{what}", daemon=True)
 
@@ -80,13 +81,14 @@ class QueuedWriter(ABC, Generic[Item]):
             if time.monotonic() < self._refused_until:
                 self._lose(len(items))
                 continue
+            self._in_trouble = False
             try:
                 written = self._write(items)
             except OSError as error:
                 self._refused_until = time.monotonic() + _RETRY_S
                 self._complain(error)
             else:
-                if written and self._complained:
+                if written and self._complained and not self._in_trouble:
                     self._complained = False
                     logger.info("Lengthwise: the %s is written again", self._what)
         self._end()
@@ -104,6 +106,7 @@ class QueuedWriter(ABC, Generic[Item]):
 
     def _complain(self, error: Exception) -> None:
         """Say once, until all is well again, why something is lost."""
+        self._in_trouble = True
         if not self._complained:
             self._complained = True
             logger.error("Lengthwise: cannot write the %s: %s", self._what, one_line(error))
