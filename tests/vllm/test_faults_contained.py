@@ -227,12 +227,32 @@ def test_a_policy_that_raises_leaves_fcfs(
     assert scheduler._report.status()["switched_off"] == {}
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_facts_that_cannot_be_gathered_leave_fcfs(
+    lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with(lag, policy="srpt", predictor="declared", preemption="pays")
+
+    def raises(*arguments: Any) -> None:
+        raise RuntimeError("no price is known")
+
+    monkeypatch.setattr(engine.scheduler._planner.facts, "gather", raises)
+    serve(engine)
+    assert engine.scheduler.counters.switched_off == 1
+    why = engine.scheduler._report.status()["switched_off"]
+    assert why == {"policy": "RuntimeError: no price is known"}
+    for number in range(6):
+        engine.add(Ask(f"later-{number}", [7] * 30, 6))
+    engine.drain()
+    later = [name for name in engine.finished if name.startswith("later")]
+    assert later == [f"later-{number}" for number in range(6)]
+
+
 OBSERVERS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "record of requests": lambda scheduler: (scheduler._active.recorder, "request"),
     "record of steps": lambda scheduler: (scheduler._active.recorder, "step"),
     "length log": lambda scheduler: (scheduler._active.length_log, "answer"),
     "rolling tau": lambda scheduler: (scheduler._observers.tau, "ended"),
-    "measured prices": lambda scheduler: (scheduler._planner.facts.step_time, "observe"),
     "predictor": lambda scheduler: (scheduler._predictions, "work"),
     "queue times": lambda scheduler: (scheduler._observers.queue_times, "observe"),
     "journal": lambda scheduler: (scheduler._active.journal, "put"),

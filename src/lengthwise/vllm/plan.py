@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS
 from lengthwise.policy.live_table import LiveTable
@@ -31,6 +32,7 @@ class Planner:
     Args:
         scheduler: vLLM's scheduler.
         live: the table of its requests.
+        counters: what is counted there.
         classes_matter: see below; it is set as soon as a request has another class than 0.
         give_up: called when the policy has raised; exchanges the discipline for that of fcfs.
 
@@ -41,8 +43,6 @@ class Planner:
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
         left_out: how many of them are in no queue of vLLM's now, while it plans a step.
-        newly_paused: how many ran until this step.
-        newly_looking: how many come in to be looked at only.
         on_decision: called with every decision and what it was made from; None for nobody.
     """
 
@@ -50,6 +50,7 @@ class Planner:
         self,
         scheduler: Any,
         live: LiveTable,
+        counters: Counters,
         classes_matter: bool,
         give_up: Callable[[Exception], None],
     ) -> None:
@@ -59,10 +60,10 @@ class Planner:
         self.preempting = False
         self.paused: list[Any] = []
         self.left_out = 0
-        self.newly_paused = self.newly_looking = 0
         self.on_decision: Callable[[RecordedStep, Decision], None] | None = None
         self._scheduler = scheduler
         self._live = live
+        self._counters = counters
         self._give_up = give_up
         self._order = StepOrder()
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
@@ -89,15 +90,14 @@ class Planner:
         """
         self._now, self._step, self._throttled = now, step, throttled
         self._gathered, self._ranked, self._handed_out = False, False, 0
-        self.newly_paused = self.newly_looking = 0
         if self.paused:
             self._take_out()
         if self.discipline.is_fcfs and not self.classes_matter:
             return False, None
-        if not self.facts.may_decide(self.discipline, step, self.paused) or not self._gather():
+        if not self.facts.may_decide(self.discipline, step, self.paused):
             return True, None
         try:
-            return True, self._decide()
+            return True, self._decide() if self._gather() else None
         except Exception as error:  # a user's policy may do anything; requests are served
             self._abandon(error)
             return self._reorders, None
@@ -120,27 +120,22 @@ class Planner:
             self._abandon(error)
             return self._next_rows()
 
-    def admitted(self, row: int) -> bool:
-        """Note that a waiting request got a slot.
-
-        Returns:
-            Whether the starvation guard promoted it.
-        """
+    def admitted(self, row: int) -> None:
+        """Note that a waiting request got a slot; the starvation guard may promote it."""
         self.facts.admissions += 1
         if not self._reorders:
-            return False
+            return
         columns = self._live.table[row]
         if columns["look"] == LOOKING:
-            self.newly_looking += 1
+            self._counters.peeks += 1
         else:
             self._admitted.append((int(columns["arrival_index"]), int(columns["priority"])))
         if not self.discipline.counts_steps:
-            return False
+            return
         guards = self.discipline.guards[0]
         if columns["promoted"] == 0 and columns["idle_steps"] >= guards["starvation_threshold"]:
             columns["promoted"] = guards["starvation_quantum"]
-            return True
-        return False
+            self._counters.promotions += 1
 
     def place_of(self, row: int) -> tuple[float | None, int | None]:
         """A request's rank and tier in this step; None of either where nothing was ranked."""
@@ -184,7 +179,7 @@ class Planner:
             self.on_decision(recorded, Decision(*decision))
         self._preempt([running[place] for place in victims], chosen.pauses)
         scheduler.running[:] = [running[place] for place in kept]
-        self.newly_paused = int((paused < len(running) - len(self.paused)).sum())
+        self._counters.pauses += int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
         self.left_out = len(self.paused)
         if seen is not None:

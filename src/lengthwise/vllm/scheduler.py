@@ -26,6 +26,7 @@ from lengthwise.vllm.compat import offloading, requests, schedulers, version
 from lengthwise.vllm.engine_facts import prefilled, step_reads
 from lengthwise.vllm.live_settings import LiveSettings
 from lengthwise.vllm.observers import Observers
+from lengthwise.vllm.paused_counts import PausedCounts
 from lengthwise.vllm.plan import Planner
 from lengthwise.vllm.predictions import Predictions, deadline_of, tenant_of
 from lengthwise.vllm.probe_output import attached
@@ -190,14 +191,10 @@ class LengthwiseMixin:
             duration_s = now - self._now if self.running else None
             # With asynchronous scheduling, what ran since the last plan is the step before it.
             ran = self._work_before if self._lags else work
-            measures = self._planner.discipline.measures_steps and duration_s is not None
-            if measures and ran is not None:
-                self._observers.contained.call(
-                    "measured prices",
-                    self._planner.facts.step_time.observe,
-                    ran["prefill_tokens"],
-                    ran["decode_tokens"],
-                    duration_s,
+            measures = self._planner.discipline.measures_steps
+            if measures and duration_s is not None and ran is not None:
+                self._planner.facts.step_time.observe(
+                    ran["prefill_tokens"], ran["decode_tokens"], duration_s
                 )
             if self._active.measures_work:
                 self._observers.stepped(self._now, duration_s, work)
@@ -211,13 +208,12 @@ class LengthwiseMixin:
         # Who left the queue went before those that are still there, although its KV may have to
         # come from elsewhere before it runs. A session's next turn was not there: it has its slot.
         for row in self.waiting.close_step():
-            self.counters.promotions += self._planner.admitted(row)
-        for request_id, computed in schedulers.admitted(output):
-            self._note_admission(self.requests[request_id], computed)
+            self._planner.admitted(row)
+        if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
+            for request_id, computed in schedulers.admitted(output):
+                self._note_admission(self.requests[request_id], computed)
         if self._active.journal is not None:
             self._observers.planned(self._planner.paused, self._now)
-        self.counters.pauses += self._planner.newly_paused
-        self.counters.peeks += self._planner.newly_looking
         scheduled = output.num_scheduled_tokens
         self._work_before = self._last_work
         if not scheduled:
@@ -277,18 +273,6 @@ class LengthwiseMixin:
                 if request_id in parked or running:
                     state[row] = RUNNING if running else PARKED
         self._parked = parked
-
-    def get_request_counts(self) -> tuple[int, int]:
-        """Running and waiting requests; within a step, too, paused ones are there to be served."""
-        running, waiting = super().get_request_counts()  # type: ignore[misc]
-        return running + self._planner.left_out, waiting
-
-    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, without paused requests among the running ones: see the gauges."""
-        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
-        if stats is not None and self._planner.paused:
-            stats.num_running_reqs -= self._planner.paused_now
-        return stats
 
     # A request makes way, and ends ----------------------------------------------------------
 
@@ -424,13 +408,19 @@ class LengthwiseMixin:
             self._active.shadow.clear()
 
     def _new_planner(self) -> Planner:
-        return Planner(self, self._live, self._by_priority, self._give_up_policy)
+        return Planner(self, self._live, self.counters, self._by_priority, self._give_up_policy)
 
 
 @cache
-def scheduler_class(base: type) -> type:
-    """The Lengthwise scheduler over one of vLLM's scheduler classes."""
-    return type(f"Lengthwise{base.__name__}", (LengthwiseMixin, base), {})
+def scheduler_class(base: type, may_pause: bool = True) -> type:
+    """The Lengthwise scheduler over one of vLLM's scheduler classes.
+
+    Args:
+        base: vLLM's.
+        may_pause: the engine has places for requests that are paused.
+    """
+    ours = (PausedCounts, LengthwiseMixin) if may_pause else (LengthwiseMixin,)
+    return type(f"Lengthwise{base.__name__}", (*ours, base), {})
 
 
 class Scheduler:
@@ -448,4 +438,5 @@ class Scheduler:
             from vllm.v1.core.sched.async_scheduler import AsyncScheduler as Base
         else:
             from vllm.v1.core.sched.scheduler import Scheduler as Base
-        return scheduler_class(Base)(vllm_config, *args, **kwargs)
+        may_pause = schedulers.has_places_to_pause(vllm_config.scheduler_config)
+        return scheduler_class(Base, may_pause)(vllm_config, *args, **kwargs)

@@ -84,6 +84,13 @@ def refuse_unsupported(vllm_config: Any) -> None:
         )
 
 
+def has_places_to_pause(config: Any) -> bool:
+    """Whether vLLM's scheduler configuration has more places in the worker than requests may run,
+    which is where a paused one stays."""
+    most = config.max_num_active_seqs
+    return most is not None and most < config.max_num_seqs
+
+
 def refusal_to_pause(scheduler: Any, config: Any) -> str | None:
     """Why no request can be paused in this engine, and what to do about it; None where they can.
 
@@ -91,7 +98,7 @@ def refusal_to_pause(scheduler: Any, config: Any) -> str | None:
         scheduler: vLLM's.
         config: vLLM's configuration.
     """
-    if scheduler.max_num_running_reqs <= scheduler.max_num_active_reqs:
+    if not has_places_to_pause(config.scheduler_config):
         most = int(scheduler.max_num_running_reqs)
         return (
             f"a paused request keeps its place in the worker, and all {most} may run at once: "
