@@ -88,7 +88,7 @@ def our_part(engines: Path) -> Callable[[], object]:
     """What the middleware appends to a page, as it makes it."""
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from lengthwise.telemetry.metrics_page import Metrics
+    from lengthwise.telemetry.prometheus import Metrics
 
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
         pass

@@ -12,10 +12,9 @@ import aiohttp
 from aiohttp import web
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.configuration import Opener
+from lengthwise.gateway.configuration import Opener, Options
 from lengthwise.gateway.run import runner_of
 from lengthwise.gateway.server import Gateway
-from lengthwise.gateway.start_options import Options
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.settings import Settings, parse_spec
 from tests.support.small_upstream import SmallUpstream

@@ -137,11 +137,10 @@ def gateway(
     that pass.
     """
     from lengthwise.counters import Counters
-    from lengthwise.gateway.configuration import Opener
+    from lengthwise.gateway.configuration import Opener, Options
     from lengthwise.gateway.limits import Limits
     from lengthwise.gateway.relay import Patience
     from lengthwise.gateway.run import Life
-    from lengthwise.gateway.start_options import Options
     from lengthwise.gateway.upstream import parse_upstreams
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serve.flags import flag_name
+from lengthwise.serve.command import flag_name
 from lengthwise.serve.served_model import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,

@@ -14,8 +14,7 @@ usage          how long an answer was, as it passes
 request_body   what a body says that matters here
 relay          one request to one upstream, and its answer back
 server         the routes, and what becomes of each request
-start_options  what is decided when it starts
-configuration  what the settings say, made ready
+configuration  what is decided when it starts; what the settings say, made ready
 run            its life, and a polite end
 prometheus     what is counted
 """

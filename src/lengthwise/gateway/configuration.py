@@ -1,4 +1,6 @@
-"""What the settings say, made ready: exchanged as a whole, between two requests.
+"""What is decided when a gateway starts, and what its settings say, made ready.
+
+The settings are exchanged as a whole, between two requests.
 
 The settings file is the scheduler's, watched by the scheduler's own watcher, so that whatever
 changes it (a hand, or learning) works here as well. Loading happens in the watcher's thread.
@@ -8,21 +10,53 @@ Settings that mean nothing in front of an engine are refused: a gateway takes ba
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.gateway.lengths import Source
+from lengthwise.gateway.limits import Limits
+from lengthwise.gateway.relay import Patience
+from lengthwise.gateway.waiting import FIRST_LIMIT
 from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.policy import get_policy
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.warm_up import warm_up
+from lengthwise.policy.step_order import warm_up
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.token_text import token_text_of
 from lengthwise.settings import Settings
 from lengthwise.telemetry.length_log_writer import LengthLog
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is decided when a gateway starts.
+
+    Attributes:
+        upstreams: addresses of the servers behind.
+        max_inflight: answers that each may have under way; None: by what it says of its own queue.
+        limits: of what waits.
+        patience: with upstreams and clients.
+        priority_header: the header whose number is a request's class; None: no header is believed.
+        tenant_header: the header that says whose a request is; None: its API key does.
+        upstream_ssl: what is trusted of https upstreams, as aiohttp takes it.
+    """
+
+    upstreams: list[str]
+    max_inflight: int | None
+    limits: Limits = field(default_factory=Limits)
+    patience: Patience = field(default_factory=Patience)
+    priority_header: str | None = None
+    tenant_header: str | None = None
+    upstream_ssl: Any = True
+
+    @property
+    def slots(self) -> int:
+        """Answers that may be under way in all, to begin with."""
+        return len(self.upstreams) * (self.max_inflight or FIRST_LIMIT)
+
 
 DEFAULT_TOKENIZER: Final = "reference"  #: cuts prompts into words where nothing names another
 

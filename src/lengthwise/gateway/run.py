@@ -14,9 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.configuration import Configuration, Opener
+from lengthwise.gateway.configuration import Configuration, Opener, Options
 from lengthwise.gateway.server import Gateway
-from lengthwise.gateway.start_options import Options
 from lengthwise.gateway.upstream import Upstream
 from lengthwise.settings import Settings, off_path
 from lengthwise.settings.watch import OffSwitch, SettingsWatcher

@@ -18,7 +18,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.configuration import Configuration, discipline_of
+from lengthwise.gateway.configuration import Configuration, Options, discipline_of
 from lengthwise.gateway.dispatcher import Dispatcher
 from lengthwise.gateway.lengths import Lengths, Measured
 from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
@@ -33,7 +33,6 @@ from lengthwise.gateway.request_body import (
     read_body,
     take_in,
 )
-from lengthwise.gateway.start_options import Options
 from lengthwise.gateway.upstream import Pool, Reachability, Upstream
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.gateway.waiting import FIRST_LIMIT, Watch

@@ -2,7 +2,6 @@
 
 command         the command line and the environment that it is started with
 served_model    the model, or the pace of one, and the probe that listens to it
-flags           vLLM's own flags, as the user gave them
 places          what the worker holds beside those that run
 vllm_server     started, watched, and stopped together with its engine
 child           what runs in the child: vLLM's own server, which ends when its parent does

@@ -2,8 +2,7 @@
 
 rolling_tau        how well predictions order the answers that are being served
 engine_file        an engine's numbers in a file, for the server's other processes
-prometheus         the numbers as Prometheus takes them, and on a port of their own
-metrics_page       adds them to vLLM's own page
+prometheus         the numbers as Prometheus takes them: on a port, and on vLLM's own page
 engine_record      a line for each step and each request
 journal            who came, ran, was put back and ended, in bounded space
 length_log_writer  hashed features and lengths of answers, to learn from

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
-from lengthwise.settings.place import own_folder
+from lengthwise.settings.file import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
 STEPS_SCHEMA: Final = "lengthwise.steps/1"

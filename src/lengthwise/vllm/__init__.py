@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
         return worker_class()
     if name == "Metrics":
-        from lengthwise.telemetry.metrics_page import Metrics
+        from lengthwise.telemetry.prometheus import Metrics
 
         return Metrics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

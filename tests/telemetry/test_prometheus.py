@@ -27,7 +27,7 @@ from lengthwise.telemetry.engine_file import (
     read_engines,
     started,
 )
-from lengthwise.telemetry.metrics_page import Metrics
+from lengthwise.telemetry.prometheus import Metrics
 
 PATIENCE_S = 20.0
 

@@ -19,7 +19,7 @@ from lengthwise.learn.learner_state import STATE_FILE
 from lengthwise.serve.journal_reader import explain
 from lengthwise.serve.whereabouts import statuses, switch
 from lengthwise.settings import Settings, status_path
-from lengthwise.settings.place import own_folder, own_status
+from lengthwise.settings.file import own_folder, own_status
 from lengthwise.settings.watch import SERVER
 
 PATIENCE_S = 60.0
@@ -45,7 +45,7 @@ def test_a_name_is_free_again_however_its_owner_ended(tmp_path: Path) -> None:
     settings = tmp_path / "settings.json"
     code = (
         "import sys, time; from pathlib import Path;"
-        "from lengthwise.settings.place import own_status;"
+        "from lengthwise.settings.file import own_status;"
         "place = own_status(Path(sys.argv[1]), 0); print(place.path.name, flush=True);"
         "time.sleep(99)"
     )
