@@ -81,7 +81,7 @@ class TurningEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from lengthwise.reference import model_path
-        from lengthwise.vllm.compat.in_process import llvmlite_unseen
+        from lengthwise.vllm.compat.workers import llvmlite_unseen
         from lengthwise.vllm.hidden_states import WORKER, ProbeWanted
         from lengthwise.vllm.probe_reader import ProbeReader
         from lengthwise.vllm.refinement import Refinement

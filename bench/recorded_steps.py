@@ -51,7 +51,7 @@ from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.split import TEST
+from lengthwise.workload.dataset import TEST
 
 ENGINE = EngineSettings(
     slots=16, token_budget=2048, kv_blocks=16 * 64, block_size=BLOCK_SIZE, lag=0

@@ -31,8 +31,7 @@ from bench.rows import print_rows
 from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
-from lengthwise.route.bookings import Bookings
-from lengthwise.route.prefixes import Prefixes
+from lengthwise.route.bookings import Bookings, Prefixes
 from lengthwise.simulate import simulate
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.presets import parse_preset

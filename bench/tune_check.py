@@ -32,7 +32,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     from lengthwise.advise.sweep import run_sweep
     from lengthwise.advise.tune import tune
     from lengthwise.compare.machine import choose_machine
-    from lengthwise.measure.latency_figures import parse_objectives
+    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.workload.load_trace import load_trace
 
     objective = require_objective(arguments.objective)

@@ -22,7 +22,7 @@ from rich.progress import Progress, TextColumn
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
 from lengthwise.reference import ASSISTANT, END, SPECIAL_TOKENS, USER, corpus
 from lengthwise.reference.prompts import ReferencePrompt
-from lengthwise.workload.dataset import ANSWER_COLUMNS, PROMPT_COLUMNS
+from lengthwise.workload.prompt_layouts.named_columns import ANSWER_COLUMNS, PROMPT_COLUMNS
 from lengthwise.workload.records import read_table
 from scripts.reference_model.muon import Muon
 from scripts.reference_model.tokenizer import VOCABULARY, save_tokenizer, train_tokenizer

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from lengthwise.errors import InputError
+
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """The content of a regular file.
@@ -28,6 +30,20 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"is larger than {most_bytes >> 20} MiB")
     return data
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file that a user names holds.
+
+    Raises:
+        InputError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
 
 
 def json_objects(path: Path) -> Iterator[dict[str, Any]]:

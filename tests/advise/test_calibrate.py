@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.advise.agreement import agreement, by_round
 from lengthwise.advise.calibrate import TERMS, fit_cost
-from lengthwise.advise.clock import Clock, steady
-from lengthwise.advise.fidelity import METRICS, SPEEDS, compare
+from lengthwise.advise.fidelity import METRICS, SPEEDS, agreement, by_round, compare
+from lengthwise.advise.measured import Clock, steady
 from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.cli.main import main
 from lengthwise.compare.bench_folder import read_measured
@@ -92,7 +91,7 @@ def test_bends_leave_enough_steps_between_them() -> None:
     counts, _ = np.histogram(tokens, bends)
     assert counts.min() >= 40
     slopes = np.arange(1.0, len(bends))
-    curve = StepCost(1.0, 0.0, 0.0, linear=knots_from(bends, slopes, 0.0))
+    curve = StepCost(1.0, 0.0, 0.0, linear=knots_from(bends, slopes))
     assert curve.linear_s(bends) == pytest.approx(ramps(bends, bends) @ slopes)
     assert len(bends_of(np.full(1000, 8.0))) == 0
     assert len(bends_of(np.empty(0))) == 0

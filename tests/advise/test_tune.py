@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lengthwise.advise import candidates, judged
+from lengthwise.advise import candidates
 from lengthwise.advise import tune as tuning
-from lengthwise.advise.candidates import ORDERS, PAUSING, REFINEMENTS, Candidate, grid
+from lengthwise.advise.candidates import MARGIN, ORDERS, PAUSING, REFINEMENTS, Candidate, grid
 from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
-from lengthwise.advise.judged import MARGIN
 from lengthwise.advise.objectives import (
     LATENCIES,
     MAX_WAIT,
@@ -268,10 +267,10 @@ def test_a_dead_worker_costs_its_candidate_and_a_dead_fcfs_the_run(
 
         return run
 
-    monkeypatch.setattr(judged, "run_sweep", ailing("sjf"))
+    monkeypatch.setattr(candidates, "run_sweep", ailing("sjf"))
     result = tune(workload, BASE, "mean-e2el", (), jobs=1)
     assert result.chosen.candidate.label != "sjf"
-    monkeypatch.setattr(judged, "run_sweep", ailing("fcfs"))
+    monkeypatch.setattr(candidates, "run_sweep", ailing("fcfs"))
     with pytest.raises(LengthwiseError, match="its worker died"):
         tune(workload, BASE, "mean-e2el", (), jobs=1)
 

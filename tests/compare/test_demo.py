@@ -18,7 +18,7 @@ from lengthwise.measure.results import read_results
 from lengthwise.measure.twins import LIVE_FOLDER, read_twins
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.workload.split import TEST, TRAIN, split_of
+from lengthwise.workload.dataset import TEST, TRAIN, split_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.rollout import Swap, list_schedule, surviving_tokens, swap_gain
 from lengthwise.policy.step_order import StepOrder
-from lengthwise.policy.step_time import StepTime
+from lengthwise.policy.step_time import StepTime, batch_s
 from lengthwise.request import RUNNING, WAITING, new_table
 from tests.support.step_facts import facts_of
 
@@ -127,8 +127,9 @@ class Batch:
         order.rank(discipline, self.table, facts)
         facts["running"], facts["waiting"] = len(self.running), self.waiting
         facts["free_blocks"], facts["may_swap"] = 1000, True
-        facts["step_s"] = StepTime().decode_s(len(self.running))
-        facts["prefill_s"] = StepTime().prefill_s_per_token
+        times = StepTime().times[0]
+        facts["step_s"] = batch_s(times, len(self.running))
+        facts["prefill_s"] = times["prefill_s"]
         for name, value in engine.items():
             facts[name] = value
         runners = np.zeros(len(self.running), RUNNER)
@@ -203,8 +204,8 @@ def test_step_time_learns_what_steps_cost() -> None:
         prefill = int(generator.integers(0, 500)) if generator.random() < 0.2 else 0
         seconds = 0.004 + 5e-5 * prefill + 2e-4 * decode
         measured.observe(prefill, decode, seconds * float(generator.normal(1.0, 0.02)))
-    assert measured.prefill_s_per_token == pytest.approx(5e-5, rel=0.1)
-    assert measured.decode_s(32) == pytest.approx(0.004 + 32 * 2e-4, rel=0.1)
+    assert measured.times[0]["prefill_s"] == pytest.approx(5e-5, rel=0.1)
+    assert batch_s(measured.times[0], 32) == pytest.approx(0.004 + 32 * 2e-4, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +229,8 @@ def test_step_time_knows_rare_prefills_that_take_as_long_as_many_steps(
         seconds = step + 2e-5 * decode + prefill * tokens
         measured.observe(decode_tokens=decode, prefill_tokens=tokens, seconds=seconds)
         if count in (2_000, 20_000):
-            assert measured.prefill_s_per_token == pytest.approx(prefill, rel=0.1)
-            assert measured.decode_s(50) == pytest.approx(step + 50 * 2e-5, rel=0.2)
+            assert measured.times[0]["prefill_s"] == pytest.approx(prefill, rel=0.1)
+            assert batch_s(measured.times[0], 50) == pytest.approx(step + 50 * 2e-5, rel=0.2)
 
 
 def test_step_time_is_not_told_by_stalls_what_steps_cost() -> None:
@@ -239,13 +240,13 @@ def test_step_time_is_not_told_by_stalls_what_steps_cost() -> None:
         decode = int(generator.integers(1, 64))
         stall = 2.0 if generator.random() < 0.01 else 0.0
         measured.observe(0, decode, 0.01 + 1e-4 * decode + stall)
-    assert measured.decode_s(32) == pytest.approx(0.0132, rel=0.1)
+    assert batch_s(measured.times[0], 32) == pytest.approx(0.0132, rel=0.1)
 
 
 def test_step_time_ignores_nonsense() -> None:
     measured = StepTime()
-    before = measured.decode_s(8)
+    before = batch_s(measured.times[0], 8)
     for seconds in (-1.0, 0.0, float("nan"), float("inf"), 1e9):
         measured.observe(10, 10, seconds)
-    assert measured.steps == 0
-    assert measured.decode_s(8) == before
+    assert measured.times[0]["steps"] == 0
+    assert batch_s(measured.times[0], 8) == before

@@ -171,11 +171,16 @@ def test_of_a_conversation_the_last_turn_is_read(tokenizer: PromptTokenizer) -> 
     assert found == features(last, vocabulary, template)
 
 
+def encode_chat(tokenizer: PromptTokenizer, system: str, prompt: str) -> list[int]:
+    ahead = [{"role": "system", "content": system}] if system else []
+    return tokenizer.encode_conversations([[*ahead, {"role": "user", "content": prompt}]])[0]
+
+
 def test_the_origin_is_who_sends_and_with_what_instructions(instructed: PromptTokenizer) -> None:
     vocabulary, template = vocabulary_of(instructed), template_of(instructed)
 
     def origin(system: str, prompt: str, **hints: object) -> set[int]:
-        (token_ids,) = instructed.encode_chat_many([prompt], [system])
+        token_ids = encode_chat(instructed, system, prompt)
         found = features(token_ids, vocabulary, template, hints)
         return {bucket for bucket in found if bucket >> GROUP_BITS == ORIGIN}
 
@@ -190,7 +195,7 @@ def test_the_origin_is_who_sends_and_with_what_instructions(instructed: PromptTo
 
 def test_instructions_are_those_ahead_of_the_first_turn(instructed: PromptTokenizer) -> None:
     vocabulary, template = vocabulary_of(instructed), template_of(instructed)
-    (first,) = instructed.encode_chat_many(["What is 2 + 2?"], ["Be brief."])
+    first = encode_chat(instructed, "Be brief.", "What is 2 + 2?")
     conversation = [*first, *instructed.encode_plain("4."), *instructed.encode_chat("And 3 + 3?")]
     found = [
         {bucket for bucket in features(ids, vocabulary, template) if bucket >> GROUP_BITS == ORIGIN}
@@ -221,6 +226,6 @@ def test_training_extracts_what_serving_finds(tokenizer: PromptTokenizer) -> Non
     rows = extract_features(table, tokenizer, vocabulary, template, lambda part: None)
     for row, prompt in enumerate(prompts):
         trained = rows.buckets[rows.starts[row] : rows.starts[row + 1]].tolist()
-        (token_ids,) = tokenizer.encode_chat_many([prompt], [systems[row]])
+        token_ids = encode_chat(tokenizer, systems[row], prompt)
         served = features(token_ids, vocabulary, template, {TENANT: tenants[row]})
         assert set(trained) == served

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.reference import model_path
 from lengthwise.route import Bookings, Ranks
-from lengthwise.route.prefixes import Prefixes
+from lengthwise.route.bookings import Prefixes
 from lengthwise.route.work import WorkPredictor, answers_of, body_of, text_of
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]

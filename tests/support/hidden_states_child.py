@@ -18,9 +18,9 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
-from lengthwise.compare import offline_engine
+from lengthwise.compare import state_collection
 from lengthwise.reference import model_path
-from lengthwise.vllm.compat import in_process
+from lengthwise.vllm.compat.workers import stdout_on_stderr
 from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT, WORKER
 
 FLAGS = [
@@ -47,7 +47,7 @@ def requests() -> dict[str, tuple[list[int], int]]:
 
 
 def main() -> None:
-    with in_process.stdout_on_stderr():
+    with stdout_on_stderr():
         result = run()
     print(json.dumps(result))
 
@@ -55,7 +55,7 @@ def main() -> None:
 def run() -> dict[str, Any]:
     from vllm import SamplingParams
 
-    engine, layers = offline_engine._start(FLAGS, None, 0)
+    engine, layers = state_collection._start(FLAGS, None, 0)
     scheduler = engine.engine_core.engine_core.scheduler
     preempted: list[str] = []
     inner = scheduler._preempt_request

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.advise.clock import Clock, steady
+from lengthwise.advise.measured import Clock, steady
 from lengthwise.measure.request_record import RequestRecord
 from lengthwise.measure.results import ResultsWriter
 from lengthwise.measure.run_info import RoundInfo, RunInfo

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from lengthwise.advise.delay import fit_delay
-from lengthwise.advise.measured import Floats, MeasuredRound
+from lengthwise.advise.measured import Floats, MeasuredRound, fit_delay
 from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.errors import InputError
 from lengthwise.intervals import draws
@@ -108,7 +107,7 @@ def fit_cost(rounds: Sequence[MeasuredRound]) -> Fit:
     values = dict(zip((TERMS[term] for term in terms), costs.tolist(), strict=False))
     cost = StepCost(
         **{"prefill_s": 0.0, "decode_s": 0.0, **values},
-        linear=knots_from(bends, costs[len(terms) :], 0.0) if len(bends) else (),
+        linear=knots_from(bends, costs[len(terms) :]) if len(bends) else (),
         delay_s=fit_delay(rounds),
         source=f"fitted to {len(taken):,} steps of {len(rounds)} rounds",
     )
@@ -178,7 +177,7 @@ def fit_steps(work: Floats, seconds: Floats) -> StepCost:
     values = dict(zip((TERMS[term] for term in terms), costs.tolist(), strict=False))
     return StepCost(
         **{"prefill_s": 0.0, "decode_s": 0.0, **values},
-        linear=knots_from(bends, costs[len(terms) :], 0.0) if len(bends) else (),
+        linear=knots_from(bends, costs[len(terms) :]) if len(bends) else (),
         source=f"fitted to {len(seconds):,} steps",
     )
 

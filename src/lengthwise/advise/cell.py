@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.measure.latency_figures import good_requests, latency_figures
+from lengthwise.measure.metrics import good_requests, latency_figures
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import PREDICTS
 from lengthwise.simulate.engine_settings import EngineSettings

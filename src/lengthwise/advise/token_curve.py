@@ -50,13 +50,12 @@ def ramps(tokens: Floats, bends: Floats) -> Floats:
     return covered
 
 
-def knots_from(bends: Floats, slopes: Floats, at_first_s: float) -> tuple[tuple[int, float], ...]:
-    """Knots of a curve.
+def knots_from(bends: Floats, slopes: Floats) -> tuple[tuple[int, float], ...]:
+    """Knots of a curve that is 0 at the first bend.
 
     Args:
         bends: shape [k].
         slopes: seconds a token between them, shape [k − 1].
-        at_first_s: its value at the first bend.
     """
-    seconds = at_first_s + np.concatenate([[0.0], np.cumsum(slopes * np.diff(bends))])
+    seconds = np.concatenate([[0.0], np.cumsum(slopes * np.diff(bends))])
     return tuple((int(n), float(value)) for n, value in zip(bends, seconds, strict=True))

@@ -10,6 +10,7 @@ import typer
 
 from lengthwise.cli.options import (
     AnswerColumnOption,
+    IntervalOption,
     PromptColumnOption,
     SkipMalformedOption,
     SplitOption,
@@ -68,12 +69,7 @@ def bench(
         Path | None,
         typer.Option(help="Folder made by `lengthwise train-probe`; runs in every round."),
     ] = None,
-    interval: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
-        ),
-    ] = None,
+    interval: IntervalOption = None,
     engine: Annotated[
         Engine,
         typer.Option(
@@ -207,8 +203,7 @@ def bench(
     from lengthwise.serve.served_model import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.serve.settings_file import predictor_setting
     from lengthwise.simulate.hardware import MODELS
-    from lengthwise.workload.dataset import load_dataset, parse_where
-    from lengthwise.workload.split import TEST
+    from lengthwise.workload.dataset import TEST, load_dataset, parse_where
 
     if server_flags and not server_flags[0].startswith("-"):
         raise InputError(

@@ -44,9 +44,8 @@ def calibrate(
 
     from rich.console import Console
 
-    from lengthwise.advise.agreement import agreement, by_round
     from lengthwise.advise.calibrate import fit_cost
-    from lengthwise.advise.fidelity import SPEEDS, compare
+    from lengthwise.advise.fidelity import SPEEDS, agreement, by_round, compare
     from lengthwise.cli.output import ConsoleProgress, print_json, without_nan
     from lengthwise.compare.bench_folder import read_measured
 

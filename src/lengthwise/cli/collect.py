@@ -55,8 +55,7 @@ def collect(
     from dataclasses import asdict
 
     from lengthwise.cli.output import ConsoleProgress, print_json
-    from lengthwise.compare.offline_engine import open_engine
-    from lengthwise.compare.state_collection import MAX_TOKENS
+    from lengthwise.compare.state_collection import MAX_TOKENS, open_engine
     from lengthwise.compare.state_collection import collect as collect_states
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.probe.states import StatesMeta

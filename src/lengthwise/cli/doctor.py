@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.cli.options import JobsOption, JsonOption, PresetModelOption
+from lengthwise.cli.options import GpuOption, JobsOption, JsonOption, PresetModelOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def doctor(
         ),
     ] = None,
     model: PresetModelOption = None,
-    gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
+    gpu: GpuOption = None,
     slots: Annotated[
         int | None,
         typer.Option(min=1, help="Requests that run at once.", show_default="as recorded"),
@@ -131,7 +131,7 @@ def _of_log(
     from lengthwise.serve.places import MORE
     from lengthwise.settings import Settings
     from lengthwise.workload.load_trace import load_trace
-    from lengthwise.workload.recorded import recorded_requests
+    from lengthwise.workload.open_trace import recorded_requests
 
     progress.stage(f"reading {folder}")
     trace = load_trace(folder)

@@ -27,6 +27,12 @@ PredictorOption = Annotated[
         show_default="declared",
     ),
 ]
+IntervalOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
+    ),
+]
 SettingsOption = Annotated[
     Path | None,
     typer.Option(help="Your own settings file, watched while serving; made if missing."),
@@ -67,6 +73,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stdo
 PresetModelOption = Annotated[
     str | None, typer.Option(help="With --gpu: a preset, such as `llama-3-8b`.")
 ]
+GpuOption = Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")]
 SlotsOption = Annotated[int | None, typer.Option(min=1, help="Requests that run at once.")]
 TokenBudgetOption = Annotated[int | None, typer.Option(min=1, help="Tokens a step.")]
 KvBlocksOption = Annotated[

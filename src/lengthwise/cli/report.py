@@ -56,7 +56,7 @@ def show_results(
     from rich.console import Console
 
     from lengthwise.errors import unknown_name
-    from lengthwise.measure.latency_figures import parse_objectives
+    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.measure.report import REPORT_FILE, RESULTS_FILE, write_report
     from lengthwise.measure.results import read_results
     from lengthwise.measure.terminal import comparison_table, serving_results

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lengthwise.cli.options import (
+    IntervalOption,
     LearnEveryOption,
     LearnOption,
     LogOption,
@@ -59,12 +60,7 @@ def serve(
             "correct predictions while an answer is made."
         ),
     ] = None,
-    interval: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Steps from one prediction of the probe to the next.", show_default="8"
-        ),
-    ] = None,
+    interval: IntervalOption = None,
     emulate: Annotated[
         str | None,
         typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from lengthwise.cli.options import (
     FirstRequestsOption,
+    GpuOption,
     JobsOption,
     JsonOption,
     KvBlocksOption,
@@ -54,7 +55,7 @@ def simulate(
         Path | None, typer.Option(help="Step costs, made by `lengthwise calibrate`.")
     ] = None,
     model: PresetModelOption = None,
-    gpu: Annotated[str | None, typer.Option(help="Such as `h100`, or `2xa100`.")] = None,
+    gpu: GpuOption = None,
     predictor: Annotated[
         str,
         typer.Option(

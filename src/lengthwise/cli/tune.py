@@ -133,7 +133,7 @@ def tune(
     from lengthwise.compare.traffic import parse_load, read_workload
     from lengthwise.compare.tuned import as_good_as, chosen_settings, described, tuned_text
     from lengthwise.errors import InputError
-    from lengthwise.measure.latency_figures import parse_objectives
+    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.predictions import trace_predictions
 

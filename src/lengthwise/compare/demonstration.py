@@ -28,8 +28,7 @@ from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.presets import Preset
-from lengthwise.workload.dataset import Dataset, load_dataset
-from lengthwise.workload.split import TEST, TRAIN
+from lengthwise.workload.dataset import TEST, TRAIN, Dataset, load_dataset
 
 POLICIES = "fcfs,ltr,srpt,oracle"
 LIVE_POLICIES = ("fcfs", "srpt")

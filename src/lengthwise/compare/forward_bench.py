@@ -111,9 +111,9 @@ def run_forward_bench(
         same_length,
     )
     from lengthwise.compare.virtual import Draw, run_virtual_plan
+    from lengthwise.compare.virtual_bench import describe_virtual_run
     from lengthwise.compare.virtual_forward import ForwardSession
     from lengthwise.measure.results import ResultsWriter, read_results
-    from lengthwise.measure.run_info import VIRTUAL, describe_run
 
     plan, machine, progress = bench.plan, bench.machine, bench.progress
     tokenizer, count, out = bench.tokenizer, bench.count, bench.out
@@ -160,30 +160,19 @@ def run_forward_bench(
     for line in (describe_requests(first.requests), *notes):
         progress.note(line)
     engine = machine.engine
-    run = describe_run(
+    run = describe_virtual_run(
+        machine,
         model=model_name,
         dataset="the built-in model's own prompts and answers"
         if table is None
         else f"{table.name} ({table.selection})",
         requests=len(first.requests),
-        server_arguments=(),
         notes=notes,
-    )
-    run = replace(
-        run,
-        engine=VIRTUAL,
         forward=True,
         engine_note=(
             f"{SAYS} {model_name} computes, steps as long as those of {bench.name}: {engine.slots} "
             f"slots, {engine.token_budget:,} tokens a step."
         ),
-        server={
-            "slots": engine.slots,
-            "token_budget": engine.token_budget,
-            "kv_blocks": engine.kv_blocks,
-            "block_size": engine.block_size,
-            "step_costs": machine.cost.source,
-        },
     )
     draws = {plan.seed: first}
     run_virtual_plan(

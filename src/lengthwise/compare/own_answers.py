@@ -23,8 +23,7 @@ from lengthwise.predict.train import train
 from lengthwise.reference.corpus import Exchange, exchanges
 from lengthwise.reference.prompts import generate
 from lengthwise.settings import Settings
-from lengthwise.workload.dataset import Dataset
-from lengthwise.workload.split import TEST, TRAIN, split_of
+from lengthwise.workload.dataset import TEST, TRAIN, Dataset, split_of
 
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lengthwise.compare.machine import Machine
     from lengthwise.compare.progress import Progress
     from lengthwise.compare.rounds import Plan
+    from lengthwise.measure.run_info import RunInfo
     from lengthwise.predict.tokenizer import PromptTokenizer
     from lengthwise.workload.dataset import Dataset
 
@@ -104,11 +105,43 @@ def learn_from_corpus(
 ) -> str:
     """Train a predictor on the built-in model's training prompts; what it learnt from, in words."""
     from lengthwise.compare.own_answers import corpus_table, learn
-    from lengthwise.workload.split import TRAIN
+    from lengthwise.workload.dataset import TRAIN
 
     table = corpus_table(tokenizer, _LEARNT_FROM, TRAIN, seed)
     learn(table, tokenizer, folder, seed, progress)
     return f"The predictor learnt from {len(table.prompts):,} other prompts."
+
+
+def describe_virtual_run(
+    machine: Machine,
+    *,
+    model: str,
+    dataset: str,
+    requests: int,
+    notes: Sequence[str],
+    engine_note: str,
+    forward: bool = False,
+) -> RunInfo:
+    """`describe_run` in virtual time; `forward` where a model computes in it."""
+    from lengthwise.measure.run_info import VIRTUAL, describe_run
+
+    run = describe_run(
+        model=model, dataset=dataset, requests=requests, server_arguments=(), notes=notes
+    )
+    engine = machine.engine
+    return replace(
+        run,
+        engine=VIRTUAL,
+        forward=forward,
+        engine_note=engine_note,
+        server={
+            "slots": engine.slots,
+            "token_budget": engine.token_budget,
+            "kv_blocks": engine.kv_blocks,
+            "block_size": engine.block_size,
+            "step_costs": machine.cost.source,
+        },
+    )
 
 
 def run_virtual_bench(
@@ -125,7 +158,6 @@ def run_virtual_bench(
     from lengthwise.compare.chosen_requests import choose_requests, describe_requests
     from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
     from lengthwise.measure.results import ResultsWriter
-    from lengthwise.measure.run_info import VIRTUAL, describe_run
 
     plan, tokenizer, progress = bench.plan, bench.tokenizer, bench.progress
 
@@ -148,27 +180,16 @@ def run_virtual_bench(
         if table.prompt_tokens is not None
         else f"counted by the tokenizer of {tokenizer.name}"
     )
-    run = describe_run(
+    run = describe_virtual_run(
+        machine,
         model=name,
         dataset=f"{table.name} ({table.selection})",
         requests=len(first.requests),
-        server_arguments=(),
         notes=notes,
-    )
-    run = replace(
-        run,
-        engine=VIRTUAL,
         engine_note=(
             f"{name}: {engine.slots} slots, {engine.token_budget:,} tokens a step. Prompt tokens: "
             f"{counted}."
         ),
-        server={
-            "slots": engine.slots,
-            "token_budget": engine.token_budget,
-            "kv_blocks": engine.kv_blocks,
-            "block_size": engine.block_size,
-            "step_costs": machine.cost.source,
-        },
     )
     writer = ResultsWriter(bench.out, run)
     run_virtual_plan(plan, VirtualSession(machine.cost, engine, bench.out), draw, writer, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from lengthwise.emulate.emulation_settings import EMULATE
 from lengthwise.emulate.forward import ForwardExecutor, free_memory_bytes
 from lengthwise.emulate.pace import MeasuredPace
 from lengthwise.emulate.sampling import ANSWER, SEED, TEMPERATURE, SeededSampling
-from lengthwise.emulate.virtual_config import OURS
+from lengthwise.emulate.virtual_config import OURS, emulation_of, limits_of, whole_blocks
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.compat.in_process import engine_in_process, llvmlite_unseen, stdout_on_stderr
+from lengthwise.vllm.compat.workers import engine_in_process, llvmlite_unseen, stdout_on_stderr
 from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
 
 #: Tokens in a KV block: the least that vLLM's attention on a CPU takes.
@@ -165,14 +165,9 @@ def _start(
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
 
-    longest = -(-(longest + 1) // engine.block_size) * engine.block_size
+    longest = whole_blocks(longest, engine)
     ours: dict[str, object] = {
-        EMULATE: {
-            "cost": asdict(pace if isinstance(pace, StepCost) else _UNUSED),
-            "kv_blocks": engine.blocks(longest),
-            "clock": "virtual",
-            "asynchronous": engine.lag > 0,
-        },
+        EMULATE: emulation_of(pace if isinstance(pace, StepCost) else _UNUSED, engine, longest),
         "settings": dict(settings or {}),
     }
     if model.probe is not None:
@@ -180,24 +175,15 @@ def _start(
     try:
         config = EngineArgs(
             model=str(model.folder),
-            skip_tokenizer_init=True,
             dtype=model.dtype,
-            max_model_len=longest,
-            block_size=engine.block_size,
-            max_num_seqs=engine.places,
-            max_num_active_seqs=engine.slots if engine.places > engine.slots else None,
-            max_num_batched_tokens=engine.token_budget,
-            long_prefill_token_threshold=engine.long_prefill_tokens,
-            enable_prefix_caching=engine.prefix_caching,
+            **limits_of(engine, longest),
             kv_cache_memory_bytes=1,  # the executor says what there is
             scheduler_cls=OURS,
             worker_cls="auto" if model.probe is None else WORKER,
             logits_processors=[SeededSampling],
             distributed_executor_backend=ForwardExecutor,
             additional_config={"lengthwise": ours},
-            disable_log_stats=True,
             use_tqdm_on_load=False,
-            enforce_eager=True,
         ).create_engine_config()
         config.scheduler_config.watermark = engine.watermark
         core = EngineCore(config, ForwardExecutor, log_stats=False)

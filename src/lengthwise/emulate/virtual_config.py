@@ -13,7 +13,7 @@ from typing import Any, Final
 from lengthwise.emulate.emulation_settings import EMULATE
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
-from lengthwise.vllm.compat.in_process import engine_in_process
+from lengthwise.vllm.compat.workers import engine_in_process
 
 OURS: Final = "lengthwise.vllm.Scheduler"
 END_OF_ANSWER: Final = 1  #: the token that ends an answer
@@ -35,6 +35,42 @@ _SHAPE: Final[Mapping[str, object]] = {
 }
 
 
+def limits_of(engine: EngineSettings, longest: int) -> dict[str, Any]:
+    """An engine's limits as vLLM's arguments, and what all engines in virtual time have alike.
+
+    Args:
+        engine: the limits.
+        longest: tokens of the longest request: whole blocks.
+    """
+    return {
+        "skip_tokenizer_init": True,
+        "max_model_len": longest,
+        "block_size": engine.block_size,
+        "max_num_seqs": engine.places,
+        "max_num_active_seqs": engine.slots if engine.places > engine.slots else None,
+        "max_num_batched_tokens": engine.token_budget,
+        "long_prefill_token_threshold": engine.long_prefill_tokens,
+        "enable_prefix_caching": engine.prefix_caching,
+        "disable_log_stats": True,
+        "enforce_eager": True,
+    }
+
+
+def emulation_of(cost: StepCost, engine: EngineSettings, longest: int) -> dict[str, object]:
+    """What the executor is told: steps take what `cost` says."""
+    return {
+        "cost": asdict(cost),
+        "kv_blocks": engine.blocks(longest),
+        "clock": "virtual",
+        "asynchronous": engine.lag > 0,
+    }
+
+
+def whole_blocks(tokens: int, engine: EngineSettings) -> int:
+    """The least tokens above these that fill their KV blocks."""
+    return -(-(tokens + 1) // engine.block_size) * engine.block_size
+
+
 @contextlib.contextmanager
 def virtual_config(
     cost: StepCost,
@@ -43,7 +79,6 @@ def virtual_config(
     longest: int,
     scheduler: str | None = OURS,
     settings: Mapping[str, object] | None = None,
-    priority: bool = False,
     connector: Mapping[str, object] | None = None,
 ) -> Iterator[Any]:
     """vLLM's configuration of an engine whose steps take what `cost` says.
@@ -54,7 +89,6 @@ def virtual_config(
         longest: tokens of the longest request, prompt and answer.
         scheduler: class by name; None for the one that vLLM chooses itself.
         settings: of our scheduler; None for fcfs.
-        priority: vLLM's `--scheduling-policy priority`.
         connector: vLLM's `--kv-transfer-config`.
     """
     engine_in_process()
@@ -64,15 +98,8 @@ def virtual_config(
     from lengthwise.emulate.executor import Executor
     from lengthwise.reference import model_path
 
-    longest = -(-(longest + 1) // engine.block_size) * engine.block_size
-    ours: dict[str, object] = {
-        EMULATE: {
-            "cost": asdict(cost),
-            "kv_blocks": engine.blocks(longest),
-            "clock": "virtual",
-            "asynchronous": engine.lag > 0,
-        }
-    }
+    longest = whole_blocks(longest, engine)
+    ours: dict[str, object] = {EMULATE: emulation_of(cost, engine, longest)}
     if scheduler == OURS:
         ours["settings"] = dict(settings or {})
     with tempfile.TemporaryDirectory(prefix="lengthwise-model-") as folder:
@@ -81,22 +108,12 @@ def virtual_config(
         arguments = EngineArgs(
             model=folder,
             tokenizer=str(model_path()),
-            skip_tokenizer_init=True,
             dtype="bfloat16",
-            max_model_len=longest,
-            block_size=engine.block_size,
-            max_num_seqs=engine.places,
-            max_num_active_seqs=engine.slots if engine.places > engine.slots else None,
-            max_num_batched_tokens=engine.token_budget,
-            long_prefill_token_threshold=engine.long_prefill_tokens,
-            enable_prefix_caching=engine.prefix_caching,
+            **limits_of(engine, longest),
             scheduler_cls=scheduler,
-            scheduling_policy="priority" if priority else "fcfs",
             distributed_executor_backend=Executor,
             additional_config={"lengthwise": ours},
             kv_transfer_config=None if connector is None else KVTransferConfig(**connector),
-            disable_log_stats=True,
-            enforce_eager=True,
         )
         config = arguments.create_engine_config()
         config.scheduler_config.watermark = engine.watermark

@@ -3,8 +3,7 @@
     request_record  one row per request of a round; parquet or JSONL
     run_info        what was run, where, with which versions; one row per round
     results         the folder that holds all of it
-    round_metrics   one round's latency and throughput, with the keys of `vllm bench serve`
-    latency_figures many latencies as few figures, and how many were good enough
+    metrics         latencies, and one round's throughput, with the keys of `vllm bench serve`
     comparison      policies against a baseline within one run
     wording         how figures are written for people
     terminal        tables for a terminal
@@ -17,11 +16,10 @@ Imports nothing of Lengthwise but its errors.
 """
 
 from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, compare
-from lengthwise.measure.latency_figures import parse_objectives
+from lengthwise.measure.metrics import parse_objectives, request_metrics, summarise
 from lengthwise.measure.report import write_report
 from lengthwise.measure.request_record import Records, RequestRecord, read_records, write_records
 from lengthwise.measure.results import Results, ResultsWriter, read_results
-from lengthwise.measure.round_metrics import request_metrics, summarise
 from lengthwise.measure.run_info import RoundInfo, RunInfo
 
 __all__ = [

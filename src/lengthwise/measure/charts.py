@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lengthwise.measure import svg
 from lengthwise.measure.comparison import Comparison, PolicyResult, knows_lengths
+from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.request_record import Records
-from lengthwise.measure.round_metrics import request_metrics
 from lengthwise.measure.wording import broken_label, seconds
 
 Floats = NDArray[np.float64]

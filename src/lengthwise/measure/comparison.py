@@ -16,8 +16,8 @@ from itertools import groupby
 
 import numpy as np
 
+from lengthwise.measure.metrics import Summary, summarise
 from lengthwise.measure.results import Results
-from lengthwise.measure.round_metrics import Summary, summarise
 from lengthwise.measure.run_info import LIVE, RoundInfo
 
 #: Figures that are compared with the baseline; for all of them smaller is better.

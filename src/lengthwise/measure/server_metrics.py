@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lengthwise.errors import InputError
 
 _TIMEOUT_S: Final = 10.0
+_EVERY_S: Final = 1.0  # between two looks
 _RUNNING: Final = "vllm:num_requests_running"
 _WAITING: Final = "vllm:num_requests_waiting"
 _KV_USE: Final = "vllm:kv_cache_usage_perc"
@@ -86,24 +87,22 @@ class ServerSample:
 def watch_server(
     url: str,
     seconds: float,
-    every_s: float = 1.0,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> list[ServerSample]:
-    """Look at a server again and again for some seconds, at least once.
+    """Look at a server once a second for some seconds, at least once.
 
     Args:
         url: of its metrics, such as http://localhost:8000/metrics.
         seconds: for how long.
-        every_s: between two looks.
         progress: called with the number of looks taken.
 
     Raises:
         InputError: the server does not answer, or not with the metrics of vLLM.
     """
     samples: list[ServerSample] = []
-    for _ in range(round(seconds / every_s) + 1):
+    for _ in range(round(seconds / _EVERY_S) + 1):
         if samples:
-            time.sleep(every_s)
+            time.sleep(_EVERY_S)
         samples.append(parse_metrics(_fetch(url), url))
         progress(len(samples))
     return samples

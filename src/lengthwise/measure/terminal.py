@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lengthwise.measure.comparison import Comparison, PolicyResult
-from lengthwise.measure.round_metrics import Summary
+from lengthwise.measure.metrics import Summary
 from lengthwise.measure.run_info import VIRTUAL
 from lengthwise.measure.wording import (
     TIMES,

@@ -19,7 +19,7 @@ from lengthwise.policy.due import EngineState
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.order import Order, first_in_order
 from lengthwise.policy.select import Rows
-from lengthwise.policy.step_time import StepTime
+from lengthwise.policy.step_time import StepTime, batch_s
 from lengthwise.policy.tenants import new_shares, take_leads
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
@@ -181,7 +181,7 @@ def warm_up(discipline: Discipline) -> None:
     runners["row"] = runners["age"] = 1
     prices, order = StepTime(), StepOrder()
     prices.observe(1, 1, 1e-3)
-    prices.decode_s(1)
+    batch_s(prices.times[0], 1)
     state = EngineState(0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0, 0)
     prepare(whole, facts, prices.times, state)
     begin(whole, facts, runners, table)

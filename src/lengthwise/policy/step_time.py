@@ -159,26 +159,3 @@ class StepTime:
     def observe(self, prefill_tokens: int, decode_tokens: int, seconds: float) -> None:
         """Count one finished step; see the function of that name."""
         self._noted.append((prefill_tokens, decode_tokens, seconds))
-
-    def decode_s(self, running: int) -> float:
-        """Seconds of a step in which `running` requests decode one token each."""
-        return batch_s(self.times[0], running)
-
-    def prefill_weight(self, running: int) -> float:
-        """Output tokens that take as much of the engine's time as a prefilled one."""
-        return prefill_weight(self.times[0], running)
-
-    @property
-    def prefill_s_per_token(self) -> float:
-        """Seconds that one more prefilled token adds to a step."""
-        return float(self.times[0]["prefill_s"])
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens whose KV is written in a step, on average: how fast free blocks are reused."""
-        return float(self.times[0]["mean_tokens"])
-
-    @property
-    def steps(self) -> int:
-        """Steps observed so far."""
-        return int(self.times[0]["steps"])

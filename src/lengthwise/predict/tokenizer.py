@@ -55,21 +55,10 @@ class PromptTokenizer:
         ]
         return ids[0]
 
-    def encode_chat_many(
-        self, prompts: Sequence[str], systems: Sequence[str] | None = None
-    ) -> list[list[int]]:
-        """`encode_chat` of many prompts, in parallel where the tokenizer can.
-
-        Args:
-            prompts: the users' messages.
-            systems: the prompt of the system ahead of each, "" for none. A tokenizer without a chat
-                template puts it ahead of the text.
-        """
+    def encode_chat_many(self, prompts: Sequence[str]) -> list[list[int]]:
+        """`encode_chat` of many prompts, in parallel where the tokenizer can."""
         return self.encode_conversations(
-            [
-                _messages(system, prompt)
-                for system, prompt in zip(systems or [""] * len(prompts), prompts, strict=True)
-            ]
+            [[{"role": "user", "content": prompt}] for prompt in prompts]
         )
 
     def encode_conversations(
@@ -165,11 +154,6 @@ class PromptTokenizer:
             if index not in special:
                 table[index] = token.encode() if index in added else decode(token)
         return table
-
-
-def _messages(system: str, prompt: str) -> list[dict[str, str]]:
-    ahead = [{"role": "system", "content": system}] if system else []
-    return [*ahead, {"role": "user", "content": prompt}]
 
 
 def load_tokenizer(name_or_path: str) -> PromptTokenizer:

@@ -17,9 +17,8 @@ from lengthwise.predict.kinds import Recipe, recipe_of
 from lengthwise.predict.prediction import Predictor
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
-from lengthwise.workload.dataset import Dataset, parse_where
+from lengthwise.workload.dataset import TEST, TRAIN, Dataset, parse_where, split_of
 from lengthwise.workload.records import open_records
-from lengthwise.workload.split import TEST, TRAIN, split_of
 
 FEW: Final = (250, 1_000)  #: rows that a predictor is trained on anew, to see how soon it pays
 

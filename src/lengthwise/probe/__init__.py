@@ -9,8 +9,7 @@
     training.py       a probe: choice of layer and pooling, its networks, its refinement
     refine.py         the Bayesian filter that serving runs at every prediction
     filter_replay.py  the filter over recorded answers, and the fit of its constants
-    figures.py        everything that is reported, from what was trained
-    probe_report.py   what is reported
+    probe_report.py   what is reported, from what was trained
     probe_folder.py   a probe as a folder
     torch_network.py  its networks in torch
 

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.intervals import Estimate, GroupDraws
 from lengthwise.probe.bins import SHAPES, longest_length, midpoints
-from lengthwise.probe.figures import Parts, make_report
 from lengthwise.probe.filter_replay import INTERVALS, base_rates, fit_refinement, within
 from lengthwise.probe.fit import Recipe, probabilities
 from lengthwise.probe.heads import Workshop, fit_decode, fit_prompts, fit_reestimate
 from lengthwise.probe.probe_folder import Metadata, Network, Probe, Training
-from lengthwise.probe.probe_report import LayerError, Report
+from lengthwise.probe.probe_report import LayerError, Parts, Report, make_report
 from lengthwise.probe.state_rows import Rows, layer_rows, prompt_inputs
 from lengthwise.probe.states import TEST, TRAIN, VALID, Pooling, States
 

@@ -24,8 +24,7 @@ from ray.serve.request_router import (
 
 from lengthwise.errors import InputError
 from lengthwise.policy.fleet import COMPANY
-from lengthwise.route.bookings import Bookings
-from lengthwise.route.prefixes import Prefixes
+from lengthwise.route.bookings import Bookings, Prefixes
 from lengthwise.route.work import WorkPredictor, body_of, text_of
 
 _NOTHING: Final = np.empty(0)

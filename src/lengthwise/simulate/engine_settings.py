@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError
+from lengthwise.files import read_json
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,7 @@ def read_engine(path: Path, given: Mapping[str, Any]) -> EngineSettings:
     Raises:
         InputError: the file cannot be read, or a limit in it makes no sense.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    document = read_json(path)
     limits = document.get("engine", {}) if isinstance(document, dict) else {}
     known = {each.name for each in fields(EngineSettings)}
     if not isinstance(limits, dict) or not limits.keys() <= known:

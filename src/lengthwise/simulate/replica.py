@@ -7,7 +7,7 @@ its first axis, and a replica is a view of one engine's part.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from lengthwise.policy.tenants import TENANT, Shares
 from lengthwise.request import new_table
 from lengthwise.simulate.kv_blocks import Memory
 from lengthwise.simulate.state import SLOT
+
+_ROWS: Final = 256  #: of a queue, to start with
 
 Integers = NDArray[np.int64]
 
@@ -102,15 +104,15 @@ def new_batches(engines: int, places: int) -> Batch:
     )
 
 
-def new_queues(engines: int, slots: int, tenants: int = 1, rows: int = 256) -> Queue:
+def new_queues(engines: int, slots: int, tenants: int) -> Queue:
     """Empty queues of several engines, with some room to start with."""
     return Queue(
         order=Order(
-            table=np.stack([new_table(rows) for _ in range(engines)]),
-            groups=np.zeros((engines, rows), np.int64),
-            ranks=np.zeros((engines, rows)),
+            table=np.stack([new_table(_ROWS) for _ in range(engines)]),
+            groups=np.zeros((engines, _ROWS), np.int64),
+            ranks=np.zeros((engines, _ROWS)),
         ),
-        request=np.zeros((engines, rows), np.int64),
+        request=np.zeros((engines, _ROWS), np.int64),
         admitted=np.zeros((engines, slots, 2), np.int64),
         shares=Shares(np.zeros((engines, tenants), TENANT), np.zeros((engines, 1), np.int64)),
     )

@@ -10,7 +10,7 @@ from lengthwise.policy.cutoff import observed, share_lost
 from lengthwise.policy.select import blocks_for
 from lengthwise.policy.tenants import service
 from lengthwise.request import LOOKING, RUNNING, WAITING
-from lengthwise.simulate.foretell import read_prompt
+from lengthwise.simulate.arrival import read_prompt
 from lengthwise.simulate.kv_blocks import free_block, name_block, share_block, take_block
 from lengthwise.simulate.kv_runs import NOBODY, give_to_runs, take_from_runs, take_run_back
 from lengthwise.simulate.prefix_cache import cached_block, content_of

@@ -13,7 +13,7 @@ import numpy as np
 
 from lengthwise.compiled import compiled_here
 from lengthwise.policy.step_time import observe
-from lengthwise.simulate.foretell import foretell, read_prompt
+from lengthwise.simulate.arrival import foretell, read_prompt
 from lengthwise.simulate.plan import plan_step
 from lengthwise.simulate.replica import Replica
 from lengthwise.simulate.schedule import admit_waiting, serve_running

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.errors import InputError
+from lengthwise.files import read_json
 
 SCHEMA: Final = "lengthwise.cost/2"
 _READABLE: Final = (SCHEMA, "lengthwise.cost/1")  # the first version had no `linear`
@@ -191,12 +192,7 @@ def read_cost(path: Path) -> StepCost:
     Raises:
         InputError: no such file, or not such a file.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    document = read_json(path)
     if not isinstance(document, dict) or document.get("schema") not in _READABLE:
         raise InputError(
             f"{path} is not a file of step costs of this version ({SCHEMA}): make one with "

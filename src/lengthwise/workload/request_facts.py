@@ -61,8 +61,8 @@ def facts_of(body: Mapping[str, Any]) -> Facts:
     """
     limit = next((number for name in LIMITS if (number := _number(body.get(name)))), 0.0)
     return Facts(
-        _at_least(body.get("temperature"), 1.0),
-        _at_least(body.get("top_p"), 1.0),
+        _or_one(body.get("temperature")),
+        _or_one(body.get("top_p")),
         0 if body.get("ignore_eos") else int(min(max(limit, 0.0), 1e9)),
         structured=any(_is_structured(body.get(name)) for name in STRUCTURED),
     )
@@ -74,9 +74,9 @@ def _is_structured(cell: Any) -> bool:
     return bool(cell)
 
 
-def _at_least(cell: Any, default: float) -> float:
+def _or_one(cell: Any) -> float:
     number = _number(cell)
-    return default if number is None or number < 0 else number
+    return 1.0 if number is None or number < 0 else number
 
 
 def _number(cell: Any) -> float | None:

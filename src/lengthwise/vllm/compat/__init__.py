@@ -6,8 +6,8 @@ there, and refuses with one line that names the version otherwise.
 version     which versions are supported
 schedulers  what is read of a scheduler, and the little that is set
 requests    what is read of requests
-workers     hidden states of model runners; executors, where a worker is emulated
+workers     hidden states of model runners; executors, where a worker is emulated; a worker in this
+            process
 offloading  the connector that offloads KV to host memory
 serving     vLLM's own command and its arguments
-in_process  running a worker in this process
 """

@@ -1,9 +1,12 @@
-"""What is asked of vLLM's workers: hidden states of model runners, and the executors in whose place
-an emulation stands."""
+"""What is asked of vLLM's workers: hidden states of model runners, the executors in whose place an
+emulation stands, and what it takes to run one in this process, between other people's code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from lengthwise.errors import InputError
@@ -175,3 +178,39 @@ def refuse_without_worker(vllm_config: Any) -> None:
         raise InputError("an emulated server proposes no tokens: leave --speculative-config out")
     if model.runner_type != "generate" or model.is_multimodal_model or model.enable_prompt_embeds:
         raise InputError("only models that generate text from text can be emulated")
+
+
+def engine_in_process() -> None:
+    """Have vLLM's next engine run in this process, and log errors alone."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+@contextlib.contextmanager
+def llvmlite_unseen() -> Iterator[None]:
+    """Keep llvmlite, on which numba stands, out of sight while an engine starts in this process.
+
+    vLLM's CPU platform looks through the attributes of all modules that are imported, and fails on
+    an object of llvmlite's that answers every question with a foreign function.
+    """
+    name = "llvmlite.binding.ffi"
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
+
+
+@contextlib.contextmanager
+def stdout_on_stderr() -> Iterator[None]:
+    """What anything writes to stdout, compiled code included, goes to stderr instead."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
