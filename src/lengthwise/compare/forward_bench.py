@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lengthwise.compare.chosen_requests import choose_requests, describe_requests
+from lengthwise.compare.machine import Machine, choose_machine
+from lengthwise.compare.own_answers import (
+    LEARNT_FROM,
+    held_out_tau,
+    learn_from_answers,
+    reference_requests,
+    same_length,
+)
+from lengthwise.compare.virtual import Draw, run_virtual_plan
+from lengthwise.compare.virtual_bench import DEFAULT_MODEL, VirtualBench, describe_virtual_run
 from lengthwise.errors import InputError
+from lengthwise.measure.results import ResultsWriter, read_results
+from lengthwise.serve.served_model import (
+    REFERENCE,
+    REFERENCE_FLAGS,
+    model_path,
+    probe_of,
+    require_vllm,
+)
+from lengthwise.simulate.hardware import MODELS
+from lengthwise.workload.dataset import Dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lengthwise.compare.machine import Machine
-    from lengthwise.compare.virtual_bench import VirtualBench
     from lengthwise.emulate.forward_engine import ComputedModel
-    from lengthwise.workload.dataset import Dataset
 
 DEFAULT_GPU = "a100"
 SAYS = "Virtual, forward pass computed; same machine only."
@@ -31,8 +48,6 @@ def choose_pace(
     Raises:
         InputError: an unknown GPU or model.
     """
-    from lengthwise.compare.machine import choose_machine
-    from lengthwise.compare.virtual_bench import DEFAULT_MODEL
     from lengthwise.emulate.forward_engine import BLOCK_SIZE
 
     card, _, model = (gpu or DEFAULT_GPU).partition(":")
@@ -58,15 +73,6 @@ def computed_model(model: str, probe: Path | None, interval: int | None) -> Comp
         InputError: there is no such model here, the machine cannot hold it, or the probe is for
             another one.
     """
-    from lengthwise.serve.served_model import (
-        REFERENCE,
-        REFERENCE_FLAGS,
-        model_path,
-        probe_of,
-        require_vllm,
-    )
-    from lengthwise.simulate.hardware import MODELS
-
     require_vllm()
     folder = Path(model_path(model))
     if not (folder / "config.json").is_file():
@@ -102,18 +108,7 @@ def run_forward_bench(
         model_name: as the user named it.
         learn_into: folder for a prompt predictor to train on the model's answers; None for none.
     """
-    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
-    from lengthwise.compare.own_answers import (
-        LEARNT_FROM,
-        held_out_tau,
-        learn_from_answers,
-        reference_requests,
-        same_length,
-    )
-    from lengthwise.compare.virtual import Draw, run_virtual_plan
-    from lengthwise.compare.virtual_bench import describe_virtual_run
     from lengthwise.compare.virtual_forward import ForwardSession
-    from lengthwise.measure.results import ResultsWriter, read_results
 
     plan, machine, progress = bench.plan, bench.machine, bench.progress
     tokenizer, count, out = bench.tokenizer, bench.count, bench.out

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lengthwise.compare.chosen_requests import describe_requests
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
+from lengthwise.compare.rounds import Plan, keeping, run_plan
 from lengthwise.compare.session import Session
 from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
-from lengthwise.measure.results import Results
+from lengthwise.measure.results import Results, ResultsWriter, read_results
+from lengthwise.measure.run_info import describe_run
 from lengthwise.predict import Predictor, Prompt
 from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.kinds import Recipe
@@ -22,15 +25,11 @@ from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import Exchange, exchanges
 from lengthwise.reference.prompts import generate
+from lengthwise.serve.served_model import REFERENCE
 from lengthwise.settings import Settings
+from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.workload.dataset import TEST, TRAIN, Dataset, split_of
 
-if TYPE_CHECKING:
-    from lengthwise.compare.progress import Progress
-    from lengthwise.compare.rounds import Plan
-    from lengthwise.compare.session import Session
-    from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.vllm.hidden_states import ProbeWanted
 LEARNT_FROM = 1500  #: answers that the predictor of `bench reference` learns from
 
 #: Lets the model answer requests; the name is that of the round's folder of records.
@@ -215,14 +214,6 @@ def run_own_answers(
         probe: that the worker runs.
         progress: told what happens.
     """
-    from functools import partial
-
-    from lengthwise.compare.chosen_requests import describe_requests
-    from lengthwise.compare.rounds import run_and_keep
-    from lengthwise.measure.results import ResultsWriter, read_results
-    from lengthwise.measure.run_info import describe_run
-    from lengthwise.serve.served_model import REFERENCE
-
     ask = partial(answer_all, session, progress=progress)
     requests = reference_requests(ask, tokenizer, count, plan.seed)
     progress.note(describe_requests(requests))
@@ -252,6 +243,8 @@ def run_own_answers(
         server_arguments=session.server_arguments,
         notes=notes,
     )
-    run_and_keep(plan, session, requests, ResultsWriter(out, run), progress)
+    writer = ResultsWriter(out, run)
+    with keeping(writer, plan.rounds):
+        run_plan(plan, session, requests, writer, progress)
     share = same_length(requests, read_results(out))
     progress.note(f"{share:.1%} of all answers had the length found in advance")

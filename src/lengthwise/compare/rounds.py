@@ -120,22 +120,6 @@ def run_plan(
                 number += 1
 
 
-def run_and_keep(
-    plan: Plan,
-    session: Session,
-    requests: Sequence[ReplayRequest],
-    writer: ResultsWriter,
-    progress: Progress,
-) -> None:
-    """`run_plan`; where it is stopped or fails, say what is kept of it.
-
-    Raises:
-        LengthwiseError: the run was stopped or failed; the message says what is left.
-    """
-    with keeping(writer, plan.rounds):
-        run_plan(plan, session, requests, writer, progress)
-
-
 def run_table(
     plan: Plan,
     session: Session,
@@ -177,7 +161,9 @@ def run_table(
         server_arguments=session.server_arguments,
         notes=notes,
     )
-    run_and_keep(plan, session, chosen, ResultsWriter(out, run), progress)
+    writer = ResultsWriter(out, run)
+    with keeping(writer, plan.rounds):
+        run_plan(plan, session, chosen, writer, progress)
 
 
 @contextmanager

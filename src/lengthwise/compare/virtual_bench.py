@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lengthwise.compare.chosen_requests import choose_requests, describe_requests
+from lengthwise.compare.machine import Machine, choose_machine
+from lengthwise.compare.own_answers import corpus_table, learn
+from lengthwise.compare.progress import Progress
+from lengthwise.compare.rounds import Plan
+from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
 from lengthwise.errors import InputError
-
-if TYPE_CHECKING:
-    from lengthwise.compare.machine import Machine
-    from lengthwise.compare.progress import Progress
-    from lengthwise.compare.rounds import Plan
-    from lengthwise.measure.run_info import RunInfo
-    from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.workload.dataset import Dataset
+from lengthwise.measure.results import ResultsWriter
+from lengthwise.measure.run_info import VIRTUAL, RunInfo, describe_run
+from lengthwise.predict.load import load_predictor
+from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
+from lengthwise.workload.dataset import TRAIN, Dataset
 
 DEFAULT_MODEL = "llama-3-8b"
 _LEARNT_FROM = 1500
@@ -65,8 +67,6 @@ def choose_gpu(
     Raises:
         InputError: no GPU was named, or an unknown one, or an unknown model.
     """
-    from lengthwise.compare.machine import choose_machine
-
     if gpu is None:
         raise InputError("--engine virtual needs the GPU whose time it keeps: add --gpu a100")
     machine = choose_machine(
@@ -90,9 +90,6 @@ def predictor_tokenizer(predictor: str | None) -> PromptTokenizer:
     Raises:
         InputError: the predictor or its tokenizer cannot be loaded.
     """
-    from lengthwise.predict.load import load_predictor
-    from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
-
     name = REFERENCE
     if predictor is not None and Path(predictor).is_dir():
         metadata = getattr(load_predictor(predictor), "metadata", None)
@@ -104,9 +101,6 @@ def learn_from_corpus(
     folder: Path, tokenizer: PromptTokenizer, seed: int, progress: Progress
 ) -> str:
     """Train a predictor on the built-in model's training prompts; what it learnt from, in words."""
-    from lengthwise.compare.own_answers import corpus_table, learn
-    from lengthwise.workload.dataset import TRAIN
-
     table = corpus_table(tokenizer, _LEARNT_FROM, TRAIN, seed)
     learn(table, tokenizer, folder, seed, progress)
     return f"The predictor learnt from {len(table.prompts):,} other prompts."
@@ -123,8 +117,6 @@ def describe_virtual_run(
     forward: bool = False,
 ) -> RunInfo:
     """`describe_run` in virtual time; `forward` where a model computes in it."""
-    from lengthwise.measure.run_info import VIRTUAL, describe_run
-
     run = describe_run(
         model=model, dataset=dataset, requests=requests, server_arguments=(), notes=notes
     )
@@ -155,10 +147,6 @@ def run_virtual_bench(
         context: of the model, in tokens; longer requests are left out.
         learnt: of a predictor that was trained for this run, in a sentence.
     """
-    from lengthwise.compare.chosen_requests import choose_requests, describe_requests
-    from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
-    from lengthwise.measure.results import ResultsWriter
-
     plan, tokenizer, progress = bench.plan, bench.tokenizer, bench.progress
 
     def draw(seed: int) -> Draw:

@@ -190,15 +190,11 @@ def _texts(count_prompt: CountPrompt) -> Nested:
     return Nested(replace(layout, name=MOONCAKE_TEXT), _is_text, rows)
 
 
-def _vllm_bench(record: Record) -> Iterator[Record]:
-    return of_arrays(record)
-
-
 NESTED: Final = (
     Nested(
         next(layout for layout in LAYOUTS if layout.name == "vllm bench"),
         is_vllm_bench,
-        _vllm_bench,
+        of_arrays,
     ),
     Nested(
         Layout(

@@ -14,7 +14,10 @@ from lengthwise.workload.prompt_layouts.layout import (
     Exchange,
     PromptLayout,
     exchange_of,
+    has,
     mooncake_body,
+    no_rows,
+    opened,
 )
 
 
@@ -108,8 +111,8 @@ def read_spend_log(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     request = record.get("proxy_server_request")
     messages = record.get("messages")
     for cell in (messages, request):
-        opened = _opened(cell)
-        body = {"messages": opened} if is_messages(opened) else opened
+        asked = opened(cell)
+        body = {"messages": asked} if is_messages(asked) else asked
         if isinstance(body, dict) and ("messages" in body or "prompt" in body):
             yield exchange_of(
                 body,
@@ -155,26 +158,6 @@ def _is_mooncake(names: Sequence[str], head: Sequence[Record]) -> bool:
     return bool(asked) and "output_length" in names
 
 
-def _opened(cell: Any) -> Any:
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except ValueError:
-            return None
-    return cell
-
-
-def _all(*needed: str) -> Any:
-    def matches(names: Sequence[str], head: Sequence[Record]) -> bool:
-        return set(needed) <= set(names)
-
-    return matches
-
-
-def _nothing(record: Record, turns: Turns) -> Iterator[Exchange | str]:
-    return iter(())
-
-
 LAYOUTS: Final = (
     PromptLayout(
         name="guidellm",
@@ -189,7 +172,7 @@ LAYOUTS: Final = (
         source="[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness)",
         prompt="arguments.gen_args_0.arg_0",
         answer="text in resps",
-        matches=_all("arguments", "resps"),
+        matches=has("arguments", "resps"),
         read=read_evaluation,
     ),
     PromptLayout(
@@ -197,7 +180,7 @@ LAYOUTS: Final = (
         source="[LiteLLM](https://github.com/BerriAI/litellm), LiteLLM_SpendLogs",
         prompt="messages or proxy_server_request",
         answer="tokens in completion_tokens",
-        matches=_all("startTime", "completion_tokens"),
+        matches=has("startTime", "completion_tokens"),
         read=read_spend_log,
     ),
     PromptLayout(
@@ -216,7 +199,7 @@ LAYOUTS: Final = (
         matches=lambda names, head: (
             {"input_len", "output_len"} <= set(names) and not {"prompt", "messages"} & set(names)
         ),
-        read=_nothing,
+        read=no_rows,
         no_prompts="vllm bench does not write its prompts down: learn from the server's own log "
         "(`lengthwise serve --log DIR`), or from the data set that it was given",
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -26,7 +25,9 @@ from lengthwise.workload.prompt_layouts.layout import (
     PromptLayout,
     exchange_of,
     first_cell,
+    has,
     one_of,
+    opened,
 )
 from lengthwise.workload.prompt_layouts.named_columns import (
     ANSWER_COLUMNS,
@@ -114,22 +115,11 @@ def _opened(record: Record) -> Record:
 
 def _request_in(cell: Any) -> Record | None:
     """The body of a request to OpenAI's API that a cell holds; None where it holds none."""
-    if isinstance(cell, str) and cell.lstrip().startswith("{"):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return None
+    cell = opened(cell)
     if isinstance(cell, dict) and isinstance(cell.get("body"), dict | str):
         return _request_in(cell["body"])
     known = isinstance(cell, dict) and any(name in cell for name in ("messages", "prompt", "input"))
     return cell if known else None
-
-
-def _has(column: str, *marks: str) -> Any:
-    def matches(names: Sequence[str], head: Sequence[Record]) -> bool:
-        return column in names and all(mark in names for mark in marks)
-
-    return matches
 
 
 def _is_logged(names: Sequence[str], head: Sequence[Record]) -> bool:
@@ -148,7 +138,7 @@ _CONVERSATIONS: Final = (
         source="[WildChat](https://huggingface.co/datasets/allenai/WildChat-1M)",
         prompt="conversation, up to an answer",
         answer="each assistant's turn",
-        matches=_has("conversation", "conversation_hash"),
+        matches=has("conversation", "conversation_hash"),
         read=dialogue("conversation"),
     ),
     PromptLayout(
@@ -156,7 +146,7 @@ _CONVERSATIONS: Final = (
         source="[LMSYS-Chat-1M](https://huggingface.co/datasets/lmsys/lmsys-chat-1m)",
         prompt="conversation, up to an answer",
         answer="each assistant's turn",
-        matches=_has("conversation", "conversation_id"),
+        matches=has("conversation", "conversation_id"),
         read=dialogue("conversation"),
     ),
     PromptLayout(
@@ -165,7 +155,7 @@ _CONVERSATIONS: Final = (
         "ShareGPT_Vicuna_unfiltered)",
         prompt="conversations, up to an answer",
         answer="each turn of gpt",
-        matches=_has("conversations"),
+        matches=has("conversations"),
         read=dialogue("conversations"),
     ),
     PromptLayout(

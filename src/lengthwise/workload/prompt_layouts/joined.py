@@ -21,6 +21,7 @@ from lengthwise.workload.prompt_layouts.layout import (
     PromptLayout,
     exchange_of,
     first_cell,
+    no_rows,
 )
 from lengthwise.workload.records import open_records
 from lengthwise.workload.rejections import Rejection, UnusableError
@@ -126,10 +127,6 @@ def metric(metrics: Record, name: str) -> Any:
     return cell.get("value") if isinstance(cell, dict) else cell
 
 
-def _nothing(record: Record, turns: Turns) -> Iterator[Exchange | str]:
-    return iter(())
-
-
 def _is_batch(names: Sequence[str], head: Sequence[Record]) -> bool:
     return {"custom_id", "response"} <= set(names) and "messages" not in names
 
@@ -146,7 +143,7 @@ LAYOUTS: Final = (
         prompt="body of the batch's input, by custom_id",
         answer="response.body and its usage",
         matches=_is_batch,
-        read=_nothing,
+        read=no_rows,
         no_prompts="a batch's output has no prompts: name its input file with --prompts FILE",
     ),
     PromptLayout(
@@ -155,7 +152,7 @@ LAYOUTS: Final = (
         prompt="payloads of inputs.json, by conversation and turn",
         answer="tokens in metrics.output_sequence_length",
         matches=_is_aiperf,
-        read=_nothing,
+        read=no_rows,
         no_prompts="aiperf writes prompts to a file of their own: name it with "
         "--prompts inputs.json",
     ),

@@ -42,6 +42,9 @@ class Exchange(NamedTuple):
 EMPTY: Final = "the answer is empty"  #: why a row is left out
 _CONVERSATIONS: Final = ("messages", "conversation", "conversations")
 
+#: Whether a file has a layout, by its columns and first rows.
+Matches = Callable[[Sequence[str], Sequence[Record]], bool]
+
 #: From a row to its exchanges; a text says why the row, or one answer in it, is left out.
 Reader = Callable[[Record, Turns], Iterator[Exchange | str]]
 
@@ -54,9 +57,19 @@ class PromptLayout:
     source: str  #: whose it is, in Markdown
     prompt: str  #: what the prompt is, in words
     answer: str  #: what the answer, or its length, is
-    matches: Callable[[Sequence[str], Sequence[Record]], bool]  #: by the columns and first rows
+    matches: Matches
     read: Reader
     no_prompts: str = ""  #: why nothing can be learnt from such a file, and what would help
+
+
+def has(*columns: str) -> Matches:
+    """Whether a table has these columns."""
+    return lambda names, head: set(columns) <= set(names)
+
+
+def no_rows(record: Record, turns: Turns) -> Iterator[Exchange | str]:
+    """The reader of files that have no prompts."""
+    return iter(())
 
 
 def one_of(names: Sequence[str], *wanted: str) -> str | None:
@@ -69,13 +82,19 @@ def first_cell(head: Sequence[Record], name: str) -> object:
     return next((row[name] for row in head if row.get(name) is not None), None)
 
 
-def read_body(cell: Any) -> Record | None:
-    """The body of a request that a cell holds, perhaps as JSON; None where it holds none."""
-    if isinstance(cell, str) and cell.lstrip().startswith("{"):
+def opened(cell: Any) -> Any:
+    """What a cell holds, perhaps as JSON; None where that is broken."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
-            cell = json.loads(cell)
+            return json.loads(cell)
         except ValueError:
             return None
+    return cell
+
+
+def read_body(cell: Any) -> Record | None:
+    """The body of a request that a cell holds, perhaps as JSON; None where it holds none."""
+    cell = opened(cell)
     if isinstance(cell, dict) and isinstance(cell.get("body"), dict):
         cell = cell["body"]
     if not isinstance(cell, dict):
