@@ -34,8 +34,8 @@ from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FI
 from lengthwise.compare.session import Observed, Session, open_session
 from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
+from lengthwise.learn.learner_state import place_predictor, read_predictor
 from lengthwise.learn.process import step_back
-from lengthwise.learn.settings_key import place_predictor, read_predictor
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train

@@ -21,8 +21,8 @@ import torch
 from lengthwise.cli.main import app
 from lengthwise.emulate.asked import Asked, Served
 from lengthwise.emulate.driver import open_virtual_engine
+from lengthwise.emulate.forward import gumbel_noise
 from lengthwise.emulate.forward_engine import BLOCK_SIZE, ComputedModel, open_forward_engine
-from lengthwise.emulate.sampling import gumbel_noise
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.results import read_results
 from lengthwise.predict.baselines import PREDICTION

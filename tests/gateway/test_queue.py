@@ -21,8 +21,7 @@ from lengthwise.gateway.configuration import discipline_of, refuse_unsuited
 from lengthwise.gateway.dispatcher import Dispatcher
 from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
 from lengthwise.gateway.ranked_queue import Entry, Queue
-from lengthwise.gateway.upstream import Pool, Upstream, parse_upstreams
-from lengthwise.gateway.waiting import adapted, waiting_of
+from lengthwise.gateway.upstream import Pool, Upstream, adapted, parse_upstreams, waiting_of
 from lengthwise.policy import policy_names, register
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.prediction import Prediction

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from lengthwise.counters import Counters
-from lengthwise.gateway import waiting
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
 from lengthwise.settings import LengthLogSettings, Settings
@@ -233,7 +232,7 @@ def test_without_a_log_nothing_is_asked_for() -> None:
 
 
 def test_a_limit_is_found_from_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "EVERY_S", 0.02)
+    monkeypatch.setattr("lengthwise.gateway.upstream.EVERY_S", 0.02)
 
     async def scene(client: Client, upstream: SmallUpstream) -> None:
         there = client.gateway.pool.upstreams[0]

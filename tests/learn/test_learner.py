@@ -12,8 +12,7 @@ import pytest
 
 from lengthwise.learn.acceptance import compare
 from lengthwise.learn.learner import Learner, latest_predictor
-from lengthwise.learn.learner_state import STATE_FILE
-from lengthwise.learn.settings_key import place_predictor, read_predictor
+from lengthwise.learn.learner_state import STATE_FILE, place_predictor, read_predictor
 from lengthwise.predict.load import load_predictor
 from tests.support.length_logs import write_segment
 from tests.support.logged_traffic import traffic, train_on_log
@@ -200,9 +199,9 @@ def test_a_settings_file_that_is_being_written_is_left_alone(place: Place, text:
 def test_an_edit_of_the_last_moment_is_not_overwritten(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lengthwise.learn.settings_key as settings_key
+    from lengthwise.learn import learner_state
 
-    real = settings_key.shutil.copymode
+    real = learner_state.shutil.copymode
     edits = ['{"predictor": "none", "policy": "srpt"}', '{"predictor": "declared"}']
 
     def edit_meanwhile(source: Path, target: str) -> None:
@@ -210,7 +209,7 @@ def test_an_edit_of_the_last_moment_is_not_overwritten(
         if edits:
             place.settings.write_text(edits.pop(0))
 
-    monkeypatch.setattr(settings_key.shutil, "copymode", edit_meanwhile)
+    monkeypatch.setattr(learner_state.shutil, "copymode", edit_meanwhile)
     assert not place_predictor(place.settings, "none", "p")
     assert json.loads(place.settings.read_text()) == {"predictor": "declared"}
     edits[:] = ['{"predictor": "declared", "policy": "srpt"}']

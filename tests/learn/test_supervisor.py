@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from lengthwise.learn import supervisor
-from lengthwise.learn.learner_state import STATE_FILE
-from lengthwise.learn.settings_key import read_predictor
+from lengthwise.learn.learner_state import STATE_FILE, read_predictor
 from lengthwise.learn.supervisor import LearnerProcess
 from tests.support.length_logs import write_segment
 from tests.support.logged_traffic import traffic

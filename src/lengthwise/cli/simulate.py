@@ -220,7 +220,7 @@ def simulate(
         "results": with_ratios(rows),
     }
     if out is not None:
-        from lengthwise.advise.plot import write_plots
+        from lengthwise.advise.sweep import write_plots
 
         (out / "results.json").write_text(json_module.dumps(document, indent=2) + "\n")
         write_plots(document["results"], out)

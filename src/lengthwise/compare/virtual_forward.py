@@ -1,7 +1,7 @@
 """Rounds in virtual time whose model computes: real tokens and hidden states, one GPU's schedule.
 
 Every round has an engine of its own here, too. An answer depends on its request's seed and on its
-own tokens alone (`emulate.sampling`), so all policies serve the same answers.
+own tokens alone (`emulate.forward`), so all policies serve the same answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An executor for vLLM that computes the model and keeps the time of another machine.
+"""A model that computes in vLLM while another machine's time is kept: its executor, its sampling.
 
 vLLM's own worker runs each step as it always does; when the step is over says the pace. So tokens
 and hidden states are real, and the schedule is that of the machine whose pace it is.
@@ -6,23 +6,37 @@ and hidden states are real, and the schedule is that of the machine whose pace i
 The worker computes a step before it returns, on this machine's processors. Scheduling may be
 asynchronous all the same, as on a GPU: the engine core then plans the next step without looking at
 the tokens of this one, which come to it when the clock shows the end of the step.
+
+A sampled answer draws a random number for each token. vLLM draws them from one generator for all
+requests, or from one for each, which a preemption leaves at another place. Here they come from the
+request's seed and the token's place in the answer (the Gumbel-max trick: the token with the largest
+logit plus Gumbel noise is a sample), so that an answer depends on its request alone and is the same
+under every policy, up to what the order of additions in a batch of another size changes.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
+import numpy as np
+import torch
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from lengthwise.emulate.emulation_settings import EMULATE, emulation_settings
 from lengthwise.emulate.pace import Batch, Later, ModelledPace, Pace, Work
 from lengthwise.errors import InputError
 from lengthwise.vllm.compat.workers import check_executor, refuse_without_worker
 
+SEED: Final = "lengthwise_seed"  #: hint: the request's seed
+TEMPERATURE: Final = "lengthwise_temperature"  #: hint: above 0
+ANSWER: Final = "lengthwise_answer"  #: hint: the answer's length, and the token that ends it
+
 
 class ForwardExecutor(UniProcExecutor):  # type: ignore[misc]
-    """See `settings.py` for what it takes under `additional_config["lengthwise"]["emulate"]`.
+    """See `emulation_settings` for what it takes under `additional_config["lengthwise"]["emulate"]`.
 
     Attributes:
         pace: says when steps end; its clock is the driver's.
@@ -80,3 +94,43 @@ class ForwardExecutor(UniProcExecutor):  # type: ignore[misc]
 def free_memory_bytes() -> int:
     """Memory that this machine can give to a new engine."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class SeededSampling(AdapterLogitsProcessor):  # type: ignore[misc]
+    """Adds the noise of a request's seed to its logits, and ends answers of a given length.
+
+    It is a logits processor, vLLM's own interface for this, for requests of temperature 0.
+    """
+
+    def is_argmax_invariant(self) -> bool:
+        """It changes which token is the likeliest."""
+        return False
+
+    def new_req_logits_processor(self, params: Any) -> Any:
+        """What is done to a request's logits; None for one without our hints."""
+        hints = params.extra_args or {}
+        if SEED not in hints:
+            return None
+        seed, temperature = int(hints[SEED]), float(hints[TEMPERATURE])
+        tokens, end = hints.get(ANSWER, (None, None))
+
+        def perturb(output_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+            place = len(output_ids)
+            if tokens is not None:
+                if place + 1 >= tokens:
+                    logits.fill_(-torch.inf)
+                    logits[end] = 0.0
+                    return logits
+                logits[end] = -torch.inf
+            return logits.div_(temperature).add_(gumbel_noise(seed, place, len(logits)))
+
+        return perturb
+
+
+def gumbel_noise(seed: int, place: int, size: int) -> torch.Tensor:
+    """Standard Gumbel numbers [size], float32, that depend on the arguments alone."""
+    # The last word of a counter of 256 bits: streams of different places never meet.
+    random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, place]))
+    exponential = random.standard_exponential(size, dtype=np.float32)
+    smallest = np.finfo(np.float32).tiny  # 0 is possible
+    return torch.from_numpy(-np.log(np.maximum(exponential, smallest)))

@@ -12,9 +12,15 @@ from typing import Any
 from lengthwise.emulate.asked import Asked
 from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.emulate.emulation_settings import EMULATE
-from lengthwise.emulate.forward import ForwardExecutor, free_memory_bytes
+from lengthwise.emulate.forward import (
+    ANSWER,
+    SEED,
+    TEMPERATURE,
+    ForwardExecutor,
+    SeededSampling,
+    free_memory_bytes,
+)
 from lengthwise.emulate.pace import MeasuredPace
-from lengthwise.emulate.sampling import ANSWER, SEED, TEMPERATURE, SeededSampling
 from lengthwise.emulate.virtual_config import OURS, emulation_of, limits_of, whole_blocks
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings

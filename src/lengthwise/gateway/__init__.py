@@ -6,7 +6,6 @@ and guards that the scheduler has.
 
 ranked_queue   who waits and who is in flight, in the scheduler's table and order
 upstream       the servers behind, what each may have in flight, and whether it can be reached
-waiting        how many that is, by what a vLLM server says of its own queue
 limits         what may wait, in requests and bytes, of everybody and of one key
 dispatcher     a request's turn
 lengths        predictions, and what is learnt from answers

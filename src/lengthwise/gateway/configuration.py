@@ -19,7 +19,7 @@ from lengthwise.errors import InputError
 from lengthwise.gateway.lengths import Source
 from lengthwise.gateway.limits import Limits
 from lengthwise.gateway.relay import Patience
-from lengthwise.gateway.waiting import FIRST_LIMIT
+from lengthwise.gateway.upstream import FIRST_LIMIT
 from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.policy import get_policy
 from lengthwise.policy.discipline import Discipline, make_discipline

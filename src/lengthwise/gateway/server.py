@@ -33,9 +33,8 @@ from lengthwise.gateway.request_body import (
     read_body,
     take_in,
 )
-from lengthwise.gateway.upstream import Pool, Reachability, Upstream
+from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Reachability, Upstream, Watch
 from lengthwise.gateway.usage import AnswerUsage
-from lengthwise.gateway.waiting import FIRST_LIMIT, Watch
 from lengthwise.hints.refusal import error_response, place_of
 
 logger = logging.getLogger("lengthwise.gateway")

@@ -2,9 +2,8 @@
 
 training_rows  logged answers → what a predictor is trained on
 acceptance     whether a new predictor is better than the present one
-settings_key   the one key of the settings file that learning writes
 learner        when to train, accept, place and take back
-learner_state  what it has decided, on disk
+learner_state  what it has decided, on disk, and the one key of the settings file that it writes
 process        the learner as a process of low priority
 supervisor     keeps that process alive beside a server
 """

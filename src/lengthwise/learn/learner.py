@@ -40,8 +40,13 @@ from lengthwise.learn.acceptance import (
     tau_or_0,
     tau_or_0_with_interval,
 )
-from lengthwise.learn.learner_state import State, read_state, write_state
-from lengthwise.learn.settings_key import place_predictor, read_predictor
+from lengthwise.learn.learner_state import (
+    State,
+    place_predictor,
+    read_predictor,
+    read_state,
+    write_state,
+)
 from lengthwise.learn.training_rows import is_full, lengths_of, of_one_kind, training_rows
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
