@@ -36,7 +36,7 @@ ANSWER: Final = "lengthwise_answer"  #: hint: the answer's length, and the token
 
 
 class ForwardExecutor(UniProcExecutor):  # type: ignore[misc]
-    """See `emulation_settings` for what it takes under `additional_config["lengthwise"]["emulate"]`.
+    """What it takes under `additional_config["lengthwise"]` is in `emulation_settings.py`.
 
     Attributes:
         pace: says when steps end; its clock is the driver's.
