@@ -20,7 +20,7 @@ from lengthwise.advise.fidelity import METRICS, SPEEDS, agreement, by_round, com
 from lengthwise.advise.measured import Clock, steady
 from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.cli.main import main
-from lengthwise.compare.bench_folder import read_measured
+from lengthwise.compare.engine_log import read_measured
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import read_engine
 from lengthwise.simulate.presets import preset

@@ -47,7 +47,7 @@ def calibrate(
     from lengthwise.advise.calibrate import fit_cost
     from lengthwise.advise.fidelity import SPEEDS, agreement, by_round, compare
     from lengthwise.cli.output import ConsoleProgress, print_json, without_nan
-    from lengthwise.compare.bench_folder import read_measured
+    from lengthwise.compare.engine_log import read_measured
 
     fidelity: list[dict[str, Any]] = []
     rounds: list[dict[str, Any]] = []

@@ -1,4 +1,7 @@
-"""What the scheduler wrote about one round: its steps and its finished requests."""
+"""What the scheduler wrote about a benchmark's rounds: their steps and their finished requests.
+
+Read round by round, or a whole folder as what a simulation is calibrated with and compared to.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.advise.calibrate import fit_tokens
+from lengthwise.advise.measured import Floats, MeasuredRound
+from lengthwise.errors import InputError
+from lengthwise.measure.request_record import Records
+from lengthwise.measure.results import Round, read_results
+from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import parse_settings
+from lengthwise.simulate.engine_settings import EngineSettings
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
 ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round
@@ -112,3 +122,74 @@ def _read_lines(path: Path) -> tuple[dict[str, object], list[dict[str, object]]]
     # A server that was started again appends, and begins with another header.
     lines = [value for value in values[1:] if "schema" not in value]
     return (values[0] if values else {}), lines
+
+
+def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
+    """Read the rounds of a benchmark whose engine recorded its steps.
+
+    Returns:
+        The rounds, and what a reader must know of them, one line each.
+
+    Raises:
+        InputError: the folder holds no finished round with steps, or they are of no use.
+    """
+    results = read_results(folder)
+    notes = dict.fromkeys(results.problems)
+    rounds = []
+    for each in results.rounds:
+        log = read_engine_log(folder / SERVER_FOLDER / ROUNDS_FOLDER / f"{each.info.round:03d}", 0)
+        if not np.isfinite(log.steps["duration_s"]).any():
+            notes[f"round {each.info.round} was left out: its steps were not recorded"] = None
+            continue
+        failed = int((~each.records.completed).sum())
+        if failed == len(each.records):
+            notes[f"round {each.info.round} was left out: all its requests failed"] = None
+            continue
+        if failed:
+            notes[f"round {each.info.round}: {failed} requests that failed are left out"] = None
+        rounds.append(_measured(each, log))
+    if not rounds:
+        raise InputError(
+            f"{folder} holds no steps of the engine ({SERVER_FOLDER}/{ROUNDS_FOLDER}/*/steps.jsonl)"
+            ": give the --out folder of `lengthwise bench`, whole"
+        )
+    return rounds, list(notes)
+
+
+def _measured(each: Round, log: EngineLog) -> MeasuredRound:
+    engine = _limits(log)
+    settings = parse_settings(each.info.settings)
+    discipline = make_discipline(**settings.discipline_arguments(engine.slots))
+    return MeasuredRound(
+        info=each.info,
+        records=each.records,
+        steps=log.steps,
+        engine=engine,
+        discipline=discipline,
+        predictions=_predictions(each.records, log),
+        arrival_s=_column(each.records, log, "arrival_s"),
+    )
+
+
+def _limits(log: EngineLog) -> EngineSettings:
+    """The engine's limits as it recorded them."""
+    try:
+        return EngineSettings(**log.limits)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(
+            f"the recorded steps have limits that this Lengthwise does not know: {error}; "
+            "run `lengthwise bench` again"
+        ) from error
+
+
+def _predictions(records: Records, log: EngineLog) -> Floats:
+    """Each request's prediction in the columns of PREDICTION, NaN without; shape [n, 5]."""
+    score = _column(records, log, "score")
+    tokens = [_column(records, log, f"{name}_tokens") for name in ("low", "median", "high")]
+    return np.stack([score, records.expected_tokens, *tokens], axis=1)
+
+
+def _column(records: Records, log: EngineLog, name: str) -> Floats:
+    """What the engine recorded of each request under a name, NaN where it did not; shape [n]."""
+    values = (log.requests.get(number, {}).get(name) for number in records.request.tolist())
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
