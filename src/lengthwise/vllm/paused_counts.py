@@ -5,16 +5,15 @@ An engine in which nobody can be paused does without: it would call these a few 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lengthwise.vllm.scheduler import LengthwiseMixin
-else:
-    LengthwiseMixin = object
+from lengthwise.vllm.plan import Planner
 
 
-class PausedCounts(LengthwiseMixin):
+class PausedCounts:
     """Goes before `LengthwiseMixin` and counts paused requests apart from those that run."""
+
+    _planner: Planner
 
     def get_request_counts(self) -> tuple[int, int]:
         """Running and waiting requests; within a step, too, paused ones are there to be served."""
