@@ -215,11 +215,6 @@ class Queue:
         self._median = median
         stand_in(self._live.table, self._live.count, *median)
 
-    def score(self, entry: Entry) -> float | None:
-        """What ranks a request; None where something else stands in for a prediction."""
-        columns = self._live.table[self._live.row(entry.id)]
-        return float(columns["score"]) if columns["predicted"] else None
-
     def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
         columns = self._live.table[row]
         for name in Prediction._fields:

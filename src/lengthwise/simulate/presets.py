@@ -65,11 +65,6 @@ class Preset:
     derived: bool
     sources: tuple[str, ...]
 
-    @property
-    def model_name(self) -> str:
-        """The part of the name that names the model."""
-        return self.name.rpartition(":")[2]
-
     def limits(self, block_size: int) -> EngineSettings:
         """The engine with blocks of another size in the same memory."""
         blocks = (self.engine.kv_blocks or 0) * self.engine.block_size // block_size
