@@ -19,7 +19,7 @@ from lengthwise.workload.columns import (
     columns_of_records,
     columns_of_rows,
 )
-from lengthwise.workload.file_kinds import FileKind, kind_of, open_bytes, unreadable
+from lengthwise.workload.file_kinds import kind_of, open_bytes, open_parquet
 from lengthwise.workload.length_log import read_answers
 from lengthwise.workload.records import open_records, parse_line
 from lengthwise.workload.rejections import Rejection
@@ -56,9 +56,8 @@ def open_parts(path: Path) -> ColumnParts:
     if path.is_dir():
         log = _length_log(path)
         return ColumnParts(path, log.names, lambda: iter([log]))
-    kind = kind_of(path)
     openers = {".parquet": _open_parquet, ".csv": _open_csv, ".jsonl": _open_jsonl}
-    table = openers.get(kind.suffix, _open_records)(path, kind)
+    table = openers.get(kind_of(path).suffix, _open_records)(path)
     first = next(iter(table), None)
     if first is None or (len(first.numbers) == 0 and not first.unreadable):
         raise InputError(f"{path}: the table is empty: it has no rows")
@@ -78,30 +77,17 @@ def _joined(parts: list[Any]) -> Any:
     return pyarrow.concat_arrays(parts)
 
 
-def _open_parquet(path: Path, kind: FileKind) -> ColumnParts:
-    import pyarrow
-    import pyarrow.parquet
-
+def _open_parquet(path: Path) -> ColumnParts:
     def parts() -> Iterator[Columns]:
-        with open_bytes(path) as stream:
-            source = stream if kind.packed is None else io.BytesIO(stream.read())
-            try:
-                with pyarrow.parquet.ParquetFile(source) as file:
-                    done = 0
-                    for batch in file.iter_batches(_ROWS):
-                        numbers = np.arange(done + 1, done + len(batch) + 1)
-                        done += len(batch)
-                        yield Columns(path, names, numbers, [], _reader(batch))
-            except (pyarrow.ArrowException, OSError) as error:
-                raise unreadable(path, error) from None
+        with open_parquet(path) as file:
+            done = 0
+            for batch in file.iter_batches(_ROWS):
+                numbers = np.arange(done + 1, done + len(batch) + 1)
+                done += len(batch)
+                yield Columns(path, names, numbers, [], _reader(batch))
 
-    with open_bytes(path) as stream:
-        source = stream if kind.packed is None else io.BytesIO(stream.read())
-        try:
-            with pyarrow.parquet.ParquetFile(source) as file:
-                schema = file.schema_arrow
-        except pyarrow.ArrowException as error:
-            raise unreadable(path, error) from None
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
     _require_known(path, (schema.metadata or {}).get(b"schema", b"").decode())
     names = list(schema.names)
     return ColumnParts(path, names, parts)
@@ -119,7 +105,7 @@ def _reader(batch: Any) -> Callable[[str], Any]:
     return read
 
 
-def _open_csv(path: Path, kind: FileKind) -> ColumnParts:
+def _open_csv(path: Path) -> ColumnParts:
     import pyarrow
     import pyarrow.csv
 
@@ -162,9 +148,8 @@ def _open_csv(path: Path, kind: FileKind) -> ColumnParts:
                 if bad:
                     yield Columns(path, names, np.arange(0), list(bad), _no_cells)
             except pyarrow.ArrowException as error:
-                if "Empty CSV file" in str(error):
-                    return
-                raise unreadable(path, error) from None
+                if "Empty CSV file" not in str(error):
+                    raise
 
     return ColumnParts(path, names, parts)
 
@@ -182,7 +167,7 @@ def _numbers(
     return np.setdiff1d(numbers, [rejection.row for rejection in skipped]), skipped
 
 
-def _open_jsonl(path: Path, kind: FileKind) -> ColumnParts:
+def _open_jsonl(path: Path) -> ColumnParts:
     def parts() -> Iterator[Columns]:
         with open_bytes(path) as stream:
             done = 0
@@ -228,7 +213,7 @@ def _of_lines(path: Path, text: bytes, done: int) -> tuple[Columns, int]:
     return columns_of_rows(path, rows), count
 
 
-def _open_records(path: Path, kind: FileKind) -> ColumnParts:
+def _open_records(path: Path) -> ColumnParts:
     records = open_records(path)
     return ColumnParts(path, records.names, lambda: columns_of_records(path, iter(records)))
 

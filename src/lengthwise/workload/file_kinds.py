@@ -73,6 +73,26 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+@contextlib.contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A parquet file, unpacked, as pyarrow.parquet.ParquetFile.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    with open_bytes(path) as stream:
+        # It is read from its end: what is packed around it has to be unpacked first.
+        source = stream if kind_of(path).packed is None else io.BytesIO(stream.read())
+        try:
+            with pyarrow.parquet.ParquetFile(source) as file:
+                yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            raise unreadable(path, error) from None
+
+
 def unreadable(path: Path, error: Exception) -> InputError:
     """That a file is damaged, or not what its name says."""
     reason = str(error).partition("\n")[0]

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from lengthwise.errors import InputError
-from lengthwise.workload.file_kinds import Record, kind_of, open_bytes, rows_of, unreadable
+from lengthwise.workload.file_kinds import (
+    Record,
+    kind_of,
+    open_bytes,
+    open_parquet,
+    rows_of,
+    unreadable,
+)
 from lengthwise.workload.rejections import Rejection, require_column
 
 _HEAD: Final = 1_000  # rows whose keys are the columns of a file of JSON
@@ -60,18 +67,9 @@ def _rows(path: Path) -> Any:  # a generator of Numbered | Rejection
 
 
 def _parquet(path: Path) -> Iterator[Numbered]:
-    import pyarrow
-    import pyarrow.parquet
-
-    with open_bytes(path) as stream:
-        # Parquet is read from its end: what is packed around it has to be unpacked first.
-        source = stream if kind_of(path).packed is None else io.BytesIO(stream.read())
-        try:
-            with pyarrow.parquet.ParquetFile(source) as file:
-                batches = file.iter_batches(_PARQUET_ROWS)
-                yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-        except pyarrow.ArrowException as error:
-            raise unreadable(path, error) from None
+    with open_parquet(path) as file:
+        batches = file.iter_batches(_PARQUET_ROWS)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
 
 
 def _csv(path: Path) -> Iterator[Numbered]:
