@@ -18,6 +18,7 @@ from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order
 from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.select import choose_swaps
+from lengthwise.policy.step_time import batch_s, prefill_weight
 from lengthwise.request import RUNNING, WAITING
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
-    engine.token_work = engine.prices.prefill_weight(slots)
+    engine.token_work = prefill_weight(engine.prices.times[0], slots)
     engine.prefill_weight = engine.token_work * engine.discipline.service_time
     front = swap(engine) or fits(engine)
     wanted = sum(math.ceil(job.left / engine.size) for job in engine.running)
@@ -161,9 +162,10 @@ def swap(engine: PlainEngine) -> list[Job] | None:
     ).view(np.recarray)[0]
     facts.running, facts.waiting = len(engine.running), len(engine.waiting)
     facts.free_slots, facts.free_blocks = limits.slots - len(engine.running), len(engine.free)
-    facts.step_s = engine.prices.decode_s(len(engine.running))
-    facts.prefill_s = engine.prices.prefill_s_per_token
-    facts.tokens_per_step = engine.prices.tokens_per_step
+    times = engine.prices.times[0]
+    facts.step_s = batch_s(times, len(engine.running))
+    facts.prefill_s = times["prefill_s"]
+    facts.tokens_per_step = times["mean_tokens"]
     victims, admitted = choose_swaps(
         chosen.rules[0],
         facts,

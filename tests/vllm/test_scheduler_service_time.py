@@ -58,7 +58,7 @@ def test_policies_that_rank_by_no_length_are_as_they_were(policy: str) -> None:
 def test_costs_are_measured_where_nobody_is_preempted() -> None:
     measured = engine(True)
     order_of(measured)
-    assert measured.scheduler._planner.facts.step_time.steps > 0
+    assert measured.scheduler._planner.facts.step_time.times[0]["steps"] > 0
     unmeasured = engine(False)
     order_of(unmeasured)
-    assert unmeasured.scheduler._planner.facts.step_time.steps == 0
+    assert unmeasured.scheduler._planner.facts.step_time.times[0]["steps"] == 0

@@ -15,6 +15,7 @@ live_settings      how settings change while serving
 active             what settings name, opened
 observers          who is told what becomes of requests and steps
 journal_notes      what of it the journal is told
+paused_counts      what vLLM's scheduler counts where requests may be paused
 shadow             what the policy would have made of what is served
 report             what the scheduler says of itself
 compat             every name of vLLM that is not public
