@@ -319,6 +319,28 @@ def test_nobody_makes_way_for_an_image_that_the_encoder_has_no_room_for() -> Non
     engine.drain()
 
 
+def test_who_finds_no_room_in_the_encoder_takes_no_adapter_from_others() -> None:
+    scheduler = build_scheduler(
+        Scheduler,
+        max_num_seqs=2,
+        max_loras=1,
+        encoder_embeddings=10,
+        lengthwise={"settings": SRPT},
+    )
+    engine = CheckedEngine(scheduler)
+    for number in range(2):
+        engine.add(_ask(f"long{number}", 100))
+    engine.step()
+    engine.add(_ask("first image", 2, images=(("first", 0, 8),)))
+    engine.add(_ask("second image", 3, lora=1, images=(("second", 0, 8),)))
+    engine.add(_ask("no image", 4, lora=2))
+    while not engine.preemptions:
+        step = engine.step()
+    assert step.admitted == ("first image", "no image")
+    assert len(engine.preemptions) == 2
+    engine.drain()
+
+
 @pytest.mark.parametrize("blend", [1.0, 0.6])
 @pytest.mark.parametrize("slots", range(2, 7))
 def test_who_is_ready_gets_in_behind_any_number_that_wait(slots: int, blend: float) -> None:

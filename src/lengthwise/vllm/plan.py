@@ -230,10 +230,8 @@ class Planner:
 
         Only as many as may come in are looked at; further behind it makes no difference.
         """
-        scheduler = self._scheduler
         # Which adapters there is room for depends on who is paused, which is decided later.
-        adapters = None if self.discipline.pauses else schedulers.Adapters(scheduler)
-        encoder = schedulers.EncoderRoom(scheduler)
+        room = schedulers.Room(self._scheduler, adapters=not self.discipline.pauses)
         ready, failed = np.ones(len(waiting), np.bool_), []
         missing = int(self.facts.array["free_slots"][0]) + self.discipline.max_swaps
         if self.discipline.peeks:
@@ -242,11 +240,7 @@ class Planner:
             if missing == 0:
                 break
             request = self._live.request(row)
-            ready[place] = (
-                requests.is_ready(request)
-                and (adapters is None or adapters.take(request))
-                and encoder.take(request)
-            )
+            ready[place] = requests.is_ready(request) and room.take(request)
             missing -= int(ready[place])
             if not ready[place] and requests.has_failed(request):
                 failed.append(row)

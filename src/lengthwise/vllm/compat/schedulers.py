@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import Any, Final
 
@@ -285,49 +286,44 @@ def admitted(output: Any) -> list[tuple[str, int]]:
     return found
 
 
-class Adapters:
-    """The LoRA adapters that a step may hold, of those that run and of newcomers."""
+class Room:
+    """What a step has besides slots and memory: LoRA adapters that the batch may still hold, and
+    what the encoder may still compute and keep, of images and the like, in embeddings.
 
-    def __init__(self, scheduler: Any) -> None:
-        config = scheduler.lora_config
-        self._most = None if config is None else int(config.max_loras)
-        self._taken = {r.lora_request.lora_int_id for r in scheduler.running if r.lora_request}
+    Args:
+        scheduler: vLLM's.
+        adapters: whether adapters count.
+    """
 
-    def take(self, request: Any) -> bool:
-        """Whether there is room for a request's adapter; then it is taken."""
-        if self._most is None or not request.lora_request:
-            return True
-        adapter = request.lora_request.lora_int_id
-        if adapter not in self._taken and len(self._taken) >= self._most:
-            return False
-        self._taken.add(adapter)
-        return True
-
-
-class EncoderRoom:
-    """What an encoder may still compute and keep in a step, of images and the like, in
-    embeddings."""
-
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, adapters: bool) -> None:
         self._scheduler = scheduler
-        self._left: int | None = None  # counted when the first asks
+        config = scheduler.lora_config if adapters else None
+        self._most_adapters = math.inf if config is None else int(config.max_loras)
+        self._adapters = {r.lora_request.lora_int_id for r in scheduler.running if r.lora_request}
+        self._encoder: int | None = None  # counted when the first asks
         # Models of another kind (speech to text) keep nothing from one step to the next.
         self._kept = getattr(scheduler.encoder_cache_manager, "cached", {})
 
     def take(self, request: Any) -> bool:
-        """Whether there is room for the first of a waiting request's inputs that is not there, with
-        which it can begin; then as much is taken as all of them need."""
-        if not request.has_encoder_inputs:
-            return True
-        if self._left is None:
-            self._left = self._room()
-        missing = self._missing(request)
-        if missing and missing[0] > self._left:
+        """Whether a waiting request finds all that it needs to begin: its adapter, and the encoder
+        for the first of its inputs that is not there. Then its adapter is taken, and of the encoder
+        as much as all of its inputs need."""
+        adapter = request.lora_request and request.lora_request.lora_int_id
+        if adapter and adapter not in self._adapters and len(self._adapters) >= self._most_adapters:
             return False
-        self._left -= sum(missing)
+        missing: list[int] = []
+        if request.has_encoder_inputs:
+            if self._encoder is None:
+                self._encoder = self._encoder_room()
+            missing = self._missing(request)
+            if missing and missing[0] > self._encoder:
+                return False
+            self._encoder -= sum(missing)
+        if adapter:
+            self._adapters.add(adapter)
         return True
 
-    def _room(self) -> int:
+    def _encoder_room(self) -> int:
         """What those that run leave."""
         scheduler, manager = self._scheduler, self._scheduler.encoder_cache_manager
         free = getattr(manager, "num_freeable_slots", manager.num_free_slots)
