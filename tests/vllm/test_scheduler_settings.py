@@ -17,6 +17,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
+from lengthwise.files import replace_file
 from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.settings import Settings, status_path
 from lengthwise.vllm import Scheduler
@@ -101,7 +102,7 @@ def test_a_broken_file_keeps_the_last_good_settings(
 ) -> None:
     good = Settings(policy="oracle-sjf").write(path)
     _status_once(path, settings_sha256=good)
-    path.write_text(text)
+    replace_file(path, text.encode())  # as a whole: no watcher sees it empty
     status = _status_once(path, state="refused")
     assert says in status["error"]
     assert "\n" not in status["error"]
