@@ -31,8 +31,12 @@ from lengthwise.serve.served_model import (
     model_path,
     require_vllm,
 )
-from lengthwise.vllm.compat import workers
-from lengthwise.vllm.compat.workers import engine_in_process, llvmlite_unseen, stdout_on_stderr
+from lengthwise.vllm.compat.workers import (
+    engine_in_process,
+    llvmlite_unseen,
+    refuse_without_hidden_states,
+    stdout_on_stderr,
+)
 from lengthwise.vllm.hidden_states import COLLECT, STATES_ID, STATES_KEPT, WORKER
 from lengthwise.workload.dataset import TRAIN, split_of
 
@@ -106,7 +110,7 @@ def _start(
         found = list(range(total + 1)) if layers is None else sorted(set(layers))
         engine_args.additional_config = {"lengthwise": {COLLECT: {"layers": found, "seed": seed}}}
         config = engine_args.create_engine_config()
-        workers.refuse_without_hidden_states(config, found)
+        refuse_without_hidden_states(config, found)
         with llvmlite_unseen():
             return LLMEngine.from_engine_args(engine_args), found
     except (OSError, RuntimeError, ValueError) as error:
@@ -253,8 +257,7 @@ class _Run:
                 under_way -= self._step()
 
     def _add(self, number: int) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         meta = self._shards.meta
         hints: dict[str, Any] = {STATES_ID: str(number)}

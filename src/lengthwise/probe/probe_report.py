@@ -174,7 +174,7 @@ def by_age(
     Args:
         age: [moments].
         remaining: [moments].
-        errors: for each of METHODS, absolute errors [moments].
+        errors: by METHODS, absolute errors [moments].
     """
     bounds = np.unique(np.quantile(age, np.arange(1, _DECILES) / _DECILES, method="higher"))
     group = np.searchsorted(bounds, age, side="right")
@@ -236,18 +236,12 @@ def make_report(
         found: NDArray[np.float64] = np.abs(estimates - test.remaining)
         return found
 
-    errors = dict(
-        zip(
-            METHODS,
-            (
-                off(counted_down(whole, test.age, test.most)),
-                off(within(anew @ centres, test.most)),
-                off(raw(test, parts.edges)),
-                off(summaries[:, MEAN]),
-            ),
-            strict=True,
-        )
-    )
+    errors = {
+        "prompt_only": off(counted_down(whole, test.age, test.most)),
+        "reestimated": off(within(anew @ centres, test.most)),
+        "raw": off(raw(test, parts.edges)),
+        "refined": off(summaries[:, MEAN]),
+    }
     drawn = GroupDraws(test.request, seed)
     inside = (summaries[:, LOW] <= test.remaining) & (test.remaining <= summaries[:, HIGH])
     requests = {split: rows.requests(split) for split in (TRAIN, VALID, TEST)}
