@@ -29,6 +29,8 @@ from lengthwise.predict.token_text import token_text_of
 from lengthwise.settings import Settings
 from lengthwise.telemetry.length_log_writer import LengthLog
 
+DEFAULT_TOKENIZER: Final = "reference"  #: cuts prompts into words where nothing names another
+
 
 @dataclass(frozen=True)
 class Options:
@@ -56,9 +58,6 @@ class Options:
     def slots(self) -> int:
         """Answers that may be under way in all, to begin with."""
         return len(self.upstreams) * (self.max_inflight or FIRST_LIMIT)
-
-
-DEFAULT_TOKENIZER: Final = "reference"  #: cuts prompts into words where nothing names another
 
 
 @dataclass(frozen=True)

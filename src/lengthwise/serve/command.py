@@ -28,6 +28,36 @@ from lengthwise.telemetry.engine_file import ENGINES
 from lengthwise.vllm.compat import offloading
 from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
 
+#: Flags that Lengthwise sets itself, and what to use instead.
+_OWN_FLAGS: Mapping[str, str] = {
+    "--model": "name the model as the first argument",
+    "--scheduler-cls": "Lengthwise is the scheduler here; use plain vLLM for another one",
+    "--uds": "a Unix socket is not supported here; use --host and --port",
+}
+
+_TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
+
+EXECUTOR = "lengthwise.emulate.Executor"
+METRICS = "lengthwise.vllm.Metrics"
+
+#: Names the settings file. In `additional_config`, which is part of the key under which vLLM keeps
+#: compiled graphs, its path would compile the same model anew in another folder.
+SETTINGS_VARIABLE = "LENGTHWISE_SETTINGS"
+
+_NOT_WITH_EMULATE: Mapping[str, str] = {
+    "--distributed-executor-backend": "emulation is an executor itself",
+    "--tensor-parallel-size": "the number of GPUs is part of its name, as in 2xa100:llama-3-8b",
+    "--pipeline-parallel-size": "only one stage is emulated",
+    "--speculative-config": "no tokens are proposed",
+    "--worker-cls": "there is no worker",
+}
+
+_NOT_WITH_PROBE: Mapping[str, str] = {
+    "--worker-cls": "the probe needs Lengthwise's own worker",
+    "--speculative-config": "hidden states of proposed tokens that are rejected cannot be told "
+    "apart yet; leave one of the two out",
+}
+
 
 def flag_name(flag: str) -> str:
     """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
@@ -73,37 +103,6 @@ def take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, o
     if not isinstance(additional, dict):
         raise InputError("--additional-config must be a JSON object")
     return passed_on, additional
-
-
-#: Flags that Lengthwise sets itself, and what to use instead.
-_OWN_FLAGS: Mapping[str, str] = {
-    "--model": "name the model as the first argument",
-    "--scheduler-cls": "Lengthwise is the scheduler here; use plain vLLM for another one",
-    "--uds": "a Unix socket is not supported here; use --host and --port",
-}
-
-_TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
-
-EXECUTOR = "lengthwise.emulate.Executor"
-METRICS = "lengthwise.vllm.Metrics"
-
-#: Names the settings file. In `additional_config`, which is part of the key under which vLLM keeps
-#: compiled graphs, its path would compile the same model anew in another folder.
-SETTINGS_VARIABLE = "LENGTHWISE_SETTINGS"
-
-_NOT_WITH_EMULATE: Mapping[str, str] = {
-    "--distributed-executor-backend": "emulation is an executor itself",
-    "--tensor-parallel-size": "the number of GPUs is part of its name, as in 2xa100:llama-3-8b",
-    "--pipeline-parallel-size": "only one stage is emulated",
-    "--speculative-config": "no tokens are proposed",
-    "--worker-cls": "there is no worker",
-}
-
-_NOT_WITH_PROBE: Mapping[str, str] = {
-    "--worker-cls": "the probe needs Lengthwise's own worker",
-    "--speculative-config": "hidden states of proposed tokens that are rejected cannot be told "
-    "apart yet; leave one of the two out",
-}
 
 
 @dataclass(frozen=True)
