@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.replay import RecordedStep
+from lengthwise.policy.replay import RecordedStep, load_step
 from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 from tests.support.plain_prepass import PlainPrepass
@@ -150,9 +152,22 @@ def recorded_steps(policy: str) -> list[tuple[RecordedStep, Any]]:
 
 
 @pytest.mark.parametrize("policy", ["srpt", "mlfq"])
-def test_a_recorded_step_is_decided_the_same_anywhere(policy: str) -> None:
+def test_a_recorded_step_is_decided_the_same_anywhere(policy: str, tmp_path: Path) -> None:
     recorded = recorded_steps(policy)
     assert sum(len(decision.victims) > 0 for _, decision in recorded) > 3
     for step, decision in recorded:
-        for now, then in zip(step.decide(), decision, strict=True):
+        step.save(tmp_path / "step.npz")
+        again = load_step(tmp_path / "step.npz").decide()
+        for now, then in zip(again, decision, strict=True):
             assert np.array_equal(now, then)
+
+
+def test_what_is_no_recorded_step_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "step.npz"
+    for content in (b"", b"nonsense", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is no recorded step"):
+            load_step(path)
+    np.savez(path, policy=np.array("srpt"))
+    with pytest.raises(InputError, match="is no recorded step"):
+        load_step(path)

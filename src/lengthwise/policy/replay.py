@@ -1,19 +1,32 @@
-"""A step's facts: what the pre-pass decided on a server, decided again anywhere."""
+"""A step's facts as a file: what the pre-pass decided on a server, decided again anywhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.errors import InputError, one_line
+from lengthwise.policy.discipline import RULES
+from lengthwise.policy.facts import FACTS, RUNNER
+from lengthwise.policy.guards import GUARDS
 from lengthwise.policy.order import Order
 from lengthwise.policy.pointer import Ranking, rank, ranking_address
 from lengthwise.policy.prepass import decide, look
 from lengthwise.policy.registry import get_policy
 from lengthwise.policy.select import Rows
-from lengthwise.request import RequestTable
+from lengthwise.request import REQUEST, RequestTable
+
+_RECORDS: Final = {
+    "rules": RULES,
+    "guards": GUARDS,
+    "facts": FACTS,
+    "table": REQUEST,
+    "runners": RUNNER,
+}
 
 
 class Decision(NamedTuple):
@@ -62,3 +75,26 @@ class RecordedStep:
         waiting = look(rules, facts, runners, order)
         runners["may_make_way"] &= self.runners["may_make_way"]
         return Decision(*decide(rules, facts, runners, order, waiting, self.ready))
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, `.npz`."""
+        arrays = {name: value for name, value in vars(self).items() if name != "policy"}
+        np.savez(path, policy=np.array(self.policy), **arrays)
+
+
+def load_step(path: Path) -> RecordedStep:
+    """Read a step that `RecordedStep.save` wrote.
+
+    Raises:
+        InputError: the file is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            named = {name: arrays[name] for name in arrays.files}
+        for name, kind in _RECORDS.items():
+            if named[name].dtype != kind:
+                raise ValueError(f"{name} are of another version")
+            named[name] = named[name].view(kind)  # a file does not say that fields are aligned
+        return RecordedStep(policy=str(named.pop("policy")), **named)
+    except Exception as error:  # a file may hold anything
+        raise InputError(f"{path} is no recorded step: {one_line(error)}") from error
