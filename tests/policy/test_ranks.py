@@ -31,7 +31,7 @@ def test_every_built_in_policy_is_listed_with_a_summary() -> None:
     expected = {"fcfs", "priority", "sjf", "srpt", "ltr", "trail", "hrrn", "mlfq", "oracle"}
     expected |= {"gittins", "tie"}
     assert expected <= set(policy_names())
-    for name in policy_names():
+    for name in expected:  # other tests register policies of their own
         assert get_policy(name).summary.endswith("."), name
 
 
