@@ -69,6 +69,9 @@ COMMANDS = {
     "pausing-tried": "python bench/pausing.py --policies srpt --kv ample --first-seed 100"
     " --seeds 20 --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
+    "guards-hindsight": "python bench/guards.py --guard max_lead=55 --guard max_lead=65"
+    " --guard max_lead=75 --guard max_lead=85 --guard max_wait_s=1.0x --guard max_wait_s=1.1x"
+    " --guard max_wait_s=1.2x --seeds 100-119 --json",
     "versions": "make test-versions",
     "scrape": "python bench/scrape.py --json",
     "predict-server": "python bench/predict_server.py DIR --data TABLE --json",

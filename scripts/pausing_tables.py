@@ -1,4 +1,4 @@
-"""What pausing was measured to bring, as Markdown tables."""
+"""What pausing, and guards with it, were measured to bring, as Markdown tables."""
 
 from __future__ import annotations
 
@@ -98,6 +98,20 @@ def tried_table(kept: Row) -> list[str]:
     return table(["who makes way", *heads], rows)
 
 
+def hindsight_table(kept: Row) -> list[str]:
+    """A line for each guard, with pausing: mean, p99 and the longest wait of any request."""
+    loads = ("burst", "1.2", "1.05")
+    names = ("mean", "p99", "worst_wait")
+    rows = []
+    for guard in dict.fromkeys(row["guard"] for row in kept["rows"]):
+        cells = []
+        for load in loads:
+            row = _one(kept["rows"], guard=guard, load=load, pausing=True)
+            cells.append(", ".join(f"{row[name]:.2f}×" for name in names))
+        rows.append([f"`{guard}`", *cells])
+    return table(["guard", *(f"{load}: mean, p99, longest wait of all" for load in loads)], rows)
+
+
 def _one(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
     (found,) = (
         row for row in rows if all(row.get(name) == value for name, value in wanted.items())
@@ -110,4 +124,5 @@ PAUSING_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
     "pausing": pausing_table,
     "pausing-tried": tried_table,
     "preemption-grid": grid_table,
+    "guards-hindsight": hindsight_table,
 }
