@@ -2,7 +2,7 @@
 
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import new_facts
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.request import WAITING, new_table
 
 queue = [(0.0, 400), (40.0, 25), (60.0, 150), (79.0, 10)]  # arrival in s, expected tokens

@@ -73,7 +73,7 @@ def test_the_policy_of_the_example_can_be_named_by_its_file() -> None:
     finished = run(
         "-c",
         "from lengthwise.policy.discipline import make_discipline\n"
-        "from lengthwise.policy.step_order import warm_up\n"
+        "from lengthwise.policy.prepass import warm_up\n"
         "discipline = make_discipline(\n"
         "    'examples/own_policy.py#patient', parameters={'patience_s': 5.0}\n"
         ")\n"

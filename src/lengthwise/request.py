@@ -10,7 +10,8 @@ oracle is a *predictor*, which puts the truth where other predictors put their e
 
 from __future__ import annotations
 
-from typing import Final
+import heapq
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,82 @@ REQUEST: Final = np.dtype(
 
 RequestTable = NDArray[np.void]  #: a one-dimensional array of REQUEST
 
+_CAPACITY: Final = 256  # of a table of live requests at first
+
 
 def new_table(capacity: int) -> RequestTable:
     """An empty table with room for `capacity` requests, every row FREE."""
     return np.zeros(capacity, dtype=REQUEST)
+
+
+class LiveTable:
+    """Rows for live requests, reused lowest first so that a scan stays short.
+
+    Attributes:
+        table: array of REQUEST; replaced by a larger one when it is full.
+        count: every row in use is below this.
+        arrivals: requests added so far; the next one's arrival index.
+    """
+
+    def __init__(self) -> None:
+        self.table: RequestTable = new_table(_CAPACITY)
+        self.count = self.arrivals = 0
+        self._rows: dict[str, int] = {}
+        self._requests: list[Any] = []
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._rows
+
+    def add(self, request_id: str, request: Any) -> int:
+        """Give a request a row, PARKED, with the next arrival index.
+
+        Returns:
+            The row.
+        """
+        if self._free:
+            row = heapq.heappop(self._free)
+        else:
+            row = len(self._requests)
+            self._requests.append(None)
+            if row >= len(self.table):
+                larger = new_table(2 * len(self.table))
+                larger[: len(self.table)] = self.table
+                self.table = larger
+        self.count = max(self.count, row + 1)
+        self._rows[request_id] = row
+        self._requests[row] = request
+        self.table[row] = 0
+        self.table["state"][row] = PARKED
+        self.table["arrival_index"][row] = self.arrivals
+        self.arrivals += 1
+        return row
+
+    def arrive_anew(self, request_id: str) -> None:
+        """Give a live request the next arrival index."""
+        self.table["arrival_index"][self._rows[request_id]] = self.arrivals
+        self.arrivals += 1
+
+    def release(self, request_id: str) -> None:
+        """Take the row of a finished request back."""
+        row = self._rows.pop(request_id)
+        self._requests[row] = None
+        self.table["state"][row] = FREE
+        heapq.heappush(self._free, row)
+        while self.count > 0 and self._requests[self.count - 1] is None:
+            self.count -= 1
+
+    def request_ids(self) -> list[str]:
+        """The live requests, oldest first."""
+        return list(self._rows)
+
+    def row(self, request_id: str) -> int:
+        """The row of a live request."""
+        return self._rows[request_id]
+
+    def request(self, row: int) -> Any:
+        """The live request in a row."""
+        return self._requests[row]

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from lengthwise.policy.length_law import cumulative_hazard, inverse_gittins_index, tail_mean
-from lengthwise.policy.remaining import expected_tail
+from lengthwise.policy.length_law import (
+    cumulative_hazard,
+    expected_tail,
+    inverse_gittins_index,
+    tail_mean,
+)
 
 Law = tuple[float, float, float, float]  # expected, low, median, high
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import BEHIND, guard_record, hastened, lateness, tier
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.request import RUNNING, WAITING, new_table
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.order import interleave
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.request import FREE, PARKED, RUNNING, WAITING, RequestTable, new_table
 from tests.support.step_facts import facts_of
 

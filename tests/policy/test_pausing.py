@@ -15,7 +15,7 @@ from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.order import Order
 from lengthwise.policy.pausing import choose_active
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.request import PAUSED, RUNNING, WAITING, new_table
 from tests.support.plain_pausing import PlainChoice
 
@@ -92,7 +92,7 @@ def compare(seed: int) -> Counter[str]:
         ordered.groups,
         ordered.ranks,
     ).choose(rows.tolist(), swaps)
-    order = Order(table, ordered.groups, ordered.ranks)
+    order = ordered.of(table)
     chosen = choose(discipline.rules, facts, runners, order, rows, swaps)
     assert tuple(each.tolist() for each in chosen) == plain
     freed, runs, rests, front = plain

@@ -14,7 +14,7 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
 from lengthwise.policy.order import Order
 from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING, PAUSED, RUNNING, WAITING, new_table
 from tests.support.plain_peek import PlainLooks, settled
 
@@ -100,7 +100,7 @@ def compare(seed: int) -> Counter[str]:
         ordered.ranks,
     )
 
-    order = Order(table, ordered.groups, ordered.ranks)
+    order = ordered.of(table)
     active = ended(facts, runners, order)
     over, back = plain.ended(), plain.return_slots()
     assert np.nonzero(active["paused"] & ~runners["paused"])[0].tolist() == over

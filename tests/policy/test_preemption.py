@@ -13,9 +13,9 @@ from scipy import integrate, stats
 
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.facts import RUNNER
-from lengthwise.policy.remaining import expected_remaining
+from lengthwise.policy.length_law import expected_remaining
+from lengthwise.policy.prepass import StepOrder, decide_one, look_one
 from lengthwise.policy.rollout import Swap, list_schedule, surviving_tokens, swap_gain
-from lengthwise.policy.step_order import StepOrder
 from lengthwise.policy.step_time import StepTime, batch_s
 from lengthwise.request import RUNNING, WAITING, new_table
 from tests.support.step_facts import facts_of
@@ -137,9 +137,10 @@ class Batch:
         for name in ("age", "computed_tokens"):
             runners[name] = self.table[name][self.running]
         runners["freed_blocks"] = -(-runners["computed_tokens"] // 16)
-        waiting = order.look(discipline, facts, runners, self.table)
+        rules, ranked = discipline.rules, order.of(self.table)
+        waiting = look_one(rules, facts, runners, ranked)
         ready = np.ones(len(waiting), np.bool_)
-        victims, front, *_ = order.decide(discipline, facts, runners, self.table, waiting, ready)
+        victims, front, *_ = decide_one(rules, facts, runners, ranked, waiting, ready)
         return victims.tolist(), len(front)
 
 

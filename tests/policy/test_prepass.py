@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.prepass import StepOrder, decide_one, look_one
 from lengthwise.policy.replay import RecordedStep, load_step
-from lengthwise.policy.step_order import StepOrder
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 from tests.support.plain_prepass import PlainPrepass
 
@@ -98,11 +98,12 @@ def compare(seed: int) -> Counter[str]:
     ).decide()
 
     says = runners["may_make_way"].copy()
-    waiting = order.look(discipline, facts, runners, table)
+    rules, ranked = discipline.rules, order.of(table)
+    waiting = look_one(rules, facts, runners, ranked)
     runners["may_make_way"] &= says
     ready = np.array([row not in blocked for row in waiting], np.bool_)
-    victims, front, limited, kept, paused = order.decide(
-        discipline, facts, runners, table, waiting, ready
+    victims, front, limited, kept, paused = decide_one(
+        rules, facts, runners, ranked, waiting, ready
     )
     assert len(paused) == 0
     assert (victims.tolist(), front.tolist() if limited else None, kept.tolist()) == plain

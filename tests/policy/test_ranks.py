@@ -13,8 +13,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy, policy_names, register
-from lengthwise.policy.length_law import inverse_gittins_index
-from lengthwise.policy.remaining import expected_tail
+from lengthwise.policy.length_law import expected_tail, inverse_gittins_index
 from lengthwise.request import RUNNING, WAITING, new_table
 
 

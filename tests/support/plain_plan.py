@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lengthwise.policy.due import SWAP_EVERY
-from lengthwise.policy.facts import RUNNER, new_facts
+from lengthwise.policy.facts import RUNNER, SWAP_EVERY, new_facts
 from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, PROMOTED, TIERS
+from lengthwise.policy.length_law import expected_remaining
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order
-from lengthwise.policy.remaining import expected_remaining
 from lengthwise.policy.select import choose_swaps
 from lengthwise.policy.step_time import batch_s, prefill_weight
 from lengthwise.request import RUNNING, WAITING

@@ -7,10 +7,9 @@ import pytest
 
 from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.step_order import StepOrder
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.probe.refine import refine, start, summarise
-from lengthwise.request import RUNNING
+from lengthwise.request import RUNNING, LiveTable
 from lengthwise.vllm.probe_output import ProbeOutput
 from lengthwise.vllm.refinement import Refinement
 from tests.support.made_up_probe import BINS, LONGEST, made_up_probe

@@ -23,7 +23,7 @@ from lengthwise.gateway.upstream import FIRST_LIMIT
 from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
 from lengthwise.policy import get_policy
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.step_order import warm_up
+from lengthwise.policy.prepass import warm_up
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.predict.token_text import token_text_of
 from lengthwise.settings import Settings

@@ -1,7 +1,7 @@
 """Who waits and who is in flight: the scheduler's table, ranked by the scheduler's own functions.
 
 Nothing here orders requests. Each time that somebody can go, all who wait are ranked by the
-compiled ranking of the policy and its guards (`policy.step_order`), and the first of them goes.
+compiled ranking of the policy and its guards (`policy.prepass`), and the first of them goes.
 Who goes next is never passed over for one that takes fewer slots: it would be overtaken without a
 bound.
 
@@ -23,12 +23,11 @@ from lengthwise.counters import Counters
 from lengthwise.errors import one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.facts import new_facts
-from lengthwise.policy.live_table import LiveTable
+from lengthwise.policy.prepass import StepOrder
 from lengthwise.policy.stand_in import UNKNOWN, stand_in
-from lengthwise.policy.step_order import StepOrder
-from lengthwise.policy.tenants import take_leads
+from lengthwise.policy.tenants import Tenants, take_leads
 from lengthwise.predict.prediction import Prediction
-from lengthwise.request import RUNNING, WAITING
+from lengthwise.request import RUNNING, WAITING, LiveTable
 
 logger = logging.getLogger("lengthwise.gateway")
 
@@ -77,6 +76,7 @@ class Queue:
         self._counters = counters
         self._of_class: Counter[int] = Counter()  # how many wait
         self._live = LiveTable()
+        self._tenants = Tenants()
         self._order = StepOrder()
         self._facts = new_facts(1, token_budget=1, block_size=1)  # of which only orders are made
         self._median = Prediction(*UNKNOWN)
@@ -109,7 +109,7 @@ class Queue:
         columns["last_step"] = self._counters.admissions
         columns["ahead"] = self._of_class[entry.priority]
         columns["decoded_before"] = self._tokens
-        columns["tenant"] = self._live.tenants.arrive(entry.tenant)
+        columns["tenant"] = self._tenants.arrive(entry.tenant)
         columns["most_tokens"], columns["deadline_s"] = entry.most_tokens, entry.deadline_s
         self._write(row, self._median, predicted=False)
         self._count(entry, 1)
@@ -135,7 +135,7 @@ class Queue:
     def _next(self, discipline: Discipline, now_s: float) -> Entry:
         live, admissions = self._live, self._counters.admissions
         if discipline.shares_service:
-            take_leads(live.tenants.shares, live.table, live.count)
+            take_leads(self._tenants.shares, live.table, live.count)
         facts = self._facts
         facts["rows"], facts["now_s"], facts["step"] = live.count, now_s, admissions
         facts["decoded"], facts["admissions"] = self._tokens, self._ended
@@ -177,9 +177,7 @@ class Queue:
                 output_tokens = round(float(columns["expected"])) * entry.answers
             self._tokens += output_tokens
             self._ended += 1
-        self._live.tenants.leave(
-            int(columns["tenant"]), int(columns["prompt_tokens"]), output_tokens
-        )
+        self._tenants.leave(int(columns["tenant"]), int(columns["prompt_tokens"]), output_tokens)
         self._counters.finished += 1
         self._counters.overtakes += int(columns["overtaken"])
         self._live.release(entry.id)

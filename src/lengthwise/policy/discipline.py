@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.guards import GUARDS, NEVER, guard_record
-from lengthwise.policy.pointer import parameter_values, ranking_address
+from lengthwise.policy.ranking import parameter_values, ranking_address
 from lengthwise.policy.registry import Policy, Preemption, get_policy
 
 #: Nobody overtakes an equal in these, but for those who were preempted and come back.
@@ -75,7 +75,7 @@ class Discipline:
 
     @cached_property
     def ranking(self) -> int:
-        """The address of the policy's ranking; see `policy.pointer`. Compiled at the first look."""
+        """The address of the policy's ranking; see `policy.ranking`. Compiled at the first look."""
         return ranking_address(self.policy)
 
     @cached_property

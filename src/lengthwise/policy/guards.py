@@ -18,7 +18,7 @@ OVERDUE requests run first, in order of arrival:
     gradually.
   - maximum wait: it has waited `max_wait_s` seconds.
   - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
-    from one look for swaps to the next (`due.SWAP_EVERY`). Who was only looked at (see
+    from one look for swaps to the next (`facts.SWAP_EVERY`). Who was only looked at (see
     `policy.peek`) still waits for its turn, and what bounds waits bounds that.
 PROMOTED requests come next, in the policy's order: the starvation prevention of LTR (algorithm 1
 of arXiv 2408.15792). A request that has not run for N = `starvation_threshold` steps is promoted

@@ -32,10 +32,51 @@ from lengthwise.policy.draft import (
     new_draft,
     resume,
 )
+from lengthwise.policy.facts import looks_ahead, swaps_are_due
+from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order, precedes
 from lengthwise.policy.pausing_swaps import resume_overdue, swap_places
+from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
 from lengthwise.policy.select import Rows, growth
 from lengthwise.request import PAUSED, RUNNING
+
+
+@compiled
+def decide_with_pauses(
+    rules: Any,
+    facts: Any,
+    runners: NDArray[np.void],
+    order: Order,
+    waiting: Rows,
+    ready: NDArray[np.bool_],
+) -> tuple[Rows, Rows, bool, Rows, Rows]:
+    """`prepass.decide` where those that make way are paused; memory is not put in order yet."""
+    limited = False
+    newcomers = waiting[ready]
+    if looks_ahead(rules, facts) and len(waiting) > 0 and (len(runners) > 0 or ready[0]):
+        size = facts.block_size
+        growth, blocks = rules.memory_growth, facts.free_blocks
+        first = waiting[: facts.free_slots]
+        count = fitting(order.table, runners, first, growth, blocks, size)
+        if count < len(first):
+            limited = True
+            newcomers = waiting[:count][ready[:count]]
+    if not facts.may_swap or facts.admissions < facts.promised:
+        newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
+    swaps = swaps_are_due(rules, facts)
+    active = end_looks(facts, runners, order) if rules.peeks else runners
+    freed, kept, paused, front = choose_active(rules, facts, active, order, newcomers, swaps)
+    settle_looks(facts, runners, active, order, kept, paused)
+    if swaps:
+        facts.looked_at = facts.arrivals
+        if rules.peeks and len(freed) == 0:
+            kept, paused, front = choose_peeks(
+                rules, facts, runners, order, newcomers, kept, paused, front
+            )
+    # Where nobody is left out, the engine lets in whom it can.
+    limited = limited or len(freed) > 0 or len(paused) > 0
+    facts.promised = facts.admissions + len(front) if limited else 0
+    return freed, front, limited, kept, paused
 
 
 @compiled

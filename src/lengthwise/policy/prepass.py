@@ -3,36 +3,49 @@
 It goes in four calls, since most steps need none of it, and some facts are too dear to be gathered
 of every request.
 
-prepare  from a few numbers: may there be anything to decide? (`policy.due`)
+prepare  from a few numbers: may there be anything to decide? (`policy.facts`)
 begin    from the running requests: is there? Then everyone is ranked
 look     who would come in, and who might make way: of these alone the engine is asked more
 decide   the decision
+
+Each has a twin for code that is not compiled, `begin_one` and so on, to which every record comes as
+an array of one: numba looks at that in less time than at a record, of which it takes microseconds.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
+from lengthwise.policy.borrowed import borrowed
 from lengthwise.policy.cutoff import FADES, batch_cutoff
-from lengthwise.policy.due import (
+from lengthwise.policy.discipline import Discipline
+from lengthwise.policy.facts import (
+    RUNNER,
+    EngineState,
     adapts,
     looks_ahead,
     memory_may_run_out,
     needs_order,
+    new_facts,
+    prepare_one,
     swaps_are_due,
 )
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order, first_in_order, victims_last
-from lengthwise.policy.pausing import choose_active
-from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
+from lengthwise.policy.pausing import decide_with_pauses
+from lengthwise.policy.ranking import rank_one
 from lengthwise.policy.rollout import LOOKAHEAD
 from lengthwise.policy.select import Rows, blocks_for, choose_swaps, outranked
-from lengthwise.request import RequestTable
+from lengthwise.policy.step_time import StepTime, batch_s
+from lengthwise.policy.tenants import new_shares, take_leads
+from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
+NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
 SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
 
 
@@ -133,10 +146,14 @@ def decide(
         from the last. Places of those that are paused.
     """
     if rules.pauses:
-        return _decide_with_pauses(rules, facts, runners, order, waiting, ready)
+        victims, front, limited, kept, paused = decide_with_pauses(
+            rules, facts, runners, order, waiting, ready
+        )
+        _put_victims_last(facts, runners, order, kept, facts.free_blocks)
+        return victims, front, limited, kept, paused
     victims, front, limited = np.empty(0, np.int64), np.empty(0, np.int64), False
     if swaps_are_due(rules, facts):
-        newcomers = _those_ready(waiting, ready)
+        newcomers = waiting[ready]
         _keep_those_behind(rules, facts, runners, order, newcomers)
         victims, admitted = choose_swaps(rules, facts, runners, order, newcomers)
         limited = len(victims) > 0
@@ -145,60 +162,17 @@ def decide(
         front = waiting[: facts.free_slots]
         # What lets nobody in must not hold back those behind.
         if len(front) > 0 and (facts.running > 0 or ready[0]):
-            count = fitting(
-                order.table,
-                runners,
-                front,
-                rules.memory_growth,
-                facts.free_blocks,
-                facts.block_size,
-            )
+            growth, blocks, size = rules.memory_growth, facts.free_blocks, facts.block_size
+            count = fitting(order.table, runners, front, growth, blocks, size)
             limited = count < len(front)
             front = front[:count]
-    kept, free_blocks = _those_kept(runners, victims), facts.free_blocks
+    stays, free_blocks = np.ones(len(runners), np.bool_), facts.free_blocks
     for place in victims:
+        stays[place] = False
         free_blocks += runners[place].freed_blocks
+    kept = np.flatnonzero(stays)
     _put_victims_last(facts, runners, order, kept, free_blocks)
     return victims, front, limited, kept, np.empty(0, np.int64)
-
-
-@compiled
-def _decide_with_pauses(
-    rules: Any,
-    facts: Any,
-    runners: NDArray[np.void],
-    order: Order,
-    waiting: Rows,
-    ready: NDArray[np.bool_],
-) -> tuple[Rows, Rows, bool, Rows, Rows]:
-    """`decide` where those that make way are paused."""
-    limited = False
-    newcomers = _those_ready(waiting, ready)
-    if looks_ahead(rules, facts) and len(waiting) > 0 and (len(runners) > 0 or ready[0]):
-        size = facts.block_size
-        growth, blocks = rules.memory_growth, facts.free_blocks
-        first = waiting[: facts.free_slots]
-        count = fitting(order.table, runners, first, growth, blocks, size)
-        if count < len(first):
-            limited = True
-            newcomers = _those_ready(waiting[:count], ready)
-    if not facts.may_swap or facts.admissions < facts.promised:
-        newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
-    swaps = swaps_are_due(rules, facts)
-    active = end_looks(facts, runners, order) if rules.peeks else runners
-    freed, kept, paused, front = choose_active(rules, facts, active, order, newcomers, swaps)
-    settle_looks(facts, runners, active, order, kept, paused)
-    if swaps:
-        facts.looked_at = facts.arrivals
-        if rules.peeks and len(freed) == 0:
-            kept, paused, front = choose_peeks(
-                rules, facts, runners, order, newcomers, kept, paused, front
-            )
-    # Where nobody is left out, the engine lets in whom it can.
-    limited = limited or len(freed) > 0 or len(paused) > 0
-    facts.promised = facts.admissions + len(front) if limited else 0
-    _put_victims_last(facts, runners, order, kept, facts.free_blocks)
-    return freed, front, limited, kept, paused
 
 
 @compiled
@@ -214,32 +188,6 @@ def _keep_those_behind(
     behind = outranked(order, runners, newcomers[:most])
     for place in range(len(runners)):
         runners[place].may_make_way = runners[place].may_make_way and behind[place]
-
-
-@compiled
-def _those_ready(waiting: Rows, ready: NDArray[np.bool_]) -> Rows:
-    rows = np.empty(len(waiting), np.int64)
-    count = 0
-    for place in range(len(waiting)):
-        if ready[place]:
-            rows[count] = waiting[place]
-            count += 1
-    return rows[:count]
-
-
-@compiled
-def _those_kept(runners: NDArray[np.void], victims: Rows) -> Rows:
-    """Places of the runners that are no victims."""
-    places = np.empty(len(runners) - len(victims), np.int64)
-    count = 0
-    for place in range(len(runners)):
-        stays = True
-        for victim in victims:
-            stays = stays and victim != place
-        if stays:
-            places[count] = place
-            count += 1
-    return places
 
 
 @compiled
@@ -260,3 +208,115 @@ def _wanted_blocks(facts: Any, runners: NDArray[np.void], places: Rows) -> int:
         tokens = runners[place].wanted_tokens + facts.lookahead_tokens
         wanted += blocks_for(tokens, facts.block_size)
     return wanted
+
+
+@compiled
+def begin_one(
+    rules: NDArray[np.void],
+    facts: NDArray[np.void],
+    runners: NDArray[np.void],
+    table: RequestTable,
+    values: NDArray[np.float64],
+) -> bool:
+    """`begin` for code that is not compiled."""
+    return begin(rules[0], facts[0], runners, table, values)
+
+
+@compiled
+def look_one(
+    rules: NDArray[np.void], facts: NDArray[np.void], runners: NDArray[np.void], order: Order
+) -> Rows:
+    """`look` for code that is not compiled."""
+    return look(rules[0], facts[0], runners, borrowed(order))
+
+
+@compiled
+def decide_one(
+    rules: NDArray[np.void],
+    facts: NDArray[np.void],
+    runners: NDArray[np.void],
+    order: Order,
+    waiting: Rows,
+    ready: NDArray[np.bool_],
+) -> tuple[Rows, Rows, bool, Rows, Rows]:
+    """`decide` for code that is not compiled."""
+    return decide(rules[0], facts[0], runners, borrowed(order), waiting, ready)
+
+
+class StepOrder:
+    """The frozen order of one step over a table, for code that is not compiled: `rank` it first.
+
+    Attributes:
+        groups: priority class and tier of each row as one key; see `policy.order`.
+        ranks: the policy's rank of each row within its group.
+    """
+
+    def __init__(self) -> None:
+        self.groups: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self.ranks: NDArray[np.float64] = np.empty(0)
+
+    def rank(
+        self,
+        discipline: Discipline,
+        table: RequestTable,
+        facts: NDArray[np.void],
+        admitted: NDArray[np.int64] = NOBODY,
+        everyone: bool = True,
+    ) -> None:
+        """Rank the rows in use.
+
+        Args:
+            discipline: what decides.
+            table: array of REQUEST, written.
+            facts: array of one FACTS record: an engine's state and prices.
+            admitted: arrival_index and priority of those admitted since the last call, shape
+                [n, 2].
+            everyone: rank running and paused requests too, and not those alone that wait.
+        """
+        if len(self.ranks) < len(table):
+            self.groups = np.zeros(len(table), dtype=np.int64)
+            self.ranks = np.zeros(len(table))
+        address, values, guards = discipline.ranking, discipline.values, discipline.guards
+        rank_one(address, values, guards, facts, self.of(table), admitted, everyone)
+
+    def first(
+        self,
+        discipline: Discipline,
+        table: RequestTable,
+        count: int,
+        want: int,
+        admissions: int = 0,
+    ) -> NDArray[np.int64]:
+        """The best `want` waiting rows of the first `count`; with a blend, merged with those first
+        in the queue, `admissions` being how many have been made before."""
+        return first_in_order(self.of(table), count, discipline.blend, admissions, want)
+
+    def of(self, table: RequestTable) -> Order:
+        """The order, as compiled code takes it."""
+        return Order(table, self.groups, self.ranks)
+
+
+def warm_up(discipline: Discipline) -> None:
+    """Run everything that a step with this discipline may call, on a table of two requests."""
+    # Whatever it may do: all of it is one function, the same for every discipline.
+    own = discipline.parameters.copy()  # one may be set anew
+    whole = replace(discipline, parameters=own, preemption="pays", memory_growth=1.0)
+    table = new_table(2)
+    table["state"] = (WAITING, RUNNING)
+    table["prompt_tokens"] = 1
+    table["expected"] = table["initial"] = table["remaining"] = 1.0
+    facts, runners = new_facts(1, token_budget=8, block_size=16), np.zeros(1, RUNNER)
+    runners["row"] = runners["age"] = 1
+    prices, order = StepTime(), StepOrder()
+    prices.observe(1, 1, 1e-3)
+    batch_s(prices.times[0], 1)
+    state = EngineState(0.0, 0, 2, 1, 0, 1, 1, 1, 0, True, 0, 0)
+    prepare_one(whole.rules, facts, prices.times, state)
+    begin_one(whole.rules, facts, runners, table, whole.values)
+    take_leads(new_shares(1), table, 2)
+    order.rank(discipline, table, facts)
+    ranked = order.of(table)
+    waiting = look_one(whole.rules, facts, runners, ranked)
+    ready = np.ones(len(waiting), np.bool_)
+    decide_one(whole.rules, facts, runners, ranked, waiting, ready)
+    order.first(discipline, table, 2, 2)

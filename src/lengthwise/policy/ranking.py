@@ -3,22 +3,57 @@
 Ranks are computed once and then frozen, since the engine looks at a request, allocates for it and
 only then takes it: all three must see the same one. One pass costs about 5 ns a request, so even
 100,000 waiting requests cost less than one engine step.
+
+A policy's ranking is the address of a compiled function. Whatever takes a ranking takes an integer
+and is compiled once, for every policy there is or will be, and kept on disk; only the ranking
+itself is compiled for each policy. It is the whole pass over the table and not one rank, since a
+call through a pointer costs as much as ten ranks. An integer and not a function of numba's: to find
+the type of one takes 25 µs a call from Python.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, Final, NamedTuple
 
+import numba
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.guards import BEHIND, OVERDUE, TIERS, hastened, lateness, tier
+from lengthwise.policy.facts import new_facts
+from lengthwise.policy.guards import (
+    BEHIND,
+    OVERDUE,
+    TIERS,
+    guard_record,
+    hastened,
+    lateness,
+    tier,
+)
+from lengthwise.policy.length_law import expected_remaining
 from lengthwise.policy.order import Order
-from lengthwise.policy.remaining import expected_remaining
-from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING
+from lengthwise.policy.registry import Policy
+from lengthwise.request import LOOKED, PAUSED, RUNNING, WAITING, new_table
+
+_FLOATS: Final = types.Array(types.float64, 1, "C")
+_PAIRS: Final = types.Array(types.int64, 2, "C")
+
+#: Of `rank_requests`.
+_SIGNATURE: Final = types.void(
+    _FLOATS,
+    numba.typeof(guard_record()),
+    numba.typeof(new_facts(1, token_budget=1, block_size=1)[0]),
+    numba.typeof(Order(new_table(1), np.zeros(1, np.int64), np.zeros(1))),
+    _PAIRS,
+    types.boolean,
+)
+_FUNCTION: Final = types.FunctionType(_SIGNATURE)
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -132,3 +167,87 @@ def _waits(request: Any) -> bool:
 def _is_ranked(request: Any, everyone: bool) -> bool:
     holds = request.state == RUNNING or request.state == PAUSED
     return bool(_waits(request) or (everyone and holds))
+
+
+def ranking_address(policy: Policy) -> int:
+    """Where `rank_requests` for a policy begins, compiled if it was not. It stays there for good.
+
+    What a rank raises is raised by whoever calls it.
+    """
+    return _compiled(policy.rank, policy.parameter_record({}).dtype.names or ())[1]
+
+
+def parameter_values(parameters: NDArray[np.void]) -> NDArray[np.float64]:
+    """The parameters of a discipline as a ranking takes them, shape [p]; the same memory."""
+    return parameters.view(np.float64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _at(context: Any, address: Any) -> Any:
+    """The function at an address, as compiled code calls it."""
+
+    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = cgutils.create_struct_proxy(_FUNCTION)(target, builder)
+        null = cgutils.get_null_value(function.c_addr.type)
+        function.c_addr = function.py_addr = null
+        function.jit_addr = builder.inttoptr(arguments[0], null.type)
+        return function._getvalue()
+
+    return _FUNCTION(types.int64), code
+
+
+class Ranking(NamedTuple):
+    """How a discipline ranks.
+
+    Attributes:
+        address: of `ranking_address`.
+        values: of `parameter_values`.
+        guards: array of one GUARDS record.
+    """
+
+    address: int
+    values: NDArray[np.float64]
+    guards: NDArray[np.void]
+
+
+@compiled
+def rank(
+    ranking: Ranking,
+    facts: Any,
+    order: Order,
+    admitted: NDArray[np.int64],
+    everyone: bool,
+) -> None:
+    """Rank the requests; see `rank_requests`.
+
+    Args:
+        ranking: the discipline's.
+        facts: a FACTS record: its state and prices.
+        order: written.
+        admitted: arrival_index and priority of those admitted since the last call, shape [n, 2].
+        everyone: rank running and paused requests too, and not those alone that wait.
+    """
+    _at(ranking.address)(ranking.values, ranking.guards, facts, order, admitted, everyone)
+
+
+@cache
+def _compiled(rank: Any, names: tuple[str, ...]) -> tuple[Any, int]:
+    """The ranking, which has to be kept as long as its address is, and the address."""
+    parameters = np.dtype([(name, np.float64) for name in names])
+    ranking = numba.njit(_SIGNATURE)(ranking_of(rank, parameters))
+    result = ranking.get_compile_result(_SIGNATURE)
+    return ranking, int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+
+
+@compiled
+def rank_one(
+    address: int,
+    values: NDArray[np.float64],
+    guards: NDArray[np.void],
+    facts: NDArray[np.void],
+    order: Order,
+    admitted: NDArray[np.int64],
+    everyone: bool,
+) -> None:
+    """`rank` for code that is not compiled, from the ranking's parts; see `policy.prepass`."""
+    rank(Ranking(address, values, guards), facts[0], order, admitted, everyone)

@@ -16,9 +16,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lengthwise.policy.length_law import inverse_gittins_index
+from lengthwise.policy.length_law import expected_tail, inverse_gittins_index
 from lengthwise.policy.registry import register
-from lengthwise.policy.remaining import expected_tail
 from lengthwise.request import RUNNING
 
 

@@ -14,8 +14,8 @@ from lengthwise.policy.discipline import RULES
 from lengthwise.policy.facts import FACTS, RUNNER
 from lengthwise.policy.guards import GUARDS
 from lengthwise.policy.order import Order
-from lengthwise.policy.pointer import Ranking, rank, ranking_address
 from lengthwise.policy.prepass import decide, look
+from lengthwise.policy.ranking import Ranking, rank, ranking_address
 from lengthwise.policy.registry import get_policy
 from lengthwise.policy.select import Rows
 from lengthwise.request import REQUEST, RequestTable

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.step_order import warm_up
+from lengthwise.policy.prepass import warm_up
 from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.served_model import model_path, probe_of

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled
 from lengthwise.policy.borrowed import borrowed
 from lengthwise.policy.order import Order
-from lengthwise.policy.pointer import Ranking
+from lengthwise.policy.ranking import Ranking
 from lengthwise.policy.tenants import Shares
 from lengthwise.simulate.arrival import arrive
 from lengthwise.simulate.kv_blocks import Memory

@@ -12,10 +12,9 @@ from lengthwise.compiled import compiled_here
 from lengthwise.policy import prepass
 from lengthwise.policy.borrowed import borrowed
 from lengthwise.policy.cutoff import observed
-from lengthwise.policy.due import EngineState, prepare
-from lengthwise.policy.facts import RUNNER
+from lengthwise.policy.facts import RUNNER, EngineState, prepare
 from lengthwise.policy.order import Order, first_in_order
-from lengthwise.policy.pointer import rank
+from lengthwise.policy.ranking import rank
 from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING
 from lengthwise.simulate.prefix_cache import find_cached

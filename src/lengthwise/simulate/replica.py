@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy.order import Order
-from lengthwise.policy.pointer import Ranking
+from lengthwise.policy.ranking import Ranking
 from lengthwise.policy.stand_in import RECENT, UNKNOWN
 from lengthwise.policy.tenants import TENANT, Shares
 from lengthwise.request import new_table

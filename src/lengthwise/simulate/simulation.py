@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.pointer import Ranking
+from lengthwise.policy.ranking import Ranking
 from lengthwise.policy.replicas import PREDICTS, ROUTERS
 from lengthwise.policy.step_time import new_step_times
 from lengthwise.request import PREDICTION

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.policy.step_order import warm_up
+from lengthwise.policy.prepass import warm_up
 from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.predict.prediction import Predictor
 from lengthwise.predict.token_text import TokenText, token_text_of

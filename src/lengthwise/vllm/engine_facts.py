@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import cutoff, due
+from lengthwise.policy import cutoff
 from lengthwise.policy.discipline import Discipline
-from lengthwise.policy.due import EngineState
-from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.live_table import LiveTable
+from lengthwise.policy.facts import RUNNER, EngineState, may_decide, new_facts, prepare_one
 from lengthwise.policy.select import blocks_for, host_tokens
-from lengthwise.policy.step_order import prepare
 from lengthwise.policy.step_time import StepTime
+from lengthwise.request import LiveTable
 from lengthwise.vllm.compat import offloading, requests, schedulers
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
-may_decide: Callable[..., bool] = due.may_decide.py_func  # type: ignore[attr-defined]
 observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
 share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
 
@@ -51,6 +48,7 @@ class EngineFacts:
         self.decoded = self.prefilled = 0
         self._scheduler = scheduler
         self._live = live
+        self._looked_at, self._looking = self.array["looked_at"], self.array["looking"]
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
         # A token takes a place in a block of every group of layers.
         self._kv_groups = schedulers.kv_groups(scheduler)
@@ -59,12 +57,12 @@ class EngineFacts:
 
     def may_decide(self, chosen: Discipline, step: int, paused: Sequence[Any]) -> bool:
         """Whether a step may have anything to decide: most have not, and need no more of this."""
-        scheduler, facts = self._scheduler, self.array
+        scheduler = self._scheduler
         return may_decide(
+            chosen,
             step,
-            chosen.pauses and self._live.arrivals > facts["looked_at"][0],
-            chosen.memory_growth > 0.0,
-            chosen.peeks and facts["looking"][0] > 0,
+            self._live.arrivals > self._looked_at[0],
+            self._looking[0] > 0,
             bool(paused) and schedulers.free_slots(scheduler) > 0,
             schedulers.free_blocks(scheduler) // self._kv_groups,
             len(scheduler.running) + self._most_blocks,
@@ -101,7 +99,7 @@ class EngineFacts:
             arrivals=live.arrivals,
             admissions=self.admissions,
         )
-        return prepare(chosen, self.array, self.step_time.times, state)
+        return prepare_one(chosen.rules, self.array, self.step_time.times, state)
 
     def runners(self, running: Sequence[Any], paused: int) -> NDArray[np.void]:
         """The running requests, the last of which are paused, as the pre-pass is told of them."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from lengthwise.policy.live_table import LiveTable
-from lengthwise.request import LOOKING
+from lengthwise.request import LOOKING, LiveTable
 from lengthwise.telemetry.journal import Journal
 from lengthwise.vllm.compat import requests
 from lengthwise.vllm.predictions import name_of

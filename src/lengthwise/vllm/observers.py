@@ -14,8 +14,7 @@ from typing import Any
 
 from lengthwise.counters import Counters, QueueTimes
 from lengthwise.errors import one_line
-from lengthwise.policy.live_table import LiveTable
-from lengthwise.request import BY_PROBE
+from lengthwise.request import BY_PROBE, LiveTable
 from lengthwise.telemetry.journal import Journal
 from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.vllm.active import Active, stock_order

@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS
-from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.prepass import SPARE
+from lengthwise.policy.prepass import NOBODY, SPARE, StepOrder, begin_one, decide_one, look_one
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.select import Rows
-from lengthwise.policy.step_order import NOBODY, StepOrder, begin
-from lengthwise.policy.tenants import take_leads
-from lengthwise.request import LOOKED, LOOKING, RUNNING
+from lengthwise.policy.tenants import Tenants, take_leads
+from lengthwise.request import LOOKED, LOOKING, RUNNING, LiveTable
 from lengthwise.vllm.compat import requests, schedulers
 from lengthwise.vllm.engine_facts import EngineFacts
 
@@ -39,6 +37,7 @@ class Planner:
     Attributes:
         discipline: what decides; exchanged when the settings change.
         facts: what is known of the engine.
+        tenants: whose the requests are.
         classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
@@ -56,6 +55,7 @@ class Planner:
     ) -> None:
         self.discipline = make_discipline("fcfs")
         self.facts = EngineFacts(scheduler, live)
+        self.tenants = Tenants()
         self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
@@ -165,15 +165,16 @@ class Planner:
         running: list[Any] = [*scheduler.running, *self.paused]
         facts = self.facts.array
         runners = self.facts.runners(running, len(self.paused))
-        if not begin(chosen, facts, runners, table):
+        if not begin_one(chosen.rules, facts, runners, table, chosen.values):
             return None
         self._rank(everyone=True)
-        waiting = self._order.look(chosen, facts, runners, table)
+        order = self._order.of(table)
+        waiting = look_one(chosen.rules, facts, runners, order)
         self._ask_of(running, runners)
         ready, failed = self._ready(waiting)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
-        decision = self._order.decide(chosen, facts, runners, table, waiting, ready)
+        decision = decide_one(chosen.rules, facts, runners, order, waiting, ready)
         victims, front, limited, kept, paused = decision
         if self.on_decision is not None and recorded is not None:
             self.on_decision(recorded, Decision(*decision))
@@ -311,7 +312,7 @@ class Planner:
         if not self._gathered:
             self._gather()
         if self.discipline.shares_service:
-            take_leads(self._live.tenants.shares, self._live.table, self._live.count)
+            take_leads(self.tenants.shares, self._live.table, self._live.count)
         if self.discipline.reads_prefix_cache:
             self._rank_by(everyone, NOBODY)
             # A look-up is too dear for all: those who would be next.

@@ -20,7 +20,6 @@ import numpy as np
 
 from lengthwise.counters import Counters
 from lengthwise.errors import one_line
-from lengthwise.policy.live_table import LiveTable
 from lengthwise.policy.stand_in import (
     MEDIAN_EVERY,
     PER_STEP,
@@ -41,7 +40,7 @@ from lengthwise.predict.prediction import (
     cut,
     usable,
 )
-from lengthwise.request import BY_PROBE, RECORDED_PREDICTION, WAITING
+from lengthwise.request import BY_PROBE, RECORDED_PREDICTION, WAITING, LiveTable
 from lengthwise.vllm.prediction_source import Source
 from lengthwise.workload.request_facts import NOTHING, Facts
 

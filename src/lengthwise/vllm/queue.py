@@ -14,8 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from lengthwise.policy.live_table import LiveTable
-from lengthwise.request import PARKED, RUNNING, WAITING
+from lengthwise.request import PARKED, RUNNING, WAITING, LiveTable
 
 if TYPE_CHECKING:
     RequestQueue = object

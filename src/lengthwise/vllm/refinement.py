@@ -3,7 +3,7 @@
 A posterior over what is left is kept for each request, beside its row of the table. The prompt
 network starts it, together with what a predictor said of the same prompt; each prediction from a
 decode state refines it (`lengthwise.probe.refine`), and its mean and quantiles are what policies
-see. Between predictions they age by the one rule of `policy.remaining`.
+see. Between predictions they age by the one rule of `policy.length_law`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.policy.live_table import LiveTable
 from lengthwise.probe.probe_folder import Probe
 from lengthwise.probe.refine import pool, refine, start, summarise
-from lengthwise.request import BY_PROBE, PREDICTED
+from lengthwise.request import BY_PROBE, PREDICTED, LiveTable
 from lengthwise.vllm.hidden_states import WORKER, ProbeWanted, require_layers, wanted_states
 from lengthwise.vllm.probe_output import ProbeOutput
 

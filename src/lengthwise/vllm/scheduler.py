@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.policy.discipline import Discipline
-from lengthwise.policy.live_table import LiveTable
-from lengthwise.policy.tenants import Tenants
-from lengthwise.request import PARKED, RUNNING
+from lengthwise.request import PARKED, RUNNING, LiveTable
 from lengthwise.settings import Settings, settings_of
 from lengthwise.vllm.active import Engine
 from lengthwise.vllm.compat import offloading, requests, schedulers, version
@@ -123,7 +121,7 @@ class LengthwiseMixin:
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = requests.most_tokens(self, request)
             columns["deadline_s"] = deadline_of(request)
-            columns["tenant"] = self._live.tenants.arrive(tenant_of(request))
+            columns["tenant"] = self._planner.tenants.arrive(tenant_of(request))
             columns["adapter"] = requests.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._observers.arrived(request)
@@ -307,7 +305,7 @@ class LengthwiseMixin:
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
         self._held_tokens.pop(request.request_id, None)
-        self._live.tenants.leave(
+        self._planner.tenants.leave(
             int(columns["tenant"]), request.num_prompt_tokens, request.num_output_tokens
         )
         if str(request.get_finished_reason()) != _ABORTED:
@@ -401,7 +399,6 @@ class LengthwiseMixin:
         self._now = clock()
         self._step = 0
         self._last_work = self._work_before = None
-        self._live.tenants = Tenants()
         self._planner = self._new_planner()
         self._choose_order()
         if self._active.shadow is not None:
