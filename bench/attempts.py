@@ -27,8 +27,7 @@ from lengthwise.predict import linear
 from lengthwise.predict import model as word_model
 from lengthwise.predict.descend import Schedule, descend
 from lengthwise.predict.extract import extract_features
-from lengthwise.predict.feature_hashing import GROUP_BITS, GROUPS
-from lengthwise.predict.features import FeatureRows
+from lengthwise.predict.features import GROUP_BITS, GROUPS, FeatureRows
 from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.linear import Linear, SparseRows, fit_ridge, normal_scores
 from lengthwise.predict.losses import loss_named

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.predict.extract import extract_features
-from lengthwise.predict.feature_hashing import GROUPS
-from lengthwise.predict.features import FeatureRows
+from lengthwise.predict.features import GROUPS, FeatureRows
 from lengthwise.predict.linear import fit_ridge
 from lengthwise.predict.model import count_features, matrix_of
 from lengthwise.predict.token_text import TokenText, token_text_of

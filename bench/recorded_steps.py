@@ -46,7 +46,7 @@ from lengthwise.emulate.forward_engine import (
 from lengthwise.measure.request_record import Records, RequestRecord
 from lengthwise.measure.run_info import RoundInfo
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.predict.baselines import REQUEST_ID
+from lengthwise.predict.prediction import REQUEST_ID
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
 from lengthwise.simulate.engine_settings import EngineSettings

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lengthwise.gateway.request_body import asking_for_usage, clamped_priority, read_body
 from lengthwise.gateway.usage import AnswerUsage, StreamUsage, Usage, WholeUsage
-from lengthwise.predict.features import LORA
+from lengthwise.predict.prediction import LORA
 
 # A text that tries to look like what is taken out.
 TEXT = 'a,"usage":null and \\",\\"usage\\":null'

@@ -15,7 +15,7 @@ from lengthwise.predict import Prediction, PredictionError, Prompt, load_predict
 from lengthwise.predict.ablation import ABLATIONS, ablate
 from lengthwise.predict.breakdown import OTHER, by_estimate, by_length, by_task, root_verb
 from lengthwise.predict.evaluate import evaluate, plot_calibration
-from lengthwise.predict.feature_hashing import GROUP_NAMES
+from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.latency import BATCH_SIZES, latencies, predict_timed
 from lengthwise.predict.tokenizer import load_tokenizer

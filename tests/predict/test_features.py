@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lengthwise.predict.extract import extract_features, template_of, vocabulary_of
-from lengthwise.predict.feature_hashing import BUCKETS, GROUP_BITS, GROUPS
-from lengthwise.predict.features import LORA, TENANT, find_features, new_scratch
+from lengthwise.predict.features import BUCKETS, GROUP_BITS, GROUPS, find_features, new_scratch
+from lengthwise.predict.prediction import LORA, TENANT
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.predict.words import WINDOW_TOKENS, Template, Vocabulary, read_window
 from lengthwise.reference import model_path

@@ -11,9 +11,9 @@ import pytest
 
 from lengthwise.hints.question import read_body
 from lengthwise.predict.extract import extract_features, requests_of
-from lengthwise.predict.features import FACTS, find_features, new_scratch
+from lengthwise.predict.features import find_features, new_scratch
 from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.prediction import Prompt
+from lengthwise.predict.prediction import FACTS, Prompt
 from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train

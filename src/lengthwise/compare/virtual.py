@@ -34,9 +34,15 @@ from lengthwise.compare.specs import Offer, Turns, offer_of
 from lengthwise.emulate.asked import Asked, Served
 from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.predict.baselines import PREDICTION, REQUEST_ID, Foretold
+from lengthwise.predict.baselines import PREDICTION, Foretold
 from lengthwise.predict.load import load_predictor
-from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor
+from lengthwise.predict.prediction import (
+    REQUEST_ID,
+    Prediction,
+    PredictionError,
+    Prompt,
+    SlowPredictor,
+)
 from lengthwise.settings import Settings
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost

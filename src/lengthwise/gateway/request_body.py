@@ -18,8 +18,7 @@ from aiohttp import web
 from lengthwise.errors import InputError
 from lengthwise.gateway.limits import Place, RefusedError
 from lengthwise.hints.question import Question, read_request
-from lengthwise.predict.baselines import TTFT_DEADLINE_MS, deadline_ms
-from lengthwise.predict.features import LORA
+from lengthwise.predict.prediction import LORA, TTFT_DEADLINE_MS, deadline_ms
 
 #: Requests to paths that end so have an answer that is generated, and are queued.
 GENERATE: Final = ("/chat/completions", "/completions", "/responses", "/messages")

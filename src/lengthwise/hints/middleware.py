@@ -29,7 +29,7 @@ from lengthwise.hints.write import (
     write_hints,
     write_tenant,
 )
-from lengthwise.predict.baselines import deadline_ms
+from lengthwise.predict.prediction import deadline_ms
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")

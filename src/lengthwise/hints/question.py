@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.predict.features import FACTS
+from lengthwise.predict.prediction import FACTS
 from lengthwise.workload.conversation import Chat, MalformedError, read_messages, read_tools
 from lengthwise.workload.request_facts import SETTINGS, STRUCTURED, Facts, facts_of
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.predict.baselines import EXPECTED_TOKENS, TENANT, TTFT_DEADLINE_MS
-from lengthwise.predict.prediction import MOST_TOKENS
+from lengthwise.predict.baselines import EXPECTED_TOKENS
+from lengthwise.predict.prediction import MOST_TOKENS, TENANT, TTFT_DEADLINE_MS
 
 XARGS: Final = "vllm_xargs"
 NVEXT: Final = "nvext"

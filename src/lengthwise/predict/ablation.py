@@ -15,7 +15,7 @@ import numpy as np
 
 from lengthwise.errors import InputError, unknown_name
 from lengthwise.predict.extract import requests_of
-from lengthwise.predict.feature_hashing import GROUP_NAMES
+from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kendall import tau_with_interval
 from lengthwise.predict.kinds import BACKBONE, Recipe, kind_named
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt, SlowPredictor

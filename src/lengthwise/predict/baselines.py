@@ -19,27 +19,20 @@ from statistics import NormalDist
 from typing import Final
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.predict.prediction import MOST_TOKENS, Prediction, PredictionError, Prompt
+from lengthwise.predict.prediction import (
+    MOST_TOKENS,
+    REQUEST_ID,
+    Prediction,
+    PredictionError,
+    Prompt,
+)
 
 TRUE_TOKENS: Final = "lengthwise_true_tokens"  #: hint: the length that a replay will generate
 EXPECTED_TOKENS: Final = "lengthwise_expected_tokens"  #: hint: the caller's own estimate
 PREDICTION: Final = "lengthwise_prediction"  #: hint: a whole prediction, five numbers
-TENANT: Final = "lengthwise_tenant"  #: hint: whose the request is
-TTFT_DEADLINE_MS: Final = "lengthwise_ttft_deadline_ms"  #: hint: when the first token is due
-REQUEST_ID: Final = "lengthwise_id"  #: hint: the request's name in a replay
 
 _STANDARD_NORMAL: Final = NormalDist()
 _QUANTILE_90: Final = _STANDARD_NORMAL.inv_cdf(0.9)
-
-
-def deadline_ms(said: object) -> float | None:
-    """Milliseconds to a first token, of a hint or a header; None where it names no time."""
-    try:
-        # Values in vllm_xargs may be text.
-        milliseconds = float(said) if isinstance(said, int | float | str) else 0.0
-    except (ValueError, OverflowError):
-        return None
-    return milliseconds if 0.0 < milliseconds < math.inf else None
 
 
 class _InTokens:

@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from lengthwise.predict.features import FACTS, LORA, TENANT, FeatureRows, find_features, new_scratch
-from lengthwise.predict.prediction import Prompt
+from lengthwise.predict.features import FeatureRows, find_features, new_scratch
+from lengthwise.predict.prediction import FACTS, LORA, TENANT, Prompt
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.predict.words import SPECIAL, Template, Vocabulary
 from lengthwise.workload.conversation import SYSTEM, USER, Chat

@@ -26,21 +26,58 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predict.feature_hashing import (
-    ENTRIES,
-    GROUP_BITS,
-    MOST_FEATURES,
-    ORIGIN,
-    hashed_features,
+from lengthwise.compiled import compiled
+from lengthwise.predict.prediction import FACTS, LORA, TENANT
+from lengthwise.predict.words import (
+    MOST_WORDS,
+    Template,
+    Vocabulary,
+    Words,
+    new_words,
+    read_words,
 )
-from lengthwise.predict.words import Template, Vocabulary, Words, new_words, read_words
 from lengthwise.workload.request_facts import Facts
 
 #: Of what the features mean. A group may be added without a new one; artifacts do not have it then.
 FEATURES_VERSION: Final = 1
-TENANT: Final = "lengthwise_tenant"  #: hint: who sends the request
-LORA: Final = "lengthwise_lora"  #: hint: the name of the adapter that it is sent to
-FACTS: Final = "lengthwise_facts"  #: hint: its `Facts`, what it says beside its prompt
+
+GROUP_NAMES: Final = ("words", "pairs", "skips", "places", "openings", "shape", "origin")
+GROUPS: Final = len(GROUP_NAMES)
+GROUP_BITS: Final = 17  #: log2 of the buckets of a group
+BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
+
+_MOST_FEATURES: Final = 6 * MOST_WORDS + 256
+_ENTRIES: Final = 1 << 15  #: of the table that finds repeated features; above _MOST_FEATURES
+_LINE_WORDS: Final = 16  #: words of the first line that are looked at
+_OPENING_WORDS: Final = 10  #: words whose pairs are the openings
+_MOST_NEWLINES: Final = 12  #: more than this count as this many
+
+_WORDS, _PAIRS, _SKIPS, _PLACES, _OPENINGS, _SHAPE, _ORIGIN = range(GROUPS)
+
+# What the keys of `places` and `shape` begin with, so that they differ from one another.
+_IN_LINE: Final = np.uint64(1)
+_IN_ONLY_LINE: Final = np.uint64(2)
+_IN_FIRST_LINE: Final = np.uint64(3)
+_BEGINNING: Final = np.uint64(4)
+_ENDING: Final = np.uint64(5)
+_LINE_ENDING: Final = np.uint64(6)
+_LENGTH: Final = np.uint64(7)
+_LINES: Final = np.uint64(8)
+_LINE_LENGTH: Final = np.uint64(9)
+_REST_LENGTH: Final = np.uint64(10)
+_FIRST_AND_LENGTH: Final = np.uint64(11)
+_MAGNITUDE: Final = np.uint64(12)
+_COUNTED: Final = np.uint64(13)
+_MAGNITUDE_COUNTED: Final = np.uint64(14)
+_LAST: Final = np.uint64(15)
+_SYSTEM: Final = np.uint64(16)
+
+# The finaliser of MurmurHash3, to mix keys.
+_MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
+_MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
+_PAIR: Final = np.uint64(0x9E3779B97F4A7C15)
+_HALF: Final = np.uint64(33)
+_BUCKET_SHIFT: Final = np.uint64(64 - GROUP_BITS)
 
 _NO_HINTS: Final[Mapping[str, object]] = {}
 
@@ -65,9 +102,9 @@ def new_scratch() -> Scratch:
     """Room for `find_features`."""
     return Scratch(
         words=new_words(),
-        buckets=np.zeros(MOST_FEATURES, dtype=np.int32),
-        homes=np.zeros(MOST_FEATURES, dtype=np.int32),
-        entries=np.zeros(ENTRIES, dtype=np.int32),
+        buckets=np.zeros(_MOST_FEATURES, dtype=np.int32),
+        homes=np.zeros(_MOST_FEATURES, dtype=np.int32),
+        entries=np.zeros(_ENTRIES, dtype=np.int32),
     )
 
 
@@ -91,7 +128,7 @@ def find_features(
         how many there are.
     """
     outline = read_words(token_ids, vocabulary, template, scratch.words)
-    found = hashed_features(  # one by one, as in `read_words`
+    found = _hashed(  # one by one, as in `read_words`
         *outline,
         scratch.words.hashes,
         scratch.words.numbers,
@@ -117,4 +154,166 @@ def _origin_bucket(name: str, value: object) -> int:
     digest = zlib.crc32(str(value).encode())
     # Its last two bits say which name it is, so that features of one prompt are distinct.
     own = {TENANT: 1, LORA: 2, FACTS: 3}[name]
-    return ORIGIN << GROUP_BITS | (digest & ((1 << GROUP_BITS) - 1) & ~3) | own
+    return _ORIGIN << GROUP_BITS | (digest & ((1 << GROUP_BITS) - 1) & ~3) | own
+
+
+class _Found(NamedTuple):
+    """A prompt's words, and room for their features."""
+
+    hashes: NDArray[np.uint64]
+    numbers: NDArray[np.int32]
+    buckets: NDArray[np.int32]
+    homes: NDArray[np.int32]
+    entries: NDArray[np.int32]
+
+
+@compiled
+def _hashed(
+    words: int,
+    line_words: int,
+    size: float,
+    newlines: int,
+    last: int,
+    system: int,
+    hashes: NDArray[np.uint64],
+    numbers: NDArray[np.int32],
+    buckets: NDArray[np.int32],
+    homes: NDArray[np.int32],
+    entries: NDArray[np.int32],
+) -> int:
+    """Write the distinct features of a prompt into `buckets`; return how many there are.
+
+    What is known of the prompt is as `words.read_words` gives it; the arrays are those of `Words`
+    and `Scratch`.
+    """
+    room = _Found(hashes, numbers, buckets, homes, entries)
+    found = _add_words(words, 0, room)
+    found = _add_places(words, line_words, found, room)
+    found = _add_openings(words, found, room)
+    found = _add_lengths(words, line_words, size, found, room)
+    found = _add(_SHAPE, _mix(_LINES, np.uint64(min(newlines, _MOST_NEWLINES))), found, room)
+    found = _add(_SHAPE, _mix(_LAST, np.uint64(last)), found, room)
+    found = _add_numbers(words, found, room)
+    # The last two bits are 0, see `_origin_bucket`.
+    key = _mix(_SYSTEM, np.uint64(system)) & ~(np.uint64(3) << _BUCKET_SHIFT)
+    return _add(_ORIGIN, key, found, room)
+
+
+@compiled
+def _mix(first: np.uint64, second: np.uint64) -> np.uint64:
+    """One key of two, all bits well spread."""
+    key = first * _PAIR + second
+    key = (key ^ (key >> _HALF)) * _MIX_1
+    key = (key ^ (key >> _HALF)) * _MIX_2
+    return key ^ (key >> _HALF)
+
+
+@compiled
+def _add(group: int, key: np.uint64, found: int, room: _Found) -> int:
+    """Add the feature of a mixed key, if it is new; return how many there are now."""
+    bucket = np.int32((group << GROUP_BITS) | np.int64(key >> _BUCKET_SHIFT))
+    # Open addressing. An entry is in use only if the feature that it names calls it home, so that
+    # nothing needs clearing between prompts; the table is small enough to stay in cache.
+    home = bucket & (_ENTRIES - 1)
+    place = room.entries[home]
+    while place < found and room.homes[place] == home:
+        if room.buckets[place] == bucket:
+            return found
+        home = (home + 1) & (_ENTRIES - 1)
+        place = room.entries[home]
+    room.entries[home] = found
+    room.homes[found] = home
+    room.buckets[found] = bucket
+    return found + 1
+
+
+@compiled
+def _add_words(words: int, found: int, room: _Found) -> int:
+    """Words, pairs and skips."""
+    before, previous = np.uint64(0), np.uint64(0)
+    for index in range(words):
+        word = room.hashes[index]
+        if word != 0:
+            found = _add(_WORDS, _mix(word, np.uint64(0)), found, room)
+            if previous != 0:
+                found = _add(_PAIRS, _mix(previous, word), found, room)
+                if before != 0:
+                    found = _add(_SKIPS, _mix(before, word), found, room)
+        before, previous = previous, word
+    return found
+
+
+@compiled
+def _add_places(words: int, line_words: int, found: int, room: _Found) -> int:
+    """The first line's words, the beginning and the ends."""
+    in_which = _IN_ONLY_LINE if line_words == words else _IN_FIRST_LINE
+    for index in range(min(line_words, _LINE_WORDS)):
+        word = room.hashes[index]
+        found = _add(_PLACES, _mix(_IN_LINE, word), found, room)
+        found = _add(_PLACES, _mix(in_which, word), found, room)
+    beginning = _BEGINNING
+    for index in range(min(words, 4)):
+        beginning = _mix(beginning, room.hashes[index])
+        found = _add(_PLACES, beginning, found, room)
+    ending = _ENDING
+    for index in range(words - 1, max(-1, words - 3), -1):
+        ending = _mix(ending, room.hashes[index])
+        found = _add(_PLACES, ending, found, room)
+    ending = _LINE_ENDING
+    for index in range(line_words - 1, max(-1, line_words - 3), -1):
+        ending = _mix(ending, room.hashes[index])
+        found = _add(_PLACES, ending, found, room)
+    return found
+
+
+@compiled
+def _add_openings(words: int, found: int, room: _Found) -> int:
+    """Pairs of the first words."""
+    most = min(words, _OPENING_WORDS)
+    for first in range(most):
+        for second in range(first + 2, most):
+            key = _mix(room.hashes[first], room.hashes[second])
+            found = _add(_OPENINGS, key, found, room)
+    return found
+
+
+@compiled
+def _magnitude(number: float) -> np.uint64:
+    """A step of a scale on which each doubling is two steps."""
+    return np.uint64(int(2 * np.log2(max(1.0, number))))
+
+
+@compiled
+def _add_lengths(words: int, line_words: int, size: float, found: int, room: _Found) -> int:
+    """How long the prompt and its parts are."""
+    one = np.uint64(1)
+    length = _magnitude(size)
+    # Neighbouring steps too, so that nearly equal lengths have something in common.
+    found = _add(_SHAPE, _mix(_LENGTH, length), found, room)
+    found = _add(_SHAPE, _mix(_LENGTH, length + one), found, room)
+    found = _add(_SHAPE, _mix(_LENGTH, length + one + one), found, room)
+    length = _magnitude(float(line_words))
+    found = _add(_SHAPE, _mix(_LINE_LENGTH, length), found, room)
+    found = _add(_SHAPE, _mix(_LINE_LENGTH, length + one), found, room)
+    length = _magnitude(1.0 + words - line_words)
+    found = _add(_SHAPE, _mix(_REST_LENGTH, length), found, room)
+    if words > 0:
+        length = _magnitude(1.0 + words) >> one
+        key = _mix(_mix(_FIRST_AND_LENGTH, length), room.hashes[0])
+        found = _add(_SHAPE, key, found, room)
+    return found
+
+
+@compiled
+def _add_numbers(words: int, found: int, room: _Found) -> int:
+    """Numbers by magnitude, and what they count."""
+    for index in range(words):
+        if room.numbers[index] < 0:
+            continue
+        magnitude = _magnitude(room.numbers[index] + 1.0)
+        counted = room.hashes[index + 1] if index + 1 < words else np.uint64(0)
+        both = _mix(_mix(_MAGNITUDE_COUNTED, magnitude), counted)
+        found = _add(_SHAPE, _mix(_MAGNITUDE, magnitude), found, room)
+        found = _add(_SHAPE, _mix(_COUNTED, counted), found, room)
+        found = _add(_SHAPE, both, found, room)
+    return found

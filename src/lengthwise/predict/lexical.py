@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.predict.artifact import Metadata, read_artifact, write_artifact
 from lengthwise.predict.calibration import calibrate, quantile_lengths, score_at
-from lengthwise.predict.feature_hashing import BUCKETS
-from lengthwise.predict.features import FEATURES_VERSION, FeatureRows, find_features, new_scratch
+from lengthwise.predict.features import (
+    BUCKETS,
+    FEATURES_VERSION,
+    FeatureRows,
+    find_features,
+    new_scratch,
+)
 from lengthwise.predict.losses import QUANTILES
 from lengthwise.predict.model import WordModel, outputs, outputs_of_rows
 from lengthwise.predict.model_card import model_card

@@ -15,8 +15,7 @@ from lengthwise.errors import unknown_name
 from lengthwise.predict.artifact import Metadata
 from lengthwise.predict.descend import LIST_LENGTH, Model, Schedule, descend
 from lengthwise.predict.extract import extract_features
-from lengthwise.predict.feature_hashing import GROUP_NAMES, GROUPS
-from lengthwise.predict.features import FEATURES_VERSION, FeatureRows
+from lengthwise.predict.features import FEATURES_VERSION, GROUP_NAMES, GROUPS, FeatureRows
 from lengthwise.predict.held_out import (
     calibrate_held_out,
     calibrate_quantiles,

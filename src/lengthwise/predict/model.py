@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.predict.feature_hashing import BUCKETS, GROUPS
-from lengthwise.predict.features import FeatureRows
+from lengthwise.predict.features import BUCKETS, GROUPS, FeatureRows
 from lengthwise.predict.linear import SparseRows
 
 LEAST_PROMPTS: Final = 2  #: training prompts that must have a feature for it to count

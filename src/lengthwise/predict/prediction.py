@@ -10,6 +10,13 @@ from lengthwise.errors import LengthwiseError
 
 MOST_TOKENS: Final = float(2**31 - 1)  #: that any answer can have: ages are 32-bit integers
 
+# Names of hints. Those that one predictor alone reads are beside it.
+REQUEST_ID: Final = "lengthwise_id"  #: the request's name in a replay
+TENANT: Final = "lengthwise_tenant"  #: who sends the request
+TTFT_DEADLINE_MS: Final = "lengthwise_ttft_deadline_ms"  #: when its first token is due
+LORA: Final = "lengthwise_lora"  #: the name of the adapter that it is sent to
+FACTS: Final = "lengthwise_facts"  #: its `Facts`, what it says beside its prompt
+
 
 class Prompt(NamedTuple):
     """All of a request that a predictor may look at.
@@ -19,6 +26,16 @@ class Prompt(NamedTuple):
 
     token_ids: Sequence[int]  #: the prompt in the served model's tokens, chat template applied
     hints: Mapping[str, object]  #: what the caller sent along (`vllm_xargs` over HTTP), {} if none
+
+
+def deadline_ms(said: object) -> float | None:
+    """Milliseconds to a first token, of a hint or a header; None where it names no time."""
+    try:
+        # Values in vllm_xargs may be text.
+        milliseconds = float(said) if isinstance(said, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return None
+    return milliseconds if 0.0 < milliseconds < math.inf else None
 
 
 class EmbeddedPrompt(Sequence[int]):

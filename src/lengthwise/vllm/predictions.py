@@ -29,15 +29,19 @@ from lengthwise.policy.stand_in import (
     UNKNOWN,
     stand_in,
 )
-from lengthwise.predict.baselines import REQUEST_ID, TENANT, TTFT_DEADLINE_MS, deadline_ms
-from lengthwise.predict.features import FACTS, LORA
 from lengthwise.predict.prediction import (
+    FACTS,
+    LORA,
+    REQUEST_ID,
+    TENANT,
+    TTFT_DEADLINE_MS,
     EmbeddedPrompt,
     Prediction,
     PredictionError,
     Predictor,
     Prompt,
     cut,
+    deadline_ms,
     usable,
 )
 from lengthwise.request import BY_PROBE, RECORDED_PREDICTION, WAITING, LiveTable
