@@ -19,7 +19,7 @@ from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.predictions import prompt_of
+from lengthwise.vllm.compat.requests import prompt_of
 from tests.support.checked_engine import CheckedEngine
 from tests.support.slow_predictor import Slow, worker_pid
 

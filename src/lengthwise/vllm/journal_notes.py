@@ -9,7 +9,6 @@ from typing import Any, Final
 from lengthwise.request import LOOKING, LiveTable
 from lengthwise.telemetry.journal import Journal
 from lengthwise.vllm.compat import requests
-from lengthwise.vllm.predictions import name_of
 from lengthwise.vllm.queue import PolicyQueue
 
 _EVERY_S: Final = 1.0  # between two looks at the queue
@@ -49,7 +48,7 @@ class JournalNotes:
             "arrived",
             request,
             float(columns["arrival_s"]),
-            id=name_of(request),
+            id=requests.name_of(request),
             index=int(columns["arrival_index"]),
             priority=requests.priority_class(request),
             prompt_tokens=request.num_prompt_tokens,

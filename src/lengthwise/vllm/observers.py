@@ -20,7 +20,6 @@ from lengthwise.telemetry.rolling_tau import RollingTau
 from lengthwise.vllm.active import Active, stock_order
 from lengthwise.vllm.compat import requests
 from lengthwise.vllm.journal_notes import JournalNotes, Place
-from lengthwise.vllm.predictions import name_of, prompt_of
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.workload.length_log import FULL
 
@@ -226,7 +225,7 @@ class Observers:
         self.contained.call(
             "record",
             recorder.request,
-            id=name_of(request),
+            id=requests.name_of(request),
             arrival_s=arrival_s,
             preemptions=request.num_preemptions,
             overtaken=int(columns["overtaken"]),
@@ -242,6 +241,6 @@ class Observers:
         if log is None or request.prompt_token_ids is None:
             return
         predictor = self._predictor if columns["predicted"] else None
-        prompt = prompt_of(request, int(columns["most_tokens"]))
+        prompt = requests.prompt_of(request, int(columns["most_tokens"]))
         line = {**values, "predictor": predictor}
         self.contained.call("length log", log.answer, prompt, arrival_s, line)

@@ -26,7 +26,7 @@ from lengthwise.vllm.live_settings import LiveSettings
 from lengthwise.vllm.observers import Observers
 from lengthwise.vllm.paused_counts import PausedCounts
 from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions, deadline_of, tenant_of
+from lengthwise.vllm.predictions import Predictions
 from lengthwise.vllm.probe_output import attached
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.refinement import open_refinement
@@ -120,8 +120,8 @@ class LengthwiseMixin:
             self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = requests.most_tokens(self, request)
-            columns["deadline_s"] = deadline_of(request)
-            columns["tenant"] = self._planner.tenants.arrive(tenant_of(request))
+            columns["deadline_s"] = requests.deadline_of(request)
+            columns["tenant"] = self._planner.tenants.arrive(requests.tenant_of(request))
             columns["adapter"] = requests.adapter(request)
             self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._observers.arrived(request)

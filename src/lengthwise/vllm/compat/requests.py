@@ -1,11 +1,25 @@
-"""What is read of vLLM's requests."""
+"""What is read of vLLM's requests, and of what their clients sent along."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
+
+from lengthwise.predict.prediction import (
+    FACTS,
+    LORA,
+    REQUEST_ID,
+    TENANT,
+    TTFT_DEADLINE_MS,
+    EmbeddedPrompt,
+    Prompt,
+    deadline_ms,
+)
+from lengthwise.workload.request_facts import NOTHING, Facts
 
 _MOST_PRIORITY: Final = 2**60
 _MOST_TOKENS: Final = 2**31 - 1  # what a column of the table holds
+_LONGEST_NAME: Final = 128  # characters of a name that a client chose
 
 
 def priority_class(request: Any) -> int:
@@ -30,6 +44,59 @@ def most_tokens(scheduler: Any, request: Any) -> int:
 def adapter(request: Any) -> int:
     """The number of a request's LoRA adapter; 0 for none."""
     return int(request.lora_request.lora_int_id) if request.lora_request else 0
+
+
+def prompt_of(request: Any, most_tokens: int = 0) -> Prompt:
+    """All that a predictor may see of a vLLM request.
+
+    Args:
+        request: vLLM's.
+        most_tokens: where its answer is cut, see `most_tokens`.
+    """
+    sampling, hints = request.sampling_params, _hints(request)
+    facts = Facts(most_tokens=most_tokens, attachments=len(request.mm_features))
+    if sampling is not None:
+        facts = facts._replace(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            structured=sampling.structured_outputs is not None,
+        )
+    if facts != NOTHING:
+        hints = {**hints, FACTS: facts}
+    if request.lora_request is not None:
+        hints = {**hints, LORA: request.lora_request.lora_name}
+    token_ids = request.prompt_token_ids
+    if token_ids is None:
+        token_ids = EmbeddedPrompt(request.num_prompt_tokens)
+    return Prompt(token_ids, hints)
+
+
+def _hints(request: Any) -> Mapping[str, object]:
+    """What its client sent along in `vllm_xargs`."""
+    sampling = request.sampling_params
+    return (sampling.extra_args if sampling is not None else None) or {}
+
+
+def deadline_of(request: Any) -> float:
+    """Seconds from its arrival to when a request's first token is due; 0 where it names no time."""
+    return (deadline_ms(_hints(request).get(TTFT_DEADLINE_MS)) or 0.0) / 1e3
+
+
+def name_of(request: Any) -> str:
+    """What a record calls a request: as its client named it for a replay, or as vLLM does."""
+    given = _name(_hints(request).get(REQUEST_ID))
+    return str(request.request_id)[:_LONGEST_NAME] if given is None else given
+
+
+def tenant_of(request: Any) -> str:
+    """Whose a request is; "" where it does not say."""
+    return _name(_hints(request).get(TENANT)) or ""
+
+
+def _name(given: object) -> str | None:
+    """A name that came with a request: text or a number; None for anything else."""
+    named = isinstance(given, str) or (isinstance(given, int) and abs(given) < 2**63)
+    return str(given)[:_LONGEST_NAME] if named else None
 
 
 def prompt_blocks(request: Any, block_size: int) -> list[int]:
