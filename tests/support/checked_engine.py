@@ -188,7 +188,7 @@ class CheckedEngine(SteppedEngine):
         # Whether clients' priorities count is a setting. Those beyond what fits into 62 bits, the
         # tier beside them, are one class.
         most = 2**60
-        return int(self.scheduler._believes_priority * max(-most, min(most, ask.priority)))
+        return int(self.scheduler.waiting.believes_clients * max(-most, min(most, ask.priority)))
 
 
 def _is_ready(request: Any) -> bool:

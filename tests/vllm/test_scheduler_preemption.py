@@ -214,7 +214,7 @@ def test_a_steps_time_is_booked_on_the_step_that_ran(
     plans = []
     for _ in range(6):
         engine.step()
-        plans.append(engine.scheduler._last_work)
+        plans.append(engine.scheduler._planner.facts.work)
     planned = [(work["prefill_tokens"], work["decode_tokens"]) for work in plans if work]
     # Synchronous: between two plans runs the first of them. Asynchronous: the one before it.
     assert planned[0] == (30, 0)

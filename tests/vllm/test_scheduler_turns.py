@@ -60,7 +60,7 @@ def test_a_turn_waits_for_itself_alone() -> None:
     engine.abort(["session"])
     engine.run()
     assert len(live) == 0
-    assert not scheduler._parked
+    assert not scheduler.waiting.parked
 
 
 def test_neither_resets_nor_aborts_are_taken_for_want_of_memory(

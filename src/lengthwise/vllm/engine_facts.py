@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lengthwise.policy import cutoff
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.facts import RUNNER, EngineState, may_decide, new_facts, prepare_one
-from lengthwise.policy.select import blocks_for, host_tokens
+from lengthwise.policy.select import Rows, blocks_for, host_tokens
 from lengthwise.policy.step_time import StepTime
 from lengthwise.request import LiveTable
 from lengthwise.vllm.compat import offloading, requests, schedulers
@@ -38,6 +38,7 @@ class EngineFacts:
         admissions: made so far.
         decoded: tokens of answers that the engine has computed so far.
         prefilled: the same of prompts.
+        work: what the step that was planned last does, None where it runs nothing.
     """
 
     def __init__(self, scheduler: Any, live: LiveTable) -> None:
@@ -46,6 +47,9 @@ class EngineFacts:
         self.step_time = StepTime()
         self.admissions = 0
         self.decoded = self.prefilled = 0
+        self.work: dict[str, int] | None = None
+        self._work_before: dict[str, int] | None = None
+        self._held: dict[str, int] = {}  # tokens of preempted requests, computed by then
         self._scheduler = scheduler
         self._live = live
         self._looked_at, self._looking = self.array["looked_at"], self.array["looking"]
@@ -121,29 +125,113 @@ class EngineFacts:
             RUNNER,
         )
 
-    def came_back(self, computed: int, lost: int) -> None:
-        """Note that a preempted request runs again.
+    def ask_of(self, running: Sequence[Any], runners: NDArray[np.void], chosen: Discipline) -> None:
+        """Whether those who might make way may, and what that would give back."""
+        # Each column is taken out once: that costs as much as a question to vLLM.
+        may_make_way, freed, paused = (
+            runners[name] for name in ("may_make_way", "freed_blocks", "paused")
+        )
+        for place in np.nonzero(may_make_way)[0].tolist():
+            request = running[place]
+            if chosen.pauses and not paused[place]:
+                may_make_way[place] = requests.may_pause(request)
+            elif schedulers.may_make_way(self._scheduler, request):
+                freed[place] = schedulers.blocks_freed(self._scheduler, request)
+            else:
+                may_make_way[place] = False
+
+    def ready(self, waiting: Rows, chosen: Discipline) -> tuple[NDArray[np.bool_], list[int]]:
+        """Which of the waiting rows could be admitted now, and which the parent ends when it comes
+        to them.
+
+        Only as many as may come in are looked at; further behind it makes no difference.
+        """
+        # Which adapters there is room for depends on who is paused, which is decided later.
+        room = schedulers.Room(self._scheduler, adapters=not chosen.pauses)
+        ready, failed = np.ones(len(waiting), np.bool_), []
+        missing = int(self.array["free_slots"][0]) + chosen.max_swaps
+        if chosen.peeks:
+            missing += int(self._looking[0]) + chosen.max_swaps
+        for place, row in enumerate(waiting.tolist()):
+            if missing == 0:
+                break
+            request = self._live.request(row)
+            ready[place] = requests.is_ready(request) and room.take(request)
+            missing -= int(ready[place])
+            if not ready[place] and requests.has_failed(request):
+                failed.append(row)
+        return ready, failed
+
+    def planned(self, output: Any, in_full: bool) -> None:
+        """Note what a planned step does.
 
         Args:
-            computed: tokens that it had computed when it was preempted.
-            lost: how many of them it has to compute again.
+            output: vLLM's plan of it.
+            in_full: `work` is to say all that a record has of a step.
         """
-        share = self.array["lost_share"]
-        share[0] = observed(float(share[0]), share_lost(computed, lost))
+        self._work_before, self.work = self.work, None
+        if not output.num_scheduled_tokens:
+            return
+        names, prefill = _prefilled(output)
+        decode = output.total_num_scheduled_tokens - prefill
+        self.work = {"prefill_tokens": prefill, "decode_tokens": decode}
+        self.decoded += decode
+        self.prefilled += prefill
+        if in_full:
+            scheduler = self._scheduler
+            self.work.update(
+                _step_reads(output, names, scheduler.requests),
+                running=len(scheduler.running),
+                waiting=len(scheduler.waiting),
+                free_blocks=schedulers.free_blocks(scheduler),
+                preempted=len(output.preempted_req_ids or ()),
+            )
+
+    def took(self, duration_s: float, lags: bool) -> None:
+        """Note what a step took: that of `work` or, where outputs lag a step, the one before."""
+        ran = self._work_before if lags else self.work
+        if ran is not None:
+            self.step_time.observe(ran["prefill_tokens"], ran["decode_tokens"], duration_s)
+
+    def preempted(self, request: Any) -> None:
+        """Note that a request loses its memory in a step."""
+        self._held[request.request_id] = request.num_computed_tokens
+
+    def lost(self, request_id: str, computed: int) -> int:
+        """Tokens that a request, which gets a slot, has to compute again; 0 where it is new.
+
+        Args:
+            request_id: its name.
+            computed: its tokens that need not be computed now.
+        """
+        held = self._held.pop(request_id, None)
+        if held is None:
+            return 0
+        lost, share = max(held - computed, 0), self.array["lost_share"]
+        share[0] = observed(float(share[0]), share_lost(held, lost))
+        return lost
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        self._held.pop(request_id, None)
 
     def left(self, thrown_out: bool) -> None:
         """Note that a request left the batch: finished, or thrown out because memory ran out."""
         share = self.array["thrown_out"]
         share[0] = observed(float(share[0]), float(thrown_out))
 
-    def offloaded(self, request: Any) -> int:
-        """Computed tokens of a request that host memory holds when it is preempted."""
+    def offloaded(self, request: Any) -> int | None:
+        """Computed tokens of a request that host memory holds when it is preempted; None where
+        nothing is offloaded."""
+        if self._token_bytes == 0.0:
+            return None
         row = self._live.table[self._live.row(request.request_id)].copy()
         row["computed_tokens"] = request.num_computed_tokens
         return host_tokens(self.array[0], row)
 
-    def loaded(self, size: float, seconds: float) -> None:
-        """Note what was loaded from host memory: so many bytes, in so much time."""
+    def loaded(self, output: Any) -> None:
+        """Note what a step's output says of loads from host memory, and of how long they took."""
+        size, seconds = offloading.loaded(output)
         if size == 0.0:
             return
         token_s = seconds / size * self._token_bytes
@@ -158,7 +246,7 @@ class EngineFacts:
         return schedulers.ready_holders(self._scheduler)
 
 
-def prefilled(output: Any) -> tuple[Collection[str], int]:
+def _prefilled(output: Any) -> tuple[Collection[str], int]:
     """The requests of a planned step that compute more than their next token, and their tokens.
 
     Those are the newly admitted, the resumed, and all with more than one token; tokens that a draft
@@ -178,14 +266,14 @@ def prefilled(output: Any) -> tuple[Collection[str], int]:
     return names, sum(scheduled[name] for name in names)
 
 
-def step_reads(
+def _step_reads(
     output: Any, prefilling: Collection[str], requests: Mapping[str, Any]
 ) -> dict[str, int]:
     """How large a step's batch is and what it reads; takes a walk through the batch.
 
     Args:
         output: the planned step.
-        prefilling: the names that `prefilled` gives.
+        prefilling: the names that `_prefilled` gives.
         requests: vLLM's requests by name, after the step was planned.
 
     Returns:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lengthwise.counters import Counters, QueueTimes
 from lengthwise.errors import one_line
@@ -24,6 +24,8 @@ from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.workload.length_log import FULL
 
 logger = logging.getLogger("vllm.lengthwise")
+
+POLICY: Final = "policy"  #: the part whose rank function may raise
 
 
 class Containment:
@@ -95,13 +97,22 @@ class Observers:
         self._predictor = ""
         self._first_step: dict[str, tuple[float, int]] = {}  # when, and its cached tokens then
 
-    def use(self, active: Active) -> None:
+    @property
+    def doubts_policy(self) -> bool:
+        """Whether the order is that of fcfs: predictions are below the floor, or it has raised."""
+        return self.tau.below_floor or POLICY in self.contained.off
+
+    def use(self, active: Active, other_predictor: bool) -> None:
         """The settings have changed: from now on these are told."""
         if active.journal is not self._active.journal:
             self._notes = self._new_notes(active.journal)
         self._active = active
         self._predictor = Path(active.predictor or "").name
         self.contained.restart()
+        if other_predictor:
+            self.tau.restart(self._live.arrivals)
+        decides = active.source is not None and active.discipline.policy.predicts
+        self.tau.set_floor(active.settings.tau_floor if decides else None)
 
     def arrived(self, request: Any) -> None:
         """A request, which has its row, is about to be queued."""

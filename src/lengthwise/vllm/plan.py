@@ -14,11 +14,12 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS
 from lengthwise.policy.prepass import NOBODY, SPARE, StepOrder, begin_one, decide_one, look_one
 from lengthwise.policy.replay import Decision, RecordedStep
-from lengthwise.policy.select import Rows
 from lengthwise.policy.tenants import Tenants, take_leads
 from lengthwise.request import LOOKED, LOOKING, RUNNING, LiveTable
+from lengthwise.vllm.active import Active
 from lengthwise.vllm.compat import requests, schedulers
 from lengthwise.vllm.engine_facts import EngineFacts
+from lengthwise.vllm.observers import POLICY, Observers
 
 
 class Planner:
@@ -31,14 +32,13 @@ class Planner:
         scheduler: vLLM's scheduler.
         live: the table of its requests.
         counters: what is counted there.
-        classes_matter: see below; it is set as soon as a request has another class than 0.
-        give_up: called when the policy has raised; exchanges the discipline for that of fcfs.
+        observers: know whether the policy is to be followed, and are told when it has raised.
+        by_priority: vLLM's own order goes by priority class.
 
     Attributes:
         discipline: what decides; exchanged when the settings change.
         facts: what is known of the engine.
         tenants: whose the requests are.
-        classes_matter: whether requests of several priority classes may be queued.
         preempting: true while the planner itself preempts, rather than the parent for memory.
         paused: requests left out of the step, or of the last one between two steps.
         left_out: how many of them are in no queue of vLLM's now, while it plans a step.
@@ -50,13 +50,12 @@ class Planner:
         scheduler: Any,
         live: LiveTable,
         counters: Counters,
-        classes_matter: bool,
-        give_up: Callable[[Exception], None],
+        observers: Observers,
+        by_priority: bool,
     ) -> None:
         self.discipline = make_discipline("fcfs")
         self.facts = EngineFacts(scheduler, live)
         self.tenants = Tenants()
-        self.classes_matter = classes_matter
         self.preempting = False
         self.paused: list[Any] = []
         self.left_out = 0
@@ -64,7 +63,10 @@ class Planner:
         self._scheduler = scheduler
         self._live = live
         self._counters = counters
-        self._give_up = give_up
+        self._observers = observers
+        self._by_priority = by_priority
+        self._parent_chooses_victims = False  # where memory runs out, by vLLM's own rule
+        self._disciplines = self.discipline, self.discipline  # and while the policy is doubted
         self._order = StepOrder()
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
         self._overtaking = NOBODY
@@ -75,6 +77,22 @@ class Planner:
         self._ranked = False
         self._handed_out = 0
         self._admitted: list[tuple[int, int]] = []  # see `policy.ranking`
+
+    def use(self, active: Active) -> None:
+        """The settings have changed."""
+        # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
+        as_stock = self._by_priority and active.discipline.policy.name == "priority"
+        self._disciplines = active.fcfs if as_stock else active.discipline, active.fcfs
+        self.choose_order()
+
+    def choose_order(self) -> None:
+        """The policy's order; that of fcfs while its predictions are below the floor."""
+        discipline = self._disciplines[self._observers.doubts_policy]
+        if discipline is self.discipline:
+            return
+        self.discipline = discipline
+        self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
+        schedulers.let_parent_choose_victims(self._scheduler, self._parent_chooses_victims)
 
     def plan(self, now: float, step: int, throttled: bool) -> tuple[bool, list[int] | None]:
         """Prepare the step: preempt, arrange memory victims, choose who may come in.
@@ -92,7 +110,7 @@ class Planner:
         self._gathered, self._ranked, self._handed_out = False, False, 0
         if self.paused:
             self._take_out()
-        if self.discipline.is_fcfs and not self.classes_matter:
+        if self.discipline.is_fcfs and not self._scheduler.waiting.classes_matter:
             return False, None
         if not self.facts.may_decide(self.discipline, step, self.paused):
             return True, None
@@ -170,8 +188,8 @@ class Planner:
         self._rank(everyone=True)
         order = self._order.of(table)
         waiting = look_one(chosen.rules, facts, runners, order)
-        self._ask_of(running, runners)
-        ready, failed = self._ready(waiting)
+        self.facts.ask_of(running, runners, chosen)
+        ready, failed = self.facts.ready(waiting, chosen)
         seen = table["look"][runners["row"]] if chosen.peeks else None
         recorded = None if self.on_decision is None else self._recorded(runners, ready)
         decision = decide_one(chosen.rules, facts, runners, order, waiting, ready)
@@ -179,6 +197,8 @@ class Planner:
         if self.on_decision is not None and recorded is not None:
             self.on_decision(recorded, Decision(*decision))
         self._preempt([running[place] for place in victims], chosen.pauses)
+        if self._parent_chooses_victims:
+            kept = np.sort(kept)  # as it was: the tail is not where victims are taken from
         scheduler.running[:] = [running[place] for place in kept]
         self._counters.pauses += int((paused < len(running) - len(self.paused)).sum())
         self.paused = [running[place] for place in paused]
@@ -208,44 +228,6 @@ class Planner:
             runners.copy(),
             ready,
         )
-
-    def _ask_of(self, running: list[Any], runners: NDArray[np.void]) -> None:
-        """Whether those who might make way may, and what that would give back."""
-        scheduler, pauses = self._scheduler, self.discipline.pauses
-        # Each column is taken out once: that costs as much as a question to vLLM.
-        may_make_way, freed, paused = (
-            runners[name] for name in ("may_make_way", "freed_blocks", "paused")
-        )
-        for place in np.nonzero(may_make_way)[0].tolist():
-            request = running[place]
-            if pauses and not paused[place]:
-                may_make_way[place] = requests.may_pause(request)
-            elif schedulers.may_make_way(scheduler, request):
-                freed[place] = schedulers.blocks_freed(scheduler, request)
-            else:
-                may_make_way[place] = False
-
-    def _ready(self, waiting: Rows) -> tuple[NDArray[np.bool_], list[int]]:
-        """Which of the waiting rows could be admitted now, and which the parent ends when it comes
-        to them.
-
-        Only as many as may come in are looked at; further behind it makes no difference.
-        """
-        # Which adapters there is room for depends on who is paused, which is decided later.
-        room = schedulers.Room(self._scheduler, adapters=not self.discipline.pauses)
-        ready, failed = np.ones(len(waiting), np.bool_), []
-        missing = int(self.facts.array["free_slots"][0]) + self.discipline.max_swaps
-        if self.discipline.peeks:
-            missing += int(self.facts.array["looking"][0]) + self.discipline.max_swaps
-        for place, row in enumerate(waiting.tolist()):
-            if missing == 0:
-                break
-            request = self._live.request(row)
-            ready[place] = requests.is_ready(request) and room.take(request)
-            missing -= int(ready[place])
-            if not ready[place] and requests.has_failed(request):
-                failed.append(row)
-        return ready, failed
 
     def _preempt(self, victims: list[Any], for_memory: bool) -> None:
         scheduler = self._scheduler
@@ -286,7 +268,7 @@ class Planner:
     @property
     def _reorders(self) -> bool:
         """Whether the queue may be served in another order than its own."""
-        return self.classes_matter or not self.discipline.is_fcfs
+        return self._scheduler.waiting.classes_matter or not self.discipline.is_fcfs
 
     def _next_rows(self) -> list[int]:
         """More each time: whoever asks again has met requests that wait for something else."""
@@ -337,5 +319,6 @@ class Planner:
         Where it had begun, overtaking is counted twice for some, which puts them nearer to the
         front: no bound is broken.
         """
-        self._give_up(error)
+        self._observers.contained.switch_off(POLICY, error)
+        self.choose_order()
         self._ranked = False

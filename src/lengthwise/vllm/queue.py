@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lengthwise.request import PARKED, RUNNING, WAITING, LiveTable
+from lengthwise.vllm.compat.requests import is_running, priority_class
 
 if TYPE_CHECKING:
     RequestQueue = object
@@ -33,6 +34,14 @@ class PolicyQueue(RequestQueue):
         next_rows: gives the next of those that wait in the step's order; called when the step first
             looks, and again when those that it gave have left the queue.
         by_priority: the engine was started with `--scheduling-policy priority`.
+
+    Attributes:
+        believes_clients: whether requests' own priorities count.
+        classes_matter: whether requests of several priority classes may be queued: set as soon as
+            one has another class than 0.
+        parked: those that hold KV and wait in a queue of the parent's, for a session's next turn or
+            for KV that is sent; by name.
+        taken: requests taken since the step was opened; the parent puts some back.
     """
 
     def __init__(self, live: LiveTable, next_rows: NextRows, by_priority: bool = False) -> None:
@@ -40,13 +49,15 @@ class PolicyQueue(RequestQueue):
         self._next_rows = next_rows
         self._queued: OrderedDict[str, Any] = OrderedDict()
         self._of_class: Counter[int] = Counter()  # how many wait
+        self._by_priority = self.believes_clients = self.classes_matter = by_priority
+        self.parked: set[str] = set()
         self._arrival_order = ArrivalOrder(live) if by_priority else None
         self._head = 0
         self._tail = 0
         self._in_order = False
         self._front: list[int] | None = None
         self._exhausted = False
-        self.taken: list[Any] = []  # since the step was opened; the parent puts some back
+        self.taken: list[Any] = []
 
     def open_step(self, in_order: bool, front: list[int] | None = None) -> None:
         """Start a step.
@@ -140,9 +151,34 @@ class PolicyQueue(RequestQueue):
         """How many of a priority class wait."""
         return self._of_class[priority]
 
-    def count_classes(self) -> None:
-        """Whether the priorities of clients count has changed: those that wait have other ones."""
+    def believed_class(self, request: Any) -> int:
+        """The priority class of a request that arrives."""
+        priority = priority_class(request) if self.believes_clients else 0
+        self.classes_matter |= priority != 0
+        return priority
+
+    def believe_clients(self, believes: bool) -> None:
+        """Whether requests' own priorities count; where vLLM's order goes by them, they always do.
+        If that has changed, all requests have other classes."""
+        believes |= self._by_priority
+        if believes == self.believes_clients:
+            return
+        self.believes_clients, self.classes_matter = believes, self._by_priority
+        for request_id in self._live.request_ids():
+            row = self._live.row(request_id)
+            self._live.table["priority"][row] = self.believed_class(self._live.request(row))
         self._of_class = Counter(self._class_of(request_id) for request_id in self._queued)
+
+    def note_parked(self, holders: Iterable[Any]) -> None:
+        """Those that hold KV and wait do not run."""
+        parked = {request.request_id for request in holders}
+        for request_id in parked ^ self.parked:
+            if request_id in self._live:
+                row = self._live.row(request_id)
+                running = is_running(self._live.request(row))
+                if request_id in parked or running:
+                    self._live.table["state"][row] = RUNNING if running else PARKED
+        self.parked = parked
 
     def __bool__(self) -> bool:
         # Asked before the parent knows whether a slot is free: do not rank just for that.

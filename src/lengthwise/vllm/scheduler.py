@@ -16,12 +16,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.counters import Counters
-from lengthwise.policy.discipline import Discipline
-from lengthwise.request import PARKED, RUNNING, LiveTable
+from lengthwise.request import LiveTable
 from lengthwise.settings import Settings, settings_of
 from lengthwise.vllm.active import Engine
-from lengthwise.vllm.compat import offloading, requests, schedulers, version
-from lengthwise.vllm.engine_facts import prefilled, step_reads
+from lengthwise.vllm.compat import requests, schedulers, version
 from lengthwise.vllm.live_settings import LiveSettings
 from lengthwise.vllm.observers import Observers
 from lengthwise.vllm.paused_counts import PausedCounts
@@ -32,7 +30,6 @@ from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.vllm.refinement import open_refinement
 from lengthwise.vllm.report import Report
 
-_POLICY: Final = "policy"
 _ABORTED: Final = "abort"  # why a request ended, in vLLM's words
 
 
@@ -47,11 +44,8 @@ class LengthwiseMixin:
         # vLLM's own, checked at start-up by `compat`.
         running: list[Any]
         requests: dict[str, Any]
-        policy: Any
         connector: Any
         kv_holding_waiting: Any
-        max_num_active_reqs: int
-        max_num_running_reqs: int
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         version.require_supported_version()
@@ -62,27 +56,20 @@ class LengthwiseMixin:
         self.counters = Counters()
         self._live = LiveTable()
         self._by_priority = schedulers.goes_by_priority(self)
-        self._believes_priority = self._by_priority
-        self._parent_chooses_victims = False
-        self._planner = self._new_planner()
         self.waiting = PolicyQueue(self._live, lambda: self._planner.next_rows(), self._by_priority)
         self._predictions = Predictions(self._live, self.counters)
-        self._predicts = False
         self._refinement = open_refinement(self._live, self.counters, vllm_config)
-        self._parked: set[str] = set()
-        self._held_tokens: dict[str, int] = {}  # of preempted requests, computed by then
         # The step.
         self._clock: Callable[[], float] = time.monotonic  # read once a step, and at arrivals
         self._now = self._clock()
         self._step = 0
         self._planning = False  # a step is being planned
         self._lags = bool(vllm_config.scheduler_config.async_scheduling)
-        self._last_work: dict[str, int] | None = None
-        self._work_before: dict[str, int] | None = None
         # Who is told, and what may change.
         self._observers = Observers(
             self._live, self.waiting, self.counters, lambda row: self._planner.place_of(row)
         )
+        self._planner = self._new_planner()
         self._report = Report(self)
         self._settings = LiveSettings(
             Engine(
@@ -100,7 +87,6 @@ class LengthwiseMixin:
             serves=lambda: len(self._live) > 0,
         )
         self._active = self._settings.active
-        self._disciplines: tuple[Discipline, Discipline] = 2 * (self._planner.discipline,)
         self._settings.begin(settings_of(vllm_config.additional_config), self._report.status)
         self._take_up()
         self._engine_file = self._report.in_file()
@@ -116,16 +102,15 @@ class LengthwiseMixin:
             if self._refinement is not None:
                 self._refinement.forget(row)
             columns = self._live.table[row]
-            columns["priority"] = self._class_of(request)
+            columns["priority"] = self.waiting.believed_class(request)
             self._start_waiting(columns)
             columns["prompt_tokens"] = request.num_prompt_tokens
             columns["most_tokens"] = requests.most_tokens(self, request)
             columns["deadline_s"] = requests.deadline_of(request)
             columns["tenant"] = self._planner.tenants.arrive(requests.tenant_of(request))
             columns["adapter"] = requests.adapter(request)
-            self._planner.classes_matter |= bool(columns["priority"] != 0)
             self._observers.arrived(request)
-            if self._predicts:
+            if self._active.predicts:
                 self._predictions.expect(request.request_id)
         super().add_request(request)  # type: ignore[misc]
 
@@ -141,7 +126,7 @@ class LengthwiseMixin:
         columns["prompt_tokens"] = session.num_prompt_tokens
         columns["age"] = 0
         self._start_waiting(columns)
-        if self._predicts:
+        if self._active.predicts:
             self._predictions.expect(session.request_id)
 
     def _start_waiting(self, columns: Any) -> None:
@@ -161,13 +146,8 @@ class LengthwiseMixin:
         throttled = bool(kwargs.get("throttle_prefills", args[0] if args else False))
         self._planning = True
         self._begin_step(self._clock())
-        running = list(self.running) if self._parent_chooses_victims else None
         try:
             in_order, front = self._planner.plan(self._now, self._step, throttled)
-            if running is not None and self._parent_chooses_victims:
-                # As it was: the tail is not where victims are taken from.
-                runs = set(self.running)
-                self.running[:] = [request for request in running if request in runs]
             self.waiting.open_step(in_order, front)
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -180,26 +160,21 @@ class LengthwiseMixin:
     def _begin_step(self, now: float) -> None:
         if self._settings.offered is not self._active:
             self._take_up()
-        self._choose_order()
-        if self.kv_holding_waiting or self._parked:
-            self._note_parked()
-        work = self._last_work
-        if work is not None:
+        planner, facts = self._planner, self._planner.facts
+        planner.choose_order()
+        if self.kv_holding_waiting or self.waiting.parked:
+            self.waiting.note_parked(self.kv_holding_waiting)
+        if facts.work is not None:
             # Without a running request the engine may have idled since the last step.
             duration_s = now - self._now if self.running else None
-            # With asynchronous scheduling, what ran since the last plan is the step before it.
-            ran = self._work_before if self._lags else work
-            measures = self._planner.discipline.measures_steps
-            if measures and duration_s is not None and ran is not None:
-                self._planner.facts.step_time.observe(
-                    ran["prefill_tokens"], ran["decode_tokens"], duration_s
-                )
+            if planner.discipline.measures_steps and duration_s is not None:
+                facts.took(duration_s, self._lags)
             if self._active.measures_work:
-                self._observers.stepped(self._now, duration_s, work)
+                self._observers.stepped(self._now, duration_s, facts.work)
         self._now = now
         self._step += 1
         self.counters.steps += 1
-        if self._predicts and (self._predictions.pending or self._predictions.asks_worker):
+        if self._active.predicts and (self._predictions.pending or self._predictions.asks_worker):
             self._observers.contained.call("predictor", self._predictions.work)
 
     def _end_step(self, output: Any) -> None:
@@ -209,76 +184,33 @@ class LengthwiseMixin:
             self._planner.admitted(row)
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
             for request_id, computed in schedulers.admitted(output):
-                self._note_admission(self.requests[request_id], computed)
+                self.counters.admissions += 1
+                self.counters.recomputed_tokens += self._planner.facts.lost(request_id, computed)
+                self._observers.ran(self.requests[request_id], computed, self._now)
         if self._active.journal is not None:
             self._observers.planned(self._planner.paused, self._now)
-        scheduled = output.num_scheduled_tokens
-        self._work_before = self._last_work
-        if not scheduled:
-            self._last_work = None
-            return
-        names, prefill = prefilled(output)
-        decode = output.total_num_scheduled_tokens - prefill
-        self._last_work = work = {"prefill_tokens": prefill, "decode_tokens": decode}
-        facts = self._planner.facts
-        facts.decoded += decode
-        facts.prefilled += prefill
+        self._planner.facts.planned(output, in_full=self._active.measures_work)
         if self._planner.discipline.counts_steps:
-            self._planner.ran(scheduled)
-        if self._active.measures_work:
-            work.update(
-                step_reads(output, names, self.requests),
-                running=len(self.running),
-                waiting=len(self.waiting),
-                free_blocks=schedulers.free_blocks(self),
-                preempted=len(output.preempted_req_ids or ()),
-            )
-
-    def _note_admission(self, request: Any, computed: int) -> None:
-        """A request runs from this step on, for the first time or again.
-
-        Args:
-            request: vLLM's.
-            computed: its tokens that need not be computed now.
-        """
-        self.counters.admissions += 1
-        held = self._held_tokens.pop(request.request_id, None)
-        if held is not None:  # it was preempted: what was lost of its KV is computed anew
-            lost = max(held - computed, 0)
-            self.counters.recomputed_tokens += lost
-            self._planner.facts.came_back(held, lost)
-        self._observers.ran(request, computed, self._now)
+            self._planner.ran(output.num_scheduled_tokens)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take up what the probe says of the step, then let the parent take up its tokens."""
         if self._refinement is not None and self._planner.discipline.refines:
             self._refinement.take(attached(model_runner_output))
         if self.connector is not None:
-            self._planner.facts.loaded(*offloading.loaded(model_runner_output))
+            self._planner.facts.loaded(model_runner_output)
         return super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
-
-    def _note_parked(self) -> None:
-        """Those that hold KV and wait, for a session's next turn or for KV that is sent, do not
-        run; the parent keeps them in a queue of its own."""
-        parked = {request.request_id for request in self.kv_holding_waiting}
-        for request_id in parked ^ self._parked:
-            if request_id in self._live:
-                running = requests.is_running(self.requests[request_id])
-                state = self._live.table["state"]
-                row = self._live.row(request_id)
-                if request_id in parked or running:
-                    state[row] = RUNNING if running else PARKED
-        self._parked = parked
 
     # A request makes way, and ends ----------------------------------------------------------
 
     def _preempt_request(self, request: Any, timestamp: float, *args: Any, **kwargs: Any) -> None:
         """Note a preemption, whoever decided on it."""
+        facts = self._planner.facts
         if self._planning:
-            self._held_tokens[request.request_id] = request.num_computed_tokens
-        offloaded = self._planner.facts.offloaded(request) if offloading.offloads(self) else None
+            facts.preempted(request)
+        offloaded = facts.offloaded(request)
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
@@ -294,7 +226,7 @@ class LengthwiseMixin:
         elif self._planning:  # else the cache is reset, which says nothing of memory
             why = "memory"
             self.counters.memory_preemptions += 1
-            self._planner.facts.left(thrown_out=True)
+            facts.left(thrown_out=True)
         self._observers.preempted(request, self._now, why)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -304,10 +236,10 @@ class LengthwiseMixin:
         columns = self._live.table[self._live.row(request.request_id)]
         self.counters.finished += 1
         self.counters.overtakes += int(columns["overtaken"])
-        self._held_tokens.pop(request.request_id, None)
         self._planner.tenants.leave(
             int(columns["tenant"]), request.num_prompt_tokens, request.num_output_tokens
         )
+        self._planner.facts.forget(request.request_id)
         if str(request.get_finished_reason()) != _ABORTED:
             self._planner.facts.left(thrown_out=False)
         predicted = self._predictions.forget(request.request_id)
@@ -320,7 +252,7 @@ class LengthwiseMixin:
         """The engine ends: what is still to be written is, and all that was opened is closed."""
         self._settings.close()
         self._active = self._settings.active
-        self._observers.use(self._active)
+        self._observers.use(self._active, other_predictor=False)
         if self._engine_file is not None:
             self._engine_file.close()
         super().shutdown()  # type: ignore[misc]
@@ -332,53 +264,11 @@ class LengthwiseMixin:
         before, active = self._active, self._settings.take_up()
         self._active = active
         self.counters.settings_changes += 1
-        self._observers.use(active)
-        # Under `--scheduling-policy priority`, that policy is what stock vLLM does.
-        as_stock = self._by_priority and active.discipline.policy.name == "priority"
-        self._disciplines = active.fcfs if as_stock else active.discipline, active.fcfs
-        self._predicts = active.predicts
-        tau = self._observers.tau
-        if self._predictions.use(active.source):
-            tau.restart(self._live.arrivals)
-        decides = active.source is not None and active.discipline.policy.predicts
-        tau.set_floor(active.settings.tau_floor if decides else None)
-        self._choose_order()
-        self._take_classes(active.settings)
+        self._observers.use(active, other_predictor=self._predictions.use(active.source))
+        self.waiting.believe_clients(active.settings.believes_priority)
+        self._planner.use(active)
         if (active.recorder, active.shadow) != (before.recorder, before.shadow):
-            self._last_work = None  # the step before was not measured for this record
-
-    def _choose_order(self) -> None:
-        """The policy's order; that of fcfs while its predictions are below the floor."""
-        observers = self._observers
-        as_queued = observers.tau.below_floor or _POLICY in observers.contained.off
-        discipline = self._disciplines[as_queued]
-        if discipline is self._planner.discipline:
-            return
-        self._planner.discipline = discipline
-        self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
-        schedulers.let_parent_choose_victims(self, self._parent_chooses_victims)
-
-    def _give_up_policy(self, error: Exception) -> None:
-        """The policy has raised: the order is that of fcfs from now on."""
-        self._observers.contained.switch_off(_POLICY, error)
-        self._choose_order()
-
-    def _take_classes(self, settings: Settings) -> None:
-        """Whether requests' own priorities count: where vLLM's would, or the operator says so."""
-        believed = self._by_priority or settings.believes_priority
-        if believed == self._believes_priority:
-            return
-        self._believes_priority = believed
-        self._planner.classes_matter = self._by_priority
-        for request_id in self._live.request_ids():
-            row = self._live.row(request_id)
-            priority = self._class_of(self._live.request(row))
-            self._live.table["priority"][row] = priority
-            self._planner.classes_matter |= priority != 0
-        self.waiting.count_classes()
-
-    def _class_of(self, request: Any) -> int:
-        return requests.priority_class(request) if self._believes_priority else 0
+            self._planner.facts.work = None  # the step before was not measured for this record
 
     def apply_now(self, settings: Settings) -> None:
         """Take settings up at once; for a scheduler that no other thread steps."""
@@ -398,14 +288,13 @@ class LengthwiseMixin:
         self._clock = clock
         self._now = clock()
         self._step = 0
-        self._last_work = self._work_before = None
         self._planner = self._new_planner()
-        self._choose_order()
+        self._planner.use(self._active)
         if self._active.shadow is not None:
             self._active.shadow.clear()
 
     def _new_planner(self) -> Planner:
-        return Planner(self, self._live, self.counters, self._by_priority, self._give_up_policy)
+        return Planner(self, self._live, self.counters, self._observers, self._by_priority)
 
 
 @cache

@@ -257,14 +257,14 @@ def may_swap(scheduler: Any, throttled: bool) -> bool:
         scheduler: vLLM's.
         throttled: it was told to hold prefills back.
     """
-    offloads = offloading.offloads(scheduler)
-    holders = scheduler.kv_holding_waiting
+    connects, holders = scheduler.connector is not None, scheduler.kv_holding_waiting
+    if connects and not offloading.offloads(scheduler):
+        return False
     return bool(
         not throttled
-        and (not holders or (offloads and ready_holders(scheduler) <= free_slots(scheduler)))
+        and (not holders or (connects and ready_holders(scheduler) <= free_slots(scheduler)))
         and scheduler.pause_state.name == "UNPAUSED"
         and scheduler.scheduler_config.enable_chunked_prefill
-        and (offloads or scheduler.connector is None)
         and not scheduler.use_pp
         and len(scheduler.kv_cache_config.kv_cache_groups) == 1
     )
