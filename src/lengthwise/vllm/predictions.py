@@ -11,7 +11,6 @@ it is late and the request is running.
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from typing import Any, Final
 
@@ -61,8 +60,7 @@ class Predictions:
         self.asks_worker = False
         self._open: set[str] = set()  # live, and neither predicted nor given up
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
-        # From the prompt, of each row of the table, as it was said of the whole answer; NaN: none.
-        self._made = np.full((len(live.table), len(RECORDED_PREDICTION)), np.nan)
+        self._made: dict[str, Prediction] = {}  # from the prompt, of the whole answer
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -82,7 +80,7 @@ class Predictions:
         self._source = source
         self.asks_worker = source is not None and source.worker is not None
         self._recent.clear()
-        self._made.fill(np.nan)
+        self._made.clear()
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -94,7 +92,7 @@ class Predictions:
 
     def expect(self, request_id: str) -> None:
         """Note that a request wants a prediction; it ranks as the median until it has one."""
-        self._write(self._live.row(request_id), self._median, predicted=False)
+        self._write(request_id, self._median, predicted=False)
         if self._source is not None:
             self.pending.append(request_id)
             self._open.add(request_id)
@@ -108,12 +106,10 @@ class Predictions:
         if request_id in self._open:
             self._open.remove(request_id)
             self._counters.unpredicted += 1
-        row = self._live.row(request_id)
-        if row >= len(self._made) or math.isnan(self._made[row, 0]):
+        said = self._made.pop(request_id, None)
+        if said is None:
             return dict.fromkeys(RECORDED_PREDICTION)
-        said = self._made[row].tolist()
-        self._made[row] = np.nan
-        return dict(zip(RECORDED_PREDICTION, said, strict=True))
+        return dict(zip(RECORDED_PREDICTION, map(float, said), strict=True))
 
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests, fewer where their prompts are long.
@@ -129,13 +125,12 @@ class Predictions:
             if request_id not in self._live:
                 continue
             made += 1
-            row = self._live.row(request_id)
-            request = self._live.request(row)
+            request = self._live.request(self._live.row(request_id))
             read += min(request.num_prompt_tokens, READ)
             if source.worker is None:
-                self._note(row, self._predict(source.predictor, request))
+                self._note(request_id, self._predict(source.predictor, request))
             else:
-                self._ask_worker(source, request_id, row)
+                self._ask_worker(source, request)
         if source.worker is not None:
             for request_id, prediction in source.worker.answers(limit):
                 self._take_answer(request_id, prediction)
@@ -144,10 +139,10 @@ class Predictions:
             self._median = Prediction(*np.median(np.array(self._recent), axis=0).tolist())
             stand_in(self._live.table, self._live.count, *self._median)
 
-    def _ask_worker(self, source: Source, request_id: str, row: int) -> None:
+    def _ask_worker(self, source: Source, request: Any) -> None:
         """Queue a request for the worker, and let the stand-in predict it at once."""
         assert source.worker is not None
-        request = self._live.request(row)
+        request_id = request.request_id
         try:
             accepted = source.worker.submit(request_id, self._prompt(request))
         except PredictionError as error:
@@ -157,36 +152,37 @@ class Predictions:
             prediction = self._predict(source.stand_in, request)
             if prediction is not None:
                 self._counters.stand_ins += 1
-                self._write(row, prediction, predicted=True)
+                self._write(request_id, prediction, predicted=True)
         if not accepted:
-            self._give_up(row)
+            self._give_up(request_id)
 
     def _take_answer(self, request_id: str, prediction: Prediction | None) -> None:
         if request_id not in self._live:
             self._counters.late_predictions += prediction is not None
             return
-        row = self._live.row(request_id)
         if prediction is None:
-            self._give_up(row)
+            self._give_up(request_id)
             return
-        self._counters.late_predictions += int(self._live.table[row]["state"] != WAITING)
-        self._note(row, self._checked(prediction))
+        state = self._live.table["state"][self._live.row(request_id)]
+        self._counters.late_predictions += int(state != WAITING)
+        self._note(request_id, self._checked(prediction))
 
-    def _give_up(self, row: int) -> None:
+    def _give_up(self, request_id: str) -> None:
         """The worker will not answer: what stands in for its answer stays."""
-        self._open.discard(self._live.request(row).request_id)
+        self._open.discard(request_id)
         self._counters.shed_predictions += 1
-        self._counters.fallbacks += int(not self._live.table[row]["predicted"])
+        predicted = self._live.table["predicted"][self._live.row(request_id)]
+        self._counters.fallbacks += int(not predicted)
 
-    def _note(self, row: int, prediction: Prediction | None) -> None:
+    def _note(self, request_id: str, prediction: Prediction | None) -> None:
         """Rank a request by its prediction, if there is one."""
-        self._open.discard(self._live.request(row).request_id)
+        self._open.discard(request_id)
         if prediction is None:
             self._counters.fallbacks += 1
             return
         self._counters.predictions += 1
         self._recent.append(prediction)
-        self._write(row, prediction, predicted=True)
+        self._write(request_id, prediction, predicted=True)
         self._since_median += 1
 
     def _prompt(self, request: Any) -> Prompt:
@@ -213,17 +209,10 @@ class Predictions:
             self._complained = True
             logger.warning("Lengthwise: no prediction, ranking as the median: %s", reason)
 
-    def _remember(self, row: int, prediction: Prediction) -> None:
-        if row >= len(self._made):
-            larger = np.full((len(self._live.table), len(RECORDED_PREDICTION)), np.nan)
-            larger[: len(self._made)] = self._made
-            self._made = larger
-        self._made[row] = prediction
-
-    def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
-        request = self._live.table[row]
+    def _write(self, request_id: str, prediction: Prediction, predicted: bool) -> None:
+        request = self._live.table[self._live.row(request_id)]
         if predicted:
-            self._remember(row, prediction)
+            self._made[request_id] = prediction
             if request["predicted"] == BY_PROBE:
                 return  # it knows more, and was first
             predictor = self._source.predictor if self._source is not None else None
