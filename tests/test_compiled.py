@@ -44,7 +44,7 @@ def test_a_change_in_another_file_compiles_anew(tmp_path: Path) -> None:
     copy_of_policy(tmp_path)
     assert hits_and_misses(tmp_path) == "0 1"
     assert hits_and_misses(tmp_path) == "1 0"
-    with (tmp_path / "lengthwise" / "policy" / "remaining.py").open("a") as file:
+    with (tmp_path / "lengthwise" / "policy" / "length_law.py").open("a") as file:
         file.write("\n# another version\n")
     assert hits_and_misses(tmp_path) == "0 1"
 
