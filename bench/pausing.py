@@ -202,19 +202,34 @@ def measured_capacity(trace: Trace, cost: StepCost, engine: EngineSettings) -> f
 def figures(served: Simulation) -> dict[str, float]:
     """One simulation in figures."""
     requests = served.requests
-    latency = requests["finish_s"] - requests["arrival_s"]
-    first = requests["first_token_s"] - requests["arrival_s"]
-    wait = np.maximum(first, requests["longest_gap_s"])
     return {
-        "mean": float(latency.mean()),
-        "p99": float(np.percentile(latency, 99)),
-        "s_per_token": float((latency / requests["output_tokens"]).mean()),
-        "ttft": float(first.mean()),
-        "longest_wait": float(wait.mean()),
-        "worst_wait": float(wait.max()),
+        **latencies(
+            requests["finish_s"] - requests["arrival_s"],
+            requests["first_token_s"] - requests["arrival_s"],
+            requests["longest_gap_s"],
+            requests["output_tokens"],
+        ),
         "swaps": float((requests["pauses"] + requests["preemptions"]).sum()),
         "paused_max": float(served.steps["paused"].max(initial=0)),
         "recomputed_tokens": float(requests["recomputed_tokens"].sum()),
+    }
+
+
+def latencies(
+    latency_s: NDArray[np.float64],
+    first_s: NDArray[np.float64],
+    gap_s: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+) -> dict[str, float]:
+    """RATIOS of requests: how long each took, to its first token, between two tokens at most."""
+    wait_s = np.maximum(first_s, gap_s)
+    return {
+        "mean": float(latency_s.mean()),
+        "p99": float(np.percentile(latency_s, 99)),
+        "s_per_token": float((latency_s / tokens).mean()),
+        "ttft": float(first_s.mean()),
+        "longest_wait": float(wait_s.mean()),
+        "worst_wait": float(wait_s.max()),
     }
 
 

@@ -59,6 +59,31 @@ def pausing_table(kept: Row) -> list[str]:
     return table(["lengths", "load", "KV", "`srpt`", *HEADS, "swaps", "tokens again"], rows)
 
 
+def offloading_table(kept: Row) -> list[str]:
+    """A line for each policy and what is offloaded; without pausing, who makes way is preempted."""
+    forms = {
+        "srpt:preemption=never": "never",
+        "srpt:pausing=false": "preempts where it pays",
+        "srpt:pausing=false;preemption=greedy": "preempts greedily",
+        "srpt": "pauses",
+    }
+    rows = [
+        [
+            NAMES[row["workload"]],
+            forms[row["policy"]],
+            row["kept"],
+            *(f"{row[figure]:.3f}×" for figure in FIGURES),
+            f"{row['pauses'] + row['preemptions']:,.0f}",
+            f"{row['memory_preemptions']:,.0f}",
+            f"{row['recomputed_tokens']:,.0f}",
+        ]
+        for row in kept["rows"]
+        if row["policy"] in forms
+    ]
+    heads = ["lengths", "`srpt`", "offloaded", *HEADS, "swaps", "freed for memory", "tokens again"]
+    return table(heads, rows)
+
+
 def grid_table(kept: Row) -> list[str]:
     """A line for each batch and memory: the worst, the median and the best of its points."""
     rows = []
@@ -123,6 +148,7 @@ PAUSING_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
     "pausing-summary": pausing_summary,
     "pausing": pausing_table,
     "pausing-tried": tried_table,
+    "offloading": offloading_table,
     "preemption-grid": grid_table,
     "guards-hindsight": hindsight_table,
 }

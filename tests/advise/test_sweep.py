@@ -188,6 +188,30 @@ def test_simulate_prints_json(
     assert json.loads((out / "results.json").read_text()) == document
 
 
+def test_simulate_pauses_as_serve_does_unless_told_not_to(
+    trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--policy", "srpt,srpt:pausing=false", "--load", "1.2", "--json")
+
+    def rows(*more: str) -> list[dict[str, Any]]:
+        assert call(monkeypatch, str(trace_file), *PRESET, *arguments, *more) == 0
+        document = json.loads(capsys.readouterr().out)
+        places = document["engine"]["max_seqs"]
+        assert places == (None if "--no-pausing" in more else 2 * document["engine"]["slots"])
+        found: list[dict[str, Any]] = document["results"]
+        return found
+
+    paused, preempted = rows("--slots", "4")
+    assert paused["pauses"] > 0 == paused["preemptions"]
+    assert preempted["pauses"] == 0 < preempted["preemptions"]
+    # Slots that are swept bring places with them.
+    assert [row["pauses"] > 0 for row in rows("--slots", "2", "--sweep", "slots=4")] == [
+        True,
+        False,
+    ]
+    assert [row["pauses"] for row in rows("--slots", "4", "--no-pausing")] == [0, 0]
+
+
 def test_simulate_prints_a_table_and_draws(
     trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +257,8 @@ def test_simulate_reads_prompts_with_a_learnt_predictor(
         ((*PRESET, "--kv-blocks", "3"), "can never run"),
         ((*PRESET, "--router", "best"), "round-robin"),
         ((*PRESET, "--split", "test"), "trace without prompts"),
+        ((*PRESET, "--policy", "srpt:pausing=on", "--no-pausing"), "leave --no-pausing out"),
+        ((*PRESET, "--policy", "srpt:pausing=on;peek=on"), "it is a probe that looks"),
     ],
 )
 def test_simulate_says_what_is_wrong(

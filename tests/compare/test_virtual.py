@@ -16,15 +16,20 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.cli.main import app
 from lengthwise.compare.client import ReplayRequest
+from lengthwise.compare.engine_log import read_measured
 from lengthwise.compare.virtual import engine_prompt
 from lengthwise.errors import InputError
+from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.results import read_results
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
+from lengthwise.simulate.presets import preset
+from lengthwise.simulate.simulation import simulate
 from lengthwise.workload.dataset import load_dataset
+from lengthwise.workload.trace import Trace
 
 VIRTUAL = ("--engine", "virtual", "--gpu", "a100")
 ROW_KEYS = {
@@ -113,6 +118,35 @@ def test_rows_have_the_promised_keys_and_the_engine(run: Path) -> None:
     assert by_name["oracle", "burst"] < by_name["srpt", "burst"] < by_name["fcfs", "burst"]
     offered = [row["offered_load"] for row in rows if row["load"] == 1.2]
     assert offered == pytest.approx([1.2] * 3)
+
+
+def test_a_round_with_pauses_is_simulated_again_with_them(table: Path, tmp_path: Path) -> None:
+    """The record says how many requests the worker holds: else the simulator would pause nobody."""
+    policies = ("--policy", "srpt:preemption=greedy,srpt:preemption=never")
+    bench(
+        table, tmp_path, "--requests", "60", "--max-num-seqs", "4", "--load", "1.2",
+        "--predictor", "noisy-oracle:0.5", "--pausing", *policies,
+    )  # fmt: skip
+    rounds, notes = read_measured(tmp_path)
+    assert notes == []
+    pauses = []
+    for each in rounds:
+        assert each.engine.places > each.engine.slots == 4
+        records = each.records
+        order = np.argsort(records.sent_s, kind="stable")
+        trace = Trace(
+            each.name,
+            records.sent_s[order],
+            records.prompt_tokens[order].astype(np.int64),
+            records.output_tokens[order].astype(np.int64),
+            [],
+            "records",
+        )
+        cost, predictions = preset("a100", "llama-3-8b").cost, each.predictions[order]
+        again = simulate(trace, each.discipline, cost, each.engine, predictions=predictions)
+        assert again.e2el_s == pytest.approx(request_metrics(records).e2el[order])
+        pauses.append(int(again.requests["pauses"].sum()))
+    assert pauses[0] > 0 == pauses[1]
 
 
 def test_the_table_and_the_page_say_which_engine_it_was(

@@ -147,7 +147,7 @@ def _of_log(
     workload = Workload(trace)
     # What `lengthwise serve` does unless it is told otherwise.
     usual = Settings(policy="srpt", predictor="declared", pausing="auto")
-    engine = replace(machine.engine, max_seqs=MORE * machine.engine.slots)
+    engine = machine.engine.with_places(MORE)
     base = Cell(label="", discipline={}, load="trace", cost=machine.cost, engine=engine)
     count = 2 + len(seeds) * (len(PREDICTORS) - 1)
     progress.stage(f"simulating {len(trace):,} requests", total=count)

@@ -106,6 +106,14 @@ def simulate(
     lag: Annotated[
         int | None, typer.Option(min=0, max=1, help="1: asynchronous scheduling.")
     ] = None,
+    pausing: Annotated[
+        bool,
+        typer.Option(
+            "--pausing/--no-pausing",
+            help="Whether a request that makes way keeps its KV, as under `lengthwise serve`, or "
+            "is computed again.",
+        ),
+    ] = True,
     replicas: Annotated[int, typer.Option(min=1, help="Engines behind a router.")] = 1,
     router: Annotated[
         str,
@@ -136,7 +144,7 @@ def simulate(
     Example: `lengthwise simulate trace.parquet --policy fcfs,srpt --model llama-3-8b --gpu h100`
     """
     import json as json_module
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from rich.console import Console
 
@@ -146,6 +154,7 @@ def simulate(
     from lengthwise.compare.machine import choose_machine
     from lengthwise.compare.sweep_cells import sweep_cells, with_ratios
     from lengthwise.compare.traffic import read_workload
+    from lengthwise.serve.places import MORE
 
     machine = choose_machine(
         cost=cost,
@@ -161,6 +170,9 @@ def simulate(
             "lag": lag,
         },
     )
+    engine = replace(machine.engine, max_seqs=None)
+    if pausing:
+        engine = machine.engine.with_places(MORE)
     with ConsoleProgress() as progress:
         source, predicts = read_workload(
             workload,
@@ -183,14 +195,21 @@ def simulate(
             discipline={},
             load=default,
             cost=machine.cost,
-            engine=machine.engine,
+            engine=engine,
             cv=cv,
             predictor=predicts,
             replicas=replicas,
             router=router,
         )
         cells = list(
-            sweep_cells(base, policy, load or [default], sweep or [], range(seed, seed + seeds))
+            sweep_cells(
+                base,
+                policy,
+                load or [default],
+                sweep or [],
+                range(seed, seed + seeds),
+                pausing=pausing,
+            )
         )
         progress.stage(f"simulating {len(source.trace):,} requests", total=len(cells))
         rows = run_sweep(
@@ -214,9 +233,9 @@ def simulate(
         "workload": source.trace.name,
         "requests": len(source.trace),
         "cost": asdict(machine.cost),
-        "engine": asdict(machine.engine),
-        "full_batch": full_batch(source.trace, machine.engine),
-        "capacity_requests_per_s": capacity(source.trace, machine.cost, machine.engine),
+        "engine": asdict(engine),
+        "full_batch": full_batch(source.trace, engine),
+        "capacity_requests_per_s": capacity(source.trace, machine.cost, engine),
         "results": with_ratios(rows),
     }
     if out is not None:
@@ -246,8 +265,8 @@ def _as_table(document: dict[str, Any]) -> Table:
         caption=f"Simulated, times in s. Step costs: {document['cost']['source']}.",
     )
     for heading in ("policy", "load", *varied):
-        table.add_column(heading)
-    for heading in ("mean", "p50", "p99", "TTFT", "s/token", "preempted", "fcfs/policy"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("mean", "p50", "p99", "TTFT", "s/token", "paused", "preempted", "fcfs/policy"):
         table.add_column(heading, justify="right")
     groups: dict[tuple[Any, ...], list[Figures]] = {}
     for row in document["results"]:
@@ -272,6 +291,7 @@ def _as_table(document: dict[str, Any]) -> Table:
                     "mean_latency_per_output_token_ms",
                 )
             ),
+            f"{middle('pauses'):,.0f}",
             f"{middle('preemptions') + middle('memory_preemptions'):,.0f}",
             f"{middle(ratio):.2f}×" if ratio in group[0] else "",
         )

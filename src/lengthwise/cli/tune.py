@@ -116,7 +116,7 @@ def tune(
     Example: `lengthwise tune trace.parquet --load 0.9 --objective mean-e2el --cap p99-e2el=1.5
     --out settings.json`
     """
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from rich.console import Console
 
@@ -170,15 +170,14 @@ def tune(
             predicts = as_good_as(predictor, progress)
         if predicts is not None and predicts != "given":
             trace_predictions(source.trace, predicts)  # says what is wrong with it now
-        # As `serve` sizes the worker, so that requests can be paused and looked at.
-        places = (MORE if probe_tau is None else MORE_TO_LOOK) * machine.engine.slots
         default = "0.9" if source.trace.layout == "prompts" else "trace"
         base = Cell(
             label="",
             discipline={},
             load=parse_load(load or default),
             cost=machine.cost,
-            engine=replace(machine.engine, max_seqs=machine.engine.max_seqs or places),
+            # As `serve` sizes the worker, so that requests can be paused and looked at.
+            engine=machine.engine.with_places(MORE if probe_tau is None else MORE_TO_LOOK),
             seed=seed,
             predictor=predicts,
             probe=None if probe_tau is None else f"noisy-oracle:{probe_tau}",

@@ -12,7 +12,7 @@ from lengthwise.advise.signs import recorded_limits
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
-from lengthwise.simulate.engine_settings import EngineSettings, read_engine
+from lengthwise.simulate.engine_settings import EngineSettings, read_engine, replaced
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.step_cost import StepCost, read_cost
 
@@ -104,8 +104,10 @@ def machine_of_log(
     Raises:
         InputError: something in them is wrong.
     """
-    limits = recorded_limits(record.steps, record.limits)
-    limits |= {name: value for name, value in given.items() if value is not None}
+    limits = replaced(
+        recorded_limits(record.steps, record.limits),
+        {name: value for name, value in given.items() if value is not None},
+    )
     try:
         engine = EngineSettings(**limits)
     except TypeError as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lengthwise.advise.cell import Cell, Figures
 from lengthwise.compare.specs import parse_policies
 from lengthwise.compare.traffic import parse_load
 from lengthwise.errors import InputError, unknown_name
+from lengthwise.serve.places import MORE
+from lengthwise.settings import Settings
+from lengthwise.simulate.engine_settings import EngineSettings, replaced
 
 SWEPT = ("c", "max_overtakes", "blend", "tau", "kv_blocks", "slots", "replicas")
 
@@ -21,9 +24,26 @@ def sweep_cells(
     loads: Sequence[str],
     sweeps: Sequence[str],
     seeds: range,
+    *,
+    pausing: bool,
 ) -> Iterator[Cell]:
-    """Every combination, each policy's once where what is varied does not concern it."""
-    settings = parse_policies(policies, base.predictor)
+    """Every combination, each policy's once where what is varied does not concern it.
+
+    Args:
+        base: what all cells have alike; without pausing its engine has no places for it.
+        policies: specs.
+        loads: as on the command line.
+        sweeps: `name=values`.
+        seeds: of arrivals and predictions.
+        pausing: whoever makes way is paused; where slots are swept, the worker is sized as
+            `lengthwise serve` does.
+
+    Raises:
+        InputError: something in them is wrong, or a policy asks for what cannot be.
+    """
+    settings = parse_policies(policies, base.predictor, pausing=pausing)
+    for label, chosen in settings.items():
+        _refuse_impossible(label, chosen, pausing)
     axes = [_axis(text) for text in sweeps]
     seen: set[str] = set()
     for values in itertools.product(*(values for _, values in axes)):
@@ -35,18 +55,31 @@ def sweep_cells(
                         replace(base, label=label, load=parse_load(load), seed=seed),
                         chosen,
                         varied,
+                        pausing,
                     )
                     if repr(cell.key()) not in seen:
                         seen.add(repr(cell.key()))
                         yield cell
 
 
-def _vary(cell: Cell, settings: Any, varied: dict[str, float]) -> Cell:
+def _refuse_impossible(label: str, settings: Settings, pausing: bool) -> None:
+    """Raise an InputError for a policy that asks for what no cell has."""
+    if settings.pausing is True and not pausing:
+        raise InputError(f"policy {label!r} asks for pauses: leave --no-pausing out")
+    if settings.peek is True:
+        raise InputError(
+            f"policy {label!r}: it is a probe that looks, and none is simulated here; `lengthwise "
+            "tune --probe-tau` has one"
+        )
+
+
+def _vary(cell: Cell, settings: Settings, varied: dict[str, float], pausing: bool) -> Cell:
     """The cell under these settings, with what is varied put in where it applies."""
     tags: dict[str, Any] = {
         name: int(varied[name]) for name in ("kv_blocks", "slots") if name in varied
     }
-    cell = replace(cell, engine=replace(cell.engine, **tags))
+    engine = EngineSettings(**replaced(asdict(cell.engine), tags))
+    cell = replace(cell, engine=engine.with_places(MORE) if pausing else engine)
     if "replicas" in varied:
         tags["replicas"] = int(varied["replicas"])
         cell = replace(cell, replicas=tags["replicas"])

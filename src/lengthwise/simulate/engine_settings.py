@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ class EngineSettings:
         """Requests that the worker holds, paused ones among them."""
         return self.slots if self.max_seqs is None else self.max_seqs
 
+    def with_places(self, more: int) -> EngineSettings:
+        """The same with `more` places for each slot, unless it has places for paused requests."""
+        return self if self.places > self.slots else replace(self, max_seqs=more * self.slots)
+
     def blocks(self, longest: int) -> int:
         """KV blocks in all, for requests of at most `longest` tokens.
 
@@ -94,6 +98,12 @@ class EngineSettings:
         return int(self.watermark * (blocks + 1))
 
 
+def replaced(limits: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's limits with others in the place of some; with the slots the places go."""
+    kept = {name: value for name, value in limits.items() if name != "max_seqs"}
+    return {**(kept if "slots" in given else limits), **given}
+
+
 def read_engine(path: Path, given: Mapping[str, Any]) -> EngineSettings:
     """The limits of the engine that a file of step costs was fitted to.
 
@@ -110,6 +120,6 @@ def read_engine(path: Path, given: Mapping[str, Any]) -> EngineSettings:
     if not isinstance(limits, dict) or not limits.keys() <= known:
         raise InputError(f"{path}: the key 'engine' may hold {', '.join(sorted(known))}")
     try:
-        return EngineSettings(**{**limits, **given})
+        return EngineSettings(**replaced(limits, given))
     except TypeError as error:
         raise InputError(f"{path}: a limit of the engine is of the wrong type: {error}") from None

@@ -71,15 +71,16 @@ class LengthwiseMixin:
         )
         self._planner = self._new_planner()
         self._report = Report(self)
+        refusal_to_pause = schedulers.refusal_to_pause(self, vllm_config)
         self._settings = LiveSettings(
             Engine(
                 index=schedulers.engine_index(vllm_config),
-                limits=schedulers.engine_limits(self),
+                limits=schedulers.engine_limits(self, pauses=refusal_to_pause is None),
                 tokenizer=vllm_config.model_config.tokenizer,
                 model=vllm_config.model_config.served_model_name,
                 state=self._report.numbers,
                 by_priority=self._by_priority,
-                refusal_to_pause=schedulers.refusal_to_pause(self, vllm_config),
+                refusal_to_pause=refusal_to_pause,
                 has_probe=self._refinement is not None,
             ),
             self.counters,

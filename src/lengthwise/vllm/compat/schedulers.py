@@ -126,13 +126,21 @@ def engine_index(vllm_config: Any) -> int:
     return int(getattr(vllm_config.parallel_config, "data_parallel_index", 0) or 0)
 
 
-def engine_limits(scheduler: Any) -> dict[str, float]:
-    """What bounds this engine's steps, under the names of `simulate.EngineSettings`."""
+def engine_limits(scheduler: Any, pauses: bool) -> dict[str, float]:
+    """What bounds this engine's steps, under the names of `simulate.EngineSettings`.
+
+    Args:
+        scheduler: vLLM's.
+        pauses: requests can be paused; else no place beside those that run is of use.
+    """
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     config = scheduler.scheduler_config
     return {
         "slots": int(scheduler.max_num_active_reqs),
+        "max_seqs": int(
+            scheduler.max_num_running_reqs if pauses else scheduler.max_num_active_reqs
+        ),
         "token_budget": int(scheduler.max_num_scheduled_tokens),
         # One block is vLLM's own.
         "kv_blocks": int(scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1,
