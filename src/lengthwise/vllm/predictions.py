@@ -11,6 +11,7 @@ it is late and the request is running.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from typing import Any, Final
 
@@ -60,7 +61,8 @@ class Predictions:
         self.asks_worker = False
         self._open: set[str] = set()  # live, and neither predicted nor given up
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
-        self._made: dict[str, Prediction] = {}  # from the prompt, of the whole answer
+        # From the prompt, of each row of the table, as it was said of the whole answer; NaN: none.
+        self._made = np.full((len(live.table), len(RECORDED_PREDICTION)), np.nan)
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -80,7 +82,7 @@ class Predictions:
         self._source = source
         self.asks_worker = source is not None and source.worker is not None
         self._recent.clear()
-        self._made.clear()
+        self._made.fill(np.nan)
         self._median = _UNKNOWN
         self._since_median = 0
         self._complained = False
@@ -92,7 +94,7 @@ class Predictions:
 
     def expect(self, request_id: str) -> None:
         """Note that a request wants a prediction; it ranks as the median until it has one."""
-        self._write(request_id, self._median, predicted=False)
+        self._write(self._live.row(request_id), self._median, predicted=False)
         if self._source is not None:
             self.pending.append(request_id)
             self._open.add(request_id)
@@ -106,10 +108,12 @@ class Predictions:
         if request_id in self._open:
             self._open.remove(request_id)
             self._counters.unpredicted += 1
-        said = self._made.pop(request_id, None)
-        if said is None:
+        row = self._live.row(request_id)
+        if row >= len(self._made) or math.isnan(self._made[row, 0]):
             return dict.fromkeys(RECORDED_PREDICTION)
-        return dict(zip(RECORDED_PREDICTION, map(float, said), strict=True))
+        said = self._made[row].tolist()
+        self._made[row] = np.nan
+        return dict(zip(RECORDED_PREDICTION, said, strict=True))
 
     def work(self, limit: int = PER_STEP) -> None:
         """Predict up to `limit` pending requests, fewer where their prompts are long.
@@ -125,12 +129,13 @@ class Predictions:
             if request_id not in self._live:
                 continue
             made += 1
-            request = self._live.request(self._live.row(request_id))
+            row = self._live.row(request_id)
+            request = self._live.request(row)
             read += min(request.num_prompt_tokens, READ)
             if source.worker is None:
-                self._note(request_id, self._predict(source.predictor, request))
+                self._note(row, self._predict(source.predictor, request))
             else:
-                self._ask_worker(source, request)
+                self._ask_worker(source, request_id, row)
         if source.worker is not None:
             for request_id, prediction in source.worker.answers(limit):
                 self._take_answer(request_id, prediction)
@@ -139,10 +144,10 @@ class Predictions:
             self._median = Prediction(*np.median(np.array(self._recent), axis=0).tolist())
             stand_in(self._live.table, self._live.count, *self._median)
 
-    def _ask_worker(self, source: Source, request: Any) -> None:
+    def _ask_worker(self, source: Source, request_id: str, row: int) -> None:
         """Queue a request for the worker, and let the stand-in predict it at once."""
         assert source.worker is not None
-        request_id = request.request_id
+        request = self._live.request(row)
         try:
             accepted = source.worker.submit(request_id, self._prompt(request))
         except PredictionError as error:
@@ -152,37 +157,36 @@ class Predictions:
             prediction = self._predict(source.stand_in, request)
             if prediction is not None:
                 self._counters.stand_ins += 1
-                self._write(request_id, prediction, predicted=True)
+                self._write(row, prediction, predicted=True)
         if not accepted:
-            self._give_up(request_id)
+            self._give_up(row)
 
     def _take_answer(self, request_id: str, prediction: Prediction | None) -> None:
         if request_id not in self._live:
             self._counters.late_predictions += prediction is not None
             return
+        row = self._live.row(request_id)
         if prediction is None:
-            self._give_up(request_id)
+            self._give_up(row)
             return
-        state = self._live.table["state"][self._live.row(request_id)]
-        self._counters.late_predictions += int(state != WAITING)
-        self._note(request_id, self._checked(prediction))
+        self._counters.late_predictions += int(self._live.table[row]["state"] != WAITING)
+        self._note(row, self._checked(prediction))
 
-    def _give_up(self, request_id: str) -> None:
+    def _give_up(self, row: int) -> None:
         """The worker will not answer: what stands in for its answer stays."""
-        self._open.discard(request_id)
+        self._open.discard(self._live.request(row).request_id)
         self._counters.shed_predictions += 1
-        predicted = self._live.table["predicted"][self._live.row(request_id)]
-        self._counters.fallbacks += int(not predicted)
+        self._counters.fallbacks += int(not self._live.table[row]["predicted"])
 
-    def _note(self, request_id: str, prediction: Prediction | None) -> None:
+    def _note(self, row: int, prediction: Prediction | None) -> None:
         """Rank a request by its prediction, if there is one."""
-        self._open.discard(request_id)
+        self._open.discard(self._live.request(row).request_id)
         if prediction is None:
             self._counters.fallbacks += 1
             return
         self._counters.predictions += 1
         self._recent.append(prediction)
-        self._write(request_id, prediction, predicted=True)
+        self._write(row, prediction, predicted=True)
         self._since_median += 1
 
     def _prompt(self, request: Any) -> Prompt:
@@ -209,10 +213,17 @@ class Predictions:
             self._complained = True
             logger.warning("Lengthwise: no prediction, ranking as the median: %s", reason)
 
-    def _write(self, request_id: str, prediction: Prediction, predicted: bool) -> None:
-        request = self._live.table[self._live.row(request_id)]
+    def _remember(self, row: int, prediction: Prediction) -> None:
+        if row >= len(self._made):
+            larger = np.full((len(self._live.table), len(RECORDED_PREDICTION)), np.nan)
+            larger[: len(self._made)] = self._made
+            self._made = larger
+        self._made[row] = prediction
+
+    def _write(self, row: int, prediction: Prediction, predicted: bool) -> None:
+        request = self._live.table[row]
         if predicted:
-            self._made[request_id] = prediction
+            self._remember(row, prediction)
             if request["predicted"] == BY_PROBE:
                 return  # it knows more, and was first
             predictor = self._source.predictor if self._source is not None else None
