@@ -63,6 +63,35 @@ def test_a_turn_waits_for_itself_alone() -> None:
     assert not scheduler.waiting.parked
 
 
+def test_a_turn_brings_its_own_limit_deadline_and_prediction() -> None:
+    """What the caller said of the turn before says nothing of this one."""
+    engine = served(slots=2)
+    live = engine.scheduler._live
+
+    def turn(tokens: int, limit: int, due_ms: float | None = None, said: bool = True) -> Ask:
+        hints: dict[str, object] = {"lengthwise_expected_tokens": tokens} if said else {}
+        if due_ms is not None:
+            hints["lengthwise_ttft_deadline_ms"] = due_ms
+        return Ask("session", [7] * 8, tokens, hints=hints, max_tokens=limit, resumable=True)
+
+    def seen(ask: Ask, steps: int) -> tuple[float, ...]:
+        engine.add(ask)
+        for _ in range(steps):
+            engine.step()
+        columns = live.table[live.row("session")]
+        names = ("most_tokens", "deadline_s", "expected", "score")
+        return tuple(float(columns[name]) for name in names)
+
+    assert seen(turn(4, 4, 200.0), 8) == (4.0, 0.2, 4.0, 4.0)
+    assert seen(turn(60, 70, 9000.0), 2) == (70.0, 9.0, 60.0, 60.0)
+    for _ in range(70):
+        engine.step()
+    assert seen(turn(6, 5), 8)[:3] == (5.0, 0.0, 5.0), "cut where this turn is"
+    # One of which nothing is said: it is recorded as not predicted, not as the turn before.
+    seen(turn(8, 9, said=False), 2)
+    assert engine.scheduler._predictions.forget("session")["score"] is None
+
+
 def test_neither_resets_nor_aborts_are_taken_for_want_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

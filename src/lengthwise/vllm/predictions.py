@@ -93,8 +93,14 @@ class Predictions:
         return True
 
     def expect(self, request_id: str) -> None:
-        """Note that a request wants a prediction; it ranks as the median until it has one."""
-        self._write(self._live.row(request_id), self._median, predicted=False)
+        """Note that a request wants a prediction; it ranks as the median until it has one.
+
+        A session's turn wants one of its own: what was said of the turn before is forgotten.
+        """
+        row = self._live.row(request_id)
+        if row < len(self._made):
+            self._made[row] = np.nan
+        self._write(row, self._median, predicted=False)
         if self._source is not None:
             self.pending.append(request_id)
             self._open.add(request_id)

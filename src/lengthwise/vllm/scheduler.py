@@ -104,10 +104,7 @@ class LengthwiseMixin:
                 self._refinement.forget(row)
             columns = self._live.table[row]
             columns["priority"] = self.waiting.believed_class(request)
-            self._start_waiting(columns)
-            columns["prompt_tokens"] = request.num_prompt_tokens
-            columns["most_tokens"] = requests.most_tokens(self, request)
-            columns["deadline_s"] = requests.deadline_of(request)
+            self._start_waiting(request, columns)
             columns["tenant"] = self._planner.tenants.arrive(requests.tenant_of(request))
             columns["adapter"] = requests.adapter(request)
             self._observers.arrived(request)
@@ -124,14 +121,17 @@ class LengthwiseMixin:
         if self._refinement is not None:
             self._refinement.forget(row)
         columns = self._live.table[row]
-        columns["prompt_tokens"] = session.num_prompt_tokens
         columns["age"] = 0
-        self._start_waiting(columns)
+        self._start_waiting(session, columns)
         if self._active.predicts:
             self._predictions.expect(session.request_id)
 
-    def _start_waiting(self, columns: Any) -> None:
-        """A request, or a session's turn, arrives: what bounds its wait begins anew."""
+    def _start_waiting(self, request: Any, columns: Any) -> None:
+        """A request, or a session's turn, arrives: what its caller says of it is read, and what
+        bounds its wait begins anew."""
+        columns["prompt_tokens"] = request.num_prompt_tokens
+        columns["most_tokens"] = requests.most_tokens(self, request)
+        columns["deadline_s"] = requests.deadline_of(request)
         columns["arrival_s"] = self._clock()
         columns["last_step"] = self._step
         columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
