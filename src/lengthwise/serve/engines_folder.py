@@ -33,6 +33,12 @@ class EnginesFolder(tempfile.TemporaryDirectory[str]):
         with suppress(OSError):  # a file system without locks: then what is left stays
             self._lock = take_lock(Path(self.name) / _LOCK)
 
+    def cleanup(self) -> None:
+        """Take the folder away, and then let go of it."""
+        super().cleanup()
+        if self._lock is not None:
+            self._lock.close()
+
 
 def _remove_if_left(path: Path) -> None:
     # Without its lock a folder is another user's, or has only just been made.
