@@ -233,7 +233,7 @@ def gain(given: Any) -> dict[str, Any]:
     requests = requests_of(given.requests, given.median_tokens, given.seed)
     predictor = f"noisy-oracle:{given.tau}"
     found: dict[str, Any] = {"slots": slots, "requests": given.requests, "preset": preset.name}
-    found["tau"] = given.tau
+    found |= {"tau": given.tau, "seed": given.seed}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         flags = ["--max-num-seqs", str(slots)]

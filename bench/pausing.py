@@ -4,6 +4,7 @@
     python bench/pausing.py --json > pausing.json
     python bench/pausing.py --predictions raw --costs a100:llama-3-8b
     python bench/pausing.py --policies srpt --kv ample --first-seed 100 --seeds 20
+    python bench/pausing.py --policies srpt --preemption greedy
 
 Requests have real lengths (see --data) or log-normal ones; what is predicted of them is the true
 length with log-normal noise; with `probe`, what a probe says once the prompt has been computed has
@@ -26,7 +27,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -241,7 +242,7 @@ def rows(
     memory: str,
     seeds: Sequence[int],
     raw: bool,
-    policies: Sequence[Twin] = POLICIES,
+    policies: Sequence[Twin],
 ) -> Iterator[dict[str, Any]]:
     """A row for each policy."""
     prompts, answers = case.lengths(data)
@@ -344,6 +345,7 @@ def main() -> int:
     parser.add_argument("--kv", default=",".join(MEMORY), help="of ample, or multiples")
     parser.add_argument("--only", help="workloads")
     parser.add_argument("--policies", help="names; of each, all forms")
+    parser.add_argument("--preemption", help="who makes way where a policy pauses, as the setting")
     parser.add_argument("--seeds", type=int, default=11, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -352,7 +354,13 @@ def main() -> int:
     names = _named(
         parser, "policy", given.policies, [twin.discipline["policy"] for twin in POLICIES]
     )
-    policies = [twin for twin in POLICIES if twin.discipline["policy"] in names]
+    policies = [
+        replace(twin, discipline={**twin.discipline, "preemption": given.preemption})
+        if twin.pauses and given.preemption
+        else twin
+        for twin in POLICIES
+        if twin.discipline["policy"] in names
+    ]
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     raw = given.predictions == "raw"
     table: list[dict[str, Any]] = []

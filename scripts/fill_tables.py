@@ -64,10 +64,11 @@ COMMANDS = {
     "tenants": "python bench/tenants.py --json",
     "replicas": "python bench/replicas.py --seeds 1 --json",
     "ray-cluster": "python bench/ray_cluster.py --seed 1 --json",
-    "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 --json",
+    "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 [--seed 1]"
+    " --json",
     "pausing": "python bench/pausing.py --json",
     "pausing-tried": "python bench/pausing.py --policies srpt --kv ample --first-seed 100"
-    " --seeds 20 --json",
+    " --seeds 20 [--preemption greedy] --json",
     "offloading": "python bench/offloading.py --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "guards-hindsight": "python bench/guards.py --guard max_lead=55 --guard max_lead=65"

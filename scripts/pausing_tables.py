@@ -110,11 +110,11 @@ def tried_table(kept: Row) -> list[str]:
     )
     heads = [f"{NAMES[name]}, {load}: {', '.join(figures)}" for name, load, figures in columns]
     rows = []
-    for label in dict.fromkeys(row["label"] for row in kept["rows"] if row["pausing"]):
+    for label in dict.fromkeys(row["label"] for row in kept["rows"]):
         cells = []
         for name, load, figures in columns:
-            where = {"workload": name, "load": load}
-            own = _one(kept["rows"], label=label, pausing=True, **where)
+            where = {"label": label, "workload": name, "load": load}
+            own = _one(kept["rows"], pausing=True, tau_probe=None, **where)
             twin = _one(kept["rows"], policy="srpt:preemption=never", **where)
             shown = {"mean": own["mean"], "TTFT": own["ttft"], "p99": own["p99"]}
             shown["kept"] = own["p99"] / twin["p99"]

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,25 +22,13 @@ from lengthwise.counters import Counters
 from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.hints.counts import ServerMetrics, hint_requests
 from lengthwise.telemetry.prometheus import families
+from scripts import draw_dashboard
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana-dashboard.json"
 ALERTS = ROOT / "deploy/prometheus-alerts.yml"
 NAME = re.compile(r"\b(?:lengthwise_|vllm:)\w+")
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def script() -> ModuleType:
-    """scripts/draw_dashboard.py, which is no package."""
-    spec = importlib.util.spec_from_file_location(
-        "draw_dashboard", ROOT / "scripts/draw_dashboard.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def dashboard_queries() -> list[str]:
@@ -84,9 +70,8 @@ def known() -> set[str]:
 
 
 def test_the_dashboard_is_the_one_its_script_draws() -> None:
-    module = script()
-    assert DASHBOARD.read_text() == module.draw()
-    assert dashboard_queries() == list(module.queries())
+    assert DASHBOARD.read_text() == draw_dashboard.draw()
+    assert dashboard_queries() == list(draw_dashboard.queries())
 
 
 def test_every_query_names_metrics_that_exist(known: set[str]) -> None:

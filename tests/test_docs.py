@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import re
 import shlex
@@ -49,13 +49,8 @@ def blocks(language: str) -> list[Any]:
 
 
 def script(name: str) -> ModuleType:
-    """A module of scripts/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A module of scripts/."""
+    return importlib.import_module(f"scripts.{name}")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

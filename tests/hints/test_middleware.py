@@ -3,108 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
-import os
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from lengthwise.errors import InputError
 from lengthwise.hints import Middleware, write_hints
-from lengthwise.hints.counts import OUTCOMES, hint_requests
 from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
-from lengthwise.hints.prediction_thread import PromptPredictor
-from lengthwise.hints.service import make_app
 from lengthwise.hints.write import parse_targets
+from tests.support.asgi import CHAT, OURS, Message, Seen, counts, send
 
-TEXT = "Name three rivers."
-CHAT = {"messages": [{"role": "user", "content": TEXT}], "model": "m", "stream": True}
-OURS = "lengthwise_expected_tokens"
 DEADLINE = "lengthwise_ttft_deadline_ms"
-
-Message = dict[str, Any]
-
-
-def counted() -> dict[str, float]:
-    return {name: hint_requests().labels(name)._value.get() for name in OUTCOMES}
-
-
-@contextmanager
-def counts(**expected: int) -> Iterator[None]:
-    """Exactly these outcomes are counted meanwhile."""
-    before = counted()
-    yield
-    after = counted()
-    assert {n: after[n] - before[n] for n in after if after[n] != before[n]} == expected
-
-
-@pytest.fixture(scope="module")
-def tokens() -> int:
-    """What the predictor prompt-length says of the chat."""
-    from lengthwise.predict.tokenizer import load_tokenizer
-
-    return len(load_tokenizer("reference").encode_chat(TEXT))
-
-
-class Seen:
-    """An application that answers with two parts of a stream, and keeps what came to it."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self.scope: dict[str, Any] = {}
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.scope, self.messages = scope, []
-        while not self.messages or self.messages[-1].get("more_body", False):
-            self.messages.append(await receive())
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for part, more in ((b"data: 1\n\n", True), (b"data: [DONE]\n\n", False)):
-            await send({"type": "http.response.body", "body": part, "more_body": more})
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.messages)
-
-    @property
-    def headers(self) -> dict[bytes, bytes]:
-        return dict(self.scope["headers"])
-
-
-async def send(
-    app: Any,
-    parts: Sequence[bytes],
-    path: str = "/v1/chat/completions",
-    headers: Sequence[tuple[bytes, bytes]] = (),
-    gone: bool = False,
-) -> list[Message]:
-    """One request by the ASGI interface: what was sent back."""
-    coming: list[Message] = [
-        {"type": "http.request", "body": part, "more_body": gone or place + 1 < len(parts)}
-        for place, part in enumerate(parts)
-    ]
-    coming.append({"type": "http.disconnect"})
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return coming.pop(0)
-
-    async def take(message: Message) -> None:
-        sent.append(message)
-
-    length = (b"content-length", str(sum(map(len, parts))).encode())
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [length, *headers]}
-    await app(scope, receive, take)
-    return sent
 
 
 def passed(body: object, **options: Any) -> tuple[Seen, Any]:
@@ -318,117 +228,3 @@ def test_targets_are_named_as_they_are() -> None:
 def test_hints_are_whole_tokens_and_at_least_one() -> None:
     assert write_hints({}, 0.2)["vllm_xargs"] == {OURS: 1}
     assert write_hints({}, 12.6, ["priority"]) == {"priority": 13}
-
-
-def test_a_predict_server_is_asked_for_what_it_needs(tokens: int) -> None:
-    async def run() -> None:
-        app = make_app(PromptPredictor("prompt-length", "reference"), 1_000_000)
-        async with TestServer(app) as server:
-            middleware = Middleware(seen, str(server.make_url("/")), patience_s=60)
-            with counts(written=1):
-                await send(middleware, [json.dumps(CHAT).encode()])
-            assert json.loads(seen.body)["vllm_xargs"] == {OURS: tokens}
-            with counts(unreadable=1):
-                await send(middleware, [b'{"messages": []}'])
-            await (await middleware._ready()).close()
-
-    seen = Seen()
-    asyncio.run(run())
-
-
-def test_a_predict_server_that_fails_is_left_alone_for_a_while(
-    log: pytest.LogCaptureFixture,
-) -> None:
-    calls = 0
-
-    async def hang(request: web.Request) -> web.Response:
-        nonlocal calls
-        calls += 1
-        await asyncio.sleep(10 if calls == 1 else 0)
-        return web.Response(status=500 if calls == 2 else 200, text='{"predictions": []}')
-
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_post("/v1/predict", hang)
-        async with TestServer(app) as server:
-            url = str(server.make_url("/"))
-            middleware = Middleware(seen, url, patience_s=0.2)
-            body = [json.dumps(CHAT).encode()]
-            with counts(late=1, failed=5):
-                for _ in range(6):
-                    await send(middleware, body)
-            assert calls == 1
-            estimator: Any = await middleware._ready()
-            for status in (500, 200):  # and one that answers with something else
-                estimator._not_before = 0.0
-                with counts(failed=1):
-                    await send(middleware, body)
-                assert calls == (2 if status == 500 else 3)
-            await estimator.close()
-        with counts(failed=1):  # nobody listens any longer
-            await send(Middleware(seen, url, patience_s=60), body)
-        assert json.loads(seen.body) == CHAT
-
-    seen = Seen()
-    asyncio.run(run())
-    assert ["within 0.2 s" in each for each in log.messages] == [True, False]
-
-
-@contextmanager
-def served(app: Any) -> Iterator[int]:
-    """An ASGI application behind uvicorn: the port."""
-    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn, which vLLM brings, is not installed")
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def test_over_real_http_with_and_without_a_length(tokens: int) -> None:
-    class Echo(Seen):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] == "http":
-                await super().__call__(scope, receive, send)
-                return
-            for kind in ("startup", "shutdown"):
-                assert (await receive())["type"] == f"lifespan.{kind}"
-                await send({"type": f"lifespan.{kind}.complete"})
-
-    seen = Echo()
-    data = json.dumps(CHAT).encode()
-    with served(Middleware(seen, "prompt-length", tokenizer="reference")) as port:
-        for body in (data, (data[start : start + 20] for start in range(0, len(data), 20))):
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            client.request(
-                "POST", "/v1/chat/completions", body, encode_chunked=not isinstance(body, bytes)
-            )
-            assert client.getresponse().read() == b"data: 1\n\ndata: [DONE]\n\n"
-            client.close()
-            assert json.loads(seen.body)["vllm_xargs"] == {OURS: tokens}
-            assert seen.headers[b"content-length"] == str(len(seen.body)).encode()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"), [("", f"set {PREDICTOR}"), ("no/such", "no/such does not exist")]
-)
-def test_a_server_does_not_start_with_a_predictor_that_is_not_there(name: str, words: str) -> None:
-    pytest.importorskip("uvicorn", reason="uvicorn, which vLLM brings, is not installed")
-    code = (
-        "import uvicorn\nfrom lengthwise.hints import Middleware\n"
-        f"uvicorn.run(Middleware(None, {name!r}), port=0)"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != PREDICTOR}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert ended.returncode != 0
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr

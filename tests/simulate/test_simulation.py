@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
 from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.predictions import certain, noisy, trace_predictions
+from lengthwise.simulate.predictions import certain, noisy
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost, read_cost, step_seconds
+from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 AFFINE = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)
-BENT = replace(AFFINE, linear=((1, 2e-3), (8, 2e-3), (16, 3e-3), (64, 9e-3)))
 
 
 def trace_of(
@@ -294,66 +292,6 @@ def test_a_request_without_a_prediction_ranks_in_the_middle() -> None:
     assert np.argsort(served["scheduled_s"]).tolist() == [1, 0, 2, 3]
 
 
-def test_costs_that_no_engine_has_are_refused(tmp_path: Any) -> None:
-    for bad in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="prefill_s"):
-            StepCost(1e-3, bad, 1e-6)
-    with pytest.raises(InputError, match="no time"):
-        StepCost(0.0, 1.0, 0.0)
-    AFFINE.write(tmp_path / "cost.json", note="kept")
-    assert read_cost(tmp_path / "cost.json") == AFFINE
-    BENT.write(tmp_path / "cost.json")
-    assert read_cost(tmp_path / "cost.json") == BENT
-    for bad_knots in (
-        ((1, 1.0),),
-        ((2, 1.0), (2, 2.0)),
-        ((1, 2.0), (2, 1.0)),
-        ((0, 1.0), (2, 2.0)),
-    ):
-        with pytest.raises(InputError, match="knots"):
-            replace(BENT, linear=bad_knots)
-    for text, message in (
-        ("{", "not JSON"),
-        ("{}", "not a file of step costs"),
-        ('{"schema": "lengthwise.cost/1", "cost": {"step_s": 1}}', "must hold"),
-        (
-            '{"schema": "lengthwise.cost/1", '
-            '"cost": {"step_s": "x", "prefill_s": 0, "decode_s": 0}}',
-            "not a number",
-        ),
-    ):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(InputError, match=message):
-            read_cost(tmp_path / "bad.json")
-
-
-def test_costs_of_the_first_version_are_still_read(tmp_path: Any) -> None:
-    path = tmp_path / "old.json"
-    path.write_text(
-        '{"schema": "lengthwise.cost/1", "cost": {"step_s": 1, "prefill_s": 2, "decode_s": 3}}'
-    )
-    assert read_cost(path) == StepCost(1.0, 2.0, 3.0)
-
-
-@pytest.mark.parametrize("cost", [AFFINE, BENT])
-def test_compiled_and_plain_costs_are_the_same(cost: StepCost) -> None:
-    generator = np.random.default_rng(0)
-    work = generator.integers(0, 100, (50, 5)).astype(float)
-    compiled = [
-        step_seconds(cost.terms, int(p), int(d), int(kv), int(r), a) for p, d, kv, r, a in work
-    ]
-    assert compiled == pytest.approx(cost.seconds(work), rel=1e-12)
-
-
-def test_linear_layers_are_flat_at_first_bend_at_their_knots_and_go_on_straight() -> None:
-    tokens = np.array([0.0, 1, 2, 8, 16, 64, 128])
-    expected = [2e-3, 2e-3, 2e-3, 2e-3, 3e-3, 9e-3, 17e-3]
-    assert BENT.linear_s(tokens) == pytest.approx(expected)
-    between = BENT.linear_s(np.arange(1.0, 65.0))
-    assert (np.diff(between) >= 0).all()
-    assert AFFINE.linear_s(tokens).tolist() == [0.0] * 7
-
-
 def test_capacity_is_what_a_full_engine_does() -> None:
     trace = synthetic_trace(4000, float("inf"), mean_prompt=200, mean_output=200, sigma=0.5, seed=1)
     for engine in (EngineSettings(slots=64), EngineSettings(slots=256, kv_blocks=1000)):
@@ -365,30 +303,6 @@ def test_capacity_is_what_a_full_engine_does() -> None:
         cost, engine = preset(gpu, "llama-3-8b").cost, EngineSettings(slots=64)
         really = len(trace) / run(trace, engine=engine, cost=cost).makespan_s
         assert capacity(trace, cost, engine) == pytest.approx(really, rel=0.05)
-
-
-@pytest.mark.parametrize("tau", [0.2, 0.5, 0.9])
-def test_noisy_predictions_are_as_good_as_asked_and_calibrated(tau: float) -> None:
-    from scipy.stats import kendalltau
-
-    lengths = synthetic_trace(
-        20_000, 1.0, mean_prompt=100, mean_output=300, sigma=0.9, seed=5
-    ).output_tokens
-    made = noisy(lengths, tau, seed=1)
-    assert kendalltau(made[:4000, 0], lengths[:4000]).statistic == pytest.approx(tau, abs=0.03)
-    assert made[:, 1].mean() == pytest.approx(lengths.mean(), rel=0.05)
-    covered = (lengths >= made[:, 2]) & (lengths <= made[:, 4])
-    assert covered.mean() == pytest.approx(0.8, abs=0.03)
-    assert noisy(lengths[:0], tau, 0).shape == (0, 5)
-
-
-def test_predictors_of_text_are_refused_for_traces() -> None:
-    trace = trace_of([0.0], [3], [4])
-    assert trace_predictions(trace, "oracle").tolist() == [[4.0] * 5]
-    assert trace_predictions(trace, "prompt-length").tolist() == [[3.0] * 5]
-    for bad, message in (("build/p", "without prompts"), ("noisy-oracle:2", "at most 1")):
-        with pytest.raises(InputError, match=message):
-            trace_predictions(trace, bad)
 
 
 def test_a_cell_offers_the_load_it_was_asked_for() -> None:

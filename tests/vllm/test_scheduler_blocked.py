@@ -11,6 +11,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.vllm import Scheduler
+from lengthwise.vllm.compat.schedulers import Room
 from tests.support.checked_engine import AnyText, CheckedEngine
 
 SRPT = {"policy": "srpt", "predictor": "oracle", "preemption": "greedy"}
@@ -109,6 +110,27 @@ def test_nobody_makes_way_for_an_adapter_that_another_newcomer_leaves_no_room_fo
         engine.step()  # `CheckedEngine` fails if somebody made way in vain
     assert set(engine.finished) == {"one adapter", "another adapter"}
     engine.drain()
+
+
+class _Running:
+    """Counts how often its adapter is asked for."""
+
+    asked = 0
+
+    @property
+    def lora_request(self) -> None:
+        self.asked += 1
+
+
+@pytest.mark.parametrize(("max_loras", "adapters"), [(0, True), (2, False), (2, True)])
+def test_adapters_of_the_batch_are_gathered_only_where_they_count(
+    max_loras: int, adapters: bool
+) -> None:
+    scheduler = build_scheduler(Scheduler, max_loras=max_loras, lengthwise={"settings": SRPT})
+    request = _Running()
+    scheduler.running.append(request)
+    Room(scheduler, adapters)
+    assert request.asked == (1 if max_loras and adapters else 0)
 
 
 def _turn(name: str, prompt: list[int], answer: int, more: bool) -> Ask:

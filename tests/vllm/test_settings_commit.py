@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -22,13 +18,12 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
-from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.settings import Settings, parse_settings, read_settings, status_path, watch
-from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.settings import Settings, parse_settings, status_path
 from lengthwise.vllm import Scheduler
 from lengthwise.workload.length_log import read_answers
 from tests.support.checked_engine import CheckedEngine
+from tests.support.strange_files import STRANGE
 
 PATIENCE_S = 20.0
 
@@ -261,30 +256,6 @@ def test_shutting_down_writes_all_and_leaves_nothing_open(
 
 # The file ---------------------------------------------------------------------------------------
 
-STRANGE: dict[str, Callable[[Path], object]] = {
-    "endless": lambda path: path.symlink_to("/dev/zero"),
-    "pipe": lambda path: os.mkfifo(path),
-    "folder": lambda path: path.mkdir(),
-    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
-    "link in a circle": lambda path: path.symlink_to(path),
-    "large": lambda path: path.write_bytes(b" " * (2 << 20)),
-    "nested": lambda path: path.write_text("[" * 100_000),
-    "digits": lambda path: path.write_text('{"blend": ' + "9" * 100_000 + "}"),
-    "bytes": lambda path: path.write_bytes(bytes(range(256))),
-    "surrogate": lambda path: path.write_text('{"policy": "\\ud800"}'),
-}
-
-
-@pytest.mark.parametrize("strange", STRANGE)
-def test_a_settings_file_of_any_kind_is_refused(strange: str, path: Path) -> None:
-    STRANGE[strange](path)
-    started = time.monotonic()
-    with pytest.raises(InputError) as caught:
-        read_settings(path)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 2000
-    assert time.monotonic() - started < PATIENCE_S
-
 
 @pytest.mark.parametrize("strange", ["endless", "pipe", "folder"])
 def test_a_good_file_after_a_strange_one_is_taken_up(
@@ -326,55 +297,6 @@ def test_the_settings_path_may_come_from_the_environment(
         keys.add(scheduler.vllm_config.compute_hash())
         scheduler.shutdown()
     assert len(keys) == 1
-
-
-# The status file --------------------------------------------------------------------------------
-
-
-def test_the_status_says_who_and_when(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_SIGN_OF_LIFE_S", 0.2)
-    Settings().write(path)
-    watcher = SettingsWatcher(path, lambda settings: None, Counters())
-    first = status_of(path)
-    assert (first["pid"], first["engine"]) == (os.getpid(), 0)
-    assert abs(first["time"] - time.time()) < 60
-    wait_until(lambda: status_of(path)["time"] > first["time"])  # with no news
-    watcher.close()
-
-
-def test_a_status_that_cannot_be_written_is_said_once(path: Path) -> None:
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("vllm.lengthwise")
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)  # whatever vLLM itself is to say in other tests
-    Settings().write(path)
-    status_path(path).mkdir()  # whoever is root may write anywhere else
-    counters = Counters()
-    watcher = SettingsWatcher(path, lambda settings: None, counters)
-    for _ in range(10):
-        counters.steps += 1
-        time.sleep(0.11)
-    watcher.close()
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
-    assert len(said) == 1
-    assert "cannot write" in said[0]
-    assert [each.name for each in path.parent.iterdir() if ".json." in each.name] == []
-
-
-def test_a_status_file_is_never_torn(path: Path) -> None:
-    Settings().write(path)
-    counters = [Counters() for _ in range(4)]
-    watchers = [SettingsWatcher(path, lambda settings: None, each) for each in counters]
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
-        for each in counters:
-            each.steps += 1
-        status_of(path)
-    for watcher in watchers:
-        watcher.close()
 
 
 # Several engines --------------------------------------------------------------------------------
@@ -430,25 +352,3 @@ def test_a_port_that_is_taken_means_the_next_free_one(path: Path) -> None:
         assert taken < port < taken + 64
         assert answers_at(port)
         scheduler.shutdown()
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o600, 0o664])
-def test_a_settings_file_keeps_its_mode_and_its_link(tmp_path: Path, mode: int) -> None:
-    real, link = tmp_path / "real.json", tmp_path / "link.json"
-    real.write_text("{}")
-    real.chmod(mode)
-    link.symlink_to(real)
-    Settings(policy="priority").write(link)
-    assert link.is_symlink()
-    assert real.stat().st_mode & 0o777 == mode
-    assert read_settings(real)[0].policy == "priority"
-
-
-def test_a_new_settings_file_has_the_mode_that_the_user_gives_to_files(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from lengthwise.settings import Settings;"
-        "os.umask(0o027); Settings().write(Path(sys.argv[1]))"
-    )
-    path = tmp_path / "new.json"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
-    assert path.stat().st_mode & 0o777 == 0o640

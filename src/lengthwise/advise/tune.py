@@ -17,17 +17,9 @@ from typing import Final
 
 import numpy as np
 
-from lengthwise.advise.candidates import (
-    ORDERS,
-    Candidate,
-    Done,
-    Judged,
-    Player,
-    Stage,
-    orders,
-    refinements,
-)
+from lengthwise.advise.candidates import ORDERS, Candidate, orders, refinements
 from lengthwise.advise.cell import Cell, Workload, arrivals_of
+from lengthwise.advise.judged import Done, Judged, Player, Stage
 from lengthwise.advise.objectives import Cap
 from lengthwise.intervals import standard_error
 from lengthwise.policy.discipline import make_discipline

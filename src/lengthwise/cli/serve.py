@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +30,7 @@ from lengthwise.serve.settings_file import (
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand
+    from lengthwise.serve.engines_folder import EnginesFolder
     from lengthwise.settings import Settings
 
 
@@ -223,10 +223,12 @@ def _serve_replicas(command: ServerCommand, settings: Settings, count: int, mode
             say("stopped")
 
 
-def _engines_folder() -> tempfile.TemporaryDirectory[str] | None:
+def _engines_folder() -> EnginesFolder | None:
     """Where engines keep their numbers while the server runs; None where nothing can be written."""
+    from lengthwise.serve.engines_folder import EnginesFolder
+
     try:
-        return tempfile.TemporaryDirectory(prefix="lengthwise-engines-", ignore_cleanup_errors=True)
+        return EnginesFolder()
     except OSError as error:
         say(
             f"no place for temporary files ({error.strerror or error}), so /metrics has vLLM's own "

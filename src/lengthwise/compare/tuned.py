@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lengthwise.advise.candidates import Judged
+from lengthwise.advise.judged import Judged
 from lengthwise.advise.objectives import MAX_WAIT, Cap, times_fcfs
 from lengthwise.advise.tune import Tuning
 from lengthwise.compare.progress import Progress

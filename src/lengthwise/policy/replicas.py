@@ -141,6 +141,7 @@ def choose(
             return first if replicas[first].open else second
     if rule == LEAST_WORK:
         return _least(fleet, replicas["work"] + replicas["elsewhere_work"])
+    # LEAST_OUTSTANDING, and the rules that look at two where both are closed.
     return _least(fleet, replicas["count"] + replicas["elsewhere"])
 
 

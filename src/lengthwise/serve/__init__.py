@@ -4,6 +4,7 @@ command         the command line and the environment that it is started with
 served_model    the model, or the pace of one, and the probe that listens to it
 places          what the worker holds beside those that run
 vllm_server     started, watched, and stopped together with its engine
+engines_folder  where its engines keep their numbers while it runs
 child           what runs in the child: vLLM's own server, which ends when its parent does
 last_words      the first cause in what a server that ended has printed
 settings_file   the file that it is started with, and what learns beside it

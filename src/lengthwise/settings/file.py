@@ -1,32 +1,23 @@
-"""The settings file, and the files beside it.
+"""The settings file, and the names of the files beside it.
 
 A JSON object with the fields of `Settings`. Unknown keys are refused with the nearest known name.
 The scheduler watches the file, takes changes up between two steps, and says in the status file
 beside it which settings are active.
-
-Engines of one data-parallel server have numbers; those of two servers with one settings file have
-the same. Whoever finds a name taken takes the next one: `record`, `record/engine-0-2`, …; that it
-is taken, a lock says, which ends with the process that holds it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from lengthwise.errors import InputError, one_line
-from lengthwise.files import read_bounded, take_lock
+from lengthwise.files import read_bounded
 from lengthwise.settings.fields import Settings, parse_settings
 
 MOST_BYTES: Final = 1 << 20  #: of a settings file: one that is larger is something else
-_MOST_SERVERS: Final = 64
-
-logger = logging.getLogger("vllm.lengthwise")
 
 
 def status_path(path: Path, engine: int = 0, server: int = 1) -> Path:
@@ -118,57 +109,3 @@ def _read_bytes(path: Path) -> bytes:
         raise InputError(
             f"the settings file {path} {error}: name a file that holds JSON"
         ) from error
-
-
-class Place:
-    """A name, taken until it is closed.
-
-    Args:
-        named: the name for the first server that wants it, the second, …, from 1 on.
-        lock: the lock's file, by the name.
-
-    Attributes:
-        path: the name.
-    """
-
-    def __init__(self, named: Callable[[int], Path], lock: Callable[[Path], Path]) -> None:
-        self.path = first = named(1)
-        self._lock: IO[bytes] | None = None
-        for server in range(1, _MOST_SERVERS + 1):
-            try:
-                self._lock = take_lock(lock(named(server)))
-            except OSError:  # nothing can be written there: whoever tries says so
-                return
-            if self._lock is not None:
-                self.path = named(server)
-                break
-        if self.path != first:
-            logger.warning(
-                "Lengthwise: another engine of the same number has %s, this one has %s",
-                first,
-                self.path,
-            )
-
-    def close(self) -> None:
-        """Let others have it."""
-        if self._lock is not None:
-            self._lock.close()
-
-
-def own_folder(folder: Path, engine: int) -> Place:
-    """An engine's part of a folder that settings name."""
-
-    def named(server: int) -> Path:
-        if server > 1:
-            return folder / f"engine-{engine}-{server}"
-        return folder / f"engine-{engine}" if engine > 0 else folder
-
-    return Place(named, lambda path: path / ".lock")
-
-
-def own_status(settings: Path, engine: int) -> Place:
-    """An engine's status file."""
-    return Place(
-        lambda server: status_path(settings, engine, server),
-        lambda path: path.with_name(f".{path.stem}.lock"),
-    )

@@ -15,7 +15,8 @@ from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
 from lengthwise.files import replace_file
 from lengthwise.settings.fields import Settings
-from lengthwise.settings.file import own_status, read_settings
+from lengthwise.settings.file import read_settings
+from lengthwise.settings.place import own_status
 from lengthwise.settings.polling import Polling
 
 # vLLM shows what is logged below its own name, and nothing else.

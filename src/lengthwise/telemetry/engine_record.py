@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
-from lengthwise.settings.file import own_folder
+from lengthwise.settings.place import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
 STEPS_SCHEMA: Final = "lengthwise.steps/1"
@@ -37,7 +37,7 @@ class Recorder(QueuedWriter[_Line]):
 
     Args:
         folder: where `steps.jsonl` and `requests.jsonl` are appended to, in the engine's own part
-            of it (see `place.own_folder`); made if missing.
+            of it (see `settings.place.own_folder`); made if missing.
         limits: of the engine, for the header of `steps.jsonl`.
         counters: `record_lost` is counted there.
         engine: the engine's number.

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
-from lengthwise.settings.file import own_folder
+from lengthwise.settings.place import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
 SCHEMA: Final = "lengthwise.journal/1"
@@ -27,7 +27,7 @@ class Journal(QueuedWriter[dict[str, Any]]):
 
     Args:
         folder: made if missing; what an earlier engine has left in this one's part of it (see
-            `place.own_folder`) is gone on with.
+            `settings.place.own_folder`) is gone on with.
         engine: the engine's number.
         counters: `record_lost` is counted there.
         most_bytes: of a segment.

@@ -307,7 +307,8 @@ class Room:
         self._scheduler = scheduler
         config = scheduler.lora_config if adapters else None
         self._most_adapters = math.inf if config is None else int(config.max_loras)
-        self._adapters = {r.lora_request.lora_int_id for r in scheduler.running if r.lora_request}
+        running = () if config is None else scheduler.running  # a walk through the batch, each look
+        self._adapters = {r.lora_request.lora_int_id for r in running if r.lora_request}
         self._encoder: int | None = None  # counted when the first asks
         # Models of another kind (speech to text) keep nothing from one step to the next.
         self._kept = getattr(scheduler.encoder_cache_manager, "cached", {})

@@ -1,36 +1,26 @@
-"""Formulas against textbooks, quadrature and simulation; the simulation against a plain one."""
+"""Formulas against textbooks, quadrature and simulation."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.integrate import quad
 from scipy.special import kv
-from typer.testing import CliRunner, Result
 
-from lengthwise.cli.theory import theory
 from lengthwise.errors import InputError
 from lengthwise.theory import (
     POLICIES,
     JobLaw,
-    SizeLaw,
     conditional_response_time,
     deterministic,
     exponential,
-    exponential_prediction,
     job_density,
     job_samples,
     lognormal,
@@ -42,11 +32,7 @@ from lengthwise.theory import (
     size_samples,
     weibull,
 )
-from lengthwise.theory.laws import POINTS
 from lengthwise.theory.single_server import play
-
-Array = NDArray[np.float64]
-COMMAND = "from lengthwise.cli.main import main; main()"
 
 CUTOFFS = (0.0, 0.2, 0.5, 0.8, 1.0)
 # Exponential sizes: mean response times at those cutoffs, from an implementation by integrals that
@@ -102,15 +88,6 @@ def test_first_come_first_served_is_pollaczek_khinchine(load: float) -> None:
 def test_jobs_that_are_all_alike_are_served_in_order_of_arrival(policy: str) -> None:
     jobs = perfectly_predicted(deterministic())
     assert mean_response_time(jobs, 0.8, policy) == pytest.approx(1 + 0.8 / 0.4)
-
-
-@pytest.mark.parametrize("sigma", [0.1, 1.0, 2.5, 4.0])
-def test_the_points_of_a_law_have_its_moments(sigma: float) -> None:
-    for limit in (2_000, POINTS):
-        sizes, weights = lognormal(sigma, mean=3.0).points(limit)
-        assert weights.sum() == pytest.approx(1, rel=1e-12)
-        assert weights @ sizes == pytest.approx(3, rel=1e-6)
-        assert weights @ sizes**2 == pytest.approx(9 * math.exp(sigma**2), rel=1e-6)
 
 
 # Density and load of the jobs not longer than x, mean 1.
@@ -175,35 +152,6 @@ def test_a_joint_density_and_samples_of_it_give_what_the_predictor_gives() -> No
         expected = mean_response_time(jobs_of("exponential"), 0.7, "trail", c)
         assert mean_response_time(density, 0.7, "trail", c) == pytest.approx(expected, rel=2e-4)
         assert mean_response_time(samples, 0.7, "trail", c) == pytest.approx(expected, rel=0.02)
-
-
-def test_jobs_are_drawn_from_their_law() -> None:
-    random = np.random.default_rng(0)
-    laws = (
-        jobs_of("exponential"),
-        noisily_predicted(lognormal(0.5), lambda size, noise: 2 * size),
-        job_samples([1.0, 2.0, 5.0], [3.0, 1.0, 1.0]),
-        noisily_predicted(size_samples([1.0, 4.0])),
-        perfectly_predicted(deterministic(3.0)),
-    )
-    for law in laws:
-        sizes, predictions = law.draw(random, 200_000)
-        for drawn, points in ((sizes, law.sizes), (predictions, law.predictions)):
-            assert drawn.mean() == pytest.approx(law.weights @ points, rel=0.02)
-        product = law.weights @ (law.sizes * law.predictions)
-        assert (sizes * predictions).mean() == pytest.approx(product, rel=0.05)
-        assert law.without_predictions().draw(random, 5)[1].tolist() == [0.0] * 5
-
-
-def test_many_samples_become_fewer_points_with_their_moments() -> None:
-    seen = np.random.default_rng(0).lognormal(0, 1.5, 300_000)
-    for limit in (2_000, POINTS):
-        sizes, weights = size_samples(seen).points(limit)
-        assert len(sizes) <= limit
-        assert weights.sum() == pytest.approx(1)
-        assert weights @ sizes == pytest.approx(seen.mean())
-        assert weights @ sizes**2 == pytest.approx((seen**2).mean(), rel=1e-4)
-    assert sizes.max() == seen.max()
 
 
 def by_definition(jobs: JobLaw, rate: float, c: float) -> float:
@@ -323,122 +271,6 @@ def test_conditional_means_agree_with_simulation() -> None:
     assert np.median(error) < 0.01
 
 
-def play_plainly(
-    arrivals: Array, sizes: Array, predictions: Array, c: float
-) -> list[tuple[float, int]]:
-    """The rule with lists and no heap: response times and preemptions."""
-    age = [0.0] * len(sizes)
-    done: dict[int, float] = {}
-    preempted = [0] * len(sizes)
-    present: list[int] = []
-    running: int | None = None
-    now = 0.0
-    events = [*arrivals, math.inf]
-    for arrived, event in enumerate(events):
-        while present:
-            if running is None:
-                running = min(present, key=lambda job: (predictions[job] - age[job], job))
-            need = sizes[running] - age[running]
-            if now + need > event:
-                age[running] += event - now
-                break
-            now += need
-            done[running] = now - arrivals[running]
-            present.remove(running)
-            running = None
-        now = event
-        if arrived == len(arrivals):
-            break
-        present.append(arrived)
-        if running is not None and age[running] < c * predictions[running]:
-            best = min(present, key=lambda job: (predictions[job] - age[job], job))
-            if predictions[best] - age[best] < predictions[running] - age[running]:
-                preempted[running] += 1
-                running = best
-    return [(done[job], preempted[job]) for job in range(len(sizes))]
-
-
-@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.8, 1.0]), st.floats(0.3, 1.5))
-@settings(deadline=None, max_examples=60)
-def test_the_simulation_plays_the_rule(seed: int, c: float, load: float) -> None:
-    random = np.random.default_rng(seed)
-    arrivals = np.cumsum(random.standard_exponential(60) / load)
-    sizes = random.standard_exponential(60)
-    predictions = sizes * random.choice([0.5, 1.0, random.random() * 4], 60)
-    response, preemptions, memory = play(arrivals, sizes, predictions, c)
-    expected = play_plainly(arrivals, sizes, predictions, c)
-    assert response == pytest.approx([each[0] for each in expected])
-    assert preemptions.tolist() == [each[1] for each in expected]
-    # Alone a job's age grows to its size; paused it stays what it is, for a part of its response.
-    pauses = memory - sizes**2 / 2
-    assert np.all(pauses >= -1e-12)
-    assert np.all(pauses <= sizes * (response - sizes) + 1e-9)
-    assert np.all((pauses > 1e-12) <= (preemptions > 0))
-
-
-def test_a_schedule_by_hand() -> None:
-    arrivals, sizes = np.array([0.0, 1.0, 5.0]), np.array([4.0, 1.0, 1.0])
-    # Job 1 preempts job 0 at age 1 and gives back at 2; job 0 ends at 5, when job 2 arrives.
-    response, preemptions, memory = play(arrivals, sizes, sizes, 1.0)
-    assert response.tolist() == [5.0, 1.0, 1.0]
-    assert preemptions.tolist() == [1.0, 0.0, 0.0]
-    assert memory.tolist() == [4.0**2 / 2 + 1.0, 0.5, 0.5]
-    # With c = 0.2 its cutoff is 0.8.
-    assert play(arrivals, sizes, sizes, 0.2)[0].tolist() == [4.0, 4.0, 1.0]
-
-
-def test_memory_and_preemptions() -> None:
-    jobs = jobs_of("perfect")
-    runs = [simulate(jobs, 0.7, "trail", c, count=200_000, seed=2) for c in CUTOFFS]
-    fcfs = simulate(jobs, 0.7, "fcfs", count=200_000, seed=2)
-    assert fcfs.preemptions_per_job == runs[0].preemptions_per_job == 0
-    # What is never preempted holds memory for its own time only: λ E[X²] / 2.
-    assert fcfs.mean_age_in_memory == pytest.approx(0.7, rel=0.03)
-    assert runs[0].mean_age_in_memory == pytest.approx(0.7, rel=0.03)
-    for less, more in itertools.pairwise(runs):
-        assert less.preemptions_per_job < more.preemptions_per_job
-        assert less.mean_age_in_memory < more.mean_age_in_memory
-
-
-def test_same_seed_same_result() -> None:
-    jobs = jobs_of("exponential")
-    done: list[int] = []
-    first = simulate(jobs, 0.6, "srpt", count=9_600, seed=5, progress=done.append)
-    assert first == simulate(jobs, 0.6, "srpt", count=9_600, seed=5)
-    assert first != simulate(jobs, 0.6, "srpt", count=9_600, seed=6)
-    assert first.jobs == 9_600
-    assert done == list(range(1, 33))
-
-
-def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
-    jobs = perfectly_predicted(exponential(), limit=100)
-    runs = [simulate(jobs, 0.5, "fcfs", count=32_000, seed=seed) for seed in range(100)]
-    assert sum(run.low <= 2.0 <= run.high for run in runs) >= 95
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: size_samples([]), "at least one size"),
-        (lambda: size_samples([1.0, 0.0]), "above 0, got 0"),
-        (lambda: size_samples([1.0, math.nan]), "finite"),
-        (lambda: size_samples(["many"]), "must be a number"),
-        (lambda: job_samples([1.0, 2.0], [1.0]), "one for each"),
-        (lambda: job_samples([1.0], [-1.0]), "negative"),
-        (lambda: lognormal(-1), "sigma"),
-        (lambda: weibull(0.01), "shape"),
-        (lambda: exponential(0), "mean size"),
-        (lambda: noisily_predicted(exponential(), lambda x, noise: -x), "negative"),
-        (lambda: noisily_predicted(exponential(), lambda x, noise: x[:3]), "one prediction"),
-        (lambda: job_density(lambda x, r: 0 * x * r, (1, 2), (1, 2)), "integrates to 0.0000"),
-        (lambda: job_density(lambda x, r: x * r, (0, 2), (1, 2)), "bounds"),
-    ],
-)
-def test_impossible_laws_are_refused(make: Callable[[], SizeLaw | JobLaw], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        make()
-
-
 def test_impossible_queues_are_refused() -> None:
     jobs = perfectly_predicted(deterministic(2.0))
     with pytest.raises(InputError, match=r"load is 1\.2.*grows without bound.*below 0\.5"):
@@ -449,95 +281,3 @@ def test_impossible_queues_are_refused() -> None:
         simulate(jobs, 0.1, "fcfs", count=10)
     with pytest.raises(InputError, match="negative"):
         conditional_response_time(jobs, 0.1, "sjf", 0, [1.0], [-1.0])
-
-
-app = typer.Typer()
-app.command()(theory)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_command_prints_formula_and_simulation(policy: str) -> None:
-    asked = ("--policy", policy, "--rate", 0.7, "--predictions", "exponential")
-    result = run(*asked, "--jobs", 100_000, "--seed", 3, "--json")
-    assert result.exit_code == 0
-    values = json.loads(result.stdout)
-    expected = mean_response_time(jobs_of("exponential"), 0.7, policy, 0.8)
-    assert values["mean_response_time"] == pytest.approx(expected)
-    assert values["ratio"] == pytest.approx(expected / values["simulated"])
-    low, high = values["interval"]
-    assert low < values["simulated"] < high
-    assert values["load"] == values["rate"] == 0.7
-    assert values["c"] == {"fcfs": None, "sjf": 0, "srpt": 1, "trail": 0.8}[policy]
-    assert (values["policy"], values["predictions"]) == (policy, "exponential")
-    assert (values["jobs"], values["seed"]) == (100_000, 3)
-    assert values["preemptions_per_job"] >= 0
-    assert values["mean_age_in_memory"] > 0
-    table = run(*asked, "--no-simulation")
-    assert f"{expected:.4f}" in table.stdout
-    assert "simulated" not in table.stdout
-
-
-def test_the_command_reads_columns_of_a_table(tmp_path: Path) -> None:
-    path = tmp_path / "lengths.csv"
-    path.write_text("tokens,guess\n100,90\n300,500\n200,10\n")
-    jobs = job_samples([0.5, 1.5, 1.0], [0.45, 2.5, 0.05])
-    for predictions, law in (
-        ("guess", jobs),
-        ("perfect", perfectly_predicted(size_samples(jobs.sizes))),
-        ("exponential", noisily_predicted(size_samples(jobs.sizes), exponential_prediction)),
-    ):
-        result = run(
-            "--size", f"{path}#tokens", "--predictions", predictions, "--no-simulation", "--json"
-        )
-        values = json.loads(result.stdout)
-        assert values["mean_response_time"] == pytest.approx(
-            mean_response_time(law, 0.7, "trail", 0.8)
-        )
-        assert values["simulated"] is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--rate", 1.2), "the load is 1.2: from 1 on the queue grows without bound"),
-        (("--rate", 1), "grows without bound"),
-        (("--rate", 0), "above 0"),
-        (("--rate", "nan"), "above 0"),
-        (("--policy", "srtp"), "did you mean 'srpt'"),
-        (("--c", 1.5), "from 0 to 1"),
-        (("--c", "nan"), "from 0 to 1"),
-        (("--predictions", "good"), "exponential, perfect"),
-        (("--size", "lognormal"), "lognormal:0.8"),
-        (("--size", "weibull:x"), "weibull:0.8"),
-        (("--size", "pareto:2"), "unknown law of sizes"),
-        (("--size", "nowhere.csv#tokens"), "no such file"),
-        (("--size", "{table}#token"), "did you mean 'tokens'"),
-        (("--size", "{table}#tokens"), "row 2: tokens is not a number: 'many'"),
-        (("--size", "{table}#guess"), "every size must be above 0, got -3"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
-    table = tmp_path / "table.csv"
-    table.write_text("tokens,guess\n5,4\nmany,-3\n")
-    result = run(*(str(each).replace("{table}", str(table)) for each in arguments))
-    assert isinstance(result.exception, InputError)
-    assert result.exception.exit_code == 2
-    assert words in str(result.exception)
-    assert "\n" not in str(result.exception)
-    assert result.stdout == ""
-
-
-def test_a_full_server_ends_with_2_and_one_line() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", COMMAND, "theory", "--rate", "1"],
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert ended.stderr.count("\n") == 1
-    assert "the queue grows without bound" in ended.stderr
