@@ -27,16 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from bench.figures.cell import made_up_prompts
-from bench.pausing import (
-    CASES,
-    RATIOS,
-    STALL_S,
-    Case,
-    engine_of,
-    latencies,
-    measured_capacity,
-    said,
-)
+from bench.pausing import STALL_S
+from bench.support.cases import CASES, RATIOS, Case, engine_of, latencies, measured_capacity, said
 from lengthwise.emulate.asked import Asked
 from lengthwise.emulate.driver import open_virtual_engine
 from lengthwise.emulate.link import BANDWIDTH

@@ -29,7 +29,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from bench.figures.preemption import made_up, shorter_than
-from bench.pausing import KEPT, MEMORY, RATIOS, STALL_S, engine_of, figures, said
+from bench.pausing import KEPT, STALL_S, figures
+from bench.support.cases import MEMORY, RATIOS, engine_of, said
 from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.presets import parse_preset

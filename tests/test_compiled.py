@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,18 @@ def test_a_change_in_another_file_compiles_anew(tmp_path: Path) -> None:
     with (tmp_path / "lengthwise" / "policy" / "length_law.py").open("a") as file:
         file.write("\n# another version\n")
     assert hits_and_misses(tmp_path) == "0 1"
+
+
+def test_code_of_a_version_whose_names_are_gone_is_compiled_anew(tmp_path: Path) -> None:
+    """An upgrade moves a class; what was kept of functions that took it still names its place."""
+    copy_of_policy(tmp_path)
+    assert hits_and_misses(tmp_path) == "0 1"
+    for damage in (b"clengthwise.policy.no_such_module\nOrder\n.", b"\x80", b""):
+        for index in (tmp_path / "cache").rglob("*surviving_tokens*.nbi"):
+            version = pickle.dumps(pickle.loads(index.read_bytes()), protocol=-1)
+            index.write_bytes(version + damage)
+        assert hits_and_misses(tmp_path) == "0 1"
+        assert hits_and_misses(tmp_path) == "1 0"
 
 
 def test_without_a_folder_to_write_to_it_compiles_and_says_once_what_to_do(tmp_path: Path) -> None:

@@ -32,16 +32,35 @@ _TRACES: Final = (b"compiled", b"intrinsic", b"np.dtype(")  # of what compiled c
 def compiled(function: Function) -> Function:
     """Compile, and keep the machine code for the next process where there is a place for it."""
     with_sources = _with_sources(function)
+    dispatcher = njit(with_sources)
     if config.CACHE_DIR and not os.access(config.CACHE_DIR, os.W_OK):
-        dispatcher = njit(with_sources)
         with contextlib.suppress(RuntimeError):  # nothing there of this room
             dispatcher._cache = _CompiledAhead(with_sources)
             return cast(Function, dispatcher)
     try:
-        return cast(Function, njit(cache=True)(with_sources))
+        dispatcher._cache = _KeptCode(with_sources)
     except RuntimeError:  # a read-only container, or a home that is not one's own
         _say_that_nothing_is_kept()
-        return cast(Function, njit(with_sources))
+    return cast(Function, dispatcher)
+
+
+class _KeptCode(FunctionCache):  # type: ignore[misc]
+    """Code on disk, which never keeps the program from running: what cannot be read is compiled
+    anew, and what cannot be written is not kept."""
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            # An index names the types of arguments: another version's may be gone from where they
+            # were, and numba reads all of it before it sees that it is of another version.
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: object, data: object) -> None:
+        with contextlib.suppress(OSError):  # the disk is full
+            super().save_overload(sig, data)
 
 
 class _ReadOnlyFolder(UserProvidedCacheLocator):  # type: ignore[misc]
@@ -55,7 +74,7 @@ class _ReadOnlyCode(CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (_ReadOnlyFolder,)
 
 
-class _CompiledAhead(FunctionCache):  # type: ignore[misc]
+class _CompiledAhead(_KeptCode):
     """Code that `lengthwise compile` has left; what is not there is compiled and not kept."""
 
     _impl_class = _ReadOnlyCode
