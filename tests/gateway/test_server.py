@@ -90,6 +90,15 @@ def test_several_answers_take_several_slots() -> None:
     play(scene, slots=4)
 
 
+def test_a_body_of_more_prompts_than_are_predicted_is_served_as_it_is() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        asked = json.dumps(body("many", prompt=["a"] * 100_000)).encode()
+        assert (await client.send("POST", "/v1/completions", data=asked)).status == 200
+        assert upstream.bodies == [asked]
+
+    play(scene)
+
+
 def test_everything_passes_as_it_is() -> None:
     async def scene(client: Client, upstream: SmallUpstream) -> None:
         headers = {"Authorization": f"Bearer {KEY}", "X-Mine": "a", "Connection": "X-Mine"}

@@ -169,6 +169,10 @@ def test_a_prediction_ends_where_the_answer_is_cut(running: Running) -> None:
         ({"requests": [{"prompt": "a"}, "b"]}, "requests[1]: it must be an object"),
         ({"requests": [{"prompt": "a"}, {"prompt": [-1]}]}, "requests[1]: prompt: token ids"),
         ({"prompt": ["a"] * 5000}, "several requests"),
+        ({"prompt": [[1]] * 5000}, "several requests"),
+        ({"requests": [{"prompt": "a"}] * 5000}, "several requests"),
+        ({"messages": chat("a") * 9000}, "messages: more than 8,192"),
+        ({"messages": json.dumps(chat("a"))}, "messages must be a list"),
     ],
 )
 def test_bad_input_is_one_reason(running: Running, body: Any, words: str) -> None:

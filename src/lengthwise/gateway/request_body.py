@@ -17,13 +17,12 @@ from aiohttp import web
 
 from lengthwise.errors import InputError
 from lengthwise.gateway.limits import Place, RefusedError
-from lengthwise.hints.question import Question, read_request
+from lengthwise.hints.question import Question, answers_of, read_request
 from lengthwise.predict.baselines import TTFT_DEADLINE_MS, deadline_ms
 from lengthwise.predict.features import LORA
 
 #: Requests to paths that end so have an answer that is generated, and are queued.
 GENERATE: Final = ("/chat/completions", "/completions", "/responses", "/messages")
-_MOST_ANSWERS: Final = 1 << 20
 _MOST_PRIORITY: Final = 2**31 - 1  # clamped: more than anybody means
 
 
@@ -67,12 +66,12 @@ def read_body(body: bytes) -> Body:
     if not isinstance(values, dict):
         return Body(Asked(), (), None)
     try:
-        questions = [_of_model(each, values.get("model")) for each in read_request(values)]
+        questions = _of_model(values.get("model"), read_request(values))
     except InputError:
         questions = []
     options = values.get("stream_options")
     hints = questions[0].hints if questions else {}
-    answers = _count(values.get("n")) * max(len(questions), 1)
+    answers = answers_of(values)
     asked = Asked(
         answers=answers,
         single=answers == len(questions) == 1,
@@ -110,15 +109,13 @@ def asking_for_usage(body: bytes, values: Mapping[str, Any]) -> bytes:
     return json.dumps({**values, "stream_options": options}).encode()
 
 
-def _of_model(question: Question, model: object) -> Question:
+def _of_model(model: object, questions: list[Question]) -> list[Question]:
     """With the model's name among the hints: behind one address there may be several."""
-    if not isinstance(model, str) or LORA in question.hints:
-        return question
-    return question._replace(hints={**question.hints, LORA: model})
-
-
-def _count(value: object) -> int:
-    return min(max(value, 1), _MOST_ANSWERS) if type(value) is int else 1
+    hints = questions[0].hints  # of all
+    if not isinstance(model, str) or LORA in hints:
+        return questions
+    hints = {**hints, LORA: model}
+    return [question._replace(hints=hints) for question in questions]
 
 
 async def take_in(request: web.Request, place: Place, patience_s: float) -> None:
