@@ -17,6 +17,7 @@ import pytest
 from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
+from lengthwise.policy import register
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, body, gateway_before, until
@@ -256,6 +257,42 @@ def test_a_limit_is_found_from_what_waits(monkeypatch: pytest.MonkeyPatch) -> No
         await asyncio.gather(*asked)
 
     play(scene, slots=None)
+
+
+def test_a_policy_that_raises_stays_off_until_the_settings_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a limit that is found anew twice a second makes the order anew."""
+    monkeypatch.setattr("lengthwise.gateway.upstream.EVERY_S", 0.02)
+
+    @register("gateway-divides")
+    def divides(request: Any, now: float, parameters: Any) -> float:
+        """Raises where somebody has waited since the clock began."""
+        return 1.0 if now == 0.0 else 1.0 / (request.expected * 0.0)
+
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        gateway = client.gateway
+        there, counters = gateway.pool.upstreams[0], gateway._counters
+        changes = 0
+        changed = gateway._set_discipline
+
+        def counted() -> None:
+            nonlocal changes
+            changes += 1
+            changed()
+
+        monkeypatch.setattr(gateway, "_set_discipline", counted)
+        await until(lambda: there.known)
+        for number in range(5):
+            before = changes
+            assert (await client.ask(str(number))).status == 200
+            assert counters.switched_off == 1
+            await until(lambda before=before: changes > before)
+        gateway.take_up(gateway.configuration)
+        assert (await client.ask("again")).status == 200
+        assert counters.switched_off == 2
+
+    play(scene, slots=None, policy="gateway-divides")
 
 
 def test_a_server_that_does_not_say_what_waits_counts_as_full(

@@ -67,12 +67,13 @@ class Queue:
         discipline: see above.
         doubtful: predictions are not worth following: the order is fcfs.
         off: somebody has switched the policy off: the order is fcfs.
+        failed: the policy has raised: the order is fcfs until somebody takes this back.
         waiting: how many wait.
     """
 
     def __init__(self, discipline: Discipline, counters: Counters) -> None:
         self.discipline = discipline
-        self.doubtful = self.off = False
+        self.doubtful = self.off = self.failed = False
         self.waiting = 0
         self._counters = counters
         self._of_class: Counter[int] = Counter()  # how many wait
@@ -119,12 +120,12 @@ class Queue:
         """Who goes next; None where nobody waits."""
         if not self.waiting:
             return None
-        discipline = _FCFS if self.doubtful or self.off else self.discipline
+        discipline = _FCFS if self.doubtful or self.off or self.failed else self.discipline
         try:
             return self._next(discipline, now_s)
         except Exception as error:  # a user's policy may do anything; requests are served
             self._counters.switched_off += 1
-            self.discipline = _FCFS
+            self.failed = True
             logger.error(
                 "the policy raised, and the order is fcfs until the settings change: %s: %s",
                 type(error).__name__,

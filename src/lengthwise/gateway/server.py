@@ -85,6 +85,7 @@ class Gateway:
     def take_up(self, configuration: Configuration) -> None:
         """Go by other settings from now on."""
         self.configuration = configuration
+        self.dispatcher.queue.failed = False
         self._set_discipline()
         floor = configuration.settings.tau_floor
         self._lengths.use(configuration.source, floor)
