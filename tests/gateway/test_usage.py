@@ -119,6 +119,17 @@ def test_usage_is_asked_for_and_nothing_else_changes(options: Any) -> None:
     assert changed == values
 
 
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]
+)
+def test_usage_is_asked_for_however_a_body_is_encoded(encoding: str) -> None:
+    values = {"prompt": "a \u00e4 \U0001f600", "stream": True}
+    for before in ("", " \n"):
+        data = (before + json.dumps(values, ensure_ascii=False)).encode(encoding)
+        changed = json.loads(asking_for_usage(data, json.loads(data)))
+        assert changed == values | {"stream_options": {"include_usage": True}}
+
+
 def test_a_body_says_how_many_answers_it_asks_for() -> None:
     def read(**values: Any) -> Any:
         return read_body(json.dumps({"model": "m", **values}).encode())

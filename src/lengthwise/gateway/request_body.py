@@ -102,9 +102,12 @@ def asking_for_usage(body: bytes, values: Mapping[str, Any]) -> bytes:
         body: of the request, a JSON object that is not empty.
         values: the same, read.
     """
-    if values.get("stream_options") is None and "stream_options" not in values:
-        return b'{"stream_options":{"include_usage":true},' + body.lstrip().removeprefix(b"{")
-    given = values["stream_options"]
+    rest = body.lstrip()
+    # JSON may begin with a mark of its encoding, or have more than one byte for each character.
+    plain = rest.startswith(b"{") and not rest.startswith(b"{\0")
+    if plain and "stream_options" not in values:
+        return b'{"stream_options":{"include_usage":true},' + rest.removeprefix(b"{")
+    given = values.get("stream_options")
     options = {**(given if isinstance(given, dict) else {}), "include_usage": True}
     return json.dumps({**values, "stream_options": options}).encode()
 

@@ -204,6 +204,9 @@ class Gateway:
         # A compressed body is for whoever understands it.
         body = read_body(b"" if "Content-Encoding" in request.headers else place.body)
         asked = body.asked
+        usage = self._usage_of(request, asked)
+        if usage is not None and usage.hide and body.values is not None:
+            place.body = asking_for_usage(place.body, body.values)
         entry = Entry(
             str(next(self._names)),
             asked.answers,
@@ -214,9 +217,6 @@ class Gateway:
         )
         measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
         self._lengths.arrived(measured)
-        usage = self._usage_of(request, asked)
-        if usage is not None and usage.hide and body.values is not None:
-            place.body = asking_for_usage(place.body, body.values)
         del body
         try:
             while True:
