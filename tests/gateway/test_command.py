@@ -183,7 +183,7 @@ def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Pa
             arguments += ["--settings", str(settings), "--policy", "fcfs"]
             async with started(tmp_path, *arguments) as (url, process):
                 errors = tmp_path / "err"
-                assert "cannot be reached yet" in errors.read_text()
+                assert "cannot be reached yet (Connection refused)" in errors.read_text()
                 assert (await ask(session, url, "early", 1))[0] == 503
                 await upstream.start()
                 while (await ask(session, url, "now", 1))[0] != 200:

@@ -351,6 +351,41 @@ def test_an_https_upstream_is_checked(certificate: tuple[Path, Path]) -> None:
     asyncio.run(run())
 
 
+def test_an_https_upstream_that_is_not_trusted_cannot_be_reached_and_why_is_said(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lengthwise.gateway.upstream._EVERY_S", 0.02)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    trusted = ssl.create_default_context(cafile=certificate[0])
+
+    async def run() -> None:
+        async with small_upstream(context) as upstream:
+            upstream.scheme = "https"
+            async with gateway_before(upstream, limits=Limits(wait_s=60.0)) as client:
+                there = client.gateway.pool.upstreams[0]
+                assert await client.gateway.reachability.look() == [there]
+                assert "its certificate is not trusted" in there.refusal
+                for _ in range(10):
+                    said = await client.ask("a")
+                    assert (said.status, said.headers["Retry-After"]) == (503, "1")
+                    assert there.refusal in said.error
+                    assert upstream.url not in said.error
+                    await asyncio.sleep(0.05)
+                assert not upstream.begun
+            async with gateway_before(upstream, upstream_ssl=trusted) as client:
+                there = client.gateway.pool.upstreams[0]
+                assert await client.gateway.reachability.look() == []
+                await upstream.stop()
+                assert await client.gateway.reachability.look() == [there]
+                assert there.refusal == "Connection refused"
+                await upstream.start(context)
+                await until(lambda: there.reachable)
+                assert (await client.ask("b")).status == 200
+
+    asyncio.run(run())
+
+
 def test_no_key_and_no_prompt_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(client: Client, upstream: SmallUpstream) -> None:
         headers = {"Authorization": f"Bearer {KEY}"}

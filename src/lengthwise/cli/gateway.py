@@ -8,7 +8,7 @@ import socket
 import ssl
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -175,8 +175,8 @@ def gateway(
         def ready(absent: list[Upstream]) -> None:
             for each in absent:
                 say(
-                    f"{each.url} cannot be reached yet: requests get 503 while no upstream can, "
-                    "and it is tried until it can"
+                    f"{each.url} cannot be reached yet ({each.refusal}): requests get 503 while no "
+                    "upstream can, and it is tried until it can"
                 )
             address = address_of(listener, host, "https" if tls else "http")
             if json:
@@ -256,8 +256,8 @@ def _certificate(certificate: Path | None, key: Path | None) -> ssl.SSLContext |
     return context
 
 
-def _trusted(certificates: Path | None) -> Any:
-    """What https upstreams are checked against, as aiohttp takes it."""
+def _trusted(certificates: Path | None) -> ssl.SSLContext | Literal[True]:
+    """What https upstreams are checked against; True for the system's authorities."""
     if certificates is None:
         return True
     try:

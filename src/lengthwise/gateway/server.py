@@ -76,7 +76,9 @@ class Gateway:
         self._lengths = Lengths(queue, counters)
         self._session = new_session(options.patience, options.upstream_ssl)
         self._relay = Relay(self._session, options.patience)
-        self.reachability = Reachability(self.pool, options.patience.connect_s, self._wake)
+        self.reachability = Reachability(
+            self.pool, options.patience.connect_s, options.upstream_ssl, self._wake
+        )
         self._watch = None
         if options.max_inflight is None:
             self._watch = Watch(self.pool.upstreams, self._session, self._limits_changed)
@@ -184,12 +186,12 @@ class Gateway:
             with self._begins():
                 return await self._relay(request, upstream, None)
         except NotTakenError as error:
-            self.reachability.lost(upstream, error)
-            raise _unreachable() from None
+            self.reachability.lost(upstream, str(error))
+            raise self._unreachable() from None
 
     async def _generate(self, request: web.Request) -> tuple[web.StreamResponse, str]:
         if not self.pool.reachable:
-            raise _unreachable()
+            raise self._unreachable()
         place = Place(self.room, self._keys.digest(request.headers))
         try:
             await take_in(request, place, self._options.patience.client_s)
@@ -228,7 +230,7 @@ class Gateway:
                         return await self._relay(request, upstream, place.body, usage, place.let_go)
                 except NotTakenError as error:
                     self.metrics.sent_again.inc()
-                    self.reachability.lost(upstream, error)
+                    self.reachability.lost(upstream, str(error))
                     place.enter_again()
                     dispatcher.put_back(entry)
         finally:
@@ -275,6 +277,10 @@ class Gateway:
         header = self._options.tenant_header
         return place.key.hex() if header is None else request.headers.get(header, "")
 
+    def _unreachable(self) -> RefusedError:
+        reason = f"no upstream can be reached ({self.pool.refusals}): come again"
+        return RefusedError(503, reason, "unreachable", 1)
+
     def _wake(self) -> None:
         self.dispatcher.wake()
 
@@ -290,7 +296,3 @@ class Gateway:
 
 def _is_websocket(request: web.Request) -> bool:
     return request.headers.get("Upgrade", "").lower() == "websocket"
-
-
-def _unreachable() -> RefusedError:
-    return RefusedError(503, "no upstream can be reached: come again", "unreachable", 1)

@@ -12,11 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -43,6 +46,7 @@ class Upstream:
         limit: answers that may be in flight.
         in_flight: answers that are.
         reachable: whether it took the last connection.
+        refusal: why it did not, "" where it did.
         known: whether it is known how much it has to do. Where that is asked for and has not been
             answered for a while, it counts as full.
         sent: requests that were sent so far.
@@ -52,6 +56,7 @@ class Upstream:
     limit: int
     in_flight: int = 0
     reachable: bool = True
+    refusal: str = ""
     known: bool = True
     sent: int = field(default=0)
 
@@ -100,6 +105,11 @@ class Pool:
         """
         able = [each for each in self.upstreams if each.free >= max(each.slots_of(answers), 1)]
         return max(able, key=lambda each: (each.free / each.limit, -each.sent), default=None)
+
+    @property
+    def refusals(self) -> str:
+        """Why nobody could, without anybody's address."""
+        return ", ".join(dict.fromkeys(each.refusal for each in self.upstreams if each.refusal))
 
     def any_reachable(self) -> Upstream:
         """Where a request goes that is not queued: whoever can be reached and was asked least."""
@@ -150,11 +160,20 @@ class Reachability:
     Args:
         pool: the upstreams.
         patience_s: with one connection.
+        trusted: what https upstreams are checked against, as the requests' own connections are;
+            True for the system's authorities.
         wake: called when one can be reached again.
     """
 
-    def __init__(self, pool: Pool, patience_s: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        patience_s: float,
+        trusted: ssl.SSLContext | Literal[True],
+        wake: Callable[[], None],
+    ) -> None:
         self._pool, self._patience_s, self._wake = pool, patience_s, wake
+        self._trusted = trusted
         self._tasks: dict[Upstream, asyncio.Task[None]] = {}
 
     async def look(self) -> list[Upstream]:
@@ -164,50 +183,73 @@ class Reachability:
             These.
         """
         upstreams = self._pool.upstreams
-        there = await asyncio.gather(*(self._takes_connections(each) for each in upstreams))
-        absent = [each for each, taken in zip(upstreams, there, strict=True) if not taken]
-        for each in absent:
-            self._begin(each)
+        refusals = await asyncio.gather(*map(self._refusal, upstreams))
+        absent = []
+        for each, refusal in zip(upstreams, refusals, strict=True):
+            if refusal:
+                absent.append(each)
+                self._begin(each, refusal)
         return absent
 
-    def lost(self, upstream: Upstream, error: Exception) -> None:
-        """An upstream did not take a connection."""
+    def lost(self, upstream: Upstream, refusal: str) -> None:
+        """An upstream did not take a connection, and why."""
         if upstream not in self._tasks:
-            logger.warning("no connection to %s", error)
-            self._begin(upstream)
+            logger.warning("no connection to %s: %s", upstream.url, refusal)
+            self._begin(upstream, refusal)
 
     def close(self) -> None:
         """Stop trying."""
         for task in self._tasks.values():
             task.cancel()
 
-    def _begin(self, upstream: Upstream) -> None:
-        upstream.reachable = False
+    def _begin(self, upstream: Upstream, refusal: str) -> None:
+        upstream.reachable, upstream.refusal = False, refusal
         self._tasks[upstream] = asyncio.create_task(self._try(upstream))
 
     async def _try(self, upstream: Upstream) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
-            if await self._takes_connections(upstream):
+            upstream.refusal = await self._refusal(upstream)
+            if not upstream.refusal:
                 break
         logger.warning("%s can be reached", upstream.url)
         upstream.reachable = True
         del self._tasks[upstream]
         self._wake()
 
-    async def _takes_connections(self, upstream: Upstream) -> bool:
+    async def _refusal(self, upstream: Upstream) -> str:
+        """Why an upstream takes no connection such as requests need; "" where it does."""
         parts = urlsplit(upstream.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        tls = parts.scheme == "https"
         try:
             async with asyncio.timeout(self._patience_s):
-                _, writer = await asyncio.open_connection(parts.hostname, port)
-        except (OSError, TimeoutError):
-            return False
+                _, writer = await asyncio.open_connection(
+                    parts.hostname,
+                    parts.port or (443 if tls else 80),
+                    ssl=self._trusted if tls else None,
+                )
+        except (OSError, TimeoutError) as error:
+            return reason_of(error)
         writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._patience_s):
                 await writer.wait_closed()
-        return True
+        return ""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of the network says, without what was sent."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError | socket.gaierror):
+        return error.strerror or type(error).__name__
+    if isinstance(error, OSError) and error.errno:  # whose own words may name an address
+        return os.strerror(error.errno)
+    return (
+        "none of its addresses can be reached" if type(error) is OSError else type(error).__name__
+    )
 
 
 def adapted(limit: int, in_flight: int, waiting: float) -> int:
