@@ -50,6 +50,8 @@ GOOD = ["--upstream", "http://127.0.0.1:9", "--max-inflight", "2", "--port", "0"
         (["--log", "{settings}/log"], "length_log"),
         (["--port", "{taken}"], "choose another --port"),
         (["--host", "no.such.host.invalid"], "--host"),
+        (["--host", "a..b"], "--host a..b: no name of a host"),
+        (["--upstream", "http://a..b:8000"], "http://localhost:8000"),
         (["--ssl-certfile", "no/cert"], "no/cert"),
         (["--ssl-keyfile", "no/key"], "--ssl-certfile"),
         (["--upstream-ca", "no/ca"], "no/ca"),

@@ -324,7 +324,18 @@ def test_addresses_end_before_the_path_of_the_api(given_address: str, meant: lis
 
 
 @pytest.mark.parametrize(
-    "address", ["", "a:1", "ftp://a", "http://", "http://a:x", "http://u:sk-1@a", "http://a?k=sk-1"]
+    "address",
+    [
+        "",
+        "a:1",
+        "ftp://a",
+        "http://",
+        "http://a:x",
+        "http://a..b",
+        f"http://{'a' * 64}.b",
+        "http://u:sk-1@a",
+        "http://a?k=sk-1",
+    ],
 )
 def test_what_is_no_address_is_refused_without_its_key(address: str) -> None:
     with pytest.raises(InputError, match="--upstream") as refusal:

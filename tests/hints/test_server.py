@@ -238,6 +238,7 @@ def test_prompts_are_never_logged_and_the_end_is_polite(running: Running) -> Non
         (["prompt-length", "--tokenizer", "/nowhere"], "/nowhere"),
         (["prompt-length", "--tokenizer", "reference", "--port", "{taken}"], "--port"),
         (["prompt-length", "--host", "no.such.host.invalid"], "--host"),
+        (["prompt-length", "--host", "a..b"], "--host a..b: no name of a host"),
     ],
 )
 def test_what_cannot_start_says_why(run: Run, arguments: list[str], words: str) -> None:

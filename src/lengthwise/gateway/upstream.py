@@ -128,6 +128,7 @@ def parse_upstreams(text: str) -> list[str]:
         try:
             parts = urlsplit(given)
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            (parts.hostname or "").encode("idna")  # as every look-up begins
         except ValueError:
             good = False
         if not good or parts.query or parts.fragment or parts.username is not None:
