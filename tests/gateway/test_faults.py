@@ -14,8 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
 from lengthwise.gateway.relay import Patience
+from lengthwise.settings import Settings
 from tests.support.gateways import Client, body, gateway_before, until
 from tests.support.small_upstream import SmallUpstream, small_upstream
 
@@ -192,6 +194,29 @@ def test_an_upstream_that_is_restarted_loses_nobody_who_waits() -> None:
         assert {(await each).status for each in waiting} == {200}
         assert (await client.send("GET", "/health")).status == 200
         assert await client.metric("lengthwise_gateway_sent_again_total") >= 1
+
+    play(scene)
+
+
+def test_a_request_that_was_not_taken_keeps_its_prediction_and_counts_once() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        gateway = client.gateway
+        queue, counters, live = gateway.dispatcher.queue, gateway._counters, gateway._lengths._live
+        await upstream.stop()  # and nobody has noticed: both have a turn at once
+        asked = [client.begin("long", 300), client.begin("short", 30)]
+        await until(lambda: queue.waiting == 2 and not gateway.pool.reachable)
+        await until(lambda: all(each.looked_at for each in live.values()))
+        expected = {each.entry: each.prediction for each in live.values()}
+        assert sorted(said.expected for said in expected.values() if said) == [30.0, 300.0]
+        for entry in expected:
+            assert queue._live.table["predicted"][queue._live.row(entry.id)]
+        # As new settings come, what was predicted of old ones is of no use.
+        opener = Opener(None, "small", 1, counters)
+        gateway.take_up(opener.open(Settings(policy="srpt", predictor="declared")))
+        await upstream.start()
+        assert {(await each).status for each in asked} == {200}
+        assert counters.unpredicted == 0
+        assert counters.admissions == len(asked)
 
     play(scene)
 

@@ -220,6 +220,11 @@ class Gateway:
         measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
         self._lengths.arrived(measured)
         del body
+
+        def begun() -> None:
+            place.let_go()
+            self._lengths.begun(measured)
+
         try:
             while True:
                 upstream = await dispatcher.turn(entry, now_s + self.room.limits.wait_s)
@@ -227,12 +232,13 @@ class Gateway:
                 self._lengths.went(measured, time.monotonic())
                 try:
                     with self._begins():
-                        return await self._relay(request, upstream, place.body, usage, place.let_go)
+                        return await self._relay(request, upstream, place.body, usage, begun)
                 except NotTakenError as error:
                     self.metrics.sent_again.inc()
                     self.reachability.lost(upstream, str(error))
                     place.enter_again()
                     dispatcher.put_back(entry)
+                    self._lengths.came_back(measured)
         finally:
             if measured.went_s is not None:
                 self.metrics.wait_s.observe(measured.went_s - now_s)
