@@ -114,7 +114,8 @@ class Relay:
         except asyncio.CancelledError:
             if not self.cutting:
                 raise
-            return error_response(503, "the gateway shut down before the answer began"), "cut"
+            reason = "the gateway shut down before the answer began"
+            return error_response(503, reason, retry_after_s=1), "cut"
         except (
             aiohttp.ClientConnectorError,
             aiohttp.ConnectionTimeoutError,
