@@ -354,7 +354,7 @@ def test_an_https_upstream_is_checked(certificate: tuple[Path, Path]) -> None:
 def test_an_https_upstream_that_is_not_trusted_cannot_be_reached_and_why_is_said(
     certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lengthwise.gateway.upstream._EVERY_S", 0.02)
+    monkeypatch.setattr("lengthwise.gateway.reachability._EVERY_S", 0.02)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     trusted = ssl.create_default_context(cafile=certificate[0])

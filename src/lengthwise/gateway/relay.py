@@ -20,7 +20,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from lengthwise.errors import LengthwiseError
-from lengthwise.gateway.upstream import Upstream, reason_of
+from lengthwise.gateway.reachability import reason_of
+from lengthwise.gateway.upstream import Upstream
 from lengthwise.hints.refusal import error_body, error_response
 
 #: for one connection alone, and not for whoever is at its other end (RFC 9110, section 7.6.1)

@@ -24,6 +24,7 @@ from lengthwise.gateway.lengths import Lengths, Measured
 from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
 from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.gateway.ranked_queue import Entry, Queue
+from lengthwise.gateway.reachability import Reachability
 from lengthwise.gateway.relay import NotTakenError, Relay, new_session
 from lengthwise.gateway.request_body import (
     GENERATE,
@@ -33,7 +34,7 @@ from lengthwise.gateway.request_body import (
     read_body,
     take_in,
 )
-from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Reachability, Upstream, Watch
+from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Upstream, Watch
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.hints.refusal import error_response, place_of
 
