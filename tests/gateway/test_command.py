@@ -50,9 +50,12 @@ GOOD = ["--upstream", "http://127.0.0.1:9", "--max-inflight", "2", "--port", "0"
         (["--log", "{settings}/log"], "length_log"),
         (["--port", "{taken}"], "choose another --port"),
         (["--host", "no.such.host.invalid"], "--host"),
+        (["--host", "a..b"], "--host a..b: no name of a host"),
+        (["--upstream", "http://a..b:8000"], "http://localhost:8000"),
         (["--ssl-certfile", "no/cert"], "no/cert"),
         (["--ssl-keyfile", "no/key"], "--ssl-certfile"),
-        (["--upstream-ca", "no/ca"], "no/ca"),
+        (["--upstream-ca", "no/ca", "--upstream", "https://a"], "no/ca: cannot be used"),
+        (["--upstream-ca", "{settings}"], "no upstream is an https one"),
         (["--queue-timeout", "0"], "--queue-timeout"),
         (["--max-queue-per-key", "0"], "--max-queue-per-key"),
     ],
@@ -183,7 +186,7 @@ def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Pa
             arguments += ["--settings", str(settings), "--policy", "fcfs"]
             async with started(tmp_path, *arguments) as (url, process):
                 errors = tmp_path / "err"
-                assert "cannot be reached yet" in errors.read_text()
+                assert "cannot be reached yet (Connection refused)" in errors.read_text()
                 assert (await ask(session, url, "early", 1))[0] == 503
                 await upstream.start()
                 while (await ask(session, url, "now", 1))[0] != 200:

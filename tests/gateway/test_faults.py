@@ -14,8 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
 from lengthwise.gateway.relay import Patience
+from lengthwise.settings import Settings
 from tests.support.gateways import Client, body, gateway_before, until
 from tests.support.small_upstream import SmallUpstream, small_upstream
 
@@ -196,6 +198,29 @@ def test_an_upstream_that_is_restarted_loses_nobody_who_waits() -> None:
     play(scene)
 
 
+def test_a_request_that_was_not_taken_keeps_its_prediction_and_counts_once() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        gateway = client.gateway
+        queue, counters, live = gateway.dispatcher.queue, gateway._counters, gateway._lengths._live
+        await upstream.stop()  # and nobody has noticed: both have a turn at once
+        asked = [client.begin("long", 300), client.begin("short", 30)]
+        await until(lambda: queue.waiting == 2 and not gateway.pool.reachable)
+        await until(lambda: all(each.looked_at for each in live.values()))
+        expected = {each.entry: each.prediction for each in live.values()}
+        assert sorted(said.expected for said in expected.values() if said) == [30.0, 300.0]
+        for entry in expected:
+            assert queue._live.table["predicted"][queue._live.row(entry.id)]
+        # As new settings come, what was predicted of old ones is of no use.
+        opener = Opener(None, "small", 1, counters)
+        gateway.take_up(opener.open(Settings(policy="srpt", predictor="declared")))
+        await upstream.start()
+        assert {(await each).status for each in asked} == {200}
+        assert counters.unpredicted == 0
+        assert counters.admissions == len(asked)
+
+    play(scene)
+
+
 def test_what_one_upstream_does_not_take_goes_to_another() -> None:
     async def run() -> None:
         async with small_upstream() as here, small_upstream() as absent:
@@ -294,7 +319,7 @@ def test_the_end_refuses_what_waits_and_cuts_what_runs_with_one_error() -> None:
         assert (await client.send("GET", "/health")).status == 503
         await gateway.cut()
         for each in (*waiting, silent):
-            assert (await each).status == 503
+            assert ((await each).status, (await each).headers["Retry-After"]) == (503, "1")
             assert "shut" in (await each).error
         assert "shut down" in json.loads((await running).events[-1])["error"]["message"]
         assert gateway.was_cut == 2

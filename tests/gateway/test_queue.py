@@ -42,6 +42,7 @@ class Modelled:
     turn: asyncio.Task[Upstream] | None = None
     went: bool = False
     place: int = field(default=0)
+    overtook: list[Modelled] = field(default_factory=list)  # since all were ranked last
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -75,16 +76,19 @@ async def follow(events: list[Any]) -> None:
     dispatcher = Dispatcher(queue, pool, Room(Limits()), clock=lambda: 0.0)
     there: list[Modelled] = []
     ended: Counter[str] = Counter()
-    places = fronts = 0
+    places = fronts = begun = 0
 
     def went(now: Modelled) -> None:
         """The model says who should have gone, and notes whom that overtook."""
+        nonlocal begun
+        begun += 1
         waiting = [each for each in there if not each.went]
         assert now is min(waiting, key=lambda each: each.key)
         now.went = True
         for each in waiting:
-            lower = now.entry.priority >= each.entry.priority
-            each.overtaken += each.arrival < now.arrival and lower
+            if each.arrival < now.arrival and now.entry.priority >= each.entry.priority:
+                each.overtaken += 1
+                now.overtook.append(each)
 
     async def settle() -> None:
         for _ in range(5):
@@ -96,7 +100,15 @@ async def follow(events: list[Any]) -> None:
         take(entry)
         went(next(each for each in there if each.entry is entry))
 
-    queue.take = taking  # type: ignore[method-assign]
+    rank = queue.next
+
+    def ranking(now_s: float) -> Entry | None:
+        if queue.waiting:
+            for each in there:
+                each.overtook.clear()
+        return rank(now_s)
+
+    queue.take, queue.next = taking, ranking  # type: ignore[method-assign]
     for number, (kind, *what) in enumerate(events):
         running = [each for each in there if each.went]
         waiting = [each for each in there if not each.went]
@@ -127,6 +139,10 @@ async def follow(events: list[Any]) -> None:
             await one.turn
             fronts -= 1
             one.went, one.place = False, fronts
+            for each in one.overtook:
+                each.overtaken -= 1
+            one.overtook.clear()
+            begun -= 1
             dispatcher.put_back(one.entry)
             one.turn = asyncio.create_task(dispatcher.turn(one.entry, 1e9))
         elif kind == "lost":
@@ -157,6 +173,7 @@ async def follow(events: list[Any]) -> None:
     assert pool.in_flight == queue.waiting == 0
     assert set(ended.values()) <= {1}
     assert counters.switched_off == 0
+    assert counters.admissions - queue._not_begun == begun
 
 
 @given(EVENTS)
@@ -324,7 +341,18 @@ def test_addresses_end_before_the_path_of_the_api(given_address: str, meant: lis
 
 
 @pytest.mark.parametrize(
-    "address", ["", "a:1", "ftp://a", "http://", "http://a:x", "http://u:sk-1@a", "http://a?k=sk-1"]
+    "address",
+    [
+        "",
+        "a:1",
+        "ftp://a",
+        "http://",
+        "http://a:x",
+        "http://a..b",
+        f"http://{'a' * 64}.b",
+        "http://u:sk-1@a",
+        "http://a?k=sk-1",
+    ],
 )
 def test_what_is_no_address_is_refused_without_its_key(address: str) -> None:
     with pytest.raises(InputError, match="--upstream") as refusal:

@@ -17,6 +17,7 @@ import pytest
 from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
+from lengthwise.policy import register
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, body, gateway_before, until
@@ -88,6 +89,15 @@ def test_several_answers_take_several_slots() -> None:
         assert upstream.begun["more than there are"] == 1
 
     play(scene, slots=4)
+
+
+def test_a_body_of_more_prompts_than_are_predicted_is_served_as_it_is() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        asked = json.dumps(body("many", prompt=["a"] * 100_000)).encode()
+        assert (await client.send("POST", "/v1/completions", data=asked)).status == 200
+        assert upstream.bodies == [asked]
+
+    play(scene)
 
 
 def test_everything_passes_as_it_is() -> None:
@@ -249,6 +259,42 @@ def test_a_limit_is_found_from_what_waits(monkeypatch: pytest.MonkeyPatch) -> No
     play(scene, slots=None)
 
 
+def test_a_policy_that_raises_stays_off_until_the_settings_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a limit that is found anew twice a second makes the order anew."""
+    monkeypatch.setattr("lengthwise.gateway.upstream.EVERY_S", 0.02)
+
+    @register("gateway-divides")
+    def divides(request: Any, now: float, parameters: Any) -> float:
+        """Raises where somebody has waited since the clock began."""
+        return 1.0 if now == 0.0 else 1.0 / (request.expected * 0.0)
+
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        gateway = client.gateway
+        there, counters = gateway.pool.upstreams[0], gateway._counters
+        changes = 0
+        changed = gateway._set_discipline
+
+        def counted() -> None:
+            nonlocal changes
+            changes += 1
+            changed()
+
+        monkeypatch.setattr(gateway, "_set_discipline", counted)
+        await until(lambda: there.known)
+        for number in range(5):
+            before = changes
+            assert (await client.ask(str(number))).status == 200
+            assert counters.switched_off == 1
+            await until(lambda before=before: changes > before)
+        gateway.take_up(gateway.configuration)
+        assert (await client.ask("again")).status == 200
+        assert counters.switched_off == 2
+
+    play(scene, slots=None, policy="gateway-divides")
+
+
 def test_a_server_that_does_not_say_what_waits_counts_as_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -301,6 +347,41 @@ def test_an_https_upstream_is_checked(certificate: tuple[Path, Path]) -> None:
             async with gateway_before(upstream, limits=Limits(wait_s=1.0)) as client:
                 assert (await client.ask("b")).status == 503
             assert upstream.begun == {"a": 1}
+
+    asyncio.run(run())
+
+
+def test_an_https_upstream_that_is_not_trusted_cannot_be_reached_and_why_is_said(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lengthwise.gateway.reachability._EVERY_S", 0.02)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    trusted = ssl.create_default_context(cafile=certificate[0])
+
+    async def run() -> None:
+        async with small_upstream(context) as upstream:
+            upstream.scheme = "https"
+            async with gateway_before(upstream, limits=Limits(wait_s=60.0)) as client:
+                there = client.gateway.pool.upstreams[0]
+                assert await client.gateway.reachability.look() == [there]
+                assert "its certificate is not trusted" in there.refusal
+                for _ in range(10):
+                    said = await client.ask("a")
+                    assert (said.status, said.headers["Retry-After"]) == (503, "1")
+                    assert there.refusal in said.error
+                    assert upstream.url not in said.error
+                    await asyncio.sleep(0.05)
+                assert not upstream.begun
+            async with gateway_before(upstream, upstream_ssl=trusted) as client:
+                there = client.gateway.pool.upstreams[0]
+                assert await client.gateway.reachability.look() == []
+                await upstream.stop()
+                assert await client.gateway.reachability.look() == [there]
+                assert there.refusal == "Connection refused"
+                await upstream.start(context)
+                await until(lambda: there.reachable)
+                assert (await client.ask("b")).status == 200
 
     asyncio.run(run())
 

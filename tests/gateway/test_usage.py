@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lengthwise.gateway.request_body import asking_for_usage, clamped_priority, read_body
 from lengthwise.gateway.usage import AnswerUsage, StreamUsage, Usage, WholeUsage
+from lengthwise.hints.question import MOST_ANSWERS, MOST_PROMPTS
 from lengthwise.predict.prediction import LORA
 
 # A text that tries to look like what is taken out.
@@ -118,6 +119,17 @@ def test_usage_is_asked_for_and_nothing_else_changes(options: Any) -> None:
     assert changed == values
 
 
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]
+)
+def test_usage_is_asked_for_however_a_body_is_encoded(encoding: str) -> None:
+    values = {"prompt": "a \u00e4 \U0001f600", "stream": True}
+    for before in ("", " \n"):
+        data = (before + json.dumps(values, ensure_ascii=False)).encode(encoding)
+        changed = json.loads(asking_for_usage(data, json.loads(data)))
+        assert changed == values | {"stream_options": {"include_usage": True}}
+
+
 def test_a_body_says_how_many_answers_it_asks_for() -> None:
     def read(**values: Any) -> Any:
         return read_body(json.dumps({"model": "m", **values}).encode())
@@ -135,6 +147,22 @@ def test_a_body_says_how_many_answers_it_asks_for() -> None:
     assert read(input="of another API", n=2).asked.answers == 2
     deadline = read(prompt="a", vllm_xargs={"lengthwise_ttft_deadline_ms": "250"})
     assert deadline.asked.deadline_s == 0.25
+
+
+@given(st.integers(1, 6000), st.sampled_from(["a", [1]]), st.integers(1, 3))
+def test_a_small_body_with_many_prompts_makes_no_more_of_them_than_are_predicted(
+    count: int, prompt: Any, n: int
+) -> None:
+    read = read_body(json.dumps({"model": "m", "prompt": [prompt] * count, "n": n}).encode())
+    assert read.asked.answers == count * n
+    assert read.asked.single == (count == n == 1)
+    assert len(read.questions) == (count if count <= MOST_PROMPTS else 0)
+    assert len({id(each.hints) for each in read.questions}) <= 1
+
+
+def test_more_answers_than_anybody_means_are_bounded() -> None:
+    for values in ({"n": 10**400}, {"prompt": ["a"] * 5000, "n": 1 << 20}):
+        assert read_body(json.dumps(values).encode()).asked.answers == MOST_ANSWERS
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"[" * 100_000, b'{"prompt": "\xff"}'])

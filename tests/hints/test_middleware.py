@@ -97,6 +97,16 @@ def test_whose_a_request_is_the_gateway_says(by: str) -> None:
     assert body["vllm_xargs"][TENANT] == "other"
 
 
+def test_whose_a_request_is_counts_though_its_length_is_not_predicted() -> None:
+    seen = Seen()
+    middleware = Middleware(seen, "prompt-length", tokenizer="reference", patience_s=60)
+    body = {"prompt": ["a"] * 5000, "vllm_xargs": {TENANT: "other"}}
+    headers = [(b"x-gateway-inference-fairness-id", b"acme")]
+    with counts(unreadable=1):
+        asyncio.run(send(middleware, [json.dumps(body).encode()], headers=headers))
+    assert json.loads(seen.body) == body | {"vllm_xargs": {TENANT: "acme"}}
+
+
 def test_the_prompts_of_a_completion_share_a_mean() -> None:
     _, one = passed({"prompt": [1, 2, 3]})
     _, two = passed({"prompt": [[1, 2, 3], [1, 2, 3, 4, 5]]})
@@ -142,6 +152,7 @@ def test_hints_that_contradict_each_other_are_kept_counted_and_said(
         json.dumps(CHAT | {"vllm_xargs": {OURS: "long"}}).encode(),
         json.dumps(CHAT | {"nvext": {"agent_hints": []}}).encode(),
         json.dumps(CHAT | {"max_tokens": -1}).encode(),
+        json.dumps({"prompt": ["a"] * 100_000}).encode(),
     ],
 )
 def test_what_cannot_be_read_is_passed_on_byte_by_byte(body: bytes) -> None:

@@ -169,6 +169,10 @@ def test_a_prediction_ends_where_the_answer_is_cut(running: Running) -> None:
         ({"requests": [{"prompt": "a"}, "b"]}, "requests[1]: it must be an object"),
         ({"requests": [{"prompt": "a"}, {"prompt": [-1]}]}, "requests[1]: prompt: token ids"),
         ({"prompt": ["a"] * 5000}, "several requests"),
+        ({"prompt": [[1]] * 5000}, "several requests"),
+        ({"requests": [{"prompt": "a"}] * 5000}, "several requests"),
+        ({"messages": chat("a") * 9000}, "messages: more than 8,192"),
+        ({"messages": json.dumps(chat("a"))}, "messages must be a list"),
     ],
 )
 def test_bad_input_is_one_reason(running: Running, body: Any, words: str) -> None:
@@ -234,6 +238,7 @@ def test_prompts_are_never_logged_and_the_end_is_polite(running: Running) -> Non
         (["prompt-length", "--tokenizer", "/nowhere"], "/nowhere"),
         (["prompt-length", "--tokenizer", "reference", "--port", "{taken}"], "--port"),
         (["prompt-length", "--host", "no.such.host.invalid"], "--host"),
+        (["prompt-length", "--host", "a..b"], "--host a..b: no name of a host"),
     ],
 )
 def test_what_cannot_start_says_why(run: Run, arguments: list[str], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from lengthwise.learn import supervisor
 from lengthwise.learn.learner_state import STATE_FILE, read_predictor
 from lengthwise.learn.supervisor import LearnerProcess
+from lengthwise.serve.settings_file import say
 from tests.support.length_logs import write_segment
 from tests.support.logged_traffic import traffic
 
@@ -79,6 +81,33 @@ def test_pauses_grow_while_it_keeps_ending(settings: Path, monkeypatch: pytest.M
     times = [when for when, _ in said]
     assert times[3] - times[2] > 0.15
     assert "ended with status 1" in said[0][1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the full disk is Linux's")
+def test_it_is_started_again_though_nobody_can_be_told(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    for tell in (say, lambda line: print(line, file=sys.stderr, flush=True)):
+        full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
+        monkeypatch.setattr(sys, "stderr", full)
+        with LearnerProcess(settings, settings, 100, tell) as learner:
+            wait_for(lambda learner=learner: learner.restarts >= 2)
+
+
+def test_it_is_started_again_once_it_can_be(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    with LearnerProcess(settings, settings, 100, lambda line: None) as learner:
+        first = learner.pid
+        monkeypatch.setattr(supervisor.sys, "executable", "/no/such")
+        wait_for(lambda: learner.restarts >= 3)
+        monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+        before = learner.pid
+        wait_for(lambda: learner.pid not in (first, before))
 
 
 def test_it_ends_with_its_parent(settings: Path) -> None:

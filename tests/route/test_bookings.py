@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
+from lengthwise.hints.question import answers_of
 from lengthwise.reference import model_path
 from lengthwise.route import Bookings, Ranks
 from lengthwise.route.bookings import Prefixes
-from lengthwise.route.work import WorkPredictor, answers_of, body_of, text_of
+from lengthwise.route.work import WorkPredictor, body_of, text_of
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
@@ -211,9 +212,10 @@ def test_work_is_cut_by_max_tokens_and_counts_every_answer() -> None:
         {"prompt": "Hi", **said, "max_tokens": 20, "ignore_eos": True},
         {"prompt": ["Hi", "Ho"], **said, "n": 2},
         {"prompt": "Hi"},  # nothing is declared
+        {"prompt": ["Hi"] * 100_000, **said},  # more than are looked at
         {},
     )
-    assert works == [300.0, 20.0, 300.0, 1200.0, None, None]
+    assert works == [300.0, 20.0, 300.0, 1200.0, None, None, None]
 
 
 def test_a_predictor_that_cannot_be_loaded_costs_nobody_a_request(

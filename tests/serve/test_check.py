@@ -74,6 +74,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {**SRPT, "metrics_port": 39871, "metrics_host": "192.0.2.1"},
         "metrics_port",
     ),
+    "a host's name with an empty part": (
+        {**SRPT, "metrics_port": 39871, "metrics_host": "a..b"},
+        "no name of a host",
+    ),
     "a policy's file that is not there": ({**SRPT, "policy": "nowhere.py#mine"}, "nowhere"),
 }
 

@@ -174,6 +174,12 @@ def test_an_impossible_port_is_refused() -> None:
         command(port=99999)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "ä..b"])
+def test_a_host_that_cannot_be_looked_up_is_refused(host: str) -> None:
+    with pytest.raises(InputError, match=f"cannot listen on {host} port 8000"):
+        require_free_port(host, 8000)
+
+
 def test_clients_reach_a_server_on_all_addresses_by_loopback() -> None:
     assert ServerCommand([], {}, "0.0.0.0", 8000).url == "http://127.0.0.1:8000"
     assert ServerCommand([], {}, "::1", 8000).url == "http://[::1]:8000"

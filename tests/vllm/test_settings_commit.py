@@ -103,6 +103,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "record": {"record": "/dev/null/record"},
     "length log": {"length_log": {"folder": "/dev/null/log", "text": True}},
     "metrics host": {"metrics_host": "no.such.host.invalid"},
+    "metrics host with an empty part": {"metrics_host": "a..b"},
     "number": {"starvation_quantum": 3_000_000_000},
 }
 

@@ -8,7 +8,8 @@ import socket
 import ssl
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
@@ -160,7 +161,7 @@ def gateway(
         Patience(upstream_s=upstream_timeout, client_s=client_timeout),
         priority_header,
         tenant_header,
-        _trusted(upstream_ca),
+        _trusted(upstream_ca, addresses),
     )
     tls = _certificate(ssl_certfile, ssl_keyfile)
     with bound(host, port) as listener:
@@ -175,8 +176,8 @@ def gateway(
         def ready(absent: list[Upstream]) -> None:
             for each in absent:
                 say(
-                    f"{each.url} cannot be reached yet: requests get 503 while no upstream can, "
-                    "and it is tried until it can"
+                    f"{each.url} cannot be reached yet ({each.refusal}): requests get 503 while no "
+                    "upstream can, and it is tried until it can"
                 )
             address = address_of(listener, host, "https" if tls else "http")
             if json:
@@ -256,10 +257,12 @@ def _certificate(certificate: Path | None, key: Path | None) -> ssl.SSLContext |
     return context
 
 
-def _trusted(certificates: Path | None) -> Any:
-    """What https upstreams are checked against, as aiohttp takes it."""
+def _trusted(certificates: Path | None, upstreams: list[str]) -> ssl.SSLContext | Literal[True]:
+    """What https upstreams are checked against; True for the system's authorities."""
     if certificates is None:
         return True
+    if not any(urlsplit(each).scheme == "https" for each in upstreams):
+        raise InputError(f"--upstream-ca {certificates} is of no use: no upstream is an https one")
     try:
         return ssl.create_default_context(cafile=certificates)
     except (OSError, ssl.SSLError) as error:

@@ -5,7 +5,8 @@ upstreams and no more, keeps all others back, and lets them go in the order of t
 and guards that the scheduler has.
 
 ranked_queue   who waits and who is in flight, in the scheduler's table and order
-upstream       the servers behind, what each may have in flight, and whether it can be reached
+upstream       the servers behind, and what each may have in flight
+reachability   whether they can be reached, and why not
 limits         what may wait, in requests and bytes, of everybody and of one key
 dispatcher     a request's turn
 lengths        predictions, and what is learnt from answers

@@ -9,10 +9,11 @@ Settings that mean nothing in front of an engine are refused: a gateway takes ba
 
 from __future__ import annotations
 
+import ssl
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
@@ -43,7 +44,7 @@ class Options:
         patience: with upstreams and clients.
         priority_header: the header whose number is a request's class; None: no header is believed.
         tenant_header: the header that says whose a request is; None: its API key does.
-        upstream_ssl: what is trusted of https upstreams, as aiohttp takes it.
+        upstream_ssl: what https upstreams are checked against; True for the system's authorities.
     """
 
     upstreams: list[str]
@@ -52,7 +53,7 @@ class Options:
     patience: Patience = field(default_factory=Patience)
     priority_header: str | None = None
     tenant_header: str | None = None
-    upstream_ssl: Any = True
+    upstream_ssl: ssl.SSLContext | Literal[True] = True
 
     @property
     def slots(self) -> int:

@@ -56,7 +56,8 @@ class Measured:
         questions: its prompts, as long as they may have to be predicted.
         arrival_s: by the monotonic clock.
         arrival_index: its place among all.
-        went_s: when it went, by the same clock.
+        went_s: when it went, by the same clock; None while it waits.
+        begun: whether its answer has: it cannot wait again.
         prompt: its tokens and hints, once rendered.
         prediction: of its whole answer.
         by: who predicted it.
@@ -71,6 +72,7 @@ class Measured:
     arrival_s: float
     arrival_index: int
     went_s: float | None = None
+    begun: bool = False
     prompt: Prompt | None = None
     prediction: Prediction | None = None
     by: str | None = None
@@ -112,12 +114,9 @@ class Lengths:
         self._since_median = 0
         self._complained = False
         self._queue.forget_predictions()
-        waiting = [each for each in self._live.values() if self._queue.is_waiting(each.entry)]
-        for each in waiting:
-            each.prediction = each.cut_to = each.by = None
-            each.looked_at = False
-        self._pending = deque(dict.fromkeys([*self._pending, *waiting]))
-        self._work()
+        self._look_again(
+            [each for each in self._live.values() if self._queue.is_waiting(each.entry)]
+        )
 
     def arrived(self, measured: Measured) -> None:
         """A request was queued."""
@@ -131,13 +130,29 @@ class Lengths:
     def went(self, measured: Measured, now_s: float) -> None:
         """A request has its turn."""
         measured.went_s = now_s
+
+    def came_back(self, measured: Measured) -> None:
+        """A request that had its turn was not taken, and waits again."""
+        measured.went_s = None
+        # Its turn may have come before it was predicted, or settings have changed since.
+        if not measured.looked_at or measured.by != self._source.name:
+            self._look_again([measured])
+
+    def begun(self, measured: Measured) -> None:
+        """The answer to a request has begun."""
+        measured.begun = True
         self._forget_prompt(measured)
 
+    def _look_again(self, those: Sequence[Measured]) -> None:
+        for each in those:
+            each.prediction = each.cut_to = each.by = None
+            each.looked_at = False
+        self._pending = deque(dict.fromkeys([*self._pending, *those]))
+        self._work()
+
     def _forget_prompt(self, measured: Measured) -> None:
-        """Keep no text of a request that went: only what is to be learnt from is looked at yet."""
-        if not self._queue.is_waiting(measured.entry) and (
-            measured.looked_at or self._source.log is None
-        ):
+        """Keep no text longer than it may be needed: for a ranking, or to be learnt from."""
+        if measured.begun and (measured.looked_at or self._source.log is None):
             measured.questions = ()
 
     def ended(self, measured: Measured, usage: Usage | None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,12 +67,13 @@ class Queue:
         discipline: see above.
         doubtful: predictions are not worth following: the order is fcfs.
         off: somebody has switched the policy off: the order is fcfs.
+        failed: the policy has raised: the order is fcfs until somebody takes this back.
         waiting: how many wait.
     """
 
     def __init__(self, discipline: Discipline, counters: Counters) -> None:
         self.discipline = discipline
-        self.doubtful = self.off = False
+        self.doubtful = self.off = self.failed = False
         self.waiting = 0
         self._counters = counters
         self._of_class: Counter[int] = Counter()  # how many wait
@@ -83,6 +85,9 @@ class Queue:
         self._last = 0  # place at the queue's end
         self._first = 0  # and before its front
         self._admitted: list[tuple[int, int]] = []  # arrival and class, since the last ranking
+        self._not_begun = (
+            0  # counted as admitted, as which the next ones count: a count never falls
+        )
         self._tokens = 0  # of all answers that have ended
         self._ended = 0  # answers
 
@@ -119,12 +124,12 @@ class Queue:
         """Who goes next; None where nobody waits."""
         if not self.waiting:
             return None
-        discipline = _FCFS if self.doubtful or self.off else self.discipline
+        discipline = _FCFS if self.doubtful or self.off or self.failed else self.discipline
         try:
             return self._next(discipline, now_s)
         except Exception as error:  # a user's policy may do anything; requests are served
             self._counters.switched_off += 1
-            self.discipline = _FCFS
+            self.failed = True
             logger.error(
                 "the policy raised, and the order is fcfs until the settings change: %s: %s",
                 type(error).__name__,
@@ -152,11 +157,20 @@ class Queue:
         columns["state"] = RUNNING
         self._admitted.append((int(columns["arrival_index"]), entry.priority))
         self._count(entry, -1)
-        self._counters.admissions += 1
+        if self._not_begun:
+            self._not_begun -= 1
+        else:
+            self._counters.admissions += 1
 
     def put_back(self, entry: Entry) -> None:
-        """A request that went has not begun: it waits again, before all that rank as it does."""
+        """A request that went has not begun: it waits again, before all that rank as it does.
+
+        It has overtaken nobody, unless all were ranked meanwhile.
+        """
         columns = self._live.table[self._live.row(entry.id)]
+        with suppress(ValueError):
+            self._admitted.remove((int(columns["arrival_index"]), entry.priority))
+        self._not_begun += 1
         self._first -= 1
         columns["state"], columns["sequence"] = WAITING, self._first
         self._count(entry, 1)

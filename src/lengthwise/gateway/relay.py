@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import aiohttp
 from aiohttp import web
@@ -19,6 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from lengthwise.errors import LengthwiseError
+from lengthwise.gateway.reachability import reason_of
 from lengthwise.gateway.upstream import Upstream
 from lengthwise.hints.refusal import error_body, error_response
 
@@ -113,19 +115,20 @@ class Relay:
         except asyncio.CancelledError:
             if not self.cutting:
                 raise
-            return error_response(503, "the gateway shut down before the answer began"), "cut"
+            reason = "the gateway shut down before the answer began"
+            return error_response(503, reason, retry_after_s=1), "cut"
         except (
             aiohttp.ClientConnectorError,
             aiohttp.ConnectionTimeoutError,
         ) as error:
             upstream.sent -= 1
-            raise NotTakenError(f"{upstream.url}: {_reason(error)}") from None
+            raise NotTakenError(reason_of(error)) from None
         except TimeoutError:
             reason = f"the upstream said nothing for {self._patience.upstream_s:g} s"
             return error_response(504, reason), "silent"
         except (aiohttp.ClientError, OSError) as error:
             reason = (
-                f"the upstream broke off before it answered ({_reason(error)}); the request was "
+                f"the upstream broke off before it answered ({reason_of(error)}); the request was "
                 "not sent again, since it may have begun"
             )
             return error_response(502, reason), "failed"
@@ -193,22 +196,24 @@ class Relay:
         except (aiohttp.ClientError, OSError) as error:
             if not taken or request.transport is None or request.transport.is_closing():
                 return response, "gone"
-            reason = f"the upstream broke off: {_reason(error)}"
+            reason = f"the upstream broke off: {reason_of(error)}"
             return await _broken(request, response, reason), "broken"
         return response, "answered"
 
 
-def new_session(patience: Patience, ssl: Any) -> aiohttp.ClientSession:
+def new_session(
+    patience: Patience, trusted: ssl.SSLContext | Literal[True]
+) -> aiohttp.ClientSession:
     """Connections to upstreams: as many as there are requests, kept while they are in use.
 
     Args:
         patience: with upstreams.
-        ssl: what is trusted of https, as aiohttp takes it.
+        trusted: what https is checked against; True for the system's authorities.
     """
     return aiohttp.ClientSession(
         # A server that closes a connection just as it is used again looks like one that breaks
         # off, and the request must not be sent twice: vLLM's closes those unused for 5 s.
-        connector=aiohttp.TCPConnector(limit=0, ssl=ssl, keepalive_timeout=3.0),
+        connector=aiohttp.TCPConnector(limit=0, ssl=trusted, keepalive_timeout=3.0),
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=patience.connect_s, sock_read=patience.upstream_s
         ),
@@ -253,12 +258,3 @@ def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
     for name in (*_HOP_BY_HOP, *_OURS, *filter(None, named)):
         kept.popall(name, None)
     return kept
-
-
-def _reason(error: BaseException) -> str:
-    """What an error of the network says, without what was sent."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or type(error.os_error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__

@@ -17,12 +17,11 @@ from aiohttp import web
 
 from lengthwise.errors import InputError
 from lengthwise.gateway.limits import Place, RefusedError
-from lengthwise.hints.question import Question, read_request
+from lengthwise.hints.question import Question, answers_of, read_request
 from lengthwise.predict.prediction import LORA, TTFT_DEADLINE_MS, deadline_ms
 
 #: Requests to paths that end so have an answer that is generated, and are queued.
 GENERATE: Final = ("/chat/completions", "/completions", "/responses", "/messages")
-_MOST_ANSWERS: Final = 1 << 20
 _MOST_PRIORITY: Final = 2**31 - 1  # clamped: more than anybody means
 
 
@@ -66,12 +65,12 @@ def read_body(body: bytes) -> Body:
     if not isinstance(values, dict):
         return Body(Asked(), (), None)
     try:
-        questions = [_of_model(each, values.get("model")) for each in read_request(values)]
+        questions = _of_model(values.get("model"), read_request(values))
     except InputError:
         questions = []
     options = values.get("stream_options")
     hints = questions[0].hints if questions else {}
-    answers = _count(values.get("n")) * max(len(questions), 1)
+    answers = answers_of(values)
     asked = Asked(
         answers=answers,
         single=answers == len(questions) == 1,
@@ -102,22 +101,23 @@ def asking_for_usage(body: bytes, values: Mapping[str, Any]) -> bytes:
         body: of the request, a JSON object that is not empty.
         values: the same, read.
     """
-    if values.get("stream_options") is None and "stream_options" not in values:
-        return b'{"stream_options":{"include_usage":true},' + body.lstrip().removeprefix(b"{")
-    given = values["stream_options"]
+    rest = body.lstrip()
+    # JSON may begin with a mark of its encoding, or have more than one byte for each character.
+    plain = rest.startswith(b"{") and not rest.startswith(b"{\0")
+    if plain and "stream_options" not in values:
+        return b'{"stream_options":{"include_usage":true},' + rest.removeprefix(b"{")
+    given = values.get("stream_options")
     options = {**(given if isinstance(given, dict) else {}), "include_usage": True}
     return json.dumps({**values, "stream_options": options}).encode()
 
 
-def _of_model(question: Question, model: object) -> Question:
+def _of_model(model: object, questions: list[Question]) -> list[Question]:
     """With the model's name among the hints: behind one address there may be several."""
-    if not isinstance(model, str) or LORA in question.hints:
-        return question
-    return question._replace(hints={**question.hints, LORA: model})
-
-
-def _count(value: object) -> int:
-    return min(max(value, 1), _MOST_ANSWERS) if type(value) is int else 1
+    hints = questions[0].hints  # of all
+    if not isinstance(model, str) or LORA in hints:
+        return questions
+    hints = {**hints, LORA: model}
+    return [question._replace(hints=hints) for question in questions]
 
 
 async def take_in(request: web.Request, place: Place, patience_s: float) -> None:

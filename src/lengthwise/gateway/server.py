@@ -24,6 +24,7 @@ from lengthwise.gateway.lengths import Lengths, Measured
 from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
 from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.gateway.ranked_queue import Entry, Queue
+from lengthwise.gateway.reachability import Reachability
 from lengthwise.gateway.relay import NotTakenError, Relay, new_session
 from lengthwise.gateway.request_body import (
     GENERATE,
@@ -33,7 +34,7 @@ from lengthwise.gateway.request_body import (
     read_body,
     take_in,
 )
-from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Reachability, Upstream, Watch
+from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Upstream, Watch
 from lengthwise.gateway.usage import AnswerUsage
 from lengthwise.hints.refusal import error_response, place_of
 
@@ -76,7 +77,9 @@ class Gateway:
         self._lengths = Lengths(queue, counters)
         self._session = new_session(options.patience, options.upstream_ssl)
         self._relay = Relay(self._session, options.patience)
-        self.reachability = Reachability(self.pool, options.patience.connect_s, self._wake)
+        self.reachability = Reachability(
+            self.pool, options.patience.connect_s, options.upstream_ssl, self._wake
+        )
         self._watch = None
         if options.max_inflight is None:
             self._watch = Watch(self.pool.upstreams, self._session, self._limits_changed)
@@ -85,6 +88,7 @@ class Gateway:
     def take_up(self, configuration: Configuration) -> None:
         """Go by other settings from now on."""
         self.configuration = configuration
+        self.dispatcher.queue.failed = False
         self._set_discipline()
         floor = configuration.settings.tau_floor
         self._lengths.use(configuration.source, floor)
@@ -183,12 +187,12 @@ class Gateway:
             with self._begins():
                 return await self._relay(request, upstream, None)
         except NotTakenError as error:
-            self.reachability.lost(upstream, error)
-            raise _unreachable() from None
+            self.reachability.lost(upstream, str(error))
+            raise self._unreachable() from None
 
     async def _generate(self, request: web.Request) -> tuple[web.StreamResponse, str]:
         if not self.pool.reachable:
-            raise _unreachable()
+            raise self._unreachable()
         place = Place(self.room, self._keys.digest(request.headers))
         try:
             await take_in(request, place, self._options.patience.client_s)
@@ -203,6 +207,9 @@ class Gateway:
         # A compressed body is for whoever understands it.
         body = read_body(b"" if "Content-Encoding" in request.headers else place.body)
         asked = body.asked
+        usage = self._usage_of(request, asked)
+        if usage is not None and usage.hide and body.values is not None:
+            place.body = asking_for_usage(place.body, body.values)
         entry = Entry(
             str(next(self._names)),
             asked.answers,
@@ -213,10 +220,12 @@ class Gateway:
         )
         measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
         self._lengths.arrived(measured)
-        usage = self._usage_of(request, asked)
-        if usage is not None and usage.hide and body.values is not None:
-            place.body = asking_for_usage(place.body, body.values)
         del body
+
+        def begun() -> None:
+            place.let_go()
+            self._lengths.begun(measured)
+
         try:
             while True:
                 upstream = await dispatcher.turn(entry, now_s + self.room.limits.wait_s)
@@ -224,12 +233,13 @@ class Gateway:
                 self._lengths.went(measured, time.monotonic())
                 try:
                     with self._begins():
-                        return await self._relay(request, upstream, place.body, usage, place.let_go)
+                        return await self._relay(request, upstream, place.body, usage, begun)
                 except NotTakenError as error:
                     self.metrics.sent_again.inc()
-                    self.reachability.lost(upstream, error)
+                    self.reachability.lost(upstream, str(error))
                     place.enter_again()
                     dispatcher.put_back(entry)
+                    self._lengths.came_back(measured)
         finally:
             if measured.went_s is not None:
                 self.metrics.wait_s.observe(measured.went_s - now_s)
@@ -274,6 +284,10 @@ class Gateway:
         header = self._options.tenant_header
         return place.key.hex() if header is None else request.headers.get(header, "")
 
+    def _unreachable(self) -> RefusedError:
+        reason = f"no upstream can be reached ({self.pool.refusals}): come again"
+        return RefusedError(503, reason, "unreachable", 1)
+
     def _wake(self) -> None:
         self.dispatcher.wake()
 
@@ -289,7 +303,3 @@ class Gateway:
 
 def _is_websocket(request: web.Request) -> bool:
     return request.headers.get("Upgrade", "").lower() == "websocket"
-
-
-def _unreachable() -> RefusedError:
-    return RefusedError(503, "no upstream can be reached: come again", "unreachable", 1)

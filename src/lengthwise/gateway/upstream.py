@@ -1,4 +1,4 @@
-"""The servers behind: what each may have in flight, and whether it can be reached.
+"""The servers behind, and what each may have in flight.
 
 Where it is not said how much a vLLM server may have, it is what the server's own queue tells: as
 much as it runs and nothing that only waits there, since what waits in an engine is out of our
@@ -10,7 +10,6 @@ for `STALE_S` counts as full: nothing is sent to it until it says something agai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
@@ -43,6 +42,7 @@ class Upstream:
         limit: answers that may be in flight.
         in_flight: answers that are.
         reachable: whether it took the last connection.
+        refusal: why it did not, "" where it did.
         known: whether it is known how much it has to do. Where that is asked for and has not been
             answered for a while, it counts as full.
         sent: requests that were sent so far.
@@ -52,6 +52,7 @@ class Upstream:
     limit: int
     in_flight: int = 0
     reachable: bool = True
+    refusal: str = ""
     known: bool = True
     sent: int = field(default=0)
 
@@ -101,6 +102,11 @@ class Pool:
         able = [each for each in self.upstreams if each.free >= max(each.slots_of(answers), 1)]
         return max(able, key=lambda each: (each.free / each.limit, -each.sent), default=None)
 
+    @property
+    def refusals(self) -> str:
+        """Why nobody could, without anybody's address."""
+        return ", ".join(dict.fromkeys(each.refusal for each in self.upstreams if each.refusal))
+
     def any_reachable(self) -> Upstream:
         """Where a request goes that is not queued: whoever can be reached and was asked least."""
         able = [each for each in self.upstreams if each.reachable] or self.upstreams
@@ -118,6 +124,7 @@ def parse_upstreams(text: str) -> list[str]:
         try:
             parts = urlsplit(given)
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            (parts.hostname or "").encode("idna")  # as every look-up begins
         except ValueError:
             good = False
         if not good or parts.query or parts.fragment or parts.username is not None:
@@ -137,77 +144,6 @@ def _without_key(address: str) -> str:
     """An address as it may be shown: without a user and a password, or what follows a `?`."""
     shown = address.partition("?")[0]
     return shown.rpartition("@")[2] if "@" in shown else shown
-
-
-logger = logging.getLogger("lengthwise.gateway")
-
-_EVERY_S: Final = 0.5  # a server that could not be reached is tried so often
-
-
-class Reachability:
-    """Tries the upstreams that could not be reached.
-
-    Args:
-        pool: the upstreams.
-        patience_s: with one connection.
-        wake: called when one can be reached again.
-    """
-
-    def __init__(self, pool: Pool, patience_s: float, wake: Callable[[], None]) -> None:
-        self._pool, self._patience_s, self._wake = pool, patience_s, wake
-        self._tasks: dict[Upstream, asyncio.Task[None]] = {}
-
-    async def look(self) -> list[Upstream]:
-        """Try all upstreams once, and go on with those that cannot be reached.
-
-        Returns:
-            These.
-        """
-        upstreams = self._pool.upstreams
-        there = await asyncio.gather(*(self._takes_connections(each) for each in upstreams))
-        absent = [each for each, taken in zip(upstreams, there, strict=True) if not taken]
-        for each in absent:
-            self._begin(each)
-        return absent
-
-    def lost(self, upstream: Upstream, error: Exception) -> None:
-        """An upstream did not take a connection."""
-        if upstream not in self._tasks:
-            logger.warning("no connection to %s", error)
-            self._begin(upstream)
-
-    def close(self) -> None:
-        """Stop trying."""
-        for task in self._tasks.values():
-            task.cancel()
-
-    def _begin(self, upstream: Upstream) -> None:
-        upstream.reachable = False
-        self._tasks[upstream] = asyncio.create_task(self._try(upstream))
-
-    async def _try(self, upstream: Upstream) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_S)
-            if await self._takes_connections(upstream):
-                break
-        logger.warning("%s can be reached", upstream.url)
-        upstream.reachable = True
-        del self._tasks[upstream]
-        self._wake()
-
-    async def _takes_connections(self, upstream: Upstream) -> bool:
-        parts = urlsplit(upstream.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            async with asyncio.timeout(self._patience_s):
-                _, writer = await asyncio.open_connection(parts.hostname, port)
-        except (OSError, TimeoutError):
-            return False
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(self._patience_s):
-                await writer.wait_closed()
-        return True
 
 
 def adapted(limit: int, in_flight: int, waiting: float) -> int:

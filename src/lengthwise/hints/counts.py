@@ -16,7 +16,7 @@ OUTCOMES: Final = {
     "declared": "it named a length itself, which was written where it was missing",
     "kept": "all that would be written was there already, and agreed",
     "contradictory": "its own hints name different lengths: they were kept",
-    "unreadable": "its body is no request that a length can be predicted of: passed on unchanged",
+    "unreadable": "its body is no request that a length can be predicted of: passed on without one",
     "too_large": "its body is larger than is read: passed on unchanged",
     "late": "the prediction took too long: passed on unchanged",
     "failed": "the predictor or its server failed: passed on unchanged",

@@ -178,7 +178,7 @@ class Middleware:
             self._complain("failed", late)
             return "late", None
         except (InputError, ValueError, RecursionError):
-            raise
+            return "unreadable", None  # whose it is, and until when it is due, is still written
         except Exception as error:
             self._complain("failed", error)
             return "failed", None

@@ -8,9 +8,11 @@ from typing import Any, Final, NamedTuple
 from lengthwise.errors import InputError, one_line
 from lengthwise.predict.prediction import FACTS
 from lengthwise.workload.conversation import Chat, MalformedError, read_messages, read_tools
-from lengthwise.workload.request_facts import SETTINGS, STRUCTURED, Facts, facts_of
+from lengthwise.workload.request_facts import SETTINGS, STRUCTURED, facts_of
 
 MOST_PROMPTS: Final = 4096  #: of one body
+MOST_MESSAGES: Final = 8192  #: of one conversation
+MOST_ANSWERS: Final = 1 << 20  #: of one request; more count as this many
 MOST_ANSWER_TOKENS: Final = 2**31 - 1
 _HIGHEST_ID: Final = 2**31 - 1
 
@@ -48,7 +50,7 @@ def read_body(body: object) -> list[Question]:
     if not isinstance(body, dict):
         raise InputError("the body must be a JSON object with messages, a prompt, or requests")
     if "requests" not in body:
-        return _within_limit(read_request(body))
+        return read_request(body)
     requests = body["requests"]
     if not isinstance(requests, list) or not requests:
         raise InputError("requests must be a list of at least one request")
@@ -60,7 +62,7 @@ def read_body(body: object) -> list[Question]:
             questions += read_request(request)
         except InputError as error:
             raise InputError(f"requests[{place}]: {error}") from None
-        _within_limit(questions)
+        _refuse_beyond_limit(len(questions))
     return questions
 
 
@@ -74,17 +76,21 @@ def read_request(request: Mapping[str, Any]) -> list[Question]:
     if not isinstance(hints, dict):
         raise InputError("vllm_xargs must be an object")
     most_tokens = _most_tokens(request)
-    facts = facts_of(request)
-    return [
-        Question(prompt, {**hints, FACTS: _with_attachments(facts, prompt)}, most_tokens)
-        for prompt in _prompts(request)
-    ]
+    prompts = _prompts(request)
+    chats = [prompt for prompt in prompts if isinstance(prompt, Chat)]
+    attachments = sum(each.attachments for chat in chats for each in chat.messages())
+    # One for all its prompts: a small body may have thousands.
+    said = {**hints, FACTS: facts_of(request)._replace(attachments=attachments)}
+    return [Question(prompt, said, most_tokens) for prompt in prompts]
 
 
-def _with_attachments(facts: Facts, prompt: Chat | str | Sequence[int]) -> Facts:
-    if not isinstance(prompt, Chat):
-        return facts
-    return facts._replace(attachments=sum(each.attachments for each in prompt.messages()))
+def answers_of(request: Mapping[str, Any]) -> int:
+    """How many answers a request asks for, of all its prompts; 1 where it cannot be told."""
+    n, prompt = request.get("n"), request.get("prompt")
+    prompts = 1
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        prompts = len(prompt)
+    return min(prompts * max(n if type(n) is int else 1, 1), MOST_ANSWERS)
 
 
 def _prompts(request: Mapping[str, Any]) -> list[Chat | str | Sequence[int]]:
@@ -92,6 +98,10 @@ def _prompts(request: Mapping[str, Any]) -> list[Chat | str | Sequence[int]]:
     if (messages is None) == (prompt is None):
         raise InputError("give either messages or a prompt")
     if messages is not None:
+        if not isinstance(messages, list):  # text may hold some, but the API takes none
+            raise InputError("messages must be a list")
+        if len(messages) > MOST_MESSAGES:
+            raise InputError(f"messages: more than {MOST_MESSAGES:,}")
         try:
             conversation = read_messages(messages)
         except MalformedError as error:
@@ -107,6 +117,8 @@ def _prompts(request: Mapping[str, Any]) -> list[Chat | str | Sequence[int]]:
         raise InputError("prompt must be text, token ids, or a list of texts or of token ids")
     if type(prompt[0]) is int:
         return [_token_ids(prompt)]
+    # Before anything is made of them: this may be the thread that serves everybody else.
+    _refuse_beyond_limit(len(prompt))
     if isinstance(prompt[0], list):
         return [_token_ids(each) for each in prompt]
     if not all(isinstance(each, str) for each in prompt):
@@ -143,7 +155,6 @@ def _most_tokens(request: Mapping[str, Any]) -> int:
     return 0
 
 
-def _within_limit(questions: list[Question]) -> list[Question]:
-    if len(questions) > MOST_PROMPTS:
+def _refuse_beyond_limit(prompts: int) -> None:
+    if prompts > MOST_PROMPTS:
         raise InputError(f"more than {MOST_PROMPTS:,} prompts: send them in several requests")
-    return questions

@@ -89,8 +89,10 @@ class LearnerProcess(Stoppable):
                 pauses.reset()
             pause_s = pauses.next_s()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            self._say(f"the learner {how}; serving goes on, it starts again in {pause_s:.0f} s")
+            with contextlib.suppress(OSError):  # a message that cannot be written
+                self._say(f"the learner {how}; serving goes on, it starts again in {pause_s:.0f} s")
             if self._closed.wait(pause_s):
                 return
             self.restarts += 1
-            self._process = self._start()
+            with contextlib.suppress(OSError):  # nothing to start it with now: after another pause
+                self._process = self._start()

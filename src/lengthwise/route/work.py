@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lengthwise.errors import LengthwiseError, one_line
 from lengthwise.hints.estimate import Estimator, estimator_of
-from lengthwise.hints.question import READ
+from lengthwise.hints.question import READ, answers_of
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")
@@ -36,15 +36,6 @@ def text_of(body: Mapping[str, Any]) -> str:
     if isinstance(prompt, str):
         return prompt
     return repr(prompt if prompt is not None else body.get("messages", ""))
-
-
-def answers_of(body: Mapping[str, Any]) -> int:
-    """How many answers a request asks for, of all its prompts."""
-    n, prompt = body.get(_ANSWERS), body.get("prompt")
-    prompts = 1
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        prompts = len(prompt)
-    return prompts * max(n if type(n) is int else 1, 1)
 
 
 def _plain(value: object) -> object:

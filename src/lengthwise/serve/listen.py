@@ -18,8 +18,8 @@ def bound(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind)
-    except OSError as error:
-        raise InputError(f"--host {host}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host {host}: {why_not(error)}") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
@@ -29,6 +29,15 @@ def bound(host: str, port: int) -> socket.socket:
             f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
         ) from None
     return listener
+
+
+def why_not(error: Exception) -> str:
+    """Why an address cannot be had, by what a socket raised."""
+    if isinstance(error, UnicodeError | TypeError):  # an empty part, or one that is too long
+        return "no name of a host"
+    if isinstance(error, OverflowError):
+        return "no such port"
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def address_of(listener: socket.socket, host: str, scheme: str = "http") -> str:
@@ -45,8 +54,8 @@ def require_free_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no such port"
+        except (OSError, TypeError, OverflowError) as error:
+            reason = why_not(error)
             raise InputError(
                 f"cannot listen on {host or '*'} port {port} ({reason}): stop the program that "
                 "uses it or choose another with --port"

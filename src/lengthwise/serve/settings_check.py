@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.prepass import warm_up
 from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.probe.probe_folder import Probe
+from lengthwise.serve.listen import why_not
 from lengthwise.serve.served_model import model_path, probe_of
 from lengthwise.settings import Settings, off_path, read_settings
 
@@ -139,11 +141,12 @@ def _refused_port(settings: Settings) -> Iterator[str]:
         with socket.socket(family, socket.SOCK_STREAM) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind((host, settings.metrics_port))
-    except OSError as error:
-        if isinstance(error, PermissionError | socket.gaierror) or error.errno == 99:
+    except (OSError, UnicodeError) as error:
+        lasts = PermissionError | socket.gaierror | UnicodeError
+        if isinstance(error, lasts) or error.errno == errno.EADDRNOTAVAIL:
             yield (
                 f"metrics_port {settings.metrics_port} cannot be opened at {host or 'any address'}:"
-                f" {error.strerror}; choose another"
+                f" {why_not(error)}; choose another"
             )
 
 

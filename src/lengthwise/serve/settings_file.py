@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,5 +147,9 @@ def say_if_off(path: Path, port: int) -> None:
 
 
 def say(line: str) -> None:
-    """Tell whoever started the command; standard output is for results."""
-    print(f"lengthwise: {line}", file=sys.stderr, flush=True)
+    """Tell whoever started the command; standard output is for results.
+
+    A server, and what watches it, goes on where nobody can be told.
+    """
+    with contextlib.suppress(OSError):
+        print(f"lengthwise: {line}", file=sys.stderr, flush=True)

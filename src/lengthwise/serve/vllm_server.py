@@ -26,6 +26,7 @@ from lengthwise.serve.places import SIZE
 
 _STOP_PATIENCE_S = 20.0
 _STEP_BACK = 5  # niceness
+_LINES_LOST = b"lengthwise: lines are missing above, which could not be written\n"
 _DIRECT = urllib.request.build_opener(
     # Whatever proxy the environment names, it does not lead to this machine.
     urllib.request.ProxyHandler({}),
@@ -47,13 +48,15 @@ class Server(Stoppable):
         Args:
             command: what to start.
             log: the file that takes what the server prints; None passes it on to stderr.
+
+        Raises:
+            InputError: the log cannot be written.
         """
         self.command = command
         self.log = log
         self._last_words = LastWords()
         self._told_to_end = False
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
+        self._sink = _sink(log)
         grace_s = command.shutdown_timeout_s + _STOP_PATIENCE_S  # should this process be killed
         self._process = subprocess.Popen(
             [
@@ -205,23 +208,42 @@ class Server(Stoppable):
         return fetch(f"{self.url}{path}", method=method, timeout_s=timeout_s)
 
     def _pass_output_on(self) -> None:
+        """Read what the server prints until it ends: a pipe that nobody reads would stop it.
+
+        So whatever becomes of our own output, on a full disk or after its reader has gone, lines
+        are read on.
+        """
         output = self._process.stdout
         assert output is not None
-        if self.log is None:
-            self._copy(output, sys.stderr.buffer)
-        else:
-            with self.log.open("wb") as file:
-                self._copy(output, file)
-
-    def _copy(self, output: IO[bytes], sink: IO[bytes]) -> None:
+        lost = False
         for line in output:
-            # Who is killed may leave a line open, which is not to run on into another's.
-            sink.write(line if line.endswith(b"\n") else line + b"\n")
-            sink.flush()
             self._last_words.add(line.decode(errors="replace"))
+            try:
+                # Who is killed may leave a line open, which is not to run on into another's.
+                self._sink.write(line if line.endswith(b"\n") else line + b"\n")
+                self._sink.flush()
+                if lost:
+                    self._sink.write(_LINES_LOST)
+                lost = False
+            except OSError:
+                lost = True
+        if self.log is not None:
+            with contextlib.suppress(OSError):
+                self._sink.close()
 
     def _see_log(self) -> str:
         return f" (its log: {self.log})" if self.log is not None else ""
+
+
+def _sink(log: Path | None) -> IO[bytes]:
+    """What takes the server's lines: a file; stderr, where none is named, if there is one."""
+    if log is None:
+        return sys.stderr.buffer if sys.stderr is not None else open(os.devnull, "wb")
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("wb")
+    except OSError as error:
+        raise InputError(f"cannot write the server's log {log}: {error.strerror}") from None
 
 
 def fetch(url: str, *, method: str = "GET", timeout_s: float = 60.0) -> bytes:

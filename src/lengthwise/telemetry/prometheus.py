@@ -135,11 +135,12 @@ def _listen(host: str | None, port: int, registry: Any) -> tuple[int, Any, Any]:
     for candidate in range(port, min(port + _TRIED, _LAST_PORT + 1)):
         try:
             return candidate, *start_http_server(candidate, host or "0.0.0.0", registry)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
+        except (OSError, UnicodeError) as error:  # the latter of a name with an empty part
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
+                reason = getattr(error, "strerror", None) or error
                 raise InputError(
                     f"metrics_port {candidate} cannot be opened at {host or 'any address'}: "
-                    f"{one_line(error.strerror or error)}; choose another"
+                    f"{one_line(reason)}; choose another"
                 ) from error
     raise InputError(
         f"metrics_port {port} is in use, and so are the ports behind it: choose another"
