@@ -62,6 +62,25 @@ def json_objects(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
+def append_whole(path: Path, data: bytes) -> None:
+    """Append to a file, which is made if missing, all or nothing.
+
+    Raises:
+        OSError: it does not take all of it, and is as long as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        # What is no file on a disk has no end to go back to.
+        end = file.seek(0, os.SEEK_END) if file.seekable() else None
+        try:
+            if file.write(data) != len(data):  # unbuffered: a full disk takes a part
+                raise OSError("no space left on device")
+        except OSError:
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+            raise
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A file beside `path` to be written in the block, which then takes its place.

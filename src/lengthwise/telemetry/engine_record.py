@@ -7,15 +7,14 @@ cannot be written, because the disk is full or too slow, is lost and counted, an
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
+from lengthwise.files import append_whole
 from lengthwise.settings.file import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
@@ -96,7 +95,7 @@ class Recorder(QueuedWriter[_Line]):
             header = self._encoded([self._headers[name]]) if name in self._headers else []
             if lines or header:
                 try:
-                    self._append(name, b"".join(header + lines))
+                    append_whole(self.folder / name, b"".join(header + lines))
                     self._headers.pop(name, None)
                     written += len(lines)
                 except OSError as error:
@@ -105,17 +104,3 @@ class Recorder(QueuedWriter[_Line]):
         if refused is not None:
             raise refused
         return written
-
-    def _append(self, name: str, data: bytes) -> None:
-        """Append lines, all or none."""
-        with (self.folder / name).open("ab", buffering=0) as file:
-            # What is no file on a disk has no end to go back to.
-            end = file.seek(0, os.SEEK_END) if file.seekable() else None
-            try:
-                if file.write(data) != len(data):  # unbuffered: a full disk takes a part
-                    raise OSError("no space left on device")
-            except OSError:
-                if end is not None:
-                    with contextlib.suppress(OSError):
-                        file.truncate(end)
-                raise
