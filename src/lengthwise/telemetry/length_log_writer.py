@@ -179,7 +179,9 @@ class LengthLog(QueuedWriter[_Ended]):
                 self._file = self._path.open("xb", buffering=0)
             except FileExistsError:  # another engine's, which serves the same model beside this one
                 number += 1
-        self._append(encode_line({**self._header, "segment": number}))
+        # The time tells it from one that had this number before somebody removed the log.
+        began_s = round(self._epoch + time.monotonic(), 6)
+        self._append(encode_line({**self._header, "segment": number, "began_s": began_s}))
 
     def _close_segment(self) -> None:
         file, self._file = self._file, None
