@@ -176,11 +176,11 @@ def _header(line: bytes) -> _Header | None:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Whole lines that are not empty; none where there is no such file."""
+    """Whole lines; none where there is no such file."""
     try:
         with path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n") and line.strip():
+                if line.endswith(b"\n"):
                     yield line
     except FileNotFoundError:
         return

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
-from lengthwise.files import append_whole
+from lengthwise.files import append_lines, size_of
 from lengthwise.settings.file import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
@@ -66,10 +66,12 @@ class Recorder(QueuedWriter[_Line]):
             raise InputError(
                 f"record: cannot write to the folder {one_line(folder)}: {reason}"
             ) from None
-        self._headers = {  # still to be written
-            _STEPS: _Line(_STEPS, {"schema": STEPS_SCHEMA, "engine": dict(limits)}),
-            _REQUESTS: _Line(_REQUESTS, {"schema": REQUESTS_SCHEMA}),
-        }
+        headers = (
+            _Line(_STEPS, {"schema": STEPS_SCHEMA, "engine": dict(limits)}),
+            _Line(_REQUESTS, {"schema": REQUESTS_SCHEMA}),
+        )
+        self._headers = {line.file: self._encode(line) for line in headers}
+        self._begun: set[str] = set()  # files that have their header
         self._thread.start()
 
     def step(self, **line: Any) -> None:
@@ -92,11 +94,9 @@ class Recorder(QueuedWriter[_Line]):
         written, refused = 0, None
         for name in (_STEPS, _REQUESTS):
             lines = self._encoded(item for item in items if item.file == name)
-            header = self._encoded([self._headers[name]]) if name in self._headers else []
-            if lines or header:
+            if lines or name not in self._begun:
                 try:
-                    append_whole(self.folder / name, b"".join(header + lines))
-                    self._headers.pop(name, None)
+                    self._append(name, lines)
                     written += len(lines)
                 except OSError as error:
                     self._lose(len(lines))
@@ -104,3 +104,11 @@ class Recorder(QueuedWriter[_Line]):
         if refused is not None:
             raise refused
         return written
+
+    def _append(self, name: str, lines: list[bytes]) -> None:
+        """Append lines to a file, which may have been taken away, after its header."""
+        path = self.folder / name
+        if name not in self._begun or size_of(path) == 0:
+            lines = [self._headers[name], *lines]
+        append_lines(path, b"".join(lines))
+        self._begun.add(name)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
-from lengthwise.files import append_whole
+from lengthwise.files import append_lines, size_of
 from lengthwise.settings.file import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
@@ -90,13 +90,10 @@ class Journal(QueuedWriter[dict[str, Any]]):
 
     def _append(self, data: bytes) -> None:
         """Append to the newer segment, or to a new one where that is full."""
-        size = self._new.stat().st_size if self._new.exists() else 0
+        size = size_of(self._new)
         if size > 0 and size + len(self._header) + len(data) > self._most_bytes:
             os.replace(self._new, self._old)
             size = 0
-        if size == 0:
-            data = self._header + data
-        elif not self._begun:
-            data = b"\n" + self._header + data  # the engine before may have died within a line
-        append_whole(self._new, data)
+        begins = size == 0 or not self._begun
+        append_lines(self._new, self._header + data if begins else data)
         self._begun = True

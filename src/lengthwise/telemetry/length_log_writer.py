@@ -15,6 +15,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
+from lengthwise.files import size_of
 from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.token_text import TokenText
@@ -167,7 +168,7 @@ class LengthLog(QueuedWriter[_Ended]):
             self._text.save(tokens)
         there = segments(self._folder)
         number = there[-1][0] + 1 if there else 1
-        sizes = [_bytes_of(path) for _, path in there]
+        sizes = [size_of(path) for _, path in there]
         for place, (_, oldest) in enumerate(there):
             if sum(sizes[place:]) + self._segment_bytes <= self._most_bytes:
                 break
@@ -189,11 +190,3 @@ class LengthLog(QueuedWriter[_Ended]):
             file.close()
             if self._size == 0:  # not even its header could be written
                 self._path.unlink(missing_ok=True)
-
-
-def _bytes_of(path: Path) -> int:
-    """A file's size; 0 if another engine has just removed it."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
