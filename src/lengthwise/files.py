@@ -62,6 +62,47 @@ def json_objects(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
+def size_of(path: Path) -> int:
+    """A file's bytes; 0 where there is none.
+
+    Raises:
+        OSError: nothing can be said of it.
+    """
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def append_lines(path: Path, data: bytes) -> None:
+    """Append to a file, which is made if missing, all or nothing.
+
+    They begin a line of their own, also where a writer before has died within one.
+
+    Raises:
+        OSError: it does not take all of it, and is as long as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        # What is no file on a disk has no end to go back to.
+        end = file.seek(0, os.SEEK_END) if file.seekable() else None
+        if end and not _ends_a_line(path):
+            data = b"\n" + data
+        try:
+            if file.write(data) != len(data):  # unbuffered: a full disk takes a part
+                raise OSError("no space left on device")
+        except OSError:
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+            raise
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A file beside `path` to be written in the block, which then takes its place.

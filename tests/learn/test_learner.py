@@ -14,6 +14,7 @@ from lengthwise.learn.acceptance import compare
 from lengthwise.learn.learner import Learner, latest_predictor
 from lengthwise.learn.learner_state import STATE_FILE, place_predictor, read_predictor
 from lengthwise.predict.load import load_predictor
+from lengthwise.workload.length_log import segments
 from tests.support.length_logs import write_segment
 from tests.support.logged_traffic import traffic, train_on_log
 
@@ -237,6 +238,25 @@ def test_a_learner_that_was_killed_goes_on_where_it_was(place: Place) -> None:
     place.answer(300, seed=2)
     third.step()
     assert read_predictor(place.settings) == "declared"
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_log_that_was_removed_hides_no_new_answers(place: Place, restarts: int) -> None:
+    """While the learner runs, and between two of them."""
+    learner = Learner(place.log, place.settings, every=200)
+    place.answer(600, seed=1)
+    learner.step()
+    assert learner.state.trained == 1
+    for _, path in segments(place.log):
+        path.unlink()
+    if restarts:
+        learner = Learner(place.log, place.settings, every=200, restarts=restarts)
+    place.answer(150, seed=2, began_s=2e9)
+    learner.step()
+    assert learner.state.trained == 1
+    place.answer(100, seed=3)
+    learner.step()
+    assert learner.state.trained == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema": "lengthwise.learner/9"}'])

@@ -108,6 +108,26 @@ def test_names_take_bounded_memory() -> None:
     assert len(tenants.shares.tenants) == MOST_TENANTS
 
 
+def test_nobody_is_forgotten_while_a_row_is_free() -> None:
+    tenants = Tenants()
+
+    def once(name: str, tokens: int) -> int:
+        row = tenants.arrive(name)
+        tenants.leave(row, 10, tokens)
+        return row
+
+    heavy = {f"heavy{number}": once(f"heavy{number}", 10_000_000) for number in range(20)}
+    for number in range(MOST_TENANTS - 21):
+        once(f"light{number}", 100)
+    known = {name: once(name, 50) for name in ["one more", *map(str, range(400))]}
+    assert {name: tenants.arrive(name) for name in known} == known
+    assert len(set(known.values()) | set(heavy.values())) == 421  # each has a row of its own
+    for number in range(20 * MOST_TENANTS):  # a client that makes up names
+        once(f"made up {number}", 50)
+    assert {name: tenants.arrive(name) for name in heavy} == heavy
+    assert (tenants.shares.tenants["ended"][list(heavy.values())] == 20_000_010).all()
+
+
 def test_the_setting_reaches_the_guard() -> None:
     from lengthwise.settings import parse_settings
 

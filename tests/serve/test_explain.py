@@ -172,10 +172,10 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
         Journal(file / "below", 0, Counters())
 
 
-def test_a_full_disk_is_counted_and_the_journal_goes_on(tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_encoded_is_counted(tmp_path: Path) -> None:
     counters = Counters()
     journal = Journal(tmp_path, 0, counters)
-    journal.put(t=0.0, event="arrived", request=object())  # cannot be written
+    journal.put(t=0.0, event="arrived", request=object())
     journal.close()
     assert counters.record_lost == 1
 

@@ -34,6 +34,7 @@ def write_segment(
     predictor: str | None = None,
     scores: Sequence[float] | None = None,
     arrival_s: float = 1e9,
+    began_s: float = 1e9,
 ) -> Path:
     """Append a segment with one answer to each prompt."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,7 @@ def write_segment(
         "tokens": text.digest,
         "features": FEATURES_VERSION,
         "segment": number,
+        "began_s": began_s,
     }
     lines = [encode_line(header)]
     scratch = new_scratch()

@@ -131,6 +131,25 @@ def test_segments_that_made_room_are_not_missed(tmp_path: Path) -> None:
     assert reader.unreadable == {}
 
 
+def test_a_log_that_was_removed_and_begun_again_is_read_from_its_beginning(tmp_path: Path) -> None:
+    reader = LengthLogReader(tmp_path)
+    write_segment(tmp_path, PROMPTS, LENGTHS)
+    assert len(list(reader.read_new())) == COUNT
+    (before,) = reader.reached()
+    for count in (3, 2 * COUNT):  # shorter than what was read, and longer
+        segments(tmp_path)[0][1].unlink()
+        path = write_segment(tmp_path, (3 * PROMPTS)[:count], [7] * count, began_s=count)
+        again = [answer.output_tokens for answer in reader.read_new()]
+        assert again == [7] * count
+        assert list(reader.read_new()) == []
+    assert before not in reader.reached()
+    # Cut by hand, with the header that it had.
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+    assert len(list(reader.read_new())) == 2
+    assert (reader.damaged, reader.unreadable) == (0, {})
+
+
 def test_a_newer_log_is_left_out_and_named(tmp_path: Path) -> None:
     header = encode_line({"schema": "lengthwise.lengths/2"})
     (tmp_path / "lengths-00000001.jsonl").write_bytes(header + encode_line({"output_tokens": 1}))
@@ -139,6 +158,10 @@ def test_a_newer_log_is_left_out_and_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lengths/2") as raised:
         read_answers(tmp_path)
     assert "\n" not in str(raised.value)
+    segments(tmp_path)[0][1].unlink()
+    write_segment(tmp_path, PROMPTS, LENGTHS)  # by this version, in its place
+    assert len(list(reader.read_new())) == COUNT
+    assert reader.unreadable == {}
 
 
 def test_a_folder_without_a_log_is_one_line(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     AnswerColumnOption,
     IntervalOption,
@@ -39,7 +40,19 @@ class Arrivals(StrEnum):
     TRACE = "trace"
 
 
+#: what says how to read a table
+_OF_TABLES: Final = (
+    "--split",
+    "--where",
+    "--prompt-column",
+    "--length-column",
+    "--answer-column",
+    "--skip-malformed",
+)
+
+
 def bench(
+    context: typer.Context,
     workload: Annotated[
         Path,
         typer.Argument(
@@ -210,6 +223,12 @@ def bench(
             f"unexpected argument {server_flags[0]!r}: one WORKLOAD, then -- and vLLM's flags"
         )
     own = str(workload) == REFERENCE and not workload.exists()
+    if own:
+        refuse_given(context, _OF_TABLES, "is for a table, and `reference` is none: leave it out")
+    if arrivals is not Arrivals.GAMMA:
+        refuse_given(context, ["--cv"], "is for gaps at random: add --arrivals gamma")
+    if arrivals is not Arrivals.TRACE:
+        refuse_given(context, ("--trace", "--speed"), "is for a trace: add --arrivals trace")
     machine = computed = None
     pace = ""
     if engine is Engine.VIRTUAL:

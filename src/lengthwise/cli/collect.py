@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import JsonOption, PromptColumnOption
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def collect(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Model folder or hub name; `reference` is the built-in model.")
     ],
@@ -63,6 +65,8 @@ def collect(
 
     words = list(rest or ())
     table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    if table is None:
+        refuse_given(context, ["--prompt-column"], "is for a table of prompts: name one")
     wanted = parse_layers(layers)
     with ConsoleProgress() as progress:
         asked = _prompts(model, table, prompts, prompt_column, seed, progress)

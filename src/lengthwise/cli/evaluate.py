@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     AnswerColumnOption,
     JsonOption,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     predictor: Annotated[
         str,
         typer.Argument(
@@ -117,6 +119,16 @@ def evaluate(
 
     if (dataset is None) == (across is None):
         raise InputError("give a table of prompts and answers, or several with --across A,B")
+    if across is not None:
+        refuse_given(
+            context,
+            ("--split", "--ablation", "--plot"),
+            "does not go with --across, which asks about the test rows of each table",
+        )
+    if ablation is not None:
+        refuse_given(context, ["--plot"], "does not go with --ablation: leave one of them out")
+    if "backbone" not in (ablation or "").split(","):
+        refuse_given(context, ["--backbone"], "is for an ablation: add --ablation backbone")
     with ConsoleProgress() as progress:
         progress.stage("reading the predictor and the table")
         loaded = load_predictor(predictor, tokenizer)

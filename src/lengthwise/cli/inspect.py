@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import JsonOption, PromptsOption, QuotesOption, TurnsOption
 from lengthwise.workload.conversation import Turns
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
+    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(help="A data set, a log or a trace; or a folder that holds a trace.")
     ],
@@ -50,6 +52,12 @@ def inspect(
     from lengthwise.workload.inspection import inspect_prompts, inspect_trace
     from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
 
+    if file.is_dir():
+        refuse_given(
+            context,
+            ("--turns", "--quotes", "--prompts"),
+            "is for a file of prompts and answers, and a folder is a trace: leave it out",
+        )
     found: dict[str, Any] = {"file": str(file), "prompts": None, "trace": None}
     unknown: list[str] = []
     refused: list[str] = []

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.cli.given import refuse_given
+
 
 def report(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="The --out folder of `bench` or `demo`.")
     ],
@@ -31,6 +34,10 @@ def report(
 
     Example: `lengthwise report build/b --goodput "ttft:500 e2el:5000"`
     """
+    if json:
+        refuse_given(
+            context, ["--policy"], "chooses what is shown, and --json gives all: leave one out"
+        )
     show_results(folder, policy=policy, goodput=goodput or [], json=json)
 
 

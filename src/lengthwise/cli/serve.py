@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     IntervalOption,
     LearnEveryOption,
@@ -116,6 +117,8 @@ def serve(
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
 
+    if not learn:
+        refuse_given(context, ["--learn-every"], "is for learning: add --learn")
     flags = list(context.args)
     if model is not None and model.startswith("-"):
         # A flag of vLLM's, and no model before it.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def theory(
+    context: typer.Context,
     policy: Annotated[
         str, typer.Option(help="`fcfs`, `sjf`, `srpt` (SPRPT where predictions err) or `trail`.")
     ] = "trail",
@@ -67,6 +69,10 @@ def theory(
     from lengthwise.theory.formula import mean_response_time
     from lengthwise.theory.single_server import REPLICATIONS, simulate
 
+    if not simulation:
+        refuse_given(context, ("--jobs", "--seed"), "is for the simulation: leave it out")
+    if policy != "trail":
+        refuse_given(context, ["--c"], "is for trail: leave it out")
     law = _job_law(size, predictions)
     queue = make_queue(law, rate, policy, c)
     mean = mean_response_time(law, rate, policy, c)

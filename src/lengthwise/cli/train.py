@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     AnswerColumnOption,
     JsonOption,
@@ -28,7 +29,23 @@ if TYPE_CHECKING:
     from lengthwise.predict.lexical import LexicalPredictor
 
 
+#: what says how to read a table
+_OF_TABLES: Final = (
+    "--split",
+    "--where",
+    "--prompt-column",
+    "--length-column",
+    "--answer-column",
+    "--turns",
+    "--quotes",
+    "--prompts",
+    "--skip-malformed",
+    "--tokenizer",
+)
+
+
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder to write the predictor to.")],
     dataset: Annotated[
         Path | None,
@@ -121,8 +138,19 @@ def train(
 
     if (dataset is None) == (from_log is None):
         raise InputError("give a table of prompts and answer lengths, or --from-log DIR")
-    if from_log is not None and (split or where or prompt_column or length_column or answer_column):
-        raise InputError("a log has no columns to choose from: --limit is all that goes with it")
+    if from_log is not None:
+        refuse_given(
+            context,
+            _OF_TABLES,
+            "is for a table: a log has features instead of prompts, and knows its tokenizer; "
+            "leave it out",
+        )
+    if backbone is None:
+        refuse_given(
+            context,
+            ("--head", "--precision", "--epochs", "--learning-rate"),
+            "is for the fine-tuning of a pretrained model: add --backbone, or leave it out",
+        )
     recipe = kind_named(kind).complete(
         Recipe(
             kind,

@@ -137,16 +137,11 @@ class Learner:
         """Where the answers begin that the first predictor has not been trained with."""
         # An artifact that is served already knows the log's older answers, none knows nothing.
         known = self.state.promise is not None and len(self._answers) > 0
-        return self._read_until() if known else {}
-
-    def _read_until(self) -> dict[str, int]:
-        """How far each segment of the log has been read, as `learner.json` has it."""
-        return {str(number): offset for number, offset in self._reader.reached().items()}
+        return self._reader.reached() if known else {}
 
     def _is_new(self, answer: Answer) -> bool:
         """Whether an answer was logged since the last training."""
-        segment, offset = answer.position
-        return offset > self.state.trained_until.get(str(segment), 0)
+        return answer.position.offset > self.state.trained_until.get(answer.segment, 0)
 
     # Rolling back -----------------------------------------------------------------------------
 
@@ -172,7 +167,7 @@ class Learner:
         state.rolled_back += 1
         state.promise, state.is_mine = state.promise_before, False
         state.before, state.promise_before = NO_PREDICTOR, None
-        state.trained_until = self._read_until()
+        state.trained_until = self._reader.reached()
         self._say(
             f"rolled back from {name} to {state.placed}: tau {tau:.2f} on {len(live)} live "
             f"answers, {promised:.2f} was promised; the one before has {before:.2f}"
@@ -209,7 +204,7 @@ class Learner:
         if drifted:
             # What was learnt before may be wrong now, and there is more of it.
             windows.append(list(filter(self._is_new, older)))
-        state.trained_until = self._read_until()
+        state.trained_until = self._reader.reached()
         lengths, present = lengths_of(held_out), scores_of(state.placed, held_out)
         tried: list[tuple[Comparison, LexicalPredictor]] = []
         for answers in windows:

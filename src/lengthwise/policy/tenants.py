@@ -107,7 +107,12 @@ def _least(tenants: Any, waits: NDArray[np.bool_], otherwise: int, also_before: 
 
 
 class Tenants:
-    """Gives tenants their rows, and takes the rows of those that have gone back.
+    """Gives tenants their rows, and takes rows back when all are in use.
+
+    While a row is free, nobody is forgotten. When none is, a new name makes half of the tenants
+    that have no request here go, those served least. So whoever was served more than half of them
+    keeps what counts against it, however many names come; the lead of one that has gone is
+    forgotten, and it begins again where the one that was served least stands.
 
     Attributes:
         shares: what each was served; replaced by a larger one when it is full.
@@ -116,7 +121,12 @@ class Tenants:
     def __init__(self) -> None:
         self.shares: Shares = new_shares(1)
         self._rows: dict[str, int] = {"": 0}
-        self._live = [0]  # requests, by row
+        # By row.
+        self._names = [""]
+        self._live = [0]  # requests
+        # Rows: of tenants with a name that have no request here, and of nobody.
+        self._idle: set[int] = set()
+        self._free: list[int] = []
         service(0, 0.0)  # compiles
 
     def arrive(self, name: str) -> int:
@@ -129,21 +139,29 @@ class Tenants:
         if row is None:
             row = self._new_row(name)
         self._live[row] += 1
+        self._idle.discard(row)
         return row
 
     def leave(self, row: int, prompt_tokens: int, output_tokens: int) -> None:
         """A request of a tenant has ended; it counts nothing if it had not begun."""
         self._live[row] -= 1
+        if row > 0 and not self._live[row]:
+            self._idle.add(row)
         if output_tokens > 0:
             self.shares.tenants["ended"][row] += service(prompt_tokens, float(output_tokens))
 
     def _new_row(self, name: str) -> int:
-        if len(self._live) == MOST_TENANTS and not self._forget():
-            return 0
-        free = set(range(len(self._live))) - set(self._rows.values())
-        row = min(free, default=len(self._live))
-        if row == len(self._live):
+        if not self._free and len(self._live) == MOST_TENANTS:
+            self._forget()
+            if not self._free:
+                return 0  # all are here
+        if self._free:
+            row = self._free.pop()
+            self._names[row] = name
+        else:
+            row = len(self._live)
             self._live.append(0)
+            self._names.append(name)
             if row == len(self.shares.tenants):
                 more = np.zeros(row, TENANT)
                 tenants = np.concatenate([self.shares.tenants, more])
@@ -151,13 +169,12 @@ class Tenants:
         self._rows[name] = row
         return row
 
-    def _forget(self) -> bool:
-        """Half of the tenants that have no request here go, those served least first: they come
-        back to hardly less than they had. Whether there were any."""
+    def _forget(self) -> None:
+        """Free the rows of half of the tenants that have no request here, those served least."""
         ended = self.shares.tenants["ended"]
-        idle = [
-            (ended[row], name) for name, row in self._rows.items() if name and not self._live[row]
-        ]
-        for _, name in sorted(idle)[: (len(idle) + 1) // 2]:
-            self.shares.tenants[self._rows.pop(name)] = 0
-        return bool(idle)
+        idle = sorted(self._idle, key=lambda row: (ended[row], row))
+        for row in reversed(idle[: (len(idle) + 1) // 2]):
+            self._idle.remove(row)
+            self._free.append(row)
+            del self._rows[self._names[row]]
+            self.shares.tenants[row] = 0

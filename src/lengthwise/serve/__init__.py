@@ -10,6 +10,7 @@ last_words      the first cause in what a server that ended has printed
 settings_file   the file that it is started with, and what learns beside it
 settings_check  what can be said of that file beforehand
 whereabouts     where servers keep their files, and the kill switch
+journal_events  the events of a journal, life by life of its engine
 journal_reader  why a request waited
 listen          ports and sockets
 compile_all     what servers compile when they start, compiled ahead by running it

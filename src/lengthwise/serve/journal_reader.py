@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from lengthwise.errors import InputError
-from lengthwise.files import json_objects
 from lengthwise.policy.guards import BEHIND, OVERDUE, PROMOTED
-from lengthwise.telemetry.journal import SCHEMA, SEGMENTS
+from lengthwise.serve.journal_events import (
+    Arrived,
+    Ended,
+    Event,
+    Life,
+    Paused,
+    Preempted,
+    Queue,
+    Ran,
+    Resumed,
+    has_journal,
+    read_lives,
+)
 
 _NAMED: Final = 5  # overtakers that the text names
 #: what vLLM puts before what the client said in X-Request-Id
@@ -20,7 +34,6 @@ _WHY: Final = {
     "memory": "because KV memory ran out",
     "reset": "because the prefix cache was reset",
 }
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,8 @@ class Explanation:
         finished: why it ended, in vLLM's words; None where it has not.
         output_tokens: of its answer; None where it has not ended.
         total_s: from arrival to end.
+        engine_over: whether the engine, or its journal, was started again before it had ended.
+        left_out: lines of the journal that could not be used, by reason.
     """
 
     request: str
@@ -98,6 +113,8 @@ class Explanation:
     finished: str | None = None
     output_tokens: int | None = None
     total_s: float | None = None
+    engine_over: bool = False
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def explain(folder: Path, name: str) -> Explanation:
@@ -109,54 +126,38 @@ def explain(folder: Path, name: str) -> Explanation:
             gave as `lengthwise_id` or in the header `X-Request-Id`.
 
     Raises:
-        InputError: there is no journal, it is of another version, or it has no such request.
+        InputError: there is no journal, it cannot be read, or it has no such request.
     """
-    journals = [each for each in (folder, *sorted(folder.glob("engine-*"))) if _kept_in(each)]
+    journals = [each for each in (folder, *sorted(folder.glob("engine-*"))) if has_journal(each)]
     if not journals:
         raise InputError(
             f"there is no journal in {folder}: set `journal` to a folder in the settings, and give "
             "that folder here"
         )
     oldest: list[str] = []
+    all_left_out: Counter[str] = Counter()
     for journal in journals:
-        events, engine = read_journal(journal)
-        found = _arrival_of(events, name)
-        if found is not None:
-            return _explained(events, engine, found)
-        oldest += [event["request"] for event in events if event["event"] == "arrived"][:1]
+        lives, left_out = read_lives(journal)
+        for life in reversed(lives):
+            found = _arrival_of(life.events, name)
+            if found is not None:
+                told = _explained(life, found)
+                told.left_out = dict(left_out)
+                return told
+        arrived = (e.request for life in lives for e in life.events if isinstance(e, Arrived))
+        oldest += islice(arrived, 1)
+        all_left_out += left_out
     since = f"; the oldest that is there is {oldest[0]}" if oldest else ": nothing has come yet"
+    without = f"; {_left_out_in_words(all_left_out)}" if all_left_out else ""
     raise InputError(
-        f"no request {name!r} in {folder}{since}. An id is that of the response, or the client's: "
-        "its lengthwise_id or X-Request-Id; old ones make room for new ones"
+        f"no request {name!r} in {folder}{since}{without}. An id is that of the response, or the "
+        "client's: its lengthwise_id or X-Request-Id; old ones make room for new ones"
     )
 
 
-def read_journal(folder: Path) -> tuple[list[Event], int]:
-    """The events of one engine in order, and the engine's number. Torn lines are left out.
-
-    Raises:
-        InputError: the journal is of another version.
-    """
-    events: list[Event] = []
-    engine = 0
-    for name in SEGMENTS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        lines = json_objects(path)
-        header = next(lines, {})
-        if header.get("schema") != SCHEMA:
-            raise InputError(
-                f"{path} says {header.get('schema')!r} and not {SCHEMA!r}: it is of another "
-                "version of Lengthwise; read it with that one"
-            )
-        engine = int(header.get("engine", 0))
-        events += [line for line in lines if "event" in line]
-    return events, engine
-
-
-def _kept_in(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in SEGMENTS)
+def _left_out_in_words(left_out: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    return f"lines of the journal that cannot be used: {counts}"
 
 
 def _arrival_of(events: list[Event], name: str) -> int | None:
@@ -164,53 +165,56 @@ def _arrival_of(events: list[Event], name: str) -> int | None:
     begins = tuple(f"{kind}{name}-" for kind in _KINDS)
     for place in range(len(events) - 1, -1, -1):
         event = events[place]
-        if event["event"] != "arrived":
+        if not isinstance(event, Arrived):
             continue
-        request = str(event["request"])
-        if name in (request, event["id"]) or request.startswith(begins):
+        if name in (event.request, event.id) or event.request.startswith(begins):
             return place
     return None
 
 
-def _explained(events: list[Event], engine: int, arrival: int) -> Explanation:
+def _explained(life: Life, arrival: int) -> Explanation:
+    events = life.events
     came = events[arrival]
-    request, index, t = came["request"], came["index"], float(came["t"])
-    told = Explanation(request, engine, came["priority"], came["prompt_tokens"], came["waiting"])
+    assert isinstance(came, Arrived)
+    told = Explanation(
+        came.request, life.engine, came.priority, came.prompt_tokens, ahead=came.waiting
+    )
     for place in range(arrival + 1, len(events)):
         event = events[place]
-        at_s = float(event["t"]) - t
+        at_s = event.t - came.t
         if told.total_s is None and not told.runs_s:
             told.waited_s = at_s
-        if event["event"] == "queue" and not told.runs_s:
-            looked = event["requests"].get(request)
-            if looked is not None:
+        if isinstance(event, Queue):
+            looked = event.requests.get(came.request)
+            if looked is not None and not told.runs_s:
                 _look(told, *looked)
-        if event.get("request") != request:
+            continue
+        if event.request != came.request:
             # Indices count arrivals, so that a larger one came later.
-            if event["event"] == "ran" and not told.runs_s and event["index"] > index:
-                told.overtaken_by.append(Overtaker(event["request"], at_s, event["rank"]))
+            if isinstance(event, Ran) and not told.runs_s and event.index > came.index:
+                told.overtaken_by.append(Overtaker(event.request, at_s, event.rank))
             continue
         last = told.paused[-1] if told.paused else None
-        if last is not None and last.until_s is None and event["event"] != "paused":
-            last.until_s, last.freed = at_s, event["event"] == "preempted"
-        if event["event"] == "ran":
+        if last is not None and last.until_s is None and not isinstance(event, Paused):
+            last.until_s, last.freed = at_s, isinstance(event, Preempted)
+        if isinstance(event, Ran):
             told.runs_s.append(at_s)
-            if event.get("look") and told.looked_s is None:
+            if event.look and told.looked_s is None:
                 told.looked_s = at_s
             if len(told.runs_s) == 1:
                 told.waited_s = at_s
-                _look(told, event["rank"], event["tier"], event["expected"])
-        elif event["event"] == "preempted":
-            instead = _ran_at(events, place) if event["why"] == "policy" else []
-            made = event["output_tokens"]
-            told.preempted.append(Preemption(at_s, event["why"], made, instead))
-        elif event["event"] == "paused":
-            told.paused.append(Pause(at_s, event["output_tokens"], _ran_at(events, place)))
-        elif event["event"] == "ended":
-            told.finished, told.output_tokens = event["finished"], event["output_tokens"]
+                _look(told, event.rank, event.tier, event.expected)
+        elif isinstance(event, Preempted):
+            instead = _ran_at(events, place) if event.why == "policy" else []
+            told.preempted.append(Preemption(at_s, event.why, event.output_tokens, instead))
+        elif isinstance(event, Paused):
+            told.paused.append(Pause(at_s, event.output_tokens, _ran_at(events, place)))
+        elif isinstance(event, Ended):
+            told.finished, told.output_tokens = event.finished, event.output_tokens
             told.total_s = at_s
             break
-    last_s = float(events[-1]["t"]) - t
+    told.engine_over = life.is_over and told.total_s is None
+    last_s = events[-1].t - came.t
     stalls = [
         (last_s if each.until_s is None else each.until_s) - each.at_s for each in told.paused
     ]
@@ -226,14 +230,14 @@ def _look(told: Explanation, rank: float | None, tier: int | None, expected: flo
 
 def _ran_at(events: list[Event], place: int) -> list[str]:
     """Who got a slot in the step that an event belongs to."""
-    t = events[place]["t"]
+    t = events[place].t
     first = last = place
-    while first > 0 and events[first - 1]["t"] == t:
+    while first > 0 and events[first - 1].t == t:
         first -= 1
-    while last + 1 < len(events) and events[last + 1]["t"] == t:
+    while last + 1 < len(events) and events[last + 1].t == t:
         last += 1
     step = events[first : last + 1]
-    return [event["request"] for event in step if event["event"] in ("ran", "resumed")]
+    return [event.request for event in step if isinstance(event, Ran | Resumed)]
 
 
 def in_words(told: Explanation) -> list[str]:
@@ -286,4 +290,8 @@ def in_words(told: Explanation) -> list[str]:
         lines.append(
             f"ended at {told.total_s:.3f} s with {told.output_tokens} tokens ({told.finished})"
         )
+    if told.engine_over:
+        lines.append("then the engine, or its journal, ended: it has been started again since")
+    if told.left_out:
+        lines.append(_left_out_in_words(told.left_out))
     return lines

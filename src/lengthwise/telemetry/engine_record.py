@@ -7,15 +7,14 @@ cannot be written, because the disk is full or too slow, is lost and counted, an
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
+from lengthwise.files import append_lines, size_of
 from lengthwise.settings.place import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
@@ -67,10 +66,12 @@ class Recorder(QueuedWriter[_Line]):
             raise InputError(
                 f"record: cannot write to the folder {one_line(folder)}: {reason}"
             ) from None
-        self._headers = {  # still to be written
-            _STEPS: _Line(_STEPS, {"schema": STEPS_SCHEMA, "engine": dict(limits)}),
-            _REQUESTS: _Line(_REQUESTS, {"schema": REQUESTS_SCHEMA}),
-        }
+        headers = (
+            _Line(_STEPS, {"schema": STEPS_SCHEMA, "engine": dict(limits)}),
+            _Line(_REQUESTS, {"schema": REQUESTS_SCHEMA}),
+        )
+        self._headers = {line.file: self._encode(line) for line in headers}
+        self._begun: set[str] = set()  # files that have their header
         self._thread.start()
 
     def step(self, **line: Any) -> None:
@@ -93,11 +94,9 @@ class Recorder(QueuedWriter[_Line]):
         written, refused = 0, None
         for name in (_STEPS, _REQUESTS):
             lines = self._encoded(item for item in items if item.file == name)
-            header = self._encoded([self._headers[name]]) if name in self._headers else []
-            if lines or header:
+            if lines or name not in self._begun:
                 try:
-                    self._append(name, b"".join(header + lines))
-                    self._headers.pop(name, None)
+                    self._append(name, lines)
                     written += len(lines)
                 except OSError as error:
                     self._lose(len(lines))
@@ -106,16 +105,10 @@ class Recorder(QueuedWriter[_Line]):
             raise refused
         return written
 
-    def _append(self, name: str, data: bytes) -> None:
-        """Append lines, all or none."""
-        with (self.folder / name).open("ab", buffering=0) as file:
-            # What is no file on a disk has no end to go back to.
-            end = file.seek(0, os.SEEK_END) if file.seekable() else None
-            try:
-                if file.write(data) != len(data):  # unbuffered: a full disk takes a part
-                    raise OSError("no space left on device")
-            except OSError:
-                if end is not None:
-                    with contextlib.suppress(OSError):
-                        file.truncate(end)
-                raise
+    def _append(self, name: str, lines: list[bytes]) -> None:
+        """Append lines to a file, which may have been taken away, after its header."""
+        path = self.folder / name
+        if name not in self._begun or size_of(path) == 0:
+            lines = [self._headers[name], *lines]
+        append_lines(path, b"".join(lines))
+        self._begun.add(name)

@@ -1,18 +1,21 @@
 """The journal: who came, ran, was paused or put back and ended, in a folder of bounded size.
 
 What `lengthwise explain` reads. Two segments of JSON lines; when the newer one is full, the older
-one makes room. No prompt is written. What the disk does not take is lost and counted.
+one makes room. No prompt is written. What the disk does not take is lost and counted. A header
+begins each segment and each life of the engine, so that a start goes on with the segment there is.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
+from lengthwise.files import append_lines, size_of
 from lengthwise.settings.place import own_folder
 from lengthwise.telemetry.queued_writer import QueuedWriter
 
@@ -46,11 +49,13 @@ class Journal(QueuedWriter[dict[str, Any]]):
         self.key = folder
         self._place = own_folder(folder, engine)
         self._old, self._new = (self._place.path / name for name in SEGMENTS)
-        self._engine = engine
+        header = {"schema": SCHEMA, "engine": engine, "pid": os.getpid(), "began_s": time.time()}
+        self._header = self._encode(header)
+        self._begun = False  # whether this life's header is written
         self._most_bytes = most_bytes
         try:
             self._place.path.mkdir(parents=True, exist_ok=True)
-            self._begin_segment()
+            self._new.open("ab").close()
         except (OSError, ValueError) as error:
             self._place.close()
             reason = getattr(error, "strerror", None) or error
@@ -77,17 +82,18 @@ class Journal(QueuedWriter[dict[str, Any]]):
             return 0
         data = b"".join(lines)
         try:
-            if not self._new.exists() or self._new.stat().st_size + len(data) > self._most_bytes:
-                self._begin_segment()
-            with self._new.open("ab") as file:
-                file.write(data)
+            self._append(data)
         except OSError:
             self._lose(len(lines))
             raise
         return len(lines)
 
-    def _begin_segment(self) -> None:
-        if self._new.exists():
+    def _append(self, data: bytes) -> None:
+        """Append to the newer segment, or to a new one where that is full."""
+        size = size_of(self._new)
+        if size > 0 and size + len(self._header) + len(data) > self._most_bytes:
             os.replace(self._new, self._old)
-        header = {"schema": SCHEMA, "engine": self._engine, "pid": os.getpid()}
-        self._new.write_text(json.dumps(header) + "\n")
+            size = 0
+        begins = size == 0 or not self._begun
+        append_lines(self._new, self._header + data if begins else data)
+        self._begun = True

@@ -15,6 +15,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
+from lengthwise.files import size_of
 from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
 from lengthwise.predict.token_text import TokenText
@@ -167,7 +168,7 @@ class LengthLog(QueuedWriter[_Ended]):
             self._text.save(tokens)
         there = segments(self._folder)
         number = there[-1][0] + 1 if there else 1
-        sizes = [_bytes_of(path) for _, path in there]
+        sizes = [size_of(path) for _, path in there]
         for place, (_, oldest) in enumerate(there):
             if sum(sizes[place:]) + self._segment_bytes <= self._most_bytes:
                 break
@@ -179,7 +180,9 @@ class LengthLog(QueuedWriter[_Ended]):
                 self._file = self._path.open("xb", buffering=0)
             except FileExistsError:  # another engine's, which serves the same model beside this one
                 number += 1
-        self._append(encode_line({**self._header, "segment": number}))
+        # The time tells it from one that had this number before somebody removed the log.
+        began_s = round(self._epoch + time.monotonic(), 6)
+        self._append(encode_line({**self._header, "segment": number, "began_s": began_s}))
 
     def _close_segment(self) -> None:
         file, self._file = self._file, None
@@ -187,11 +190,3 @@ class LengthLog(QueuedWriter[_Ended]):
             file.close()
             if self._size == 0:  # not even its header could be written
                 self._path.unlink(missing_ok=True)
-
-
-def _bytes_of(path: Path) -> int:
-    """A file's size; 0 if another engine has just removed it."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,7 @@ class Answer:
     """One finished request. What is not known is None."""
 
     position: Position  # where its line ends
+    segment: str  # its segment's name, as `LengthLogReader.reached` has it
     header: Mapping[str, Any]  # of its segment
     values: Mapping[str, Any]  # the line, see docs/reference/records.md
 
@@ -106,6 +108,8 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
 class _Segment:
     """How far a segment has been read."""
 
+    name: str = ""  # its number, and a checksum of its first line
+    first: bytes = b""  # that line
     header: Mapping[str, Any] | None = None
     offset: int = 0  # bytes
     cut: bool = False  # it ends in the middle of a line
@@ -114,7 +118,9 @@ class _Segment:
 class LengthLogReader:
     """Reads a log that may still be written to, by one engine or several, each line once.
 
-    Each engine writes a segment of its own, so that several may grow at the same time.
+    Each engine writes a segment of its own, so that several may grow at the same time. Where the
+    log was removed and begun again meanwhile, a number may come back with another file: it is known
+    by its header, which no other has, or because it is shorter, and read from its beginning.
 
     Attributes:
         unreadable: why segments were left out whole, by name: their header is damaged or of
@@ -140,9 +146,10 @@ class LengthLogReader:
         cut = sum(segment.cut for segment in self._segments.values())
         return self._damaged + cut - self.unfinished
 
-    def reached(self) -> dict[int, int]:
-        """How far each segment has been read, bytes."""
-        return {number: segment.offset for number, segment in self._segments.items()}
+    def reached(self) -> dict[str, int]:
+        """How far each segment has been read, bytes. Another file has another name, even where it
+        has the same number."""
+        return {segment.name: segment.offset for segment in self._segments.values() if segment.name}
 
     def read_new(self) -> Iterator[Answer]:
         """The answers that were logged since the last call."""
@@ -150,16 +157,17 @@ class LengthLogReader:
         numbers = {number for number, _ in there}
         self._segments = {n: segment for n, segment in self._segments.items() if n in numbers}
         for number, path in there:
-            segment = self._segments.setdefault(number, _Segment())
             self.unfinished = False
-            yield from self._read_segment(number, segment, path)
-            self.unfinished = segment.cut
+            yield from self._read_segment(number, path)
+            self.unfinished = self._segments[number].cut
 
-    def _read_segment(self, number: int, segment: _Segment, path: Path) -> Iterator[Answer]:
-        if path.name in self.unreadable:
-            return
+    def _read_segment(self, number: int, path: Path) -> Iterator[Answer]:
+        segment = self._segments.setdefault(number, _Segment())
         try:
             with path.open("rb") as file:
+                first = file.readline()
+                if first != segment.first or os.fstat(file.fileno()).st_size < segment.offset:
+                    segment = self._segments[number] = _begin(number, first)
                 file.seek(segment.offset)
                 lines = file.readlines()
         except FileNotFoundError:  # it was the oldest, and has just made room
@@ -167,23 +175,33 @@ class LengthLogReader:
         except OSError as error:
             self.unreadable[path.name] = error.strerror or str(error)
             return
-        segment.cut = False
+        self.unreadable.pop(path.name, None)
+        segment.cut = not segment.name and first != b""
+        if not segment.name:
+            return
+        header = segment.header
+        if header is None or header.get("schema") != SCHEMA:
+            schema = None if header is None else header.get("schema")
+            self.unreadable[path.name] = f"its header says {schema!r}, not {SCHEMA!r}"
+            return
         for line in lines:
             if not line.endswith(b"\n"):  # only the last can
                 segment.cut = True
                 return
             segment.offset += len(line)
             values = decode_line(line)
-            if segment.header is None:
-                segment.header = values
-                schema = None if values is None else values.get("schema")
-                if schema != SCHEMA:
-                    self.unreadable[path.name] = f"its header says {schema!r}, not {SCHEMA!r}"
-                    return
-            elif values is None:
+            if values is None:
                 self._damaged += 1
             else:
-                yield Answer(Position(number, segment.offset), segment.header, values)
+                yield Answer(Position(number, segment.offset), segment.name, header, values)
+
+
+def _begin(number: int, first: bytes) -> _Segment:
+    """A segment of which no answer has been read, by its first line."""
+    if not first.endswith(b"\n"):  # being written, or cut off
+        return _Segment()
+    name = f"{number}-{zlib.crc32(first):08x}"
+    return _Segment(name, first, decode_line(first), len(first))
 
 
 def read_answers(folder: Path) -> tuple[list[Answer], LengthLogReader]:
