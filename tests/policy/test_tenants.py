@@ -142,7 +142,8 @@ def test_the_setting_reaches_the_guard() -> None:
 def test_a_hint_names_the_tenant_in_vllm() -> None:
     pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
     from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
-    from lengthwise.predict.baselines import EXPECTED_TOKENS, TENANT
+    from lengthwise.predict.baselines import EXPECTED_TOKENS
+    from lengthwise.predict.prediction import TENANT
     from lengthwise.vllm import Scheduler
 
     settings = {"policy": "sjf", "predictor": "declared", "max_tenant_lead": 20.0}

@@ -85,9 +85,8 @@ class Queue:
         self._last = 0  # place at the queue's end
         self._first = 0  # and before its front
         self._admitted: list[tuple[int, int]] = []  # arrival and class, since the last ranking
-        self._not_begun = (
-            0  # counted as admitted, as which the next ones count: a count never falls
-        )
+        # Put back after they counted: the next ones do not count, since no counter ever falls.
+        self._not_begun = 0
         self._tokens = 0  # of all answers that have ended
         self._ended = 0  # answers
 
