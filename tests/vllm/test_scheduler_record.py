@@ -67,7 +67,7 @@ def test_steps_say_what_they_did_and_within_which_limits(tmp_path: Path) -> None
 
     header, *steps = map(json.loads, (tmp_path / "steps.jsonl").read_text().splitlines())
     assert EngineSettings(**header["engine"]) == EngineSettings(
-        slots=2, token_budget=24, kv_blocks=100, block_size=16, watermark=0.02
+        slots=2, max_seqs=2, token_budget=24, kv_blocks=100, block_size=16, watermark=0.02
     )
     names = ("prefill_tokens", "decode_tokens", "requests", "kv_tokens", "attention_tokens")
     assert [tuple(step[name] for name in names) for step in steps] == [
