@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ pytest.importorskip("vllm")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 from lengthwise.emulate.model_folder import cached_model_folder
-from lengthwise.serve.listen import free_port
 from lengthwise.simulate.presets import parse_preset
+from tests.support.ray_nodes import started_twice
 
 PATIENCE_S = 240.0
 EMULATED = "a100:llama-3-8b"
@@ -84,9 +85,17 @@ def test_they_change_while_serving_and_what_is_refused_changes_nothing(folder: P
         now = status()
         return now if (now.get("state"), now.get("policy")) == (state, policy) else {}
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    started_twice(
+        partial(
+            ray.init,
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    )
     try:
-        serve.start(http_options={"port": free_port()})
+        serve.start(proxy_location="Disabled")  # settings come without it
         deploy(None)
         first = wait_for(lambda: says("active", "srpt"))
         deploy({"policy": "fcfs"})

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 
 from lengthwise.ray.router import PredictedWorkRouter
 from lengthwise.reference import model_path
+from tests.support.ray_nodes import started_twice
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -71,20 +72,12 @@ class Ledger:
         return max(self.begun.values(), default=0)
 
 
-def add_node(cluster: Cluster) -> Any:
-    """One more node. Ray gives up one that takes half a minute to start: then another one."""
-    with suppress(Exception):
-        return cluster.add_node(num_cpus=2)
-    return cluster.add_node(num_cpus=2)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes: the second has room for what the first has not."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    add_node(cluster)
+    head = {"num_cpus": 2, "include_dashboard": False}
+    cluster = started_twice(partial(Cluster, initialize_head=True, head_node_args=head))
+    started_twice(partial(cluster.add_node, num_cpus=2))
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     ledger = Ledger.options(name="ledger", namespace="test", max_concurrency=8).remote()
     serve.start(proxy_location="Disabled")
@@ -184,7 +177,7 @@ def test_faults_lose_nobody_and_a_new_replica_takes_its_share(
     assert any(first)
     assert books_are_closed(handle)
 
-    node = add_node(cluster)
+    node = started_twice(partial(cluster.add_node, num_cpus=2))
     serve.run(Sleeper.options(num_replicas=3).bind(), name=NAME, route_prefix=None)
     began, served = time.monotonic(), Counter[str | None]()
     while time.monotonic() < began + 10.0 and len(served) < 3:

@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 from lengthwise.cli.main import app
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serve.command import server_command
 from lengthwise.serve.listen import free_port
 from lengthwise.settings import Settings, parse_spec
@@ -96,3 +96,24 @@ def test_a_replica_is_what_one_server_would_be(policy: str, order: str, tmp_path
         "slots": 4,
         "order": order,
     }
+
+
+def test_a_node_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from lengthwise.ray import deploy
+
+    def init(address: str | None = None, **options: object) -> None:
+        raise ConnectionError if address else Exception("The current node timed out")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    told = deploy.replica_arguments(
+        server_command("reference", Path("settings.json"), host="127.0.0.1", port=free_port()),
+        Settings(),
+        2,
+        "reference",
+    )
+    with pytest.raises(LengthwiseError, match="did not start the replicas: The current node"):
+        deploy.Replicas(told, "127.0.0.1", free_port())
+    assert not ray.is_initialized()

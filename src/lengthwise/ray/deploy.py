@@ -25,6 +25,9 @@ _NAME: Final = "lengthwise"  # of the application
 _ENGINE: Final = "lengthwise.ray.engine.EmulatedEngine"
 _ENGINE_VARIABLE: Final = "RAYLLM_VLLM_ENGINE_CLS"  # Ray Serve LLM's own
 _SLOTS: Final = 256  # vLLM's own choice of --max-num-seqs, roughly
+#: Ray's own. It kills a proxy that takes over 5 s to start, as on a busy machine, and begins anew.
+_PROXY_VARIABLE: Final = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+_PROXY_PATIENCE_S: Final = "60"
 _SPARE_CPUS: Final = 2  # for the ingress and whatever else Ray runs
 #: What belongs to a server of one engine, which Ray has its own ways for.
 _NOT_THE_ENGINES: Final = ("model", "host", "port", "served_model_name", "middleware")
@@ -106,16 +109,17 @@ class Replicas(Stoppable):
             ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
             self._own_cluster = False
         except ConnectionError:
-            cpus = max(os.cpu_count() or 1, arguments.replicas + _SPARE_CPUS)
-            ray.init(
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
             self._own_cluster = True
-        signal.signal(signal.SIGTERM, polite_end)  # Ray's own ends us on the spot
         try:
+            if self._own_cluster:
+                os.environ.setdefault(_PROXY_VARIABLE, _PROXY_PATIENCE_S)
+                ray.init(
+                    num_cpus=max(os.cpu_count() or 1, arguments.replicas + _SPARE_CPUS),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+            signal.signal(signal.SIGTERM, polite_end)  # Ray's own ends us on the spot
             serve.start(http_options={"host": host, "port": port})
             serve.run(build_app(arguments), name=_NAME)
         except BaseException as error:
@@ -123,7 +127,7 @@ class Replicas(Stoppable):
             if isinstance(error, Exception):
                 raise LengthwiseError(
                     f"Ray Serve did not start the replicas: {one_line(error)} (its logs: "
-                    "/tmp/ray/session_latest/logs/serve)"
+                    "/tmp/ray/session_latest/logs)"
                 ) from error
             raise
 
@@ -143,6 +147,8 @@ class Replicas(Stoppable):
 
     def stop(self) -> None:
         """Take the application away, and a cluster that was begun for it."""
+        if not ray.is_initialized():
+            return  # Serve would begin a cluster to look into
         with ignored(signal.SIGINT, signal.SIGTERM):
             if self._own_cluster:
                 serve.shutdown()
