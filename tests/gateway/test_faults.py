@@ -8,36 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
 
-from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
 from lengthwise.gateway.relay import Patience
-from lengthwise.settings import Settings
-from tests.support.gateways import Client, body, gateway_before, until
-from tests.support.small_upstream import SmallUpstream, small_upstream
-
-Scene = Callable[[Client, SmallUpstream], Awaitable[None]]
-
-
-def play(scene: Scene, **options: Any) -> None:
-    """One upstream, a gateway before it, and what happens."""
-
-    async def run() -> None:
-        async with small_upstream() as upstream, gateway_before(upstream, **options) as client:
-            await scene(client, upstream)
-            assert set(upstream.begun.values()) <= {1}, upstream.begun
-            pool = client.gateway.pool
-            await until(lambda: pool.in_flight == 0)
-            assert client.gateway.dispatcher.queue.waiting == 0
-            assert client.gateway.room.requests == client.gateway.room.bytes == 0
-            assert await client.outcome("defect") == 0
-
-    asyncio.run(run())
+from tests.support.gateways import Client, body, gateway_before, play_whole, until
+from tests.support.small_upstream import SmallUpstream
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
@@ -48,7 +27,7 @@ def test_an_upstreams_error_is_passed_on_as_it_is(status: int) -> None:
         assert said.headers["Retry-After"] == "7"
         assert await client.outcome("answered") == 1
 
-    play(scene)
+    play_whole(scene)
 
 
 def test_an_upstream_that_breaks_off_before_it_answers_is_not_asked_again() -> None:
@@ -60,7 +39,7 @@ def test_an_upstream_that_breaks_off_before_it_answers_is_not_asked_again() -> N
         assert (await client.ask("b")).status == 200
         assert await client.outcome("failed") == 1
 
-    play(scene)
+    play_whole(scene)
 
 
 def test_a_stream_that_breaks_off_ends_with_one_error() -> None:
@@ -73,7 +52,7 @@ def test_a_stream_that_breaks_off_ends_with_one_error() -> None:
         assert "[DONE]" not in said.text
         assert await client.outcome("broken") == 1
 
-    play(scene)
+    play_whole(scene)
 
 
 def test_an_upstream_that_falls_silent_is_given_up() -> None:
@@ -87,7 +66,7 @@ def test_an_upstream_that_falls_silent_is_given_up() -> None:
         upstream.hold.set()
         assert await client.outcome("broken") == await client.outcome("silent") == 1
 
-    play(scene, patience=Patience(upstream_s=0.3))
+    play_whole(scene, patience=Patience(upstream_s=0.3))
 
 
 def test_a_body_that_is_no_stream_breaks_off_where_the_upstreams_did() -> None:
@@ -127,7 +106,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_the_upstream_told() -> None:
         assert await client.outcome("slow") == 1
         writer.close()
 
-    play(scene, patience=Patience(client_s=0.5))
+    play_whole(scene, patience=Patience(client_s=0.5))
 
 
 def test_a_client_that_stops_sending_is_cut_off() -> None:
@@ -140,7 +119,7 @@ def test_a_client_that_stops_sending_is_cut_off() -> None:
         writer.close()
         assert not upstream.begun
 
-    play(scene, patience=Patience(client_s=0.3))
+    play_whole(scene, patience=Patience(client_s=0.3))
 
 
 def test_clients_that_go_are_forgotten_and_the_others_answered() -> None:
@@ -172,67 +151,7 @@ def test_clients_that_go_are_forgotten_and_the_others_answered() -> None:
         assert await client.outcome("gone") == len(going)
         assert upstream.most_in_flight <= 4
 
-    play(scene, slots=4)
-
-
-def test_an_upstream_that_is_restarted_loses_nobody_who_waits() -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        upstream.hold.clear()
-        begun = [client.begin(f"begun-{number}") for number in range(2)]
-        await until(lambda: upstream.in_flight == 2)
-        waiting = [client.begin(f"waits-{number}") for number in range(8)]
-        await until(lambda: client.gateway.dispatcher.queue.waiting == 8)
-        await upstream.stop()
-        assert {(await each).status for each in begun} == {502}
-        await until(lambda: not client.gateway.pool.reachable)
-        refused = await client.ask("too early")
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-        assert (await client.send("GET", "/health")).status == 503
-        assert (await client.send("GET", "/v1/models")).status == 503
-        upstream.hold.set()
-        await upstream.start()
-        assert {(await each).status for each in waiting} == {200}
-        assert (await client.send("GET", "/health")).status == 200
-        assert await client.metric("lengthwise_gateway_sent_again_total") >= 1
-
-    play(scene)
-
-
-def test_a_request_that_was_not_taken_keeps_its_prediction_and_counts_once() -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        gateway = client.gateway
-        queue, counters, live = gateway.dispatcher.queue, gateway._counters, gateway._lengths._live
-        await upstream.stop()  # and nobody has noticed: both have a turn at once
-        asked = [client.begin("long", 300), client.begin("short", 30)]
-        await until(lambda: queue.waiting == 2 and not gateway.pool.reachable)
-        await until(lambda: all(each.looked_at for each in live.values()))
-        expected = {each.entry: each.prediction for each in live.values()}
-        assert sorted(said.expected for said in expected.values() if said) == [30.0, 300.0]
-        for entry in expected:
-            assert queue._live.table["predicted"][queue._live.row(entry.id)]
-        # As new settings come, what was predicted of old ones is of no use.
-        opener = Opener(None, "small", 1, counters)
-        gateway.take_up(opener.open(Settings(policy="srpt", predictor="declared")))
-        await upstream.start()
-        assert {(await each).status for each in asked} == {200}
-        assert counters.unpredicted == 0
-        assert counters.admissions == len(asked)
-
-    play(scene)
-
-
-def test_what_one_upstream_does_not_take_goes_to_another() -> None:
-    async def run() -> None:
-        async with small_upstream() as here, small_upstream() as absent:
-            async with gateway_before(here, absent, slots=4) as client:
-                await absent.stop()
-                said = await asyncio.gather(*(client.ask(str(each)) for each in range(20)))
-                assert {each.status for each in said} == {200}
-                assert here.begun == {str(each): 1 for each in range(20)}
-                assert await client.metric("lengthwise_gateway_sent_again_total") >= 1
-            await absent.start()
-
-    asyncio.run(run())
+    play_whole(scene, slots=4)
 
 
 def test_a_request_that_waits_too_long_gets_503() -> None:
@@ -249,7 +168,7 @@ def test_a_request_that_waits_too_long_gets_503() -> None:
         assert upstream.begun == {"a": 1}
         assert await client.outcome("timed_out") == 1
 
-    play(scene, slots=1, limits=Limits(wait_s=0.2))
+    play_whole(scene, slots=1, limits=Limits(wait_s=0.2))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +210,7 @@ def test_a_full_queue_refuses_with_429(limits: Limits, words: str) -> None:
         statuses = [(await each).status for each in (running, said, *waiting)]
         assert set(statuses) == {200, 429}
 
-    play(scene, slots=1, limits=limits)
+    play_whole(scene, slots=1, limits=limits)
 
 
 def test_a_body_that_is_too_large_is_refused() -> None:
@@ -300,7 +219,7 @@ def test_a_body_that_is_too_large_is_refused() -> None:
         assert said.status == 413
         assert not upstream.begun
 
-    play(scene, limits=Limits(body_bytes=1000))
+    play_whole(scene, limits=Limits(body_bytes=1000))
 
 
 def test_the_end_refuses_what_waits_and_cuts_what_runs_with_one_error() -> None:
@@ -327,4 +246,4 @@ def test_the_end_refuses_what_waits_and_cuts_what_runs_with_one_error() -> None:
         assert await client.outcome("shut_down") == 6
         await until(lambda: upstream.gone == {"streams", "silent"})
 
-    play(scene)
+    play_whole(scene)

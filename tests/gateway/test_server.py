@@ -8,7 +8,6 @@ import json
 import logging
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,10 @@ from lengthwise.gateway.limits import Limits
 from lengthwise.policy import register
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
-from tests.support.gateways import Client, body, gateway_before, until
+from tests.support.gateways import Client, body, gateway_before, play, until
 from tests.support.small_upstream import SmallUpstream, small_upstream
 
 KEY = "sk-my-heart-is-in-the-highlands"
-Scene = Callable[[Client, SmallUpstream], Awaitable[None]]
-
-
-def play(scene: Scene, **options: Any) -> None:
-    async def run() -> None:
-        async with small_upstream() as upstream, gateway_before(upstream, **options) as client:
-            await scene(client, upstream)
-
-    asyncio.run(run())
 
 
 async def queued(client: Client, asked: list[tuple[str, int]], **more: Any) -> list[Any]:

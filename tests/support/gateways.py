@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from lengthwise.gateway.run import runner_of
 from lengthwise.gateway.server import Gateway
 from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.settings import Settings, parse_spec
-from tests.support.small_upstream import SmallUpstream
+from tests.support.small_upstream import SmallUpstream, small_upstream
 
 
 class Said(NamedTuple):
@@ -101,3 +101,31 @@ async def until(holds: Callable[[], object], within_s: float = 20.0) -> None:
     async with asyncio.timeout(within_s):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+Scene = Callable[[Client, SmallUpstream], Awaitable[None]]
+
+
+def play(scene: Scene, **options: Any) -> None:
+    """One upstream, a gateway before it, and what happens."""
+
+    async def run() -> None:
+        async with small_upstream() as upstream, gateway_before(upstream, **options) as client:
+            await scene(client, upstream)
+
+    asyncio.run(run())
+
+
+def play_whole(scene: Scene, **options: Any) -> None:
+    """The same; then nothing began twice, nothing is left, and no fault was the gateway's own."""
+
+    async def whole(client: Client, upstream: SmallUpstream) -> None:
+        await scene(client, upstream)
+        assert set(upstream.begun.values()) <= {1}, upstream.begun
+        pool = client.gateway.pool
+        await until(lambda: pool.in_flight == 0)
+        assert client.gateway.dispatcher.queue.waiting == 0
+        assert client.gateway.room.requests == client.gateway.room.bytes == 0
+        assert await client.outcome("defect") == 0
+
+    play(whole, **options)

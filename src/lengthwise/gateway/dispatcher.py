@@ -80,11 +80,15 @@ class Dispatcher:
             upstream.in_flight += slots
             self._taken[entry] = upstream, slots
             self.queue.take(entry)
-            self.room.went(self._clock())
             self._turns[entry].set_result(upstream)
 
+    def forwarded(self, entry: Entry) -> None:
+        """An upstream has a request that went: it does not wait again."""
+        self.queue.forwarded(entry)
+        self.room.went(self._clock())
+
     def put_back(self, entry: Entry) -> None:
-        """A request that went has not begun: it waits again."""
+        """A request that went is not forwarded: it waits again."""
         self._give_back(entry)
         self._turns[entry] = self._turn()
         self.queue.put_back(entry)

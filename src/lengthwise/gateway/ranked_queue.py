@@ -61,7 +61,8 @@ class Queue:
 
     Args:
         discipline: what decides who goes next; exchanged when the settings change.
-        counters: admissions, overtakes and what failed are counted there.
+        counters: admissions, overtakes and what failed are counted there. An admission is counted
+            when its request is forwarded, so that none is ever taken back.
 
     Attributes:
         discipline: see above.
@@ -85,8 +86,7 @@ class Queue:
         self._last = 0  # place at the queue's end
         self._first = 0  # and before its front
         self._admitted: list[tuple[int, int]] = []  # arrival and class, since the last ranking
-        # Put back after they counted: the next ones do not count, since no counter ever falls.
-        self._not_begun = 0
+        self._going: set[Entry] = set()  # taken, and not forwarded yet
         self._tokens = 0  # of all answers that have ended
         self._ended = 0  # answers
 
@@ -94,6 +94,11 @@ class Queue:
     def arrivals(self) -> int:
         """Requests added so far; the next one's arrival index."""
         return self._live.arrivals
+
+    @property
+    def _admissions(self) -> int:
+        """Those made, and those of requests that go just now: by both the order is made."""
+        return self._counters.admissions + len(self._going)
 
     def __contains__(self, entry: Entry) -> bool:
         return entry.id in self._live
@@ -110,7 +115,7 @@ class Queue:
         columns["state"], columns["sequence"] = WAITING, self._last
         columns["priority"] = entry.priority
         columns["arrival_s"] = now_s
-        columns["last_step"] = self._counters.admissions
+        columns["last_step"] = self._admissions
         columns["ahead"] = self._of_class[entry.priority]
         columns["decoded_before"] = self._tokens
         columns["tenant"] = self._tenants.arrive(entry.tenant)
@@ -137,7 +142,7 @@ class Queue:
             return self._next(_FCFS, now_s)
 
     def _next(self, discipline: Discipline, now_s: float) -> Entry:
-        live, admissions = self._live, self._counters.admissions
+        live, admissions = self._live, self._admissions
         if discipline.shares_service:
             take_leads(self._tenants.shares, live.table, live.count)
         facts = self._facts
@@ -151,28 +156,38 @@ class Queue:
         return entry
 
     def take(self, entry: Entry) -> None:
-        """A request that waited goes."""
-        columns = self._live.table[self._live.row(entry.id)]
-        columns["state"] = RUNNING
-        self._admitted.append((int(columns["arrival_index"]), entry.priority))
-        self._count(entry, -1)
-        if self._not_begun:
-            self._not_begun -= 1
-        else:
-            self._counters.admissions += 1
+        """A request that waited goes. `forwarded`, `put_back` or `remove` follows.
 
-    def put_back(self, entry: Entry) -> None:
-        """A request that went has not begun: it waits again, before all that rank as it does.
-
-        It has overtaken nobody, unless all were ranked meanwhile.
+        From now on the order knows that it has overtaken others.
         """
         columns = self._live.table[self._live.row(entry.id)]
-        with suppress(ValueError):
-            self._admitted.remove((int(columns["arrival_index"]), entry.priority))
-        self._not_begun += 1
+        columns["state"] = RUNNING
+        self._going.add(entry)
+        self._admitted.append((int(columns["arrival_index"]), entry.priority))
+        self._count(entry, -1)
+
+    def forwarded(self, entry: Entry) -> None:
+        """An upstream has a request that went: it counts as admitted."""
+        self._going.remove(entry)
+        self._counters.admissions += 1
+
+    def put_back(self, entry: Entry) -> None:
+        """A request that went is not forwarded: it waits again, before all that rank as it does."""
+        self._withdraw(entry)
+        columns = self._live.table[self._live.row(entry.id)]
         self._first -= 1
         columns["state"], columns["sequence"] = WAITING, self._first
         self._count(entry, 1)
+
+    def _withdraw(self, entry: Entry) -> None:
+        """A request that went is not forwarded.
+
+        It has overtaken nobody, unless all were ranked meanwhile: what they count stays.
+        """
+        self._going.remove(entry)
+        columns = self._live.table[self._live.row(entry.id)]
+        with suppress(ValueError):
+            self._admitted.remove((int(columns["arrival_index"]), entry.priority))
 
     def remove(self, entry: Entry, output_tokens: int | None = None) -> None:
         """A request has ended, or waits no longer.
@@ -184,6 +199,9 @@ class Queue:
         columns = self._live.table[self._live.row(entry.id)]
         if columns["state"] == WAITING:
             self._count(entry, -1)
+            output_tokens = 0
+        elif entry in self._going:
+            self._withdraw(entry)
             output_tokens = 0
         else:
             if output_tokens is None:

@@ -92,6 +92,7 @@ class Relay:
         upstream: Upstream,
         body: bytes | None,
         passing: Callable[[Mapping[str, str]], Passing | None] | None = None,
+        forwarded: Callable[[], None] = lambda: None,
         begun: Callable[[], None] = lambda: None,
     ) -> tuple[web.StreamResponse, str]:
         """Send a request to an upstream, and its answer to the client.
@@ -101,6 +102,7 @@ class Relay:
             upstream: which one.
             body: what is sent; None: what the client sends, as it comes.
             passing: who looks at the answer, by its headers, which is then asked for as plain text.
+            forwarded: called when the upstream has taken the connection and is sent the request.
             begun: called when the answer's head is there: the body is not needed any more.
 
         Returns:
@@ -111,7 +113,9 @@ class Relay:
         """
         upstream.sent += 1
         try:
-            answer = await self._send(request, upstream, body, plain=passing is not None)
+            answer = await self._send(
+                request, upstream, body, plain=passing is not None, forwarded=forwarded
+            )
         except asyncio.CancelledError:
             if not self.cutting:
                 raise
@@ -139,7 +143,12 @@ class Relay:
             return await self._pass_on(request, answer, looking)
 
     async def _send(
-        self, request: web.Request, upstream: Upstream, body: bytes | None, plain: bool
+        self,
+        request: web.Request,
+        upstream: Upstream,
+        body: bytes | None,
+        plain: bool,
+        forwarded: Callable[[], None],
     ) -> aiohttp.ClientResponse:
         headers = _end_to_end(request.headers)
         if plain:
@@ -158,6 +167,7 @@ class Relay:
             headers=headers,
             allow_redirects=False,
             skip_auto_headers=_NOT_MADE_UP,
+            trace_request_ctx=forwarded,
         )
 
     async def _pass_on(
@@ -210,6 +220,8 @@ def new_session(
         patience: with upstreams.
         trusted: what https is checked against; True for the system's authorities.
     """
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(_tell_forwarded)
     return aiohttp.ClientSession(
         # A server that closes a connection just as it is used again looks like one that breaks
         # off, and the request must not be sent twice: vLLM's closes those unused for 5 s.
@@ -220,7 +232,15 @@ def new_session(
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
+        trace_configs=[trace],
     )
+
+
+async def _tell_forwarded(_: aiohttp.ClientSession, context: Any, __: object) -> None:
+    """A request has its connection. What is not relayed, such as /metrics, tells nobody."""
+    forwarded = context.trace_request_ctx
+    if forwarded is not None:
+        forwarded()
 
 
 async def _broken(

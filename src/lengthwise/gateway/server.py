@@ -222,6 +222,9 @@ class Gateway:
         self._lengths.arrived(measured)
         del body
 
+        def forwarded() -> None:
+            dispatcher.forwarded(entry)
+
         def begun() -> None:
             place.let_go()
             self._lengths.begun(measured)
@@ -233,7 +236,9 @@ class Gateway:
                 self._lengths.went(measured, time.monotonic())
                 try:
                     with self._begins():
-                        return await self._relay(request, upstream, place.body, usage, begun)
+                        return await self._relay(
+                            request, upstream, place.body, usage, forwarded, begun
+                        )
                 except NotTakenError as error:
                     self.metrics.sent_again.inc()
                     self.reachability.lost(upstream, str(error))
