@@ -14,6 +14,7 @@ from lengthwise.cli.main import app
 from lengthwise.serve.settings_file import AskedFor, own_settings_file
 from tests.support.command_line import Run
 
+PRESET = ("--model", "llama-3-8b", "--gpu", "h100")
 VERBS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -75,6 +76,14 @@ def test_the_version_is_printed(run: Run) -> None:
         (["bench", "{table}", "--cv", "3"], "add --arrivals gamma"),
         (["bench", "{table}", "--speed", "2"], "add --arrivals trace"),
         (["bench", "{table}", "--trace", "{table}", "--arrivals", "gamma"], "add --arrivals trace"),
+        (["bench", "{table}", "--policy", "fcfs", "--arrivals", "gamma"], "add --load or --rate"),
+        (["simulate", "{table}", *PRESET, "--from", "3"], "--from is for a trace"),
+        (["simulate", "{table}", *PRESET, "--to", "3"], "--to is for a trace"),
+        (["simulate", "{table}", *PRESET, "--block-tokens", "16"], "--block-tokens is for a trace"),
+        (["simulate", "{table}", *PRESET, "--answer-tokens", "9"], "--answer-tokens is for a"),
+        (["doctor", "--log", "l", "--seconds", "3"], "--seconds is for a running server"),
+        (["doctor", "--url", "http://a", "--slots", "3"], "--slots is for a log"),
+        (["doctor", "--url", "http://a", "--jobs", "1"], "--jobs is for a log"),
         (["train", "{table}", "--out", "o", "--epochs", "3"], "add --backbone"),
         (["train", "--from-log", "l", "--out", "o", "--tokenizer", "reference"], "--tokenizer is"),
         (["train", "--from-log", "l", "--out", "o", "--turns", "all"], "--turns is for a table"),

@@ -46,6 +46,7 @@ GOOD = ["--upstream", "http://127.0.0.1:9", "--max-inflight", "2", "--port", "0"
         (["--settings", "{settings}"], "journal"),
         (["--settings", "{settings}", "--policy", "fcfs"], "leave --policy out"),
         (["--learn"], "add --log DIR"),
+        (["--learn-every", "1000"], "--learn-every is for learning: add --learn"),
         (["--log-text"], "add --log DIR"),
         (["--log", "{settings}/log"], "length_log"),
         (["--port", "{taken}"], "choose another --port"),

@@ -200,7 +200,7 @@ def bench(
     from lengthwise.compare.own_answers import OWN_ANSWER_FLAGS, corpus_table, run_own_answers
     from lengthwise.compare.rounds import Plan, run_table
     from lengthwise.compare.session import open_session
-    from lengthwise.compare.specs import parse_loads, parse_policies, read_trace
+    from lengthwise.compare.specs import Capacity, Rate, parse_loads, parse_policies, read_trace
     from lengthwise.compare.virtual_bench import (
         DEFAULT_MODEL,
         VirtualBench,
@@ -280,6 +280,9 @@ def bench(
         cv=cv if arrivals is Arrivals.GAMMA else 1.0,
         seed=seed,
     )
+
+    if recorded is None and not any(isinstance(each, Capacity | Rate) for each in plan.loads):
+        refuse_given(context, ["--arrivals"], "is for gaps: add --load or --rate with a number")
 
     def read_workload(tokenizer: PromptTokenizer, *, prompt_tokens: bool) -> Dataset:
         table = load_dataset(

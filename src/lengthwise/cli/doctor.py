@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import GpuOption, JobsOption, JsonOption, PresetModelOption
 
 if TYPE_CHECKING:
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from lengthwise.advise.doctor import Prospect
     from lengthwise.cli.output import ConsoleProgress
 
+#: what says how to simulate
+_OF_LOGS: Final = (
+    "--cost",
+    "--model",
+    "--gpu",
+    "--slots",
+    "--kv-blocks",
+    "--seeds",
+    "--seed",
+    "--jobs",
+)
 _HOW_TO_RECORD = (
     "How much there is to gain takes a log. Serve with the Lengthwise scheduler and the settings "
     '{"policy": "fcfs", "record": "build/log"} (the order of stock vLLM) through the hours that '
@@ -27,6 +39,7 @@ _HOW_TO_RECORD = (
 
 
 def doctor(
+    context: typer.Context,
     log: Annotated[
         Path | None,
         typer.Option(help="Folder that the setting `record` or `length_log` names."),
@@ -76,6 +89,10 @@ def doctor(
             "give --log DIR, a folder that the setting `record` or `length_log` names, or --url, "
             "such as http://localhost:8000/metrics"
         )
+    if url is None:
+        refuse_given(context, ["--seconds"], "is for a running server: leave it out")
+    else:
+        refuse_given(context, _OF_LOGS, "is for a log, which is simulated: leave it out")
     with ConsoleProgress() as progress:
         if url is not None:
             document = _of_server(url, seconds, progress)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
@@ -40,6 +41,7 @@ _AUTO = "auto"
 
 
 def gateway(
+    context: typer.Context,
     upstream: Annotated[
         str,
         typer.Option(
@@ -146,6 +148,8 @@ def gateway(
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings
 
+    if not learn:
+        refuse_given(context, ["--learn-every"], "is for learning: add --learn")
     logging.basicConfig(format="lengthwise: %(message)s", level=logging.INFO)
     addresses = parse_upstreams(upstream)
     options = Options(

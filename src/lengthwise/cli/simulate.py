@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     FirstRequestsOption,
     GpuOption,
@@ -33,7 +34,12 @@ class Place(StrEnum):
     RAY = "ray"
 
 
+#: what says how to read a trace
+_OF_TRACES: Final = ("--from", "--to", "--block-tokens", "--answer-tokens")
+
+
 def simulate(
+    context: typer.Context,
     workload: Annotated[
         Path,
         typer.Argument(help="A trace (see the guide to traces), or a table of prompts."),
@@ -156,6 +162,8 @@ def simulate(
     from lengthwise.compare.traffic import read_workload
     from lengthwise.serve.places import MORE
 
+    if on is Place.RAY:
+        refuse_given(context, ["--jobs"], "is for the cores of this machine: leave it out")
     machine = choose_machine(
         cost=cost,
         model=model,
@@ -189,7 +197,10 @@ def simulate(
                 "seed": seed,
             },
         )
-        default = "0.9" if source.trace.layout == "prompts" else "trace"
+        default = "trace"
+        if source.trace.layout == "prompts":
+            default = "0.9"
+            refuse_given(context, _OF_TRACES, f"is for a trace, and {workload} is none")
         base = Cell(
             label="",
             discipline={},
@@ -211,6 +222,10 @@ def simulate(
                 pausing=pausing,
             )
         )
+        if all(cell.replicas == 1 for cell in cells):
+            refuse_given(context, ["--router"], "is for several engines: add --replicas N")
+        if all(cell.load in ("burst", "trace") for cell in cells):
+            refuse_given(context, ["--cv"], "is for gaps at random: add --load with a number")
         progress.stage(f"simulating {len(source.trace):,} requests", total=len(cells))
         rows = run_sweep(
             cells,
