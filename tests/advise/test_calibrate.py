@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,12 +18,12 @@ from lengthwise.advise.calibrate import TERMS, fit_cost
 from lengthwise.advise.fidelity import METRICS, SPEEDS, agreement, by_round, compare
 from lengthwise.advise.measured import Clock, steady
 from lengthwise.advise.token_curve import bends_of, knots_from, ramps
-from lengthwise.cli.main import main
 from lengthwise.compare.engine_log import read_measured
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import read_engine
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.step_cost import StepCost, read_cost
+from tests.support.command_line import Command, Run
 from tests.support.measured_folder import COST, ENGINE, rewrite_lines, write_folder, write_lines
 
 DELAY_S = 0.03
@@ -281,25 +280,12 @@ def test_a_clock_is_its_own_inverse(stretches: list[tuple[float, float]], at: li
     assert steady(2.0).wall_at(times) == pytest.approx(2.0 * times, rel=1e-9)
 
 
-def test_the_command_writes_what_simulate_reads(
-    recorded: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_command_writes_what_simulate_reads(run: Run, recorded: Path, tmp_path: Path) -> None:
+    command = Command(run, "calibrate")
     other, out = tmp_path / "other", tmp_path / "sub" / "cost.json"
     write_folder(other, policies=("fcfs",), repeats=1, requests=60, seed=9)
 
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["lengthwise", "calibrate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, capsys.readouterr().out
-
-    code, printed = call(str(recorded), "--against", str(other), "--out", str(out), "--json")
-    assert code == 0
-    document = json.loads(printed)
+    document = command.json(recorded, "--against", other, "--out", out)
     assert read_cost(out) == StepCost(**document["cost"])
     assert read_engine(out, {}) == ENGINE
     assert document["engine"] == asdict(ENGINE)
@@ -307,9 +293,9 @@ def test_the_command_writes_what_simulate_reads(
     assert speeds == list(SPEEDS)
     assert document["rounds"][-1]["fitted_to"] == [0, 1, 2, 3]
 
-    code, printed = call(str(recorded), "--out", str(out))
+    code, printed, _ = command(recorded, "--out", out)
     assert code == 0
     assert "Step costs" in printed
     assert "srpt" in printed
 
-    assert call(str(tmp_path), "--out", str(out))[0] == 2
+    assert command(tmp_path, "--out", out).code == 2

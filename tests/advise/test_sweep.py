@@ -15,12 +15,12 @@ import pytest
 from lengthwise.advise import sweep
 from lengthwise.advise.cell import Cell, Figures, Workload, run_cell
 from lengthwise.advise.sweep import run_sweep
-from lengthwise.cli.main import main
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.synthetic import synthetic_trace
 from lengthwise.workload.trace import Trace
+from tests.support.command_line import Command, Run
 
 
 def cells(count: int = 6) -> list[Cell]:
@@ -153,28 +153,19 @@ def trace_file(tmp_path: Path) -> Path:
     return path
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["lengthwise", "simulate", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+@pytest.fixture
+def command(run: Run) -> Command:
+    return Command(run, "simulate")
 
 
 PRESET = ("--model", "llama-3-8b", "--gpu", "h100", "--jobs", "1")
 
 
-def test_simulate_prints_json(
-    trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_simulate_prints_json(command: Command, trace_file: Path) -> None:
     arguments = ("--policy", "fcfs,trail,srpt:max_overtakes=8", "--load", "0.8,burst")
     sweeps = ("--sweep", "c=0.2,0.8", "--sweep", "tau=0.3,1", "--slots", "8")
     out = trace_file.parent / "out"
-    code = call(
-        monkeypatch, str(trace_file), *PRESET, *arguments, *sweeps, "--json", "--out", str(out)
-    )
-    assert code == 0
-    document = json.loads(capsys.readouterr().out)
+    document = command.json(trace_file, *PRESET, *arguments, *sweeps, "--out", out)
     rows = document["results"]
     # For each of two loads: fcfs once, trail for every c and tau, srpt for every tau.
     assert len(rows) == 2 * (1 + 4 + 2)
@@ -189,13 +180,12 @@ def test_simulate_prints_json(
 
 
 def test_simulate_pauses_as_serve_does_unless_told_not_to(
-    trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, trace_file: Path
 ) -> None:
-    arguments = ("--policy", "srpt,srpt:pausing=false", "--load", "1.2", "--json")
+    arguments = ("--policy", "srpt,srpt:pausing=false", "--load", "1.2")
 
     def rows(*more: str) -> list[dict[str, Any]]:
-        assert call(monkeypatch, str(trace_file), *PRESET, *arguments, *more) == 0
-        document = json.loads(capsys.readouterr().out)
+        document = command.json(trace_file, *PRESET, *arguments, *more)
         places = document["engine"]["max_seqs"]
         assert places == (None if "--no-pausing" in more else 2 * document["engine"]["slots"])
         found: list[dict[str, Any]] = document["results"]
@@ -212,21 +202,17 @@ def test_simulate_pauses_as_serve_does_unless_told_not_to(
     assert [row["pauses"] for row in rows("--slots", "4", "--no-pausing")] == [0, 0]
 
 
-def test_simulate_prints_a_table_and_draws(
-    trace_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_simulate_prints_a_table_and_draws(command: Command, trace_file: Path) -> None:
     out = trace_file.parent / "out"
     loads = ("--load", "0.5,1.2", "--slots", "8", "--seeds", "2")
-    assert call(monkeypatch, str(trace_file), *PRESET, *loads, "--out", str(out)) == 0
-    said = capsys.readouterr()
+    said = command(trace_file, *PRESET, *loads, "--out", out)
+    assert said.code == 0
     assert "hrrn" in said.out
     assert "grows as long as" in said.err
     assert (out / "mean_e2el.svg").stat().st_size > 1000
 
 
-def test_simulate_reads_prompts_with_a_learnt_predictor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_simulate_reads_prompts_with_a_learnt_predictor(command: Command, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"List {n} facts about {word}.", "response_tokens": 10 + 20 * n}
         for n in range(1, 11)
@@ -234,9 +220,7 @@ def test_simulate_reads_prompts_with_a_learnt_predictor(
     ]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code = call(monkeypatch, str(path), *PRESET, "--slots", "4", "--json")
-    assert code == 0
-    document = json.loads(capsys.readouterr().out)
+    document = command.json(path, *PRESET, "--slots", "4")
     assert {row["load"] for row in document["results"]} == {"0.9"}
     assert document["requests"] == 60
 
@@ -266,13 +250,8 @@ def test_simulate_reads_prompts_with_a_learnt_predictor(
     ],
 )
 def test_simulate_says_what_is_wrong(
-    arguments: tuple[str, ...],
-    message: str,
-    trace_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command, arguments: tuple[str, ...], message: str, trace_file: Path
 ) -> None:
-    assert call(monkeypatch, str(trace_file), *arguments) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    last = command.refusal(trace_file, *arguments)
     assert last.startswith("lengthwise: ")
     assert message in last

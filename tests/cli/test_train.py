@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from lengthwise.cli.main import main
+from tests.support.command_line import Command, Run
 
 BENCH = Path(__file__).parents[2] / "bench"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -26,39 +24,9 @@ needs_data = pytest.mark.skipif(
 )
 
 
-class Command:
-    """Runs the command line in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
-        self._monkeypatch.setattr(sys, "argv", ["lengthwise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = self._capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    def json(self, *arguments: object) -> dict[str, Any]:
-        """What it printed with --json."""
-        code, out, err = self(*arguments, "--json")
-        assert code == 0, err
-        parsed: dict[str, Any] = json.loads(out)
-        return parsed
-
-    def refusal(self, *arguments: object) -> str:
-        """The one line with which it refused."""
-        code, out, err = self(*arguments)
-        assert code == 2
-        assert out == ""
-        assert "Traceback" not in err
-        return err.strip().splitlines()[-1]
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capsys)
+def command(run: Run) -> Command:
+    return Command(run)
 
 
 @pytest.fixture

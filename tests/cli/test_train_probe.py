@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 
 import lengthwise.probe.training
-from lengthwise.cli.main import main
 from lengthwise.errors import InputError
 from lengthwise.probe import Probe
 from lengthwise.probe.fit import Recipe
 from lengthwise.probe.states import shard_path, write_meta, write_shard
+from tests.support.command_line import Command, Run
 from tests.support.synthetic_states import make_meta, make_shard, write_folder
 
 METHODS = ("prompt_only", "reestimated", "raw", "refined")
@@ -33,33 +33,9 @@ def states(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "states")
 
 
-class Command:
-    """Runs the command line in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
-        words = ["lengthwise", "train-probe", *map(str, arguments)]
-        self._monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = self._capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    def refusal(self, *arguments: object) -> str:
-        """The one line with which it refused."""
-        code, out, err = self(*arguments)
-        assert code == 2
-        assert out == ""
-        assert "Traceback" not in err
-        return err.strip().splitlines()[-1]
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capsys)
+def command(run: Run) -> Command:
+    return Command(run, "train-probe")
 
 
 @pytest.mark.parametrize("bins", ["equal", "geometric"])

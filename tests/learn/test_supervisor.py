@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,10 @@ from lengthwise.learn.supervisor import LearnerProcess
 from lengthwise.serve.settings_file import say
 from tests.support.length_logs import write_segment
 from tests.support.logged_traffic import traffic
+from tests.support.processes import has_ended
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-PATIENCE_S = 120.0
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -55,20 +41,20 @@ def test_a_killed_learner_is_started_again_and_goes_on(
     said: list[str] = []
     log = settings.parent / "log"
     with LearnerProcess(log, settings, 100, said.append) as learner:
-        wait_for(lambda: os.getpriority(os.PRIO_PROCESS, learner.pid) == 19)
-        wait_for(lambda: os.sched_getscheduler(learner.pid) == os.SCHED_IDLE)
+        wait_until(lambda: os.getpriority(os.PRIO_PROCESS, learner.pid) == 19)
+        wait_until(lambda: os.sched_getscheduler(learner.pid) == os.SCHED_IDLE)
         first = learner.pid
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: learner.restarts == 1 and learner.pid != first)
+        wait_until(lambda: learner.restarts == 1 and learner.pid != first)
         assert "killed by signal 9" in said[0]
         assert "serving goes on" in said[0]
-        wait_for(lambda: read_predictor(settings) != "none")
-        wait_for(lambda: json.loads((log / STATE_FILE).read_text())["accepted"] == 1)
+        wait_until(lambda: read_predictor(settings) != "none")
+        wait_until(lambda: json.loads((log / STATE_FILE).read_text())["accepted"] == 1)
         state = json.loads((log / STATE_FILE).read_text())
         assert state["restarts"] == 1
         second = learner.pid
-        assert is_alive(second)
-    assert not is_alive(second)
+        assert not has_ended(second)
+    assert has_ended(second)
     assert len(said) == 1
 
 
@@ -77,7 +63,7 @@ def test_pauses_grow_while_it_keeps_ending(settings: Path, monkeypatch: pytest.M
     monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
     said: list[tuple[float, str]] = []
     with LearnerProcess(settings, settings, 100, lambda s: said.append((time.monotonic(), s))):
-        wait_for(lambda: len(said) >= 4)
+        wait_until(lambda: len(said) >= 4)
     times = [when for when, _ in said]
     assert times[3] - times[2] > 0.15
     assert "ended with status 1" in said[0][1]
@@ -93,7 +79,7 @@ def test_it_is_started_again_though_nobody_can_be_told(
         full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
         monkeypatch.setattr(sys, "stderr", full)
         with LearnerProcess(settings, settings, 100, tell) as learner:
-            wait_for(lambda learner=learner: learner.restarts >= 2)
+            wait_until(lambda learner=learner: learner.restarts >= 2)
 
 
 def test_it_is_started_again_once_it_can_be(
@@ -104,10 +90,10 @@ def test_it_is_started_again_once_it_can_be(
     with LearnerProcess(settings, settings, 100, lambda line: None) as learner:
         first = learner.pid
         monkeypatch.setattr(supervisor.sys, "executable", "/no/such")
-        wait_for(lambda: learner.restarts >= 3)
+        wait_until(lambda: learner.restarts >= 3)
         monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
         before = learner.pid
-        wait_for(lambda: learner.pid not in (first, before))
+        wait_until(lambda: learner.pid not in (first, before))
 
 
 def test_it_ends_with_its_parent(settings: Path) -> None:
@@ -123,7 +109,7 @@ def test_it_ends_with_its_parent(settings: Path) -> None:
     )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    wait_for((log / STATE_FILE).exists)
+    wait_until((log / STATE_FILE).exists)
     parent.kill()
     parent.wait()
-    wait_for(lambda: not is_alive(pid))
+    wait_until(lambda: has_ended(pid))

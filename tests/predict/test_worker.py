@@ -18,31 +18,16 @@ from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
 from lengthwise.predict.worker import MOST_TOKENS, PredictionWorker
 from lengthwise.predict.worker_process import _predict_all
+from tests.support.processes import has_ended, is_gone
+from tests.support.waiting import wait_until
 
-PATIENCE_S = 30.0
 Answers = list[tuple[str, Prediction | None]]
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def collected(worker: PredictionWorker, count: int) -> Answers:
     answers: Answers = []
-    wait_for(lambda: answers.extend(worker.answers(1000)) or len(answers) >= count)
+    wait_until(lambda: answers.extend(worker.answers(1000)) or len(answers) >= count)
     return answers
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended and was waited for: a zombie could still be signalled."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def prompt(tokens: int) -> Prompt:
@@ -98,7 +83,7 @@ def test_a_killed_process_is_started_again(start: Callable[..., PredictionWorker
     first = worker.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: restarts)  # noticed without anything being asked
+    wait_until(lambda: restarts)  # noticed without anything being asked
     assert is_gone(first)
     worker.submit("after", prompt(5))
     assert collected(worker, 1) == [("after", (5.0,) * 5)]
@@ -113,10 +98,10 @@ def test_restarts_come_ever_more_slowly(
     worker = start(on_restart=lambda: restarts.append(time.monotonic()))
     killed = []
     for count in range(1, 5):
-        wait_for(lambda: worker.pid is not None)
+        wait_until(lambda: worker.pid is not None)
         killed.append(time.monotonic())
         os.kill(worker.pid or 0, signal.SIGKILL)
-        wait_for(lambda count=count: len(restarts) == count)
+        wait_until(lambda count=count: len(restarts) == count)
     waits = [after - before for before, after in zip(killed, restarts, strict=True)]
     assert waits[-1] >= 0.4  # 0.05 s, doubled three times, since no answer came between
 
@@ -167,7 +152,7 @@ def test_a_process_that_hangs_is_replaced(start: Callable[..., PredictionWorker]
     stopped(worker)
     worker.submit("lost", prompt(3))
     assert collected(worker, 1) == [("lost", None)]
-    wait_for(lambda: restarts)
+    wait_until(lambda: restarts)
     worker.submit("found", prompt(4))
     assert collected(worker, 1) == [("found", (4.0,) * 5)]
 
@@ -180,7 +165,7 @@ def test_closing_ends_the_process_also_when_it_hangs(
     started = time.monotonic()
     worker.close()
     assert time.monotonic() - started < 0.5
-    wait_for(lambda: is_gone(pid))
+    wait_until(lambda: is_gone(pid))
     worker.close(wait_s=5.0)
     assert worker.pid is None
 
@@ -211,16 +196,7 @@ def test_the_process_ends_with_its_parent() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    wait_for(lambda: _has_ended(pid))
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a process that is not ours has ended, even where nobody waits for orphans."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return is_gone(pid)
+    wait_until(lambda: has_ended(pid))
 
 
 def test_one_bad_prompt_does_not_spoil_its_batch() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,11 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 from lengthwise.emulate.model_folder import cached_model_folder
 from lengthwise.simulate.presets import parse_preset
 from tests.support.ray_nodes import started_twice
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 240.0
 EMULATED = "a100:llama-3-8b"
 NAME = "test"
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture
@@ -97,11 +89,11 @@ def test_they_change_while_serving_and_what_is_refused_changes_nothing(folder: P
     try:
         serve.start(proxy_location="Disabled")  # settings come without it
         deploy(None)
-        first = wait_for(lambda: says("active", "srpt"))
+        first = wait_until(lambda: says("active", "srpt"), PATIENCE_S)
         deploy({"policy": "fcfs"})
-        wait_for(lambda: says("active", "fcfs"))
+        wait_until(lambda: says("active", "fcfs"), PATIENCE_S)
         deploy({"policy": "none of these"})
-        refused = wait_for(lambda: says("refused", "fcfs"))
+        refused = wait_until(lambda: says("refused", "fcfs"), PATIENCE_S)
         assert refused["pid"] == first["pid"]
         assert psutil.pid_exists(first["pid"])
     finally:

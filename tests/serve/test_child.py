@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+
+from tests.support.waiting import wait_until
 
 #: Ignores SIGTERM, as vLLM seems to while connections are open on which nothing comes.
 STUBBORN = """
@@ -33,8 +34,7 @@ def test_a_group_that_does_not_end_when_told_is_killed_with_its_parent() -> None
         assert parent.stdout is not None
         processes = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         parent.kill()
-    deadline = time.monotonic() + 60
-    while any(each.is_running() and each.status() != "zombie" for each in processes):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(
+        lambda: not any(each.is_running() and each.status() != "zombie" for each in processes)
+    )
     assert len(processes) == 2

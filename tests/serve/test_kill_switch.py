@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
 from tests.support.virtual_workloads import COST
+from tests.support.waiting import wait_until
 
 QUEUED = 10_000
 PATIENCE_S = 20.0
@@ -137,10 +137,7 @@ def test_settings_that_change_while_it_is_off_count_when_it_is_on(
 ) -> None:
     switch(path, True, PATIENCE_S)
     digest = SHORTEST.model_copy(update={"max_swaps": 3}).write(path)
-    deadline = time.monotonic() + PATIENCE_S
-    while statuses(path)[0]["settings_sha256"] != digest:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: statuses(path)[0]["settings_sha256"] == digest)
     assert statuses(path)[0]["policy"] == "fcfs"
     path.write_text("{")  # and one that is broken does not keep it from going on
     switch(path, False, PATIENCE_S)

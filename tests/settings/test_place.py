@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lengthwise.serve.whereabouts import statuses, switch
 from lengthwise.settings import Settings, status_path
 from lengthwise.settings.place import own_folder, own_status
 from lengthwise.settings.watch import SERVER
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
 
@@ -144,15 +144,10 @@ def test_one_learner_works_in_a_log_at_a_time(
     lock = take_lock(log / ".learner.lock")  # another server's learner
     assert lock is not None
     (log / STATE_FILE).write_text(json.dumps({"schema": "lengthwise.learner/1", "accepted": 7}))
-    deadline = time.monotonic() + PATIENCE_S
     with LearnerProcess(log, path, 1000, print):
-        while "this one waits for its end" not in capfd.readouterr().err:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: "this one waits for its end" in capfd.readouterr().err)
         assert json.loads((log / STATE_FILE).read_text()).get("answers") is None
         lock.close()
-        while json.loads((log / STATE_FILE).read_text()).get("answers") is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: json.loads((log / STATE_FILE).read_text()).get("answers") is not None)
     state = json.loads((log / STATE_FILE).read_text())
     assert (state["accepted"], state["restarts"]) == (7, 0)  # where the other one had stopped

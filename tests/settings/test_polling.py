@@ -5,20 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from lengthwise.settings.polling import Polling
-
-PATIENCE_S = 20.0
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 def test_what_fails_is_said_once_until_it_works_again(
@@ -40,11 +31,11 @@ def test_what_fails_is_said_once_until_it_works_again(
     one = Polling("mirror", 0.001, look)
     for again in (1, 2):
         fails.set()
-        wait_for(lambda again=again: len(said) == again)
+        wait_until(lambda again=again: len(said) == again)
         before = looks
-        wait_for(lambda before=before: looks > before + 5)
+        wait_until(lambda before=before: looks > before + 5)
         fails.clear()
-        wait_for(lambda: not one._failed)
+        wait_until(lambda: not one._failed)
     assert said == 2 * ["Lengthwise: looking at the mirror failed: OSError: no such file"]
     one.close()
     before = looks

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lengthwise.counters import Counters
 from lengthwise.settings import Settings, status_path, watch
 from lengthwise.settings.watch import SettingsWatcher
-
-PATIENCE_S = 20.0
+from tests.support.status_file import status_of
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "settings.json"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def status_of(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(status_path(path).read_text())
-    return value
 
 
 def test_the_status_says_who_and_when(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

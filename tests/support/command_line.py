@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -39,3 +40,33 @@ def command_line(
 
     yield call
     signal.signal(signal.SIGTERM, previous)
+
+
+class Command:
+    """A command line whose end is known: it prints JSON, or refuses in one line.
+
+    Args:
+        run: runs command lines.
+        verb: of ours, which is then left out; "" for any.
+    """
+
+    def __init__(self, run: Run, verb: str = "") -> None:
+        self._run, self._verb = run, [verb] if verb else []
+
+    def __call__(self, *arguments: object) -> Ended:
+        return self._run(*self._verb, *map(str, arguments))
+
+    def json(self, *arguments: object) -> dict[str, Any]:
+        """What it printed with --json."""
+        code, out, err = self(*arguments, "--json")
+        assert code == 0, err
+        parsed: dict[str, Any] = json.loads(out)
+        return parsed
+
+    def refusal(self, *arguments: object) -> str:
+        """The one line with which it refused."""
+        code, out, err = self(*arguments)
+        assert code == 2
+        assert out == ""
+        assert "Traceback" not in err
+        return err.strip().splitlines()[-1]

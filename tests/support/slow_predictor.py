@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from lengthwise.predict.prediction import Prediction, Prompt
 from tests.support.checked_engine import CheckedEngine
-
-PATIENCE_S = 30.0
+from tests.support.waiting import wait_until
 
 
 class Slow:
@@ -29,8 +26,4 @@ class Slow:
 
 
 def worker_pid(engine: CheckedEngine) -> int:
-    deadline = time.monotonic() + PATIENCE_S
-    while (pid := engine.scheduler._active.source.worker.pid) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return int(pid)
+    return int(wait_until(lambda: engine.scheduler._active.source.worker.pid))

@@ -19,6 +19,7 @@ from lengthwise.telemetry import length_log_writer, queued_writer
 from lengthwise.telemetry.length_log_writer import LengthLog
 from lengthwise.workload.length_log import LengthLogReader, read_answers, segments
 from tests.support.length_logs import REFERENCE, reference_text
+from tests.support.waiting import wait_until
 
 SECRET = "The treasure of Zanzibar lies below the ninth lighthouse"
 VALUES: dict[str, Any] = {"output_tokens": 7, "finished": "stop", "predictor": None, "score": None}
@@ -30,11 +31,8 @@ def log_to(folder: Path, counters: Counters | None = None, **options: Any) -> Le
     return LengthLog(settings, reference_text(), "a-model", counters or Counters(), clock)
 
 
-def wait_until(logged: int, counters: Counters) -> None:
-    deadline = time.monotonic() + 20.0
-    while counters.logged + counters.log_lost < logged:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def wait_for(answers: int, counters: Counters) -> None:
+    wait_until(lambda: counters.logged + counters.log_lost >= answers)
 
 
 def test_what_was_logged_can_be_read(tmp_path: Path) -> None:
@@ -84,7 +82,7 @@ def test_the_log_stays_within_its_bound_and_the_oldest_goes_first(tmp_path: Path
     for block in range(12):
         for row in range(50):
             log.answer(Prompt(ids, {}), 0.0, {**VALUES, "output_tokens": 50 * block + row})
-        wait_until(50 * (block + 1), counters)
+        wait_for(50 * (block + 1), counters)
         most = max(most, sum(path.stat().st_size for _, path in segments(tmp_path)))
     log.close()
     answers, reader = read_answers(tmp_path)
@@ -133,7 +131,7 @@ def test_a_reader_follows_all_engines_that_write_at_once(tmp_path: Path) -> None
             for _ in range(5):
                 log.answer(Prompt([3], {}), 0.0, {**VALUES, "output_tokens": length})
         for each in counters:
-            wait_until(5 * block, each)
+            wait_for(5 * block, each)
         seen += [answer.output_tokens for answer in reader.read_new()]
     for log in logs:
         log.close()
@@ -145,7 +143,7 @@ def test_an_engine_whose_segment_made_room_begins_another(tmp_path: Path) -> Non
     log = log_to(tmp_path, counters)
     for length in (1, 2):
         log.answer(Prompt([3], {}), 0.0, {**VALUES, "output_tokens": length})
-        wait_until(length, counters)
+        wait_for(length, counters)
         if length == 1:
             for _, path in segments(tmp_path):
                 path.unlink()  # as a busier engine does
@@ -236,7 +234,7 @@ def test_a_disk_that_is_full_is_complained_about_once(
     log = log_to(tmp_path, counters)
     for row in range(3):
         log.answer(Prompt([3], {}), 0.0, VALUES)
-        wait_until(row + 1, counters)
+        wait_for(row + 1, counters)
     log.close()
     assert counters.log_lost == 3
     assert len(said) == 1

@@ -28,8 +28,7 @@ from lengthwise.telemetry.engine_file import (
     started,
 )
 from lengthwise.telemetry.prometheus import Metrics
-
-PATIENCE_S = 20.0
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -202,10 +201,7 @@ def test_an_engine_keeps_its_file_true_and_takes_it_away(folder: Path) -> None:
         return state(finished=counted[0])
 
     file = EngineFile(folder, now, 0)
-    deadline = time.monotonic() + PATIENCE_S
-    while not file.path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(file.path.exists)
     ((engine,), left_out) = read_engines(folder)
     assert engine.counters["finished"] >= 2
     assert left_out == {}

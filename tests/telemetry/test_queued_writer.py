@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from lengthwise.counters import Counters
 from lengthwise.telemetry.journal import SEGMENTS, Journal
+from tests.support.waiting import wait_until
 
 
 def _written(folder: Path) -> list[dict[str, object]]:
@@ -19,10 +19,7 @@ def _written(folder: Path) -> list[dict[str, object]]:
 
 
 def _wait_until_written(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 20.0
-    while len(_written(folder)) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(_written(folder)) >= count)
 
 
 def test_a_line_that_cannot_be_encoded_costs_itself_and_is_said_once(

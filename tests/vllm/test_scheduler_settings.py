@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.files import replace_file
 from lengthwise.predict.prediction import Prediction, Prompt
-from lengthwise.settings import Settings, status_path
+from lengthwise.settings import Settings
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
+from tests.support.status_file import status_of
 
 PATIENCE_S = 20.0
 
@@ -43,7 +43,7 @@ def _status_once(path: Path, **expected: object) -> dict[str, Any]:
     """The status file, once it says what is expected."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        status: dict[str, Any] = json.loads(status_path(path).read_text())
+        status = status_of(path)
         if all(status[key] == value for key, value in expected.items()):
             return status
         assert time.monotonic() < deadline, f"{expected} never came: {status}"
@@ -55,7 +55,7 @@ def _ask(name: str, answer: int) -> Ask:
 
 
 def test_the_status_file_says_at_once_what_is_active(engine: CheckedEngine, path: Path) -> None:
-    status = json.loads(status_path(path).read_text())
+    status = status_of(path)
     assert status["policy"] == "fcfs"
     assert status["state"] == "active"
     assert status["error"] is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from lengthwise.predict.prediction import Predictor
 from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
-from tests.support.slow_predictor import PATIENCE_S, Slow, worker_pid
+from tests.support.processes import is_gone
+from tests.support.slow_predictor import Slow, worker_pid
+from tests.support.waiting import wait_until
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
@@ -43,20 +44,13 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CheckedEngi
         scheduler.shutdown()
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+def step_until(engine: CheckedEngine, what: Callable[[], bool]) -> None:
+    def holds() -> bool:
+        if not what():
+            engine.step()
+        return what()
 
-
-def wait_until(what: Callable[[], object], pause: Callable[[], object] = lambda: None) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline
-        pause()
-        time.sleep(0.01)
+    wait_until(holds)
 
 
 def ask(name: str, prompt: int, answer: int) -> Ask:
@@ -75,7 +69,7 @@ def test_the_worker_decides_the_order(build: Callable[..., CheckedEngine]) -> No
     busy(engine)
     for prompt in (40, 10, 30, 20):
         engine.add(ask(f"r{prompt}", prompt, 5))
-    wait_until(lambda: counters.predictions == 5, engine.step)
+    step_until(engine, lambda: counters.predictions == 5)
     engine.abort(["running"])
     engine.drain()
     assert list(engine.finished) == ["running", "r10", "r20", "r30", "r40"]
@@ -93,7 +87,7 @@ def test_a_late_prediction_ranks_a_running_request_anew(
     row = engine.scheduler._live.table[engine.scheduler._live.row("running")]
     assert not row["predicted"]
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: engine.scheduler.counters.predictions == 1, engine.step)
+    step_until(engine, lambda: engine.scheduler.counters.predictions == 1)
     assert row["predicted"]
     assert row["score"] == 8.0
     assert engine.scheduler.counters.late_predictions == 1
@@ -112,7 +106,7 @@ def test_a_worker_killed_in_mid_run_costs_no_request(build: Callable[..., Checke
     wait_until(lambda: counters.worker_restarts == 1)
     before = counters.predictions
     engine.add(ask("after", 8, 1900))
-    wait_until(lambda: counters.predictions == before + 1, engine.step)
+    step_until(engine, lambda: counters.predictions == before + 1)
 
 
 def test_overload_sheds_predictions_and_no_request(build: Callable[..., CheckedEngine]) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,13 +18,14 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
-from lengthwise.settings import Settings, parse_settings, status_path
+from lengthwise.serve.listen import free_port
+from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
 from lengthwise.workload.length_log import read_answers
 from tests.support.checked_engine import CheckedEngine
+from tests.support.status_file import status_of
 from tests.support.strange_files import STRANGE
-
-PATIENCE_S = 20.0
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -48,18 +48,6 @@ def start(path: Path) -> Iterator[Callable[..., CheckedEngine]]:
         scheduler.shutdown()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def status_of(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(status_path(path).read_text())
-    return value
-
-
 def switch(path: Path, **settings: Any) -> dict[str, Any]:
     """The status once the watcher has decided on new settings."""
     before = status_of(path)
@@ -75,13 +63,6 @@ def switch(path: Path, **settings: Any) -> dict[str, Any]:
 
     wait_until(decided)
     return status_of(path)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def answers_at(port: int) -> bool:
@@ -180,7 +161,7 @@ def test_the_status_of_an_idle_engine_is_of_one_piece(
 ) -> None:
     scheduler = start(policy="sjf", predictor="declared").scheduler
     scheduler._observers.tau.tau = 0.75
-    wait_until(lambda: json.loads(status_path(path).read_text())["rolling_tau"] == 0.75)
+    wait_until(lambda: status_of(path)["rolling_tau"] == 0.75)
     status = switch(path, policy="ltr", predictor="prompt-length")
     assert (status["policy"], status["predictor"]) == ("ltr", "prompt-length")
     assert status["rolling_tau"] is None, "the one of the predictor before"
@@ -326,7 +307,7 @@ def test_each_engine_of_a_server_has_files_and_a_port_of_its_own(
         engine = CheckedEngine(schedulers[-1])
         engine.add(Ask(f"of-{index}", [7] * 8, 5))
         engine.drain()
-    ports = [json.loads(status_path(path, i).read_text())["metrics_port"] for i in range(3)]
+    ports = [status_of(path, i)["metrics_port"] for i in range(3)]
     assert len(set(ports)) == 3
     for index, own in enumerate(ports):
         with urllib.request.urlopen(f"http://127.0.0.1:{own}/metrics") as answer:
@@ -336,7 +317,7 @@ def test_each_engine_of_a_server_has_files_and_a_port_of_its_own(
     for index, folder in enumerate(("record", "record/engine-1", "record/engine-2")):
         _, line = (tmp_path / folder / "requests.jsonl").read_text().splitlines()
         assert json.loads(line)["id"] == f"of-{index}"
-        status = json.loads(status_path(path, index).read_text())
+        status = status_of(path, index)
         assert (status["engine"], status["counters"]["finished"]) == (index, 1)
     answers, _ = read_answers(tmp_path / "log")
     assert sorted(answer.header["engine"] for answer in answers) == [0, 1, 2]
