@@ -16,16 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.counters import Counters
-from lengthwise.errors import InputError
-from lengthwise.gateway.configuration import discipline_of, refuse_unsuited
 from lengthwise.gateway.dispatcher import Dispatcher
-from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
+from lengthwise.gateway.limits import Limits, Room
 from lengthwise.gateway.ranked_queue import Entry, Queue
-from lengthwise.gateway.upstream import Pool, Upstream, adapted, parse_upstreams, waiting_of
-from lengthwise.policy import policy_names, register
+from lengthwise.gateway.upstream import Pool, Upstream
+from lengthwise.policy import register
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.prediction import Prediction
-from lengthwise.settings import Settings, parse_spec
 
 STAND_IN = 128.0  # before anything is predicted
 OVERTAKES = 3
@@ -195,71 +192,6 @@ def test_never_too_many_in_flight_and_the_order_is_the_policys(events: list[Any]
     asyncio.run(follow(events))
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["enter", "keep", "let go", "leave", "again"]),
-            st.integers(0, 5),
-            st.integers(0, 60),
-        ),
-        max_size=60,
-    )
-)
-@settings(deadline=None)
-def test_the_room_is_never_overfull_and_is_empty_in_the_end(events: list[Any]) -> None:
-    limits = Limits(requests=4, bytes=100, per_key=2, body_bytes=50)
-    room = Room(limits)
-    places: list[Place] = []
-    refused: list[RefusedError] = []
-    waiting: dict[Place, int] = {}
-    for kind, which, size in events:
-        try:
-            if kind == "enter":
-                key = bytes([which % 3])
-                places.append(Place(room, key))
-                waiting[places[-1]] = which % 3
-            elif places:
-                place = places[which % len(places)]
-                if kind == "keep":
-                    place.keep(size)
-                elif kind == "let go":
-                    place.let_go()
-                elif kind == "leave":
-                    place.leave()
-                    waiting.pop(place, None)
-        except RefusedError as error:
-            refused.append(error)
-        assert room.requests == len(waiting) <= limits.requests
-        assert room.bytes <= limits.bytes
-        assert all(count <= 2 for count in Counter(waiting.values()).values())
-    for error in refused:
-        assert error.status in (413, 429)
-        assert (error.retry_after_s is None) == (error.status == 413)
-    for place in places:
-        place.let_go()
-        place.leave()
-        place.leave()
-    assert room.requests == room.bytes == 0
-
-
-def test_when_to_come_again_follows_the_pace() -> None:
-    room = Room(Limits())
-    assert room.retry_after_s() == 1
-    for number in range(10):
-        room.went(0.5 * number)
-    for _ in range(40):
-        room.enter(b"")
-    assert room.retry_after_s() == 20
-
-
-def test_keys_are_told_apart_and_not_kept() -> None:
-    keys = Keys()
-    one, other = ({"Authorization": f"Bearer {key}"} for key in ("sk-one", "sk-\udcff"))
-    assert keys.digest(one) == keys.digest(dict(one)) != keys.digest(other)
-    assert keys.digest(one) != keys.digest({"X-Api-Key": "Bearer sk-one"})
-    assert Keys().digest(one) != keys.digest(one)
-
-
 @pytest.mark.parametrize(("max_lead", "goes"), [(None, False), (0.0, True)])
 def test_work_done_since_a_request_came_brings_it_forward(
     max_lead: float | None, goes: bool
@@ -303,98 +235,6 @@ def test_a_policy_that_raises_gives_way_to_fcfs() -> None:
         assert queue.next(1.0) is entry
         queue.take(entry)
     assert counters.switched_off == 1
-
-
-@pytest.mark.parametrize("name", policy_names())
-def test_every_policy_orders_or_is_refused_in_one_line(name: str) -> None:
-    chosen = parse_spec(name, Settings(predictor="declared"))
-    if name in {"trail", "trail-bert", "trail+", "mlfq", "shortest-prefill-first"}:
-        with pytest.raises(InputError, match="use srpt"):
-            refuse_unsuited(chosen)
-        return
-    refuse_unsuited(chosen)
-    queue = Queue(discipline_of(chosen, 4), Counters())
-    assert queue.discipline.preemption == "never"
-    for number, tokens in enumerate((300.0, 20.0)):
-        queue.add(Entry(str(number)), 0.0)
-        queue.predict(Entry(str(number)), Prediction(*[tokens] * 5), 1)
-    first = queue.next(1.0)
-    assert first is not None
-    assert first.id == ("0" if name in ("fcfs", "priority") else "1")
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "srpt:preemption=pays",
-        "srpt:memory_growth=1",
-        "srpt:service_time=true",
-        "srpt:starvation_threshold=5",
-        "srpt:pausing=true",
-        "srpt:peek=auto",
-        "srpt:shadow=true",
-        "srpt:journal=build/j",
-    ],
-)
-def test_what_only_an_engine_can_do_is_refused(spec: str) -> None:
-    name = spec.partition(":")[2].partition("=")[0]
-    with pytest.raises(InputError, match=f"'{name}' is for the scheduler inside an engine"):
-        refuse_unsuited(parse_spec(spec, Settings(predictor="declared")))
-    refuse_unsuited(parse_spec("srpt:preemption=never", Settings(predictor="declared")))
-
-
-@pytest.mark.parametrize(
-    ("given_address", "meant"),
-    [
-        ("http://a:1", ["http://a:1"]),
-        ("http://a:1/v1/, https://b/openai", ["http://a:1", "https://b/openai"]),
-    ],
-)
-def test_addresses_end_before_the_path_of_the_api(given_address: str, meant: list[str]) -> None:
-    assert parse_upstreams(given_address) == meant
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "",
-        "a:1",
-        "ftp://a",
-        "http://",
-        "http://a:x",
-        "http://a..b",
-        f"http://{'a' * 64}.b",
-        "http://u:sk-1@a",
-        "http://a?k=sk-1",
-    ],
-)
-def test_what_is_no_address_is_refused_without_its_key(address: str) -> None:
-    with pytest.raises(InputError, match="--upstream") as refusal:
-        parse_upstreams(address)
-    assert "sk-1" not in str(refusal.value)
-    with pytest.raises(InputError, match="twice"):
-        parse_upstreams("http://a,http://a/v1")
-
-
-def test_a_limit_follows_what_waits() -> None:
-    limit = 16
-    for _ in range(40):  # an engine that runs 40 at a time, all of them wanted
-        waiting = max(limit - 40, 0)
-        limit = adapted(limit, limit, waiting)
-        assert limit <= 44
-    assert limit >= 38
-    assert adapted(40, 10, 0) == 40
-    assert adapted(40, 40, 100) == 20
-    assert adapted(1, 1, 5) == 1
-
-
-def test_what_waits_is_read_of_all_engines() -> None:
-    page = b'# HELP x\nvllm:num_requests_waiting{engine="0"} 3.0\n'
-    page += b'vllm:num_requests_waiting{engine="1"} 4.0\nvllm:num_requests_waiting_by_reason 9\n'
-    assert waiting_of(page) == 7.0
-    for other in (b"", b"vllm:num_requests_waiting x\n"):
-        with pytest.raises(Exception, match="num_requests_waiting"):
-            waiting_of(other)
 
 
 def test_nobody_is_ranked_while_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

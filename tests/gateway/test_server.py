@@ -1,14 +1,8 @@
-"""A gateway as its clients and its upstreams see it: order, slots, what passes, what is learnt."""
+"""Whose turn it is, as clients and upstreams see it: order, slots, classes, tenants and limits."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
-import logging
-import ssl
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +11,9 @@ from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
 from lengthwise.policy import register
-from lengthwise.settings import LengthLogSettings, Settings
-from lengthwise.workload.length_log import read_answers
+from lengthwise.settings import Settings
 from tests.support.gateways import Client, body, gateway_before, play, until
 from tests.support.small_upstream import SmallUpstream, small_upstream
-
-KEY = "sk-my-heart-is-in-the-highlands"
 
 
 async def queued(client: Client, asked: list[tuple[str, int]], **more: Any) -> list[Any]:
@@ -79,43 +70,6 @@ def test_several_answers_take_several_slots() -> None:
         assert upstream.begun["more than there are"] == 1
 
     play(scene, slots=4)
-
-
-def test_a_body_of_more_prompts_than_are_predicted_is_served_as_it_is() -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        asked = json.dumps(body("many", prompt=["a"] * 100_000)).encode()
-        assert (await client.send("POST", "/v1/completions", data=asked)).status == 200
-        assert upstream.bodies == [asked]
-
-    play(scene)
-
-
-def test_everything_passes_as_it_is() -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        headers = {"Authorization": f"Bearer {KEY}", "X-Mine": "a", "Connection": "X-Mine"}
-        said = await client.send("GET", "/v1/models?a=%2F&b", headers=headers)
-        assert json.loads(said.text) == {"data": [{"id": "small"}]}
-        assert said.headers["X-Own"] == "kept"
-        assert upstream.headers["Authorization"] == f"Bearer {KEY}"
-        assert "X-Mine" not in upstream.headers
-        assert upstream.headers["Host"] == upstream.url.removeprefix("http://")
-        data = bytes(range(256)) * 8000
-        async with client.session.post(client.url + "/echo", data=data) as response:
-            assert await response.read() == data
-            assert response.content_type == "application/x-own"
-        assert (await client.send("GET", "/nowhere")).status == 404
-        packed = gzip.compress(json.dumps(body("packed")).encode())
-        odd = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-        assert (
-            await client.send("POST", "/v1/completions", data=packed, headers=odd)
-        ).status == 200
-        exact = json.dumps(body("exact", seed=2**70), indent=3).encode()
-        await client.send("POST", "/v1/completions", data=exact)
-        assert upstream.bodies[-1] == exact
-        assert (await client.send("POST", "/v1/completions", data=b"{")).status == 500
-        assert (await client.send("GET", "/ws", headers={"Upgrade": "websocket"})).status == 501
-
-    play(scene)
 
 
 def test_a_class_counts_where_the_operator_says_so() -> None:
@@ -182,53 +136,6 @@ def test_nobody_is_served_far_ahead_of_others(header: str | None) -> None:
 
     policy = "sjf:max_overtakes=off;max_tenant_lead=5"
     play(scene, slots=1, policy=policy, tenant_header=header)
-
-
-def learning(folder: Path) -> Settings:
-    return Settings(
-        policy="sjf", predictor="declared", length_log=LengthLogSettings(folder=str(folder))
-    )
-
-
-def test_lengths_are_learnt_from_what_passes_and_nobody_notices(tmp_path: Path) -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        plain = await client.ask("whole", 6)
-        asked = await client.ask("asked", 5, stream=True, stream_options={"include_usage": True})
-        quiet = await client.ask("quiet", 4, stream=True)
-        await client.ask("many", 4, n=2)
-        await client.ask("failed", 9, hints={"fault": "status:500"})
-        lengths = client.gateway._lengths
-        await until(lambda: not lengths._pending and lengths._worker.done())
-        assert json.loads(plain.text)["usage"]["completion_tokens"] == 6
-        assert "Content-Length" in plain.headers
-        assert json.loads(asked.events[-2])["usage"]["completion_tokens"] == 5
-        assert "usage" not in quiet.text
-        assert [json.loads(each)["choices"][0]["text"] for each in quiet.events[:-1]] == [
-            f"{number} " for number in range(4)
-        ]
-        sent = json.loads(upstream.bodies[2])
-        assert sent.pop("stream_options") == {"include_usage": True}
-        assert sent == body("quiet", 4, stream=True)
-
-    play(scene, settings=learning(tmp_path / "log"))
-    answers, reader = read_answers(tmp_path / "log")
-    assert reader.damaged == 0
-    assert [each.output_tokens for each in answers] == [6, 5, 4]
-    assert {each.finished for each in answers} == {"stop"}
-    assert [each.values["expected_tokens"] for each in answers] == [6.0, 5.0, 4.0]
-    assert {each.values["predictor"] for each in answers} == {"declared"}
-    assert all(each.features.size for each in answers)
-    assert all(each.values["queue_s"] >= 0 for each in answers)
-    assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
-
-
-def test_without_a_log_nothing_is_asked_for() -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        asked = json.dumps(body("a", 4, stream=True)).encode()
-        await client.send("POST", "/v1/completions", data=asked)
-        assert upstream.bodies == [asked]
-
-    play(scene)
 
 
 def test_a_limit_is_found_from_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,82 +219,3 @@ def test_settings_are_exchanged_while_requests_wait() -> None:
         assert upstream.order == ["first", "short", "long"]
 
     play(scene, slots=1, policy="fcfs")
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, own = folder / "key.pem", folder / "cert.pem"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -out {own}"
-    names = ["-keyout", str(key), "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return own, key
-
-
-def test_an_https_upstream_is_checked(certificate: tuple[Path, Path]) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(*certificate)
-    trusted = ssl.create_default_context(cafile=certificate[0])
-
-    async def run() -> None:
-        async with small_upstream(context) as upstream:
-            upstream.scheme = "https"
-            async with gateway_before(upstream, upstream_ssl=trusted) as client:
-                assert (await client.ask("a")).status == 200
-            async with gateway_before(upstream, limits=Limits(wait_s=1.0)) as client:
-                assert (await client.ask("b")).status == 503
-            assert upstream.begun == {"a": 1}
-
-    asyncio.run(run())
-
-
-def test_an_https_upstream_that_is_not_trusted_cannot_be_reached_and_why_is_said(
-    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lengthwise.gateway.reachability._EVERY_S", 0.02)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(*certificate)
-    trusted = ssl.create_default_context(cafile=certificate[0])
-
-    async def run() -> None:
-        async with small_upstream(context) as upstream:
-            upstream.scheme = "https"
-            async with gateway_before(upstream, limits=Limits(wait_s=60.0)) as client:
-                there = client.gateway.pool.upstreams[0]
-                assert await client.gateway.reachability.look() == [there]
-                assert "its certificate is not trusted" in there.refusal
-                for _ in range(10):
-                    said = await client.ask("a")
-                    assert (said.status, said.headers["Retry-After"]) == (503, "1")
-                    assert there.refusal in said.error
-                    assert upstream.url not in said.error
-                    await asyncio.sleep(0.05)
-                assert not upstream.begun
-            async with gateway_before(upstream, upstream_ssl=trusted) as client:
-                there = client.gateway.pool.upstreams[0]
-                assert await client.gateway.reachability.look() == []
-                await upstream.stop()
-                assert await client.gateway.reachability.look() == [there]
-                assert there.refusal == "Connection refused"
-                await upstream.start(context)
-                await until(lambda: there.reachable)
-                assert (await client.ask("b")).status == 200
-
-    asyncio.run(run())
-
-
-def test_no_key_and_no_prompt_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async def scene(client: Client, upstream: SmallUpstream) -> None:
-        headers = {"Authorization": f"Bearer {KEY}"}
-        for fault in ("reset", "status:500", "break", ""):
-            asked = body("a", prompt=f"{KEY} prompt", stream=True, hints={"fault": fault})
-            await client.send("POST", "/v1/completions", json=asked, headers=headers)
-        await upstream.stop()
-        asked = body("b", prompt=KEY)
-        await client.send("POST", "/v1/completions", json=asked, headers=headers)
-        assert KEY not in (await client.send("GET", "/metrics")).text
-        await upstream.start()
-
-    with caplog.at_level(logging.DEBUG):
-        play(scene, limits=Limits(wait_s=0.3))
-    assert KEY not in caplog.text
