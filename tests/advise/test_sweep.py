@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,16 @@ from lengthwise.errors import InputError
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.synthetic import synthetic_trace
-from lengthwise.workload.trace import Trace
 from tests.support.command_line import Command, Run
+from tests.support.deadly_trace import deadly
 
 
-def cells(count: int = 6) -> list[Cell]:
+def cells(count: int = 6, load: str = "0.9") -> list[Cell]:
     return [
         Cell(
             label=policy,
             discipline={"policy": policy},
-            load="0.9",
+            load=load,
             cost=StepCost(7e-3, 32e-6, 32e-6),
             engine=EngineSettings(slots=16),
             predictor="noisy-oracle:0.5",
@@ -43,32 +41,8 @@ def workload() -> Workload:
     return Workload(synthetic_trace(300, 10.0, mean_prompt=50, mean_output=50, sigma=0.8, seed=1))
 
 
-class DeadlyTrace(Trace):
-    """A trace that kills whoever asks for its rate, as often as its file says."""
-
-    @property
-    def rate(self) -> float:
-        counter = Path(self.name)
-        deaths = int(counter.read_text())
-        if deaths > 0:
-            counter.write_text(str(deaths - 1))
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().rate
-
-
-def deadly(workload: Workload, counter: Path, deaths: int) -> Workload:
-    counter.write_text(str(deaths))
-    trace = workload.trace
-    return Workload(
-        DeadlyTrace(
-            str(counter),
-            trace.arrival_s,
-            trace.prompt_tokens,
-            trace.output_tokens,
-            [],
-            "synthetic",
-        )
-    )
+#: two cells: a trace of 10 requests/s is played faster in the first, and slower in the second
+FASTER_AND_SLOWER = [*cells(1, "rate=20"), *cells(1, "rate=5")]
 
 
 def test_cores_give_what_one_process_gives(workload: Workload) -> None:
@@ -79,22 +53,22 @@ def test_cores_give_what_one_process_gives(workload: Workload) -> None:
 
 
 def test_a_cell_whose_worker_dies_is_tried_again(workload: Workload, tmp_path: Path) -> None:
-    rows = run_sweep(cells(4), deadly(workload, tmp_path / "deaths", 1), jobs=2)
-    assert rows == run_sweep(cells(4), workload, jobs=1)
+    counter = tmp_path / "deaths"
+    rows = run_sweep(FASTER_AND_SLOWER, Workload(deadly(workload.trace, counter, 1)), jobs=2)
+    assert counter.read_text() == "0"
+    assert rows == run_sweep(FASTER_AND_SLOWER, workload, jobs=1)
 
 
 def test_a_cell_that_always_dies_is_reported_and_the_rest_is_kept(
     workload: Workload, tmp_path: Path
 ) -> None:
     results = tmp_path / "cells.jsonl"
-    rows = run_sweep(cells(3), deadly(workload, tmp_path / "deaths", 2), jobs=2, results=results)
-    failed = [row for row in rows if "error" in row]
-    assert len(rows) == 3
-    # Two deaths hit one cell twice or two cells once each, whichever worker was first.
-    assert len(failed) <= 1
-    for row in failed:
-        assert "died" in row["error"]
-    assert len(results.read_text().splitlines()) == 3 - len(failed)
+    served = Workload(deadly(workload.trace, tmp_path / "deaths", 9))
+    kept, failed = run_sweep(FASTER_AND_SLOWER, served, jobs=2, results=results)
+    assert (failed["policy"], failed["load"]) == ("fcfs", "rate=5")
+    assert "died (exit code -9), 2 times" in failed["error"]
+    assert [kept] == run_sweep(FASTER_AND_SLOWER[:1], workload, jobs=1)
+    assert len(results.read_text().splitlines()) == 1
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(

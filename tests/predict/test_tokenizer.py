@@ -131,9 +131,10 @@ def test_fingerprints_tell_vocabularies_apart() -> None:
     assert REFERENCE.fingerprint != sentence_piece().fingerprint
 
 
-def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [".", "nowhere"])
+def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path: Path, folder: str) -> None:
     with pytest.raises(InputError, match="holds no tokenizer") as raised:
-        load_tokenizer(str(tmp_path))
+        load_tokenizer(str(tmp_path / folder))
     assert "\n" not in str(raised.value)
 
 

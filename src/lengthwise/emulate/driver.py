@@ -132,8 +132,9 @@ class VirtualEngine:
 
     def abort(self, gone: Iterable[Served]) -> None:
         """Let the clients of unfinished requests go away; others are left alone."""
+        leaving = {id(each) for each in gone}
         for name, (request, served) in list(self._live.items()):
-            if any(served is each for each in gone):
+            if id(served) in leaving:
                 self._core.abort_requests([name])
                 self._end(name, request, served, "abort")
 

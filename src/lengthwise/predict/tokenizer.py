@@ -172,7 +172,7 @@ def load_tokenizer(name_or_path: str) -> PromptTokenizer:
 
         source = str(model_path())
     folder = Path(source)
-    if folder.is_dir() and not holds_tokenizer(folder):
+    if (folder.is_dir() or folder.is_absolute()) and not holds_tokenizer(folder):
         raise InputError(
             f"{folder} holds no tokenizer: give the folder of a model, the name of one on the hub, "
             "or 'reference'"
