@@ -186,15 +186,8 @@ def test_simulate_prints_a_table_and_draws(command: Command, trace_file: Path) -
     assert (out / "mean_e2el.svg").stat().st_size > 1000
 
 
-def test_simulate_reads_prompts_with_a_learnt_predictor(command: Command, tmp_path: Path) -> None:
-    rows = [
-        {"prompt": f"List {n} facts about {word}.", "response_tokens": 10 + 20 * n}
-        for n in range(1, 11)
-        for word in ("rain", "iron", "owls", "salt", "jazz", "rope")
-    ]
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    document = command.json(path, *PRESET, "--slots", "4")
+def test_simulate_reads_prompts(command: Command, prompts: Path) -> None:
+    document = command.json(prompts, *PRESET, "--slots", "4")
     assert {row["load"] for row in document["results"]} == {"0.9"}
     assert document["requests"] == 60
 

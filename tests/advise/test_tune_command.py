@@ -97,18 +97,11 @@ def test_a_recorded_folder_brings_its_engine_and_costs(run: Run, tmp_path: Path)
 
 @pytest.mark.usefixtures("small")
 def test_a_learnt_predictor_is_named_in_the_settings(
-    run: Run, trace_file: Path, tmp_path: Path
+    run: Run, trace_file: Path, prompts: Path, tmp_path: Path
 ) -> None:
     from lengthwise.predict.train import train
     from lengthwise.workload.dataset import load_dataset
 
-    rows = [
-        {"prompt": f"List {n} facts about {word}.", "response_tokens": 10 + 20 * n}
-        for n in range(1, 11)
-        for word in ("rain", "iron", "owls", "salt", "jazz", "rope")
-    ]
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = tmp_path / "p"
     train(load_dataset(prompts), load_tokenizer(REFERENCE)).save(folder)
     out = tmp_path / "settings.json"

@@ -13,6 +13,7 @@ from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.compat.schedulers import Room
 from tests.support.checked_engine import AnyText, CheckedEngine
+from tests.support.stock_and_ours import stock_and_ours
 
 SRPT = {"policy": "srpt", "predictor": "oracle", "preemption": "greedy"}
 
@@ -180,19 +181,7 @@ class _Sessions:
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_streaming_input_under_fcfs_is_stock_step_for_step(lag: int) -> None:
-    stock, ours = (
-        SteppedEngine(
-            build_scheduler(
-                scheduler_class,
-                num_blocks=60,
-                max_num_seqs=4,
-                asynchronous=bool(lag),
-                lengthwise={"settings": {"policy": "fcfs"}},
-            ),
-            lag,
-        )
-        for scheduler_class in (None, Scheduler)
-    )
+    stock, ours = stock_and_ours({"policy": "fcfs"}, lag, num_blocks=60, max_num_seqs=4)
     sessions = _Sessions(seed=lag)
     steps = 0
     while sessions.open or stock.live():

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
-from bench.support.engine_harness import SteppedEngine, build_scheduler
-from lengthwise.vllm import Scheduler
+from bench.support.engine_harness import SteppedEngine
 from tests.support.random_traffic import RandomTraffic
+from tests.support.stock_and_ours import stock_and_ours
 
 STEPS = 10_000  # each; twice with and twice without lag: 20,000 synchronous and 20,000 lagged
 
@@ -30,25 +30,17 @@ def _engines(
     num_blocks: int = 40,
     model_runner: int = 1,
 ) -> tuple[SteppedEngine, SteppedEngine]:
-    stock, ours = (
-        SteppedEngine(
-            build_scheduler(
-                scheduler_class,
-                num_blocks=num_blocks,
-                max_num_seqs=6,
-                token_budget=64,
-                asynchronous=bool(lag),
-                prefix_caching=prefix_caching,
-                policy=policy,
-                watermark=0.02,
-                model_runner=model_runner,
-                lengthwise={"settings": settings},
-            ),
-            lag,
-        )
-        for scheduler_class in (None, Scheduler)
+    return stock_and_ours(
+        settings,
+        lag,
+        num_blocks=num_blocks,
+        max_num_seqs=6,
+        token_budget=64,
+        prefix_caching=prefix_caching,
+        policy=policy,
+        watermark=0.02,
+        model_runner=model_runner,
     )
-    return stock, ours
 
 
 def _assert_alike(

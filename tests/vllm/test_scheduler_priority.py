@@ -27,6 +27,7 @@ from lengthwise.settings import Settings, parse_settings
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
 from tests.support.random_traffic import RandomTraffic
+from tests.support.stock_and_ours import stock_and_ours
 
 CLASSES = 3
 
@@ -43,21 +44,8 @@ class LateTraffic(RandomTraffic):
 @pytest.mark.parametrize("num_blocks", [2_000, 36])
 @pytest.mark.parametrize("lag", [0, 1])
 def test_stock_priority_step_for_step(lag: int, num_blocks: int, policy: str) -> None:
-    stock, ours = (
-        SteppedEngine(
-            build_scheduler(
-                scheduler_class,
-                num_blocks=num_blocks,
-                max_num_seqs=6,
-                token_budget=64,
-                asynchronous=bool(lag),
-                policy="priority",
-                lengthwise={"settings": {"policy": policy}},
-            ),
-            lag,
-        )
-        for scheduler_class in (None, Scheduler)
-    )
+    limits = {"num_blocks": num_blocks, "max_num_seqs": 6, "token_budget": 64}
+    stock, ours = stock_and_ours({"policy": policy}, lag, policy="priority", **limits)
     traffic = LateTraffic(seed=11, classes=CLASSES)
     preempted = 0
     for _ in range(1_000):
@@ -81,17 +69,7 @@ def ids(requests: Any) -> list[str]:
 @pytest.mark.parametrize("vllm_policy", ["fcfs", "priority"])
 def test_the_queue_can_be_looked_at_between_steps(vllm_policy: str) -> None:
     rng = random.Random(5)
-    stock, ours = (
-        SteppedEngine(
-            build_scheduler(
-                scheduler_class,
-                max_num_seqs=1,
-                policy=vllm_policy,  # type: ignore[arg-type]
-                lengthwise={"settings": {"policy": "fcfs"}},
-            )
-        )
-        for scheduler_class in (None, Scheduler)
-    )
+    stock, ours = stock_and_ours({"policy": "fcfs"}, max_num_seqs=1, policy=vllm_policy)
     for number in range(20):
         ask = Ask(f"r{number}", [7] * 9, 3, priority=rng.randrange(3), arrival_time=rng.random())
         for engine in (stock, ours):

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.workload.dataset import load_dataset
+from tests.support.strange_rows import strange_rows
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "One?", "response_tokens": 5, "model": "m", "split": "train"},
@@ -168,19 +168,7 @@ def test_nothing_usable_is_refused(tmp_path: Path) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                name: st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-                for name in ("prompt", "length")
-            },
-        ),
-        min_size=1,
-        max_size=8,
-    )
-)
+@given(strange_rows("prompt", "length"))
 def test_every_row_is_kept_or_rejected(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """Whatever is in a table: one line, or all of its rows accounted for."""
     path = write(tmp_path, ".jsonl", rows)

@@ -18,6 +18,7 @@ from lengthwise.errors import InputError
 from lengthwise.workload.layouts import ARRIVAL_COLUMNS, OUTPUT_COLUMNS, PROMPT_COLUMNS
 from lengthwise.workload.load_trace import load_trace
 from lengthwise.workload.trace import Trace
+from tests.support.strange_rows import strange_rows
 from tests.support.trace_files import SUFFIXES, refused, write
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -69,19 +70,7 @@ def test_what_is_written_is_read(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                name: st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-                for name in ("arrival_s", "prompt_tokens", "output_tokens")
-            },
-        ),
-        min_size=1,
-        max_size=8,
-    )
-)
+@given(strange_rows("arrival_s", "prompt_tokens", "output_tokens"))
 def test_every_row_is_kept_or_rejected(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """Whatever is in a table: one line, or all of its rows accounted for."""
     path = tmp_path / "t.jsonl"
