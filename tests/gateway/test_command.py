@@ -109,10 +109,14 @@ async def ask(session: aiohttp.ClientSession, url: str, user: str, tokens: int, 
         return response.status, await response.text()
 
 
-async def waiting(session: aiohttp.ClientSession, url: str) -> float:
+async def metric(session: aiohttp.ClientSession, url: str, name: str) -> float:
     async with session.get(url + "/metrics") as response:
         page = await response.text()
-    return float(page.split("\nlengthwise_gateway_waiting ")[1].split()[0])
+    return float(page.split(f"\n{name} ")[1].split()[0])
+
+
+async def waiting(session: aiohttp.ClientSession, url: str) -> float:
+    return await metric(session, url, "lengthwise_gateway_waiting")
 
 
 def test_sigterm_with_a_full_queue_serves_what_it_can_in_time(tmp_path: Path) -> None:
@@ -239,10 +243,13 @@ def test_a_black_box_is_learnt_from_its_own_answers(tmp_path: Path) -> None:
                 await until(lambda: "p-0" in str(json.loads(status.read_text())["predictor"]), 120)
                 upstream.order.clear()
                 upstream.hold.clear()
+                predictions = "lengthwise_predictions_total"
+                before = await metric(session, url, predictions)
                 asked = [asyncio.create_task(tell(number)) for number in range(1000, 1060)]
                 while await waiting(session, url) < 56:
                     await asyncio.sleep(0.01)
-                await asyncio.sleep(1.0)  # for the predictions of the last
+                while await metric(session, url, predictions) < before + 60:
+                    await asyncio.sleep(0.01)
                 upstream.hold.set()
                 await asyncio.gather(*asked)
                 order = [topics.index(t) for u in upstream.order for t in topics if t[0] in u]
