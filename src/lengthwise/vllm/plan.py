@@ -86,7 +86,10 @@ class Planner:
         self.choose_order()
 
     def choose_order(self) -> None:
-        """The policy's order; that of fcfs while its predictions are below the floor."""
+        """The policy's order; that of fcfs while its predictions are below the floor.
+
+        To be called whenever that may have changed, rather than in each step.
+        """
         discipline = self._disciplines[self._observers.doubts_policy]
         if discipline is self.discipline:
             return
