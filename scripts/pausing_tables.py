@@ -70,6 +70,7 @@ def offloading_table(kept: Row) -> list[str]:
     rows = [
         [
             NAMES[row["workload"]],
+            "asynchronous" if row["asynchronous"] else "synchronous",
             forms[row["policy"]],
             row["kept"],
             *(f"{row[figure]:.3f}×" for figure in FIGURES),
@@ -80,7 +81,8 @@ def offloading_table(kept: Row) -> list[str]:
         for row in kept["rows"]
         if row["policy"] in forms
     ]
-    heads = ["lengths", "`srpt`", "offloaded", *HEADS, "swaps", "freed for memory", "tokens again"]
+    heads = ["lengths", "scheduling", "`srpt`", "offloaded", *HEADS]
+    heads += ["swaps", "freed for memory", "tokens again"]
     return table(heads, rows)
 
 

@@ -51,6 +51,8 @@ def compare(seed: int) -> Counter[str]:
         table["expected"] * share for share in (0.5, 0.9, 2.0)
     )
     table["adapter"] = generator.choice([0, 0, 1, 2], len(table))
+    table["preemptions"] = generator.integers(0, 3, len(table))
+    table["computed_tokens"] = table["prompt_tokens"] + table["age"]
     table["paused_s"] = generator.choice([-20.0, -1.0], len(table))
     discipline = make_discipline(
         "srpt",
@@ -67,34 +69,41 @@ def compare(seed: int) -> Counter[str]:
     runners["computed_tokens"] = table["prompt_tokens"][runners["row"]] + runners["age"] - 1
     runners["wanted_tokens"] = generator.choice([1, 1, 1, 9], len(runners))
     runners["may_make_way"] = generator.random(len(runners)) < 0.8
-    runners["freed_blocks"] = runners["computed_tokens"] // 8 + 1
+    runners["freed_blocks"] = runners["computed_tokens"] // 8 + generator.integers(0, 2)
+    runners["in_flight"] = ~runners["paused"] & (generator.random() < 0.5)
     facts = new_facts(
         1,
         token_budget=int(generator.integers(8, 200)),
         block_size=8,
         watermark_blocks=int(generator.integers(0, 3)),
         max_adapters=int(generator.choice([0, 1, 2])),
+        host_blocks=int(generator.choice([0, 1000])),
+        offloads_answers=bool(generator.random() < 0.8),
     )
     facts["rows"], facts["step"] = n, 8
     facts["running"], facts["paused"], facts["waiting"] = counts
     facts["free_slots"], facts["free_places"] = generator.integers(0, 4), generator.integers(0, 6)
     facts["free_blocks"] = generator.choice([0, 2, 6, 40, 400])
     facts["token_work"] = generator.choice([0.0, 0.3])
+    facts["step_s"], facts["prefill_s"], facts["tokens_per_step"] = 0.01, 1e-5, 4.0
+    facts["leaving"] = generator.integers(0, 2)
     ordered = StepOrder()
     ordered.rank(discipline, table, facts)
     rows = ordered.first(discipline, table, n, n)
     swaps = bool(generator.random() < 0.8)
-    plain = PlainChoice(
+    reading = PlainChoice(
         discipline.rules.view(np.recarray)[0],
         facts.view(np.recarray)[0],
         runners.copy().view(np.recarray),
         table.copy().view(np.recarray),
         ordered.groups,
         ordered.ranks,
-    ).choose(rows.tolist(), swaps)
+    )
+    plain = reading.choose(rows.tolist(), swaps)
     order = ordered.of(table)
     chosen = choose(discipline.rules, facts, runners, order, rows, swaps)
     assert tuple(each.tolist() for each in chosen) == plain
+    assert facts["leaving"][0] == reading.leaving
     freed, runs, rests, front = plain
     assert sorted(freed + runs + rests) == list(range(len(runners)))
     assert all(table["state"][runners["row"][place]] == RUNNING for place in runs)
@@ -104,6 +113,8 @@ def compare(seed: int) -> Counter[str]:
         back=any(place >= running for place in runs),
         gone=any(place < running for place in rests),
         front=len(front) > 0,
+        preempted=bool((table["state"][runners["row"][freed]] == RUNNING).any()),
+        leaving=reading.leaving > 0,
         overdue=bool((ordered.groups[:n] % TIERS == OVERDUE).any()),
     )
 
@@ -115,5 +126,6 @@ def test_the_choice_is_that_of_a_plain_reading(seed: int) -> None:
 
 
 def test_the_random_steps_have_every_kind_of_choice() -> None:
-    seen = sum((compare(seed) for seed in range(200)), Counter())
-    assert min(seen[name] for name in ("freed", "back", "gone", "front", "overdue")) >= 10, seen
+    seen = sum((compare(seed) for seed in range(400)), Counter())
+    kinds = ("freed", "back", "gone", "front", "overdue", "preempted", "leaving")
+    assert min(seen[name] for name in kinds) >= 10, seen

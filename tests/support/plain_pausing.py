@@ -1,6 +1,7 @@
 """Who runs, who is paused and who is freed, in plain Python: from the page on pausing, with lists.
 
-Shared with the product is what a swap gains (`swap_gain`), which has tests of its own.
+Shared with the product is what a swap gains (`steps_saved`) and which swaps pay for a load
+(`choose_swaps`), which have tests of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policy.guards import OVERDUE, TIERS
+from lengthwise.policy.order import Order
 from lengthwise.policy.rollout import steps_saved
+from lengthwise.policy.select import Room, choose_swaps
 
 
 class PlainChoice:
@@ -31,6 +34,7 @@ class PlainChoice:
     ) -> None:
         self.rules, self.facts, self.runners, self.table = rules, facts, runners, table
         self.groups = groups
+        self.whole_order = Order(table, groups, ranks)
         self.rank = [(groups[i], ranks[i]) for i in range(len(table))]
         self.key = [(*self.rank[i], table[i].sequence) for i in range(len(table))]
         everyone = range(len(runners))
@@ -41,6 +45,7 @@ class PlainChoice:
         self.gone: list[int] = []  # places of those that are paused now
         self.freed: list[int] = []
         self.front: list[int] = []  # rows that come in
+        self.leaving = 0  # of those that are paused now, to be preempted in the next step
         self.slots, self.places = facts.free_slots, facts.free_places
         self.blocks = facts.free_blocks - sum(self.growth(p) for p in self.run)
         self.tokens = facts.token_budget - sum(int(runners[p].wanted_tokens) for p in self.run)
@@ -49,11 +54,13 @@ class PlainChoice:
         self, waiting: list[int], swaps: bool
     ) -> tuple[list[int], list[int], list[int], list[int]]:
         self.make_room(0)
-        waiting = self.fill(list(waiting))
+        left = self.fill(list(waiting))
         if swaps:
             self.end_stalls()
-            self.swap(waiting)
-        stay = [p for p in self.began if p not in self.gone]
+            self.swap(left)
+            if self.facts.host_blocks > 0:
+                self.load(waiting)
+        stay = [p for p in self.began if p not in self.gone + self.freed]
         return self.freed, stay + self.back, self.rest + self.gone, self.front
 
     def fill(self, waiting: list[int]) -> list[int]:
@@ -129,7 +136,9 @@ class PlainChoice:
             if place < 0:
                 steps = float(self.table[row].remaining)
                 others = [min(left, steps) for k, (_, left) in enumerate(running) if k != at]
-                opened = self.comes_in(row, spare - self.held(3.0 * sum(others, steps)))
+                loads = self.facts.host_blocks > 0 and self.facts.offloads_answers
+                aside = 0 if loads else self.held(3.0 * sum(others, steps))
+                opened = self.comes_in(row, spare - aside)
                 if not opened:
                     continue
                 left = self.work(row)
@@ -147,6 +156,42 @@ class PlainChoice:
             if back == 0:
                 break
             queue.insert(back, (self.row(victim), victim))
+
+    def load(self, waiting: list[int]) -> None:
+        """Newcomers take the memory of those that can load theirs."""
+        runs = sorted([p for p in self.began if p not in self.gone] + self.back)
+        adapters = {0} | {int(self.table[self.row(p)].adapter) for p in runs}
+        holders = runs + self.rest[: max(self.slots, 0)]
+        taken = np.array(holders, np.int64)
+        asked = self.runners[taken].copy()
+        asked["may_make_way"] &= asked["freed_blocks"] > 0
+        asked["may_make_way"] &= (
+            self.table["preemptions"][asked["row"]] < self.rules.max_preemptions
+        )
+        rows = [
+            row
+            for row in waiting
+            if row not in self.front
+            and (self.facts.max_adapters == 0 or int(self.table[row].adapter) in adapters)
+        ]
+        blocks = self.blocks - self.facts.watermark_blocks
+        room = Room(int(min(self.slots, self.places)), int(blocks), int(self.tokens))
+        victims, admitted = choose_swaps(
+            self.rules, self.facts, asked, self.whole_order, np.array(rows, np.int64), room
+        )
+        at_once = admitted - len(victims)
+        self.front += rows[:at_once]
+        for newcomer, victim in zip(rows[at_once:admitted], victims, strict=True):
+            place = holders[victim]
+            if self.runners[place].in_flight:
+                self.gone.append(place)
+                self.leaving += 1
+            elif self.leaving == 0:
+                for group in (self.rest, self.back):
+                    if place in group:
+                        group.remove(place)
+                self.freed.append(place)
+                self.front.append(newcomer)
 
     def pays(self, queue: list[tuple[int, int]], running: list[tuple[int, float]]) -> int | None:
         newcomer = queue[0][0]

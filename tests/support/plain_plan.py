@@ -16,7 +16,7 @@ from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, PROMOTED, TIERS
 from lengthwise.policy.length_law import expected_remaining
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order
-from lengthwise.policy.select import choose_swaps
+from lengthwise.policy.select import choose_swaps, left_by
 from lengthwise.policy.step_time import batch_s, prefill_weight
 from lengthwise.request import RUNNING, WAITING
 
@@ -171,6 +171,7 @@ def swap(engine: PlainEngine) -> list[Job] | None:
         runners,
         Order(engine.table, engine.groups, engine.ranks),
         _rows(queue),
+        left_by(facts, runners),
     )
     for victim in [engine.running[place] for place in victims]:
         victim.row.preemptions += 1

@@ -69,13 +69,49 @@ def test_what_is_freed_is_loaded_and_not_computed_again(lag: int) -> None:
     assert counters.pauses > 0, "requests are paused beside the connector"
     assert counters.memory_preemptions > 0
     assert freed.memory_preemptions > 0
+    assert counters.preemptions > 0, "where a pause finds no memory, a load does"
+    assert freed.preemptions == 0
     # Of whole blocks nothing is lost: at most a block less a token, and one on its way, each time.
-    assert counters.recomputed_tokens < 17 * counters.memory_preemptions
+    assert counters.recomputed_tokens < 17 * (counters.memory_preemptions + counters.preemptions)
     assert freed.recomputed_tokens > 17 * freed.memory_preemptions
     manager = virtual.scheduler.kv_cache_manager
     assert manager.block_pool.get_num_free_blocks() == 34
     measured = float(virtual.scheduler._planner.facts.array["load_s"][0])
     assert measured == pytest.approx(BLOCK_BYTES / 16 / (GBIT_PER_S * 1e9 / 8))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_engine_nothing_is_lost(seed: int) -> None:
+    """Slow links, host memory that overflows, few places, memory that is looked ahead at."""
+    generator = np.random.default_rng(seed)
+    engine = EngineSettings(
+        slots=int(generator.integers(2, 6)),
+        max_seqs=int(generator.integers(7, 20)),
+        kv_blocks=int(generator.integers(17, 50)),
+        block_size=16,
+        lag=seed % 2,
+        token_budget=int(generator.choice([32, 128])),
+    )
+    settings = {
+        **SETTINGS,
+        "preemption": ("pays", "greedy")[seed // 2],
+        "max_stall_s": float(generator.choice([0.2, 10.0])),
+        "memory_growth": float(generator.choice([0.0, 1.0])),
+    }
+    link = connector(
+        cpu_bytes_to_use=int(generator.choice([1 << 18, 1 << 20])),
+        **{BANDWIDTH: float(generator.choice([0.02, 0.5]))},
+    )
+    with open_virtual_engine(
+        COST, engine, longest=255, settings=settings, connector=link
+    ) as virtual:
+        answers = virtual.run(asked())
+        assert virtual.scheduler._observers.contained.off == {}
+        pool = virtual.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == engine.kv_blocks
+        counters = virtual.scheduler.counters
+        assert counters.pauses + counters.preemptions + counters.memory_preemptions > 0
+    assert [len(each.token_s) for each in answers] == [each.output_tokens for each in asked()]
 
 
 def test_a_swap_is_priced_by_the_load_of_whole_blocks() -> None:

@@ -229,7 +229,8 @@ def growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, st
     """Blocks that a newcomer and those that run beside it are expected to take until it ends.
 
     A pause keeps its blocks from all others. Where these would run out meanwhile, somebody is
-    computed again after all.
+    computed again after all; with answers in host memory it is loaded, which keeps nobody else
+    waiting, so that nothing is set aside.
 
     Args:
         facts: a FACTS record.
@@ -237,6 +238,8 @@ def growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, st
         leaves: which of them makes way, -1 for none.
         steps: predicted steps of the newcomer.
     """
+    if facts.host_blocks > 0 and facts.offloads_answers:
+        return 0
     tokens = steps
     for k in range(len(remaining)):
         if k != leaves:

@@ -46,6 +46,7 @@ FACTS: Final = np.dtype(
         ("admissions", np.int64),  # made so far
         ("promised", np.int64),  # admissions that there should be after the step before
         ("looking", np.int64),  # of those that run, how many are only looked at
+        ("leaving", np.int64),  # paused in the step before to be preempted; see `policy.offloading`
         ("decoded", np.int64),  # tokens computed so far, of answers
         ("prefilled", np.int64),  # and of prompts
         # What it has seen of preemptions; see `policy.cutoff`.
@@ -73,6 +74,7 @@ RUNNER: Final = np.dtype(
         ("prefilling", np.bool_),  # in the middle of its prefill
         ("may_make_way", np.bool_),  # it can be preempted, or left out, for another
         ("freed_blocks", np.int64),  # by preempting it: those that no other request shares
+        ("in_flight", np.bool_),  # and that can be had once the step before this has ended
     ],
     align=True,
 )
@@ -185,7 +187,7 @@ def swaps_are_due(rules: Any, facts: Any) -> bool:
     due = facts.step % SWAP_EVERY == 0
     # A pause costs nothing, so that a newcomer need not wait for the next look.
     due = due or (rules.pauses and facts.arrivals > facts.looked_at)
-    due = due or (rules.peeks and facts.looking > 0)
+    due = due or (rules.peeks and facts.looking > 0) or facts.leaving > 0
     return bool(rules.preempts and others and due and facts.running > 0)
 
 

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
+from lengthwise.policy.facts import looks_ahead
 from lengthwise.policy.length_law import cumulative_hazard, is_certain
+from lengthwise.policy.order import Order
 from lengthwise.request import RequestTable
 
 Floats = NDArray[np.float64]
@@ -24,6 +26,34 @@ Rows = NDArray[np.int64]
 
 _INSTANTS: Final = 32  # at which the memory is looked at; with fewer requests, at each one's end
 _SAFETY: Final = 1.2815515655446004  # standard deviations: the 90 % quantile of a normal law
+
+
+@compiled
+def let_in(
+    rules: Any,
+    facts: Any,
+    runners: NDArray[np.void],
+    order: Order,
+    waiting: Rows,
+    ready: NDArray[np.bool_],
+) -> int:
+    """How many of the first waiting rows, one for each free slot, may come in by what memory is
+    predicted to be needed; all where that is not asked for.
+
+    Args:
+        rules: a RULES record.
+        facts: a FACTS record.
+        runners: array of RUNNER.
+        order: of all requests.
+        waiting: rows in order.
+        ready: which of them the engine could admit now.
+    """
+    first = waiting[: facts.free_slots]
+    # What lets nobody in must not hold back those behind.
+    if not looks_ahead(rules, facts) or len(first) == 0 or (len(runners) == 0 and not ready[0]):
+        return len(first)
+    growth, blocks, size = rules.memory_growth, facts.free_blocks, facts.block_size
+    return int(fitting(order.table, runners, first, growth, blocks, size))
 
 
 @compiled

@@ -10,6 +10,8 @@ not be expected to lose. It is not free of risk, since predictions err. In order
    ones go on; somebody always runs.
 3. Paused requests whose stall has reached its bound take the place of the worst running ones.
 4. Others swap places where completion times are no worse for it (`policy.pausing_swaps`).
+5. Where a newcomer finds no memory, and host memory holds copies of what is computed, it takes that
+   of a running one if this pays for a load (`policy.offloading`).
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from lengthwise.policy.draft import (
     new_draft,
     resume,
 )
-from lengthwise.policy.facts import looks_ahead, swaps_are_due
-from lengthwise.policy.memory import fitting
+from lengthwise.policy.facts import SWAP_EVERY, swaps_are_due
+from lengthwise.policy.memory import let_in
+from lengthwise.policy.offloading import preempt_by_load
 from lengthwise.policy.order import Order, precedes
 from lengthwise.policy.pausing_swaps import resume_overdue, swap_places
 from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
@@ -51,16 +54,11 @@ def decide_with_pauses(
     ready: NDArray[np.bool_],
 ) -> tuple[Rows, Rows, bool, Rows, Rows]:
     """`prepass.decide` where those that make way are paused; memory is not put in order yet."""
-    limited = False
     newcomers = waiting[ready]
-    if looks_ahead(rules, facts) and len(waiting) > 0 and (len(runners) > 0 or ready[0]):
-        size = facts.block_size
-        growth, blocks = rules.memory_growth, facts.free_blocks
-        first = waiting[: facts.free_slots]
-        count = fitting(order.table, runners, first, growth, blocks, size)
-        if count < len(first):
-            limited = True
-            newcomers = waiting[:count][ready[:count]]
+    count = let_in(rules, facts, runners, order, waiting, ready)
+    limited = count < min(len(waiting), facts.free_slots)
+    if limited:
+        newcomers = waiting[:count][ready[:count]]
     if not facts.may_swap or facts.admissions < facts.promised:
         newcomers = newcomers[:0]  # newcomers are held back, or did not come when they should
     swaps = swaps_are_due(rules, facts)
@@ -90,6 +88,8 @@ def choose_active(
 ) -> tuple[Rows, Rows, Rows, Rows]:
     """Who runs, who is paused and who is freed; states and times of pauses are written.
 
+    Of those that are freed, whoever is not PAUSED by then makes way for a newcomer.
+
     Args:
         rules: a RULES record.
         facts: a FACTS record.
@@ -105,6 +105,8 @@ def choose_active(
     """
     own = new_draft(facts, len(runners), len(waiting))
     draft: Draft = borrowed(own)
+    by_load = facts.host_blocks > 0 and (facts.leaving > 0 or facts.step % SWAP_EVERY == 0)
+    facts.leaving = 0
     for place in range(len(runners)):
         if not runners[place].paused:
             keep(facts, runners, draft, place)
@@ -114,6 +116,8 @@ def choose_active(
     if swaps:
         resume_overdue(facts, runners, order, resting, draft)
         swap_places(rules, facts, runners, order, waiting[asked:], resting, draft)
+        if by_load:
+            facts.leaving = preempt_by_load(rules, facts, runners, order, waiting, resting, draft)
     return _settle(facts, runners, order, resting, own)
 
 
@@ -197,6 +201,8 @@ def _settle(
             running[size] = place
             size += 1
     for place in draft.resumed[: left.resumed]:
+        if draft.fate[place] != RUNS:
+            continue
         running[size] = place
         size += 1
         table[runners[place].row].state = RUNNING

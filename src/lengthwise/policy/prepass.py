@@ -28,19 +28,18 @@ from lengthwise.policy.facts import (
     RUNNER,
     EngineState,
     adapts,
-    looks_ahead,
     memory_may_run_out,
     needs_order,
     new_facts,
     prepare_one,
     swaps_are_due,
 )
-from lengthwise.policy.memory import fitting
+from lengthwise.policy.memory import let_in
 from lengthwise.policy.order import Order, first_in_order, victims_last
 from lengthwise.policy.pausing import decide_with_pauses
 from lengthwise.policy.ranking import rank_one
 from lengthwise.policy.rollout import LOOKAHEAD
-from lengthwise.policy.select import Rows, blocks_for, choose_swaps, outranked
+from lengthwise.policy.select import Rows, blocks_for, choose_swaps, left_by, outranked
 from lengthwise.policy.step_time import StepTime, batch_s
 from lengthwise.policy.tenants import new_shares, take_leads
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
@@ -109,7 +108,7 @@ def look(
         want = LOOKAHEAD * (slots + facts.running) if swaps else slots
         waiting = first_in_order(order, facts.rows, rules.blend, facts.admissions, want)
     if rules.pauses:
-        short = memory_may_run_out(facts)
+        short = memory_may_run_out(facts) or (swaps and facts.host_blocks > 0)
         for runner in runners:
             runner.may_make_way = short if runner.paused else swaps
         return waiting
@@ -155,17 +154,14 @@ def decide(
     if swaps_are_due(rules, facts):
         newcomers = waiting[ready]
         _keep_those_behind(rules, facts, runners, order, newcomers)
-        victims, admitted = choose_swaps(rules, facts, runners, order, newcomers)
+        room = left_by(facts, runners)
+        victims, admitted = choose_swaps(rules, facts, runners, order, newcomers, room)
         limited = len(victims) > 0
         front = newcomers[:admitted]
-    if not limited and looks_ahead(rules, facts):
-        front = waiting[: facts.free_slots]
-        # What lets nobody in must not hold back those behind.
-        if len(front) > 0 and (facts.running > 0 or ready[0]):
-            growth, blocks, size = rules.memory_growth, facts.free_blocks, facts.block_size
-            count = fitting(order.table, runners, front, growth, blocks, size)
-            limited = count < len(front)
-            front = front[:count]
+    if not limited:
+        count = let_in(rules, facts, runners, order, waiting, ready)
+        limited = count < min(len(waiting), facts.free_slots)
+        front = waiting[:count]
     stays, free_blocks = np.ones(len(runners), np.bool_), facts.free_blocks
     for place in victims:
         stays[place] = False

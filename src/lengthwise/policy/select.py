@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,35 @@ def outranked(order: Order, runners: NDArray[np.void], newcomers: Rows) -> NDArr
     return result
 
 
+class Room(NamedTuple):
+    """What a step has for newcomers.
+
+    Attributes:
+        slots: that nobody has.
+        blocks: of KV, free beyond those that are left free on purpose.
+        tokens: that it may still compute.
+    """
+
+    slots: int
+    blocks: int
+    tokens: int
+
+
+@compiled
+def left_by(facts: Any, runners: NDArray[np.void]) -> Room:
+    """What running requests leave of a step, what they take in it at most set aside.
+
+    Args:
+        facts: a FACTS record.
+        runners: array of RUNNER.
+    """
+    tokens, blocks = facts.token_budget, facts.free_blocks - facts.watermark_blocks
+    for runner in runners:
+        tokens -= runner.wanted_tokens
+        blocks -= growth(facts, runner)
+    return Room(facts.free_slots, blocks, tokens)
+
+
 @compiled
 def choose_swaps(
     rules: Any,
@@ -43,6 +72,7 @@ def choose_swaps(
     runners: NDArray[np.void],
     order: Order,
     waiting: Rows,
+    room: Room,
 ) -> tuple[Rows, int]:
     """Which running requests to preempt, and how many waiting ones get in this step.
 
@@ -56,6 +86,7 @@ def choose_swaps(
         runners: array of RUNNER.
         order: of all requests.
         waiting: the first waiting rows in order that could be admitted.
+        room: what the step has for them.
 
     Returns:
         Places of the victims among the runners, and the number of leading rows of `waiting` that
@@ -63,11 +94,7 @@ def choose_swaps(
     """
     table, queue = order.table, waiting.copy()
     admitted = 0
-    slots, budget = facts.free_slots, facts.token_budget
-    blocks = facts.free_blocks - facts.watermark_blocks
-    for runner in runners:  # what those that run take in this step is set aside
-        budget -= runner.wanted_tokens
-        blocks -= growth(facts, runner)
+    slots, blocks, budget = room.slots, room.blocks, room.tokens
     free_blocks = blocks
     while len(queue) > 0 and slots > 0 and budget > 0:
         need = prompt_blocks(facts, table[queue[0]])

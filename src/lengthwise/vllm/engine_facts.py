@@ -119,6 +119,7 @@ class EngineFacts:
                     request.is_prefill_chunk,
                     False,
                     0,
+                    False,
                 )
                 for place, request in enumerate(running)
             ],
@@ -128,13 +129,17 @@ class EngineFacts:
     def ask_of(self, running: Sequence[Any], runners: NDArray[np.void], chosen: Discipline) -> None:
         """Whether those who might make way may, and what that would give back."""
         # Each column is taken out once: that costs as much as a question to vLLM.
-        may_make_way, freed, paused = (
-            runners[name] for name in ("may_make_way", "freed_blocks", "paused")
+        may_make_way, freed, paused, in_flight = (
+            runners[name] for name in ("may_make_way", "freed_blocks", "paused", "in_flight")
         )
+        offloads = self.array["host_blocks"][0] > 0
         for place in np.nonzero(may_make_way)[0].tolist():
             request = running[place]
             if chosen.pauses and not paused[place]:
                 may_make_way[place] = requests.may_pause(request)
+                if offloads and may_make_way[place]:
+                    freed[place] = schedulers.blocks_freed(self._scheduler, request)
+                    in_flight[place] = not schedulers.may_make_way(self._scheduler, request)
             elif schedulers.may_make_way(self._scheduler, request):
                 freed[place] = schedulers.blocks_freed(self._scheduler, request)
             else:

@@ -15,7 +15,7 @@ from lengthwise.policy.guards import TIERS
 from lengthwise.policy.prepass import NOBODY, SPARE, StepOrder, begin_one, decide_one, look_one
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.policy.tenants import Tenants, take_leads
-from lengthwise.request import LOOKED, LOOKING, RUNNING, LiveTable
+from lengthwise.request import LOOKED, LOOKING, PAUSED, RUNNING, LiveTable
 from lengthwise.vllm.active import Active
 from lengthwise.vllm.compat import requests, schedulers
 from lengthwise.vllm.engine_facts import EngineFacts
@@ -86,7 +86,10 @@ class Planner:
         self.choose_order()
 
     def choose_order(self) -> None:
-        """The policy's order; that of fcfs while its predictions are below the floor."""
+        """The policy's order; that of fcfs while its predictions are below the floor.
+
+        To be called whenever that may have changed, rather than in each step.
+        """
         discipline = self._disciplines[self._observers.doubts_policy]
         if discipline is self.discipline:
             return
@@ -196,7 +199,7 @@ class Planner:
         victims, front, limited, kept, paused = decision
         if self.on_decision is not None and recorded is not None:
             self.on_decision(recorded, Decision(*decision))
-        self._preempt([running[place] for place in victims], chosen.pauses)
+        self._preempt([running[place] for place in victims], runners["row"][victims])
         if self._parent_chooses_victims:
             kept = np.sort(kept)  # as it was: the tail is not where victims are taken from
         scheduler.running[:] = [running[place] for place in kept]
@@ -229,12 +232,13 @@ class Planner:
             ready,
         )
 
-    def _preempt(self, victims: list[Any], for_memory: bool) -> None:
-        scheduler = self._scheduler
-        self.preempting = not for_memory
+    def _preempt(self, victims: list[Any], rows: NDArray[np.int64]) -> None:
+        """Those that are PAUSED lose their memory to what runs, the others to a newcomer."""
+        scheduler, states = self._scheduler, self._live.table["state"][rows].tolist()
         try:
-            for victim in victims:
-                if not for_memory:  # else it was paused
+            for victim, state in zip(victims, states, strict=True):
+                self.preempting = state != PAUSED
+                if victim in scheduler.running:  # else it was paused in the step before
                     scheduler.running.remove(victim)
                 scheduler._preempt_request(
                     victim, self._now, drop_stale_output=scheduler.requires_kv_delivery

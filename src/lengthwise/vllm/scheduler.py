@@ -116,6 +116,7 @@ class LengthwiseMixin:
         """A session goes on: the same row, a longer prompt, a new prediction."""
         super()._update_request_as_session(session, update)  # type: ignore[misc]
         self._observers.turn_ended(session)
+        self._planner.choose_order()  # tau is of what has ended
         self._live.arrive_anew(session.request_id)
         row = self._live.row(session.request_id)
         if self._refinement is not None:
@@ -162,7 +163,6 @@ class LengthwiseMixin:
         if self._settings.offered is not self._active:
             self._take_up()
         planner, facts = self._planner, self._planner.facts
-        planner.choose_order()
         if self.kv_holding_waiting or self.waiting.parked:
             self.waiting.note_parked(self.kv_holding_waiting)
         if facts.work is not None:
@@ -191,7 +191,7 @@ class LengthwiseMixin:
         if self._active.journal is not None:
             self._observers.planned(self._planner.paused, self._now)
         self._planner.facts.planned(output, in_full=self._active.measures_work)
-        if self._planner.discipline.counts_steps:
+        if self._planner.discipline.counts_steps and output.num_scheduled_tokens:
             self._planner.ran(output.num_scheduled_tokens)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -245,6 +245,7 @@ class LengthwiseMixin:
             self._planner.facts.left(thrown_out=False)
         predicted = self._predictions.forget(request.request_id)
         self._observers.ended(request, predicted, self._clock())
+        self._planner.choose_order()
         self.waiting.forget(request)
         self._live.release(request.request_id)
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]

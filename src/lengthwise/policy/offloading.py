@@ -1,0 +1,143 @@
+"""Newcomers take the memory of running requests that host memory holds copies of.
+
+A pause keeps its blocks, so that where memory is short hardly any is made. Where vLLM's connector
+copies blocks to host memory as they are computed, there is a tier between that and computing again:
+the victim is preempted for real, and loads its whole blocks when its turn comes (LTR's swap; Fu et
+al., section 4.3). Who makes way for whom is decided by the same rule as without pauses, at the
+measured price of that load (`policy.select`).
+
+A connector lets go of no blocks of a request that is in flight, as all are that ran in the step
+before where scheduling is asynchronous. Such a victim is paused first and preempted in the next
+step, unless the answer to the same question is another by then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.compiled import compiled
+from lengthwise.policy.draft import FREED, PAUSES, RUNS, Draft, admit, pause
+from lengthwise.policy.order import Order
+from lengthwise.policy.select import Room, Rows, choose_swaps, growth
+from lengthwise.request import RUNNING
+
+
+@compiled
+def preempt_by_load(
+    rules: Any,
+    facts: Any,
+    runners: NDArray[np.void],
+    order: Order,
+    waiting: Rows,
+    resting: Rows,
+    draft: Draft,
+) -> int:
+    """Let waiting requests in that no pause has made room for, if that pays for a load.
+
+    Args:
+        rules: a RULES record.
+        facts: a FACTS record.
+        runners: array of RUNNER; `freed_blocks` is known of all that may make way.
+        order: of all requests.
+        waiting: the waiting rows that may come in, in order.
+        resting: places of all that were paused, in order.
+        draft: written.
+
+    Returns:
+        How many are paused in order to be preempted in the next step.
+    """
+    left = draft.left[0]
+    places = _holders(runners, resting, draft)
+    holders = runners[places]
+    for holder in holders:
+        preempted = order.table[holder.row].preemptions
+        allowed = holder.freed_blocks > 0 and preempted < rules.max_preemptions
+        holder.may_make_way = holder.may_make_way and allowed
+    newcomers = _those_left(facts, runners, order, waiting, draft)
+    slots, blocks = min(left.slots, left.places), left.blocks - facts.watermark_blocks
+    room = Room(slots, blocks, left.tokens)
+    victims, admitted = choose_swaps(rules, facts, holders, order, newcomers, room)
+    at_once = admitted - len(victims)
+    for row in newcomers[:at_once]:
+        admit(facts, order, draft, row)
+        left.slots -= 1
+    leaving = 0
+    for k in range(len(victims)):
+        place = places[victims[k]]
+        runner = runners[place]
+        if runner.in_flight:
+            left.blocks += growth(facts, runner)
+            left.slots += 1
+            pause(draft, place)
+            leaving += 1
+        elif leaving == 0:  # else the newcomer before this one has not come in yet
+            _free(facts, runners, order, draft, place)
+            admit(facts, order, draft, newcomers[at_once + k])
+            left.slots -= 1
+    return leaving
+
+
+@compiled
+def _holders(runners: NDArray[np.void], resting: Rows, draft: Draft) -> Rows:
+    """Places of those that run, and of paused ones that slots are free for, which memory is not."""
+    places = np.empty(len(runners), np.int64)
+    size = 0
+    for place in range(len(runners)):
+        if draft.fate[place] == RUNS:
+            places[size] = place
+            size += 1
+    spare = draft.left[0].slots
+    for place in resting:
+        if spare > 0 and draft.fate[place] == PAUSES:
+            places[size] = place
+            size += 1
+            spare -= 1
+    return places[:size]
+
+
+@compiled
+def _those_left(
+    facts: Any, runners: NDArray[np.void], order: Order, waiting: Rows, draft: Draft
+) -> Rows:
+    """The waiting rows that do not come in yet and need no further adapter, in order."""
+    rows = np.empty(len(waiting), np.int64)
+    size = 0
+    for row in waiting:
+        if (draft.admitted[: draft.left[0].admitted] == row).any():
+            continue
+        if _adapter_is_held(facts, runners, order, draft, row):
+            rows[size] = row
+            size += 1
+    return rows[:size]
+
+
+@compiled
+def _adapter_is_held(
+    facts: Any, runners: NDArray[np.void], order: Order, draft: Draft, row: int
+) -> bool:
+    """Whether a row may come in whoever makes way for it, and for others in the same step."""
+    adapter = order.table[row].adapter
+    if facts.max_adapters == 0 or adapter == 0:
+        return True
+    for place in range(len(runners)):
+        if draft.fate[place] == RUNS and order.table[runners[place].row].adapter == adapter:
+            return True
+    return False
+
+
+@compiled
+def _free(facts: Any, runners: NDArray[np.void], order: Order, draft: Draft, place: int) -> None:
+    """A runner is preempted, and its slot, its place and its blocks are free."""
+    left, runner = draft.left[0], runners[place]
+    left.blocks += runner.freed_blocks
+    left.places += 1
+    if draft.fate[place] == RUNS:
+        left.blocks += growth(facts, runner)
+        left.slots += 1
+    draft.fate[place] = FREED
+    draft.freed[left.freed] = place
+    left.freed += 1
+    order.table[runner.row].state = RUNNING
