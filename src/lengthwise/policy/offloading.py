@@ -20,9 +20,32 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.policy.draft import FREED, PAUSES, RUNS, Draft, admit, pause
+from lengthwise.policy.facts import SWAP_EVERY
 from lengthwise.policy.order import Order
-from lengthwise.policy.select import Room, Rows, choose_swaps, growth
+from lengthwise.policy.select import Room, Rows, choose_swaps, growth, prompt_blocks
 from lengthwise.request import RUNNING
+
+
+@compiled
+def loads_are_due(rules: Any, facts: Any, order: Order, waiting: Rows) -> bool:
+    """Whether a newcomer may take the memory of a running request in this step.
+
+    What each would give back is asked of the engine then, which is dear: only where one of the
+    first that wait finds too little free.
+
+    Args:
+        rules: a RULES record.
+        facts: a FACTS record.
+        order: of all requests.
+        waiting: rows in order.
+    """
+    if facts.host_blocks == 0 or (facts.leaving == 0 and facts.step % SWAP_EVERY != 0):
+        return False
+    free = facts.free_blocks - facts.watermark_blocks - facts.running
+    needed = 0
+    for row in waiting[: rules.max_swaps]:
+        needed = max(needed, prompt_blocks(facts, order.table[row]))
+    return bool(needed > free)
 
 
 @compiled
@@ -40,7 +63,7 @@ def preempt_by_load(
     Args:
         rules: a RULES record.
         facts: a FACTS record.
-        runners: array of RUNNER; `freed_blocks` is known of all that may make way.
+        runners: array of RUNNER; nobody makes way whose `freed_blocks` have not been asked for.
         order: of all requests.
         waiting: the waiting rows that may come in, in order.
         resting: places of all that were paused, in order.

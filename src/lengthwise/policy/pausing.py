@@ -34,7 +34,7 @@ from lengthwise.policy.draft import (
     new_draft,
     resume,
 )
-from lengthwise.policy.facts import SWAP_EVERY, swaps_are_due
+from lengthwise.policy.facts import swaps_are_due
 from lengthwise.policy.memory import let_in
 from lengthwise.policy.offloading import preempt_by_load
 from lengthwise.policy.order import Order, precedes
@@ -105,7 +105,6 @@ def choose_active(
     """
     own = new_draft(facts, len(runners), len(waiting))
     draft: Draft = borrowed(own)
-    by_load = facts.host_blocks > 0 and (facts.leaving > 0 or facts.step % SWAP_EVERY == 0)
     facts.leaving = 0
     for place in range(len(runners)):
         if not runners[place].paused:
@@ -116,7 +115,7 @@ def choose_active(
     if swaps:
         resume_overdue(facts, runners, order, resting, draft)
         swap_places(rules, facts, runners, order, waiting[asked:], resting, draft)
-        if by_load:
+        if facts.host_blocks > 0:
             facts.leaving = preempt_by_load(rules, facts, runners, order, waiting, resting, draft)
     return _settle(facts, runners, order, resting, own)
 

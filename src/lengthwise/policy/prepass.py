@@ -35,6 +35,7 @@ from lengthwise.policy.facts import (
     swaps_are_due,
 )
 from lengthwise.policy.memory import let_in
+from lengthwise.policy.offloading import loads_are_due
 from lengthwise.policy.order import Order, first_in_order, victims_last
 from lengthwise.policy.pausing import decide_with_pauses
 from lengthwise.policy.ranking import rank_one
@@ -96,7 +97,8 @@ def look(
         rules: a RULES record.
         facts: a FACTS record.
         runners: array of RUNNER. `may_make_way` is written: whether to ask if it may, and what it
-            would give back; of a paused one, whether to ask if it may be freed.
+            would give back; of a paused one, whether to ask if it may be freed. So is `in_flight`:
+            whether to ask what a running one that may be paused would give back.
         order: of all requests.
 
     Returns:
@@ -108,9 +110,11 @@ def look(
         want = LOOKAHEAD * (slots + facts.running) if swaps else slots
         waiting = first_in_order(order, facts.rows, rules.blend, facts.admissions, want)
     if rules.pauses:
-        short = memory_may_run_out(facts) or (swaps and facts.host_blocks > 0)
+        loads = swaps and loads_are_due(rules, facts, order, waiting)
+        short = loads or memory_may_run_out(facts)
         for runner in runners:
             runner.may_make_way = short if runner.paused else swaps
+            runner.in_flight = loads and not runner.paused
         return waiting
     behind = outranked(order, runners, waiting)
     for place in range(len(runners)):

@@ -132,12 +132,11 @@ class EngineFacts:
         may_make_way, freed, paused, in_flight = (
             runners[name] for name in ("may_make_way", "freed_blocks", "paused", "in_flight")
         )
-        offloads = self.array["host_blocks"][0] > 0
         for place in np.nonzero(may_make_way)[0].tolist():
             request = running[place]
             if chosen.pauses and not paused[place]:
                 may_make_way[place] = requests.may_pause(request)
-                if offloads and may_make_way[place]:
+                if in_flight[place] and may_make_way[place]:
                     freed[place] = schedulers.blocks_freed(self._scheduler, request)
                     in_flight[place] = not schedulers.may_make_way(self._scheduler, request)
             elif schedulers.may_make_way(self._scheduler, request):
