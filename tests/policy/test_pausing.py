@@ -77,7 +77,7 @@ def compare(seed: int) -> Counter[str]:
         block_size=8,
         watermark_blocks=int(generator.integers(0, 3)),
         max_adapters=int(generator.choice([0, 1, 2])),
-        host_blocks=int(generator.choice([0, 1000])),
+        host_blocks=int(generator.choice([0, 20, 1000])),
         offloads_answers=bool(generator.random() < 0.8),
     )
     facts["rows"], facts["step"] = n, 8

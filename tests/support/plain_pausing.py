@@ -136,8 +136,9 @@ class PlainChoice:
             if place < 0:
                 steps = float(self.table[row].remaining)
                 others = [min(left, steps) for k, (_, left) in enumerate(running) if k != at]
-                loads = self.facts.host_blocks > 0 and self.facts.offloads_answers
-                aside = 0 if loads else self.held(3.0 * sum(others, steps))
+                aside = self.held(3.0 * sum(others, steps))
+                if self.facts.offloads_answers and aside <= self.facts.host_blocks:
+                    aside = 0
                 opened = self.comes_in(row, spare - aside)
                 if not opened:
                     continue

@@ -229,8 +229,8 @@ def growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, st
     """Blocks that a newcomer and those that run beside it are expected to take until it ends.
 
     A pause keeps its blocks from all others. Where these would run out meanwhile, somebody is
-    computed again after all; with answers in host memory it is loaded, which keeps nobody else
-    waiting, so that nothing is set aside.
+    computed again after all. Where host memory has a copy it is loaded, which keeps nobody else
+    waiting: nothing is set aside then, as long as what is copied meanwhile leaves the copy there.
 
     Args:
         facts: a FACTS record.
@@ -238,10 +238,9 @@ def growth_meanwhile(facts: Any, remaining: NDArray[np.float64], leaves: int, st
         leaves: which of them makes way, -1 for none.
         steps: predicted steps of the newcomer.
     """
-    if facts.host_blocks > 0 and facts.offloads_answers:
-        return 0
     tokens = steps
     for k in range(len(remaining)):
         if k != leaves:
             tokens += min(remaining[k], steps)
-    return blocks_for(GROWTH * tokens, facts.block_size)
+    blocks = blocks_for(GROWTH * tokens, facts.block_size)
+    return 0 if facts.offloads_answers and blocks <= facts.host_blocks else blocks
