@@ -126,6 +126,6 @@ def test_the_choice_is_that_of_a_plain_reading(seed: int) -> None:
 
 
 def test_the_random_steps_have_every_kind_of_choice() -> None:
-    seen = sum((compare(seed) for seed in range(400)), Counter())
+    seen = sum((compare(seed) for seed in range(700)), Counter())
     kinds = ("freed", "back", "gone", "front", "overdue", "preempted", "leaving")
     assert min(seen[name] for name in kinds) >= 10, seen

@@ -45,6 +45,7 @@ class PlainChoice:
         self.gone: list[int] = []  # places of those that are paused now
         self.freed: list[int] = []
         self.front: list[int] = []  # rows that come in
+        self.left_before = int(facts.leaving)
         self.leaving = 0  # of those that are paused now, to be preempted in the next step
         self.slots, self.places = facts.free_slots, facts.free_places
         self.blocks = facts.free_blocks - sum(self.growth(p) for p in self.run)
@@ -58,7 +59,7 @@ class PlainChoice:
         if swaps:
             self.end_stalls()
             self.swap(left)
-            if self.facts.host_blocks > 0:
+            if self.may_load():
                 self.load(waiting)
         stay = [p for p in self.began if p not in self.gone + self.freed]
         return self.freed, stay + self.back, self.rest + self.gone, self.front
@@ -158,6 +159,11 @@ class PlainChoice:
                 break
             queue.insert(back, (self.row(victim), victim))
 
+    def may_load(self) -> bool:
+        offloads = self.facts.host_blocks > 0
+        offloads = offloads and bool(self.facts.offloads_answers or not self.rules.greedy)
+        return offloads and (self.left_before > 0 or self.facts.step % 8 == 0)
+
     def load(self, waiting: list[int]) -> None:
         """Newcomers take the memory of those that can load theirs."""
         runs = sorted([p for p in self.began if p not in self.gone] + self.back)
@@ -169,14 +175,20 @@ class PlainChoice:
         asked["may_make_way"] &= (
             self.table["preemptions"][asked["row"]] < self.rules.max_preemptions
         )
-        rows = [
-            row
-            for row in waiting
-            if row not in self.front
-            and (self.facts.max_adapters == 0 or int(self.table[row].adapter) in adapters)
-        ]
+        overdue = self.groups[asked["row"]] % TIERS == OVERDUE
+        asked["may_make_way"] &= ~(asked["paused"] & overdue)
+        if self.left_before > 0:
+            asked["may_make_way"] &= ~asked["in_flight"]
+        rows = []
+        for row in waiting[: self.facts.free_slots + self.rules.max_swaps]:
+            if row in self.front or not self.adapter_fits(row):
+                continue
+            if self.facts.max_adapters > 0 and int(self.table[row].adapter) not in adapters:
+                break
+            rows.append(row)
         blocks = self.blocks - self.facts.watermark_blocks
-        room = Room(int(min(self.slots, self.places)), int(blocks), int(self.tokens))
+        swaps = int(self.rules.max_swaps - len(self.gone))
+        room = Room(int(min(self.slots, self.places)), int(blocks), int(self.tokens), swaps)
         victims, admitted = choose_swaps(
             self.rules, self.facts, asked, self.whole_order, np.array(rows, np.int64), room
         )

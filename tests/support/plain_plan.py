@@ -171,7 +171,7 @@ def swap(engine: PlainEngine) -> list[Job] | None:
         runners,
         Order(engine.table, engine.groups, engine.ranks),
         _rows(queue),
-        left_by(facts, runners),
+        left_by(chosen.rules[0], facts, runners),
     )
     for victim in [engine.running[place] for place in victims]:
         victim.row.preemptions += 1

@@ -15,6 +15,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.errors import InputError
+from lengthwise.request import RUNNING
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
 from tests.support.random_traffic import RandomTraffic
@@ -278,6 +279,28 @@ def test_settings_can_change_while_somebody_is_paused() -> None:
         engine.add(ask("d", 30))
         engine.scheduler.apply_now(parse_settings({**SETTINGS, **change}))
         assert_whole(engine)
+
+
+def test_who_is_paused_when_pausing_ends_makes_way_for_nobody() -> None:
+    """It goes on when a slot is free, and only those that run are preempted from then on."""
+    from lengthwise.settings import parse_settings
+
+    engine = with_one_paused()
+    scheduler = engine.scheduler
+    scheduler.apply_now(parse_settings({**SETTINGS, "pausing": False}))
+    arrivals = {8: "d", 16: "e", 20: "f"}
+    for step in range(40):
+        if step in arrivals:
+            engine.add(ask(arrivals[step], 4))
+        engine.step()
+        rest = paused(engine)
+        runs = [one.request_id for one in scheduler.running if one.request_id not in rest]
+        assert len(runs) <= 2
+        states = scheduler._live.table["state"]
+        assert all(states[scheduler._live.row(name)] == RUNNING for name in runs)
+    assert scheduler.counters.preemptions > 0
+    assert scheduler.counters.memory_preemptions == 0, "memory is ample"
+    assert_whole(engine)
 
 
 def test_where_nobody_can_be_paused_it_is_said_in_one_line() -> None:

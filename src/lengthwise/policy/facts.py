@@ -187,7 +187,7 @@ def swaps_are_due(rules: Any, facts: Any) -> bool:
     due = facts.step % SWAP_EVERY == 0
     # A pause costs nothing, so that a newcomer need not wait for the next look.
     due = due or (rules.pauses and facts.arrivals > facts.looked_at)
-    due = due or (rules.peeks and facts.looking > 0) or facts.leaving > 0
+    due = due or (rules.peeks and facts.looking > 0) or (rules.pauses and facts.leaving > 0)
     return bool(rules.preempts and others and due and facts.running > 0)
 
 

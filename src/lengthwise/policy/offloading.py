@@ -19,19 +19,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.policy.draft import FREED, PAUSES, RUNS, Draft, admit, pause
+from lengthwise.policy.draft import (
+    FREED,
+    PAUSES,
+    RUNS,
+    Draft,
+    adapter_fits,
+    admit,
+    pause,
+)
 from lengthwise.policy.facts import SWAP_EVERY
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.order import Order
 from lengthwise.policy.select import Room, Rows, choose_swaps, growth, prompt_blocks
 from lengthwise.request import RUNNING
 
 
 @compiled
+def may_load(rules: Any, facts: Any) -> bool:
+    """Whether it is the time for it: every eighth step, and where somebody was paused for it.
+
+    Who asks no price (`greedy`) preempts nobody whose answer would have to be computed again.
+    """
+    offloads = facts.host_blocks > 0 and (facts.offloads_answers or not rules.greedy)
+    return bool(offloads and (facts.leaving > 0 or facts.step % SWAP_EVERY == 0))
+
+
+@compiled
 def loads_are_due(rules: Any, facts: Any, order: Order, waiting: Rows) -> bool:
     """Whether a newcomer may take the memory of a running request in this step.
 
-    What each would give back is asked of the engine then, which is dear: only where one of the
-    first that wait finds too little free.
+    What each would give back is asked of the engine then, which is dear: only where those that
+    would come in find too little free.
 
     Args:
         rules: a RULES record.
@@ -39,12 +58,12 @@ def loads_are_due(rules: Any, facts: Any, order: Order, waiting: Rows) -> bool:
         order: of all requests.
         waiting: rows in order.
     """
-    if facts.host_blocks == 0 or (facts.leaving == 0 and facts.step % SWAP_EVERY != 0):
+    if not may_load(rules, facts):
         return False
     free = facts.free_blocks - facts.watermark_blocks - facts.running
     needed = 0
-    for row in waiting[: rules.max_swaps]:
-        needed = max(needed, prompt_blocks(facts, order.table[row]))
+    for row in waiting[: facts.free_slots + rules.max_swaps]:
+        needed += prompt_blocks(facts, order.table[row])
     return bool(needed > free)
 
 
@@ -57,6 +76,7 @@ def preempt_by_load(
     waiting: Rows,
     resting: Rows,
     draft: Draft,
+    goes_on: bool,
 ) -> int:
     """Let waiting requests in that no pause has made room for, if that pays for a load.
 
@@ -68,6 +88,8 @@ def preempt_by_load(
         waiting: the waiting rows that may come in, in order.
         resting: places of all that were paused, in order.
         draft: written.
+        goes_on: victims were paused for this in the step before. Nobody else is: of equal ones, who
+            has just been in flight would be paused in turn.
 
     Returns:
         How many are paused in order to be preempted in the next step.
@@ -78,10 +100,15 @@ def preempt_by_load(
     for holder in holders:
         preempted = order.table[holder.row].preemptions
         allowed = holder.freed_blocks > 0 and preempted < rules.max_preemptions
+        # A stall that has come to its end does not begin anew.
+        ends_stall = holder.paused and order.groups[holder.row] % TIERS == OVERDUE
+        allowed = allowed and not ends_stall and not (goes_on and holder.in_flight)
         holder.may_make_way = holder.may_make_way and allowed
-    newcomers = _those_left(facts, runners, order, waiting, draft)
+    # Of no more than these is it known whether they could be admitted.
+    most = facts.free_slots + rules.max_swaps
+    newcomers = _those_left(facts, runners, order, waiting[:most], draft)
     slots, blocks = min(left.slots, left.places), left.blocks - facts.watermark_blocks
-    room = Room(slots, blocks, left.tokens)
+    room = Room(slots, blocks, left.tokens, rules.max_swaps - left.paused)
     victims, admitted = choose_swaps(rules, facts, holders, order, newcomers, room)
     at_once = admitted - len(victims)
     for row in newcomers[:at_once]:
@@ -125,15 +152,19 @@ def _holders(runners: NDArray[np.void], resting: Rows, draft: Draft) -> Rows:
 def _those_left(
     facts: Any, runners: NDArray[np.void], order: Order, waiting: Rows, draft: Draft
 ) -> Rows:
-    """The waiting rows that do not come in yet and need no further adapter, in order."""
+    """The waiting rows that do not come in yet, in order, up to one that brings a further adapter:
+    whether that fits hangs on who makes way. Those whose adapter does not fit are passed over."""
     rows = np.empty(len(waiting), np.int64)
     size = 0
     for row in waiting:
         if (draft.admitted[: draft.left[0].admitted] == row).any():
             continue
-        if _adapter_is_held(facts, runners, order, draft, row):
-            rows[size] = row
-            size += 1
+        if not adapter_fits(facts, runners, order, draft, row, -1):
+            continue
+        if not _adapter_is_held(facts, runners, order, draft, row):
+            break
+        rows[size] = row
+        size += 1
     return rows[:size]
 
 

@@ -36,7 +36,7 @@ from lengthwise.policy.draft import (
 )
 from lengthwise.policy.facts import swaps_are_due
 from lengthwise.policy.memory import let_in
-from lengthwise.policy.offloading import preempt_by_load
+from lengthwise.policy.offloading import may_load, preempt_by_load
 from lengthwise.policy.order import Order, precedes
 from lengthwise.policy.pausing_swaps import resume_overdue, swap_places
 from lengthwise.policy.peek import choose_peeks, end_looks, settle_looks
@@ -105,6 +105,7 @@ def choose_active(
     """
     own = new_draft(facts, len(runners), len(waiting))
     draft: Draft = borrowed(own)
+    loads, goes_on = swaps and may_load(rules, facts), facts.leaving > 0
     facts.leaving = 0
     for place in range(len(runners)):
         if not runners[place].paused:
@@ -115,8 +116,10 @@ def choose_active(
     if swaps:
         resume_overdue(facts, runners, order, resting, draft)
         swap_places(rules, facts, runners, order, waiting[asked:], resting, draft)
-        if facts.host_blocks > 0:
-            facts.leaving = preempt_by_load(rules, facts, runners, order, waiting, resting, draft)
+    if loads:
+        facts.leaving = preempt_by_load(
+            rules, facts, runners, order, waiting, resting, draft, goes_on
+        )
     return _settle(facts, runners, order, resting, own)
 
 

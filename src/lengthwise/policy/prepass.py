@@ -158,7 +158,7 @@ def decide(
     if swaps_are_due(rules, facts):
         newcomers = waiting[ready]
         _keep_those_behind(rules, facts, runners, order, newcomers)
-        room = left_by(facts, runners)
+        room = left_by(rules, facts, runners)
         victims, admitted = choose_swaps(rules, facts, runners, order, newcomers, room)
         limited = len(victims) > 0
         front = newcomers[:admitted]

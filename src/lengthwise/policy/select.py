@@ -43,18 +43,21 @@ class Room(NamedTuple):
         slots: that nobody has.
         blocks: of KV, free beyond those that are left free on purpose.
         tokens: that it may still compute.
+        swaps: how many running requests may still make way.
     """
 
     slots: int
     blocks: int
     tokens: int
+    swaps: int
 
 
 @compiled
-def left_by(facts: Any, runners: NDArray[np.void]) -> Room:
+def left_by(rules: Any, facts: Any, runners: NDArray[np.void]) -> Room:
     """What running requests leave of a step, what they take in it at most set aside.
 
     Args:
+        rules: a RULES record.
         facts: a FACTS record.
         runners: array of RUNNER.
     """
@@ -62,7 +65,7 @@ def left_by(facts: Any, runners: NDArray[np.void]) -> Room:
     for runner in runners:
         tokens -= runner.wanted_tokens
         blocks -= growth(facts, runner)
-    return Room(facts.free_slots, blocks, tokens)
+    return Room(facts.free_slots, blocks, tokens, rules.max_swaps)
 
 
 @compiled
@@ -106,12 +109,12 @@ def choose_swaps(
         admitted += 1
         queue = queue[1:]
 
-    victims = np.empty(rules.max_swaps, np.int64)
-    swaps = 0
+    victims = np.empty(max(room.swaps, 0), np.int64)
+    swaps, returned = 0, len(queue)  # where the first victim of this step is in the queue
     held = np.empty(len(runners), np.int64)
     for place in range(len(runners)):
         held[place] = runners[place].row
-    while len(queue) > 0 and budget > 0 and swaps < rules.max_swaps:
+    while len(queue) > 0 and budget > 0 and swaps < room.swaps and returned > 0:
         place = _choose_victim(rules, facts, runners, order, queue, held, blocks, free_blocks)
         if place < 0:
             break
@@ -124,8 +127,7 @@ def choose_swaps(
         held[place] = newcomer
         # The victim takes its place in the queue. Where it is the next, nobody else gets in.
         returns = place_in_order(order, queue[1:], victim)
-        if returns == 0:
-            break
+        returned = min(returned - 1, returns)
         for k in range(returns):
             queue[k] = queue[k + 1]
         queue[returns] = victim

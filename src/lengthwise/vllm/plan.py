@@ -183,9 +183,11 @@ class Planner:
     def _decide(self) -> list[int] | None:
         """Preempt and put memory victims last; the only rows that may come in, None for all."""
         scheduler, table, chosen = self._scheduler, self._live.table, self.discipline
-        running: list[Any] = [*scheduler.running, *self.paused]
+        # Where nobody is paused any longer, those that still are go on as slots get free.
+        paused_before = self.paused if chosen.pauses else []
+        running: list[Any] = [*scheduler.running, *paused_before]
         facts = self.facts.array
-        runners = self.facts.runners(running, len(self.paused))
+        runners = self.facts.runners(running, len(paused_before))
         if not begin_one(chosen.rules, facts, runners, table, chosen.values):
             return None
         self._rank(everyone=True)
@@ -203,9 +205,10 @@ class Planner:
         if self._parent_chooses_victims:
             kept = np.sort(kept)  # as it was: the tail is not where victims are taken from
         scheduler.running[:] = [running[place] for place in kept]
-        self._counters.pauses += int((paused < len(running) - len(self.paused)).sum())
-        self.paused = [running[place] for place in paused]
-        self.left_out = len(self.paused)
+        if chosen.pauses:
+            self._counters.pauses += int((paused < len(running) - len(paused_before)).sum())
+            self.paused = [running[place] for place in paused]
+            self.left_out = len(self.paused)
         if seen is not None:
             looked = (seen == LOOKING) | (seen == LOOKED)
             here = runners["row"][kept[looked[kept]]]
