@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 REQUESTS: Final = 1000
 LOAD: Final = 1.15
-WORKLOADS: Final = ("castillo", "log-normal", "azure-conversations")
+WORKLOADS: Final = ("log-normal", "azure-conversations")  # where memory for a batch is short
 MEMORY: Final = "1.0"  # of what a full batch holds
 KEPT: Final = ("nothing", "prompts", "answers")
 HOST_BYTES: Final = 1 << 32  # more than all requests need
@@ -76,7 +76,7 @@ PLACES: Final[dict[int, tuple[Place, ...]]] = {
         ("fcfs", "nothing"),
         ("srpt:preemption=never", "nothing"),
         *(("srpt:pausing=false", kept) for kept in KEPT),
-        *(("srpt:pausing=false;preemption=greedy", kept) for kept in ("nothing", "answers")),
+        ("srpt:pausing=false;preemption=greedy", "answers"),
         *(("srpt", kept) for kept in KEPT),
     ),
     1: (
