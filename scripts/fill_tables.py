@@ -69,7 +69,7 @@ COMMANDS = {
     "pausing": "python bench/pausing.py --json",
     "pausing-tried": "python bench/pausing.py --policies srpt --kv ample --first-seed 100"
     " --seeds 20 [--preemption greedy] --json",
-    "offloading": "python bench/offloading.py --json",
+    "offloading": "python bench/offloading.py --seeds 1 --json",
     "preemption-grid": "python bench/preemption_grid.py --json",
     "guards-hindsight": "python bench/guards.py --guard max_lead=55 --guard max_lead=65"
     " --guard max_lead=75 --guard max_lead=85 --guard max_wait_s=1.0x --guard max_wait_s=1.1x"

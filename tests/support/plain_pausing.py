@@ -188,7 +188,8 @@ class PlainChoice:
             rows.append(row)
         blocks = self.blocks - self.facts.watermark_blocks
         swaps = int(self.rules.max_swaps - len(self.gone))
-        room = Room(int(min(self.slots, self.places)), int(blocks), int(self.tokens), swaps)
+        slots = int(min(self.slots, self.places))
+        room = Room(slots, int(blocks), int(self.tokens), swaps, returns=False)
         victims, admitted = choose_swaps(
             self.rules, self.facts, asked, self.whole_order, np.array(rows, np.int64), room
         )

@@ -44,12 +44,14 @@ class Room(NamedTuple):
         blocks: of KV, free beyond those that are left free on purpose.
         tokens: that it may still compute.
         swaps: how many running requests may still make way.
+        returns: whether a victim of this step may come back in it, in the place of another.
     """
 
     slots: int
     blocks: int
     tokens: int
     swaps: int
+    returns: bool
 
 
 @compiled
@@ -65,7 +67,7 @@ def left_by(rules: Any, facts: Any, runners: NDArray[np.void]) -> Room:
     for runner in runners:
         tokens -= runner.wanted_tokens
         blocks -= growth(facts, runner)
-    return Room(facts.free_slots, blocks, tokens, rules.max_swaps)
+    return Room(facts.free_slots, blocks, tokens, rules.max_swaps, True)
 
 
 @compiled
@@ -114,7 +116,9 @@ def choose_swaps(
     held = np.empty(len(runners), np.int64)
     for place in range(len(runners)):
         held[place] = runners[place].row
-    while len(queue) > 0 and budget > 0 and swaps < room.swaps and returned > 0:
+    while len(queue) > 0 and budget > 0 and swaps < room.swaps:
+        if returned == 0 and not room.returns:
+            break
         place = _choose_victim(rules, facts, runners, order, queue, held, blocks, free_blocks)
         if place < 0:
             break
@@ -127,6 +131,8 @@ def choose_swaps(
         held[place] = newcomer
         # The victim takes its place in the queue. Where it is the next, nobody else gets in.
         returns = place_in_order(order, queue[1:], victim)
+        if returns == 0:
+            break
         returned = min(returned - 1, returns)
         for k in range(returns):
             queue[k] = queue[k + 1]
