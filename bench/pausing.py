@@ -5,6 +5,7 @@
     python bench/pausing.py --predictions raw --costs a100:llama-3-8b
     python bench/pausing.py --policies srpt --kv ample --first-seed 100 --seeds 20
     python bench/pausing.py --policies srpt --preemption greedy
+    python bench/pausing.py --policies srpt --guards default --json
 
 Requests have real lengths (see --data) or log-normal ones; what is predicted of them is the true
 length with log-normal noise; with `probe`, what a probe says once the prompt has been computed has
@@ -14,6 +15,9 @@ a predictor says them that was calibrated on held-out requests. `raw`: the noisy
 A load is a multiple of what the engine was measured to do: answer tokens a second in a burst of the
 same requests, while any of them waits. The closed form of a full batch is the same but for
 runaway answers, whose contexts a round of some minutes never sees in full: `closed_form_load`.
+
+Guards are off but for the bound on stalls, so that the rule is seen by itself; `--guards default`
+has those that a server has.
 
 Rules are looked for on other seeds than those of the published figures, which are 0 to 10.
 
@@ -49,6 +53,7 @@ from bench.support.cases import (
 )
 from lengthwise.advise.cell import capacity
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.settings import Settings
 from lengthwise.simulate.presets import AFFINE, parse_preset
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.workload.arrivals import gamma
@@ -83,6 +88,11 @@ class Twin:
     pauses: bool = False
     probe: bool = False
     peeks: bool = False
+
+    def guards(self, slots: int) -> dict[str, Any]:
+        """The bounds on overtaking and on leads that a server has by default."""
+        settings = Settings(**self.discipline, predictor="declared", pausing=self.pauses)
+        return settings.bounds_for(slots)
 
 
 POLICIES: tuple[Twin, ...] = (
@@ -126,6 +136,7 @@ def rows(
     seeds: Sequence[int],
     raw: bool,
     policies: Sequence[Twin],
+    guarded: bool,
 ) -> Iterator[dict[str, Any]]:
     """A row for each policy."""
     prompts, answers = case.lengths(data)
@@ -159,7 +170,11 @@ def rows(
         base = figures(simulate(trace, make_discipline("fcfs"), cost, engine, log_steps=True))
         for place, twin in enumerate(policies):
             discipline = make_discipline(
-                **twin.discipline, pausing=twin.pauses, peek=twin.peeks, max_stall_s=STALL_S
+                **twin.discipline,
+                **(twin.guards(case.slots) if guarded else {}),
+                pausing=twin.pauses,
+                peek=twin.peeks,
+                max_stall_s=STALL_S,
             )
             served = simulate(
                 trace,
@@ -180,6 +195,7 @@ def rows(
             "kv": memory,
             "costs": costs,
             "policy": twin.label,
+            "guards": "default" if guarded else "none",
             "pausing": twin.pauses,
             "peek": twin.peeks,
             "tau": round(median(before for before, _ in taus), 3),
@@ -206,7 +222,8 @@ def missed(table: list[dict[str, Any]]) -> Iterator[str]:
         name = f"{row['workload']} at {row['load']}, KV {row['kv']}, {row['policy']}"
         name += " peek" if row["peek"] else " probe" if row["tau_probe"] else ""
         every = PEEK_FLOORS if row["peek"] else FLOORS
-        floors = every.get((row["workload"], row["load"]), {}) if row["kv"] == "ample" else {}
+        bare = row["kv"] == "ample" and row["guards"] == "none"
+        floors = every.get((row["workload"], row["load"]), {}) if bare else {}
         if row["peek"]:
             without = unseeing[row["workload"], row["load"], row["kv"], row["policy"]]
             if row["mean"] < PEEK_KEPT * without["mean"]:
@@ -229,6 +246,7 @@ def main() -> int:
     parser.add_argument("--only", help="workloads")
     parser.add_argument("--policies", help="names; of each, all forms")
     parser.add_argument("--preemption", help="who makes way where a policy pauses, as the setting")
+    parser.add_argument("--guards", choices=("none", "default"), default="none")
     parser.add_argument("--seeds", type=int, default=11, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -250,7 +268,8 @@ def main() -> int:
     for case in (case for case in CASES if case.name in chosen):
         for memory in given.kv.split(","):
             for load in LOADS:
-                found = rows(case, given.data, given.costs, load, memory, seeds, raw, policies)
+                costs, guarded = given.costs, given.guards == "default"
+                found = rows(case, given.data, costs, load, memory, seeds, raw, policies, guarded)
                 new = list(found)
                 table += new
                 if not given.json:

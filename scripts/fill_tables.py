@@ -67,6 +67,7 @@ COMMANDS = {
     "gateway": "python bench/gateway.py --parts PARTS --requests 500 --minutes 30 [--seed 1]"
     " --json",
     "pausing": "python bench/pausing.py --json",
+    "pausing-guarded": "python bench/pausing.py --policies srpt --guards default --json",
     "pausing-tried": "python bench/pausing.py --policies srpt --kv ample --first-seed 100"
     " --seeds 20 [--preemption greedy] --json",
     "offloading": "python bench/offloading.py --seeds 1 --json",
@@ -89,7 +90,7 @@ TABLES = {
 #: Tables that show other columns of what another table shows.
 SOURCES = {
     "across-summary": "across",
-    "pausing-summary": "pausing",
+    "pausing-summary": "pausing-guarded",
     "presets-derived": "presets",
     "presets-left-out": "presets",
     "demo-summary": "demo",

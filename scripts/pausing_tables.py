@@ -23,16 +23,27 @@ def pausing_summary(kept: Row) -> list[str]:
     rows = []
     for load in (0.9, 1.15):
         for name in ("castillo", "log-normal", "vicuna"):
-            never, paused = (
-                _one(kept["rows"], workload=name, load=load, kv="ample", policy=policy, **how)
-                for policy, how in (
-                    ("srpt:preemption=never", {}),
-                    ("srpt", {"pausing": True, "tau_probe": None}),
-                )
-            )
-            pairs = [f"{never[figure]:.2f} → {paused[figure]:.2f}×" for figure in FIGURES]
-            rows.append([NAMES[name], str(load), *pairs])
+            rows.append([NAMES[name], str(load), *_pairs(kept, name, load, "ample")])
     return table(["lengths", "load", *HEADS], rows)
+
+
+def guarded_table(kept: Row) -> list[str]:
+    """The same for every kind of requests and memory."""
+    rows = []
+    for name, title in NAMES.items():
+        for load in (0.9, 1.15):
+            for memory in ("ample", "1.5", "1.0"):
+                label = memory if memory == "ample" else f"{memory}×"
+                rows.append([title, str(load), label, *_pairs(kept, name, load, memory)])
+    return table(["lengths", "load", "KV", *HEADS], rows)
+
+
+def _pairs(kept: Row, workload: str, load: float, memory: str) -> list[str]:
+    """FIGURES of srpt, never preempting → pausing without a probe."""
+    where = {"workload": workload, "load": load, "kv": memory}
+    never = _one(kept["rows"], policy="srpt:preemption=never", **where)
+    paused = _one(kept["rows"], policy="srpt", pausing=True, tau_probe=None, **where)
+    return [f"{never[figure]:.2f} → {paused[figure]:.2f}×" for figure in FIGURES]
 
 
 def pausing_table(kept: Row) -> list[str]:
@@ -148,6 +159,7 @@ def _one(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
 
 PAUSING_TABLES: Final[Mapping[str, Callable[[Row], list[str]]]] = {
     "pausing-summary": pausing_summary,
+    "pausing-guarded": guarded_table,
     "pausing": pausing_table,
     "pausing-tried": tried_table,
     "offloading": offloading_table,

@@ -62,9 +62,12 @@ REQUEST: Final = np.dtype(
         ("preemptions", np.int32),  # times preempted so far
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         ("ahead", np.int64),  # requests of its class that waited when it arrived
-        # Tokens that the engine had computed when it arrived, of answers and of prompts.
+        # Tokens that the engine had computed when it arrived, of answers and of prompts, and those
+        # that it has computed while this one ran.
         ("decoded_before", np.int64),
         ("prefilled_before", np.int64),
+        ("decoded_ranked", np.int64),  # and all so far, when it arrived or was ranked last
+        ("prefilled_ranked", np.int64),
         ("queued_work", np.int64),  # the most that waited at once while it did, in output tokens
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none
@@ -75,7 +78,7 @@ REQUEST: Final = np.dtype(
         # Derived: written by the kernel before it ranks.
         ("prefill_work", np.float64),  # known tokens still to compute, in output tokens of work
         ("wait_s", np.float64),  # s since arrival
-        ("lateness", np.float64),  # share used up of the work that may be done before it starts
+        ("lateness", np.float64),  # share used up of the work that may be done while it waits
         ("idle_steps", np.int64),  # steps since it last ran
         ("stalled_s", np.float64),  # s since it was paused, while it is
         ("lead", np.int64),  # tokens that its tenant was served beyond the one served least

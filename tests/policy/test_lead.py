@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import BEHIND, guard_record, hastened, lateness, tier
 from lengthwise.policy.prepass import StepOrder
-from lengthwise.request import RUNNING, WAITING, new_table
+from lengthwise.request import PAUSED, RUNNING, WAITING, new_table
 from lengthwise.simulate.engine_settings import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.simulate.step_cost import StepCost
@@ -53,7 +53,7 @@ def games(draw: st.DrawFn) -> Game:
     )
 
 
-def played(game: Game, **guards: Any) -> Simulation:
+def played(game: Game, policy: str = "sjf", **guards: Any) -> Simulation:
     n = len(game.answers)
     trace = Trace(
         "game",
@@ -66,21 +66,23 @@ def played(game: Game, **guards: Any) -> Simulation:
     said = np.array(game.said)
     return simulate(
         trace,
-        make_discipline("sjf", **guards),
+        make_discipline(policy, **guards),
         COST,
-        EngineSettings(slots=game.slots),
+        EngineSettings(slots=game.slots, max_seqs=64),
         predictions=np.stack([said] * 5, axis=1),
         log_steps=True,
     )
 
 
-def excess(game: Game, served: Simulation) -> float:
+def excess(game: Game, served: Simulation, whole: bool = False) -> float:
     """By how much work the promise is broken for whom it is broken most; not above 0 if kept.
 
     From its arrival to its first step the engine does at most: what was said to wait at once, at
     most; `max_lead` requests as they have been on average; what those that came earlier and wait
     still truly take; and what the batch takes until its slots are free, twice: once before the
     order is looked at, and once behind the request's turn.
+
+    With pauses the same holds to its `whole` answer, the steps aside in which it runs itself.
     """
     requests, steps = served.requests, served.steps
     prompts = np.array([PRICE] * len(requests))
@@ -91,16 +93,20 @@ def excess(game: Game, served: Simulation) -> float:
         began, came = request["scheduled_s"], request["arrival_s"]
         before = np.searchsorted(steps["start_s"], came - 1e-9)
         start = np.searchsorted(steps["start_s"], began - 1e-9)
-        of_others = done[start - 1] if start > 0 else 0.0
+        last = np.searchsorted(steps["start_s"], request["finish_s"] - 1e-9) if whole else start
+        of_others = done[last - 1] if last > 0 else 0.0
+        if whole:  # a step in which it runs does no more than a token for each slot, and prompts
+            of_others -= game.answers[i] * game.slots * (1.0 + PRICE)
         of_others -= done[before - 1] if before > 0 else 0.0
         queue, mean = 0.0, 0.0
         for step in range(before, start + 1):
             now = steps["start_s"][step]
             waits = (requests["arrival_s"] <= now + 1e-9) & (requests["scheduled_s"] > now - 1e-9)
             queue = max(queue, float((np.array(game.said) + prompts + 1.0)[waits].sum()))
+        for step in range(before, last + 1):
             if step > 0:
                 mean = max(mean, float(done[step - 1] / max(admitted[step - 1], 1)))
-        earlier = requests["scheduled_s"][:i] > came - 1e-9
+        earlier = requests["finish_s" if whole else "scheduled_s"][:i] > came - 1e-9
         owed = (np.array(game.answers) + prompts)[:i][earlier].sum()
         batch = game.slots * (max(game.answers) + 1 + PRICE)
         bound = queue + game.max_lead * mean + owed + 2 * batch
@@ -112,6 +118,23 @@ def excess(game: Game, served: Simulation) -> float:
 @given(games())
 def test_no_adversary_puts_more_work_before_a_request(game: Game) -> None:
     assert excess(game, played(game, max_lead=game.max_lead)) <= 0.0
+
+
+@settings(max_examples=150, deadline=None)
+@given(games())
+def test_no_adversary_keeps_a_request_paused_for_longer(game: Game) -> None:
+    served = played(game, "srpt", max_lead=game.max_lead, pausing=True)
+    assert excess(game, served, whole=True) <= 0.0
+
+
+def test_without_the_guard_a_request_stays_paused() -> None:
+    # One that seems long starts alone, and is paused for a stream of others.
+    many = [0.0] + [0.05 + 0.02 * k for k in range(400)]
+    game = Game(many, [40] + [5] * 400, [40.0] + [1.0] * 400, 1, 1.0)
+    unbound = played(game, "srpt", pausing=True)
+    assert unbound.requests["pauses"][0] > 0
+    assert excess(game, unbound, whole=True) > 0.0
+    assert excess(game, played(game, "srpt", max_lead=1.0, pausing=True), whole=True) <= 0.0
 
 
 def test_without_the_guard_the_same_check_fails() -> None:
@@ -158,6 +181,27 @@ def test_where_nothing_is_predicted_each_counts_as_the_mean_request() -> None:
     table["queued_work"] = 0
     order.rank(discipline, table, facts)
     assert (table["queued_work"] == 4 * 7).all()
+
+
+def test_what_is_done_while_a_request_runs_is_not_done_before_it() -> None:
+    """So that a long answer is not overdue for being long, whether it is looked at on the way or
+    not; what is done while it is paused counts again."""
+    table = new_table(3)
+    rows = table.view(np.recarray)
+    rows.expected = rows.remaining = 20.0
+    order, discipline = StepOrder(), make_discipline("srpt", max_lead=1.0)
+
+    def ranked(done: int, *states: int, everyone: bool = True) -> list[float]:
+        rows.state = states
+        facts = facts_of(3, decoded=done, admissions=done // 20, running=2)
+        order.rank(discipline, table, facts, everyone=everyone)
+        return [float(late) for late in np.round(rows.lateness * (rows.queued_work + 20.0))]
+
+    assert ranked(60, WAITING, WAITING, WAITING) == [60.0, 60.0, 60.0]
+    ranked(100, RUNNING, RUNNING, WAITING, everyone=False)
+    assert ranked(200, RUNNING, RUNNING, WAITING) == [60.0, 60.0, 200.0]
+    assert ranked(260, RUNNING, PAUSED, WAITING) == [60.0, 120.0, 260.0]
+    assert ranked(300, PAUSED, RUNNING, WAITING) == [100.0, 120.0, 300.0]
 
 
 def test_of_a_tenant_that_is_ahead_nothing_is_brought_forward() -> None:

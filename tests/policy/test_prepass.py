@@ -33,6 +33,7 @@ def random_table(generator: np.random.Generator, running: int, waiting: int) -> 
     spread = generator.choice([1.0, 2.0], n)
     table["initial"] = table["median"] = table["remaining"] = table["expected"]
     table["low"], table["high"] = table["expected"] / spread, table["expected"] * spread
+    table["predicted"] = generator.random(n) < generator.choice([0.0, 0.2, 1.0])
     table["preemptions"] = generator.integers(0, 3, n)
     table["cached_tokens"] = generator.integers(0, 2, n) * table["prompt_tokens"] // 2
     return table

@@ -72,6 +72,7 @@ class PlainEngine:
                 alike = [other.row.priority == job.row.priority for other in self.waiting]
                 job.row.ahead, job.row.arrival_s = sum(alike), self.now  # as it is seen
                 job.row.decoded_before, job.row.prefilled_before = self.decoded, self.prefilled
+                job.row.decoded_ranked, job.row.prefilled_ranked = self.decoded, self.prefilled
                 self.waiting.append(job)
             self.take_step()
 

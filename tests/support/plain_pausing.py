@@ -189,7 +189,7 @@ class PlainChoice:
         blocks = self.blocks - self.facts.watermark_blocks
         swaps = int(self.rules.max_swaps - len(self.gone))
         slots = int(min(self.slots, self.places))
-        room = Room(slots, int(blocks), int(self.tokens), swaps, returns=False)
+        room = Room(slots, int(blocks), int(self.tokens), swaps)
         victims, admitted = choose_swaps(
             self.rules, self.facts, asked, self.whole_order, np.array(rows, np.int64), room
         )

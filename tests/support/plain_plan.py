@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def plan(engine: PlainEngine) -> list[Job] | None:
     """What comes before a step. Returns the only requests that may come in, None for no limit."""
     engine.ranked, slots = False, max(len(engine.running), 1)
+    requests = len(engine.running) + len(engine.waiting)
+    step_s = batch_s(engine.prices.times[0], len(engine.running))
     engine.token_work = prefill_weight(engine.prices.times[0], slots)
     engine.prefill_weight = engine.token_work * engine.discipline.service_time
     front = swap(engine) or fits(engine)
@@ -34,7 +36,19 @@ def plan(engine: PlainEngine) -> list[Job] | None:
     most = len(engine.running) + math.ceil(engine.limits.token_budget / engine.size)
     if not engine.discipline.is_fcfs and len(engine.free) < min(wanted, most):
         rank(engine)  # memory victims are taken from the end
-        engine.running.sort(key=lambda job: (job.row.priority, job.chunk, *key(engine, job)))
+        predicted = any(job.row.predicted for job in engine.running)
+        prefill_s = engine.prices.times[0]["prefill_s"]
+
+        def last_to_go(job: Job) -> tuple[float, ...]:
+            """By tier; then the overdue by arrival, the others by what is saved without them."""
+            group, *later = key(engine, job)
+            saved = 0.0
+            if group % TIERS != OVERDUE and engine.discipline.needs_predictions and predicted:
+                again_s = requests * job.row.computed_tokens * prefill_s
+                saved = job.row.remaining * step_s - again_s
+            return job.row.priority, job.chunk, group, saved, *later
+
+        engine.running.sort(key=last_to_go)
     return front
 
 
@@ -82,6 +96,10 @@ def rank(engine: PlainEngine) -> None:
         row = job.row
         if row.state != RUNNING:
             row.queued_work = max(row.queued_work, queued)
+        else:
+            row.decoded_before += engine.decoded - row.decoded_ranked
+            row.prefilled_before += engine.prefilled - row.prefilled_ranked
+        row.decoded_ranked, row.prefilled_ranked = engine.decoded, engine.prefilled
         served = engine.decoded - row.decoded_before
         served += price * (engine.prefilled - row.prefilled_before)
         row.lateness = 0.0

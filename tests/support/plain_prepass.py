@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import interleave
 from lengthwise.policy.rollout import Swap, swap_gain
@@ -43,6 +44,7 @@ class PlainPrepass:
         self.rules, self.facts, self.runners, self.table = rules, facts, runners, table
         self.blocked = blocked
         self.key = [(groups[i], ranks[i]) for i in range(len(table))]
+        self.predicted = True
 
     def decide(self) -> tuple[list[int], list[int] | None, list[int]]:
         """Places of victims, the only rows that may come in, and places of those that stay."""
@@ -68,6 +70,7 @@ class PlainPrepass:
             self.blocks(self.runners[p].wanted_tokens + facts.lookahead_tokens) for p in kept
         )
         if free < min(wanted, len(kept) + self.blocks(facts.token_budget)):
+            self.predicted = any(self.table[self.runners[p].row].predicted for p in kept)
             kept.sort(key=self.last_to_go)
         return victims, front, kept
 
@@ -85,7 +88,15 @@ class PlainPrepass:
     def last_to_go(self, place: int) -> tuple[Any, ...]:
         runner = self.runners[place]
         row = self.table[runner.row]
-        return row.priority, runner.prefilling, *self.key[runner.row], row.sequence
+        group, rank = self.key[runner.row]
+        saved = 0.0
+        if self.rules.predicts and self.predicted and group % TIERS != OVERDUE:
+            saved = self.saved(row, row.computed_tokens)
+        return row.priority, runner.prefilling, group, saved, rank, row.sequence
+
+    def saved(self, request: Any, lost: int) -> float:
+        others = self.facts.running + self.facts.waiting
+        return float(request.remaining * self.facts.step_s - others * lost * self.facts.prefill_s)
 
     def blocks(self, tokens: int) -> int:
         return math.ceil(tokens / self.facts.block_size)
@@ -157,14 +168,13 @@ class PlainPrepass:
         ]
         if not may or self.rules.greedy:
             return max(may, key=lambda place: self.key[held[place]], default=None)
-        requests = facts.running + facts.waiting
 
         def promise(place: int) -> float:
             request = self.table[held[place]]
             lost = request.computed_tokens
             if facts.caching:
                 lost = lost % facts.block_size
-            return float(request.remaining * facts.step_s - requests * lost * facts.prefill_s)
+            return self.saved(request, lost)
 
         chosen = max(may, key=promise)
         swap = Swap(

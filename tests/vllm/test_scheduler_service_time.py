@@ -55,10 +55,10 @@ def test_policies_that_rank_by_no_length_are_as_they_were(policy: str) -> None:
     assert order_of(engine(True, policy)) == order_of(engine(False, policy))
 
 
-def test_costs_are_measured_where_nobody_is_preempted() -> None:
+def test_costs_are_measured_where_something_depends_on_them() -> None:
     measured = engine(True)
     order_of(measured)
     assert measured.scheduler._planner.facts.step_time.times[0]["steps"] > 0
-    unmeasured = engine(False)
+    unmeasured = engine(False, "shortest-prefill-first")
     order_of(unmeasured)
     assert unmeasured.scheduler._planner.facts.step_time.times[0]["steps"] == 0

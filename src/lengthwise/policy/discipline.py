@@ -148,7 +148,8 @@ class Discipline:
     @cached_property
     def measures_steps(self) -> bool:
         """Whether anything depends on what a step costs."""
-        return self.preempts or self.service_time or self.adapts >= 0 or self.bounds_work
+        prices = self.preempts or self.service_time or self.needs_predictions
+        return prices or self.adapts >= 0 or self.bounds_work
 
     @cached_property
     def bounds_work(self) -> bool:

@@ -111,7 +111,7 @@ def tier(request: Any, guards: Any) -> int:
 
 @compiled
 def lateness(request: Any, guards: Any, served: float, mean_work: float) -> float:
-    """How much has been done of the work that may be done before a request starts.
+    """How much has been done of the work that may be done while a request waits or is paused.
 
     That is what waited at most since it came, and `max_lead` mean requests. One that is longer than
     the mean is given less, by the eighth root of that, as it takes longer itself.
@@ -119,7 +119,8 @@ def lateness(request: Any, guards: Any, served: float, mean_work: float) -> floa
     Args:
         request: its `queued_work` and what is predicted of it are up to date.
         guards: a GUARDS record.
-        served: what the engine has done since the request came, in output tokens of work.
+        served: what the engine has done since the request came and while it did not run, in output
+            tokens of work.
         mean_work: what a request has taken so far, on average.
 
     Returns:

@@ -108,7 +108,7 @@ def preempt_by_load(
     most = facts.free_slots + rules.max_swaps
     newcomers = _those_left(facts, runners, order, waiting[:most], draft)
     slots, blocks = min(left.slots, left.places), left.blocks - facts.watermark_blocks
-    room = Room(slots, blocks, left.tokens, rules.max_swaps - left.paused, False)
+    room = Room(slots, blocks, left.tokens, rules.max_swaps - left.paused)
     victims, admitted = choose_swaps(rules, facts, holders, order, newcomers, room)
     at_once = admitted - len(victims)
     for row in newcomers[:at_once]:

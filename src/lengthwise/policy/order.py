@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.policy.borrowed import borrowed
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.request import WAITING, RequestTable
 
 
@@ -205,23 +206,27 @@ def interleave(
 def victims_last(
     order: Order,
     runners: NDArray[np.void],
+    promises: NDArray[np.float64],
     places: NDArray[np.int64],
 ) -> None:
     """Put running requests in an order from whose tail the engine may take memory victims.
 
-    Within a priority class, requests in the middle of their prefill stay behind the others: in
-    front they would take the token budget of those that decode.
+    Those in the middle of their prefill stay behind the others of their priority class: in front
+    they would take the token budget of those that decode. Overdue ones go last in order of
+    arrival, as the guards' promises want it.
 
     Args:
         order: of all requests.
         runners: array of RUNNER.
+        promises: what it brings to take the memory of each, shape [runners]; equal ones go by the
+            order.
         places: among the runners, sorted: those to be kept longest first.
     """
     # Insertion sort: a few hundred at most, and nearly in order from one step to the next.
     for k in range(1, len(places)):
         moved = places[k]
         hole = k
-        while hole > 0 and _is_kept_longer(order, runners[moved], runners[places[hole - 1]]):
+        while hole > 0 and _is_kept_longer(order, runners, promises, moved, places[hole - 1]):
             places[hole] = places[hole - 1]
             hole -= 1
         places[hole] = moved
@@ -229,13 +234,15 @@ def victims_last(
 
 @compiled
 def _is_kept_longer(
-    order: Order,
-    a: Any,
-    b: Any,
+    order: Order, runners: NDArray[np.void], promises: NDArray[np.float64], a: int, b: int
 ) -> bool:
-    first, second = order.table[a.row].priority, order.table[b.row].priority
+    row, other = runners[a].row, runners[b].row
+    first, second = order.table[row].priority, order.table[other].priority
     if first != second:
         return bool(first < second)
-    if a.prefilling != b.prefilling:
-        return bool(b.prefilling)
-    return precedes(order, a.row, b.row)
+    if runners[a].prefilling != runners[b].prefilling:
+        return bool(runners[b].prefilling)
+    alike = order.groups[row] == order.groups[other] and order.groups[row] % TIERS != OVERDUE
+    if alike and promises[a] != promises[b]:
+        return bool(promises[a] < promises[b])
+    return precedes(order, row, other)

@@ -40,7 +40,15 @@ from lengthwise.policy.order import Order, first_in_order, victims_last
 from lengthwise.policy.pausing import decide_with_pauses
 from lengthwise.policy.ranking import rank_one
 from lengthwise.policy.rollout import LOOKAHEAD
-from lengthwise.policy.select import Rows, blocks_for, choose_swaps, left_by, outranked
+from lengthwise.policy.select import (
+    Rows,
+    blocks_for,
+    choose_swaps,
+    host_tokens,
+    left_by,
+    outranked,
+    promise,
+)
 from lengthwise.policy.step_time import StepTime, batch_s
 from lengthwise.policy.tenants import new_shares, take_leads
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
@@ -152,7 +160,7 @@ def decide(
         victims, front, limited, kept, paused = decide_with_pauses(
             rules, facts, runners, order, waiting, ready
         )
-        _put_victims_last(facts, runners, order, kept, facts.free_blocks)
+        _put_victims_last(rules, facts, runners, order, kept, facts.free_blocks)
         return victims, front, limited, kept, paused
     victims, front, limited = np.empty(0, np.int64), np.empty(0, np.int64), False
     if swaps_are_due(rules, facts):
@@ -171,7 +179,7 @@ def decide(
         stays[place] = False
         free_blocks += runners[place].freed_blocks
     kept = np.flatnonzero(stays)
-    _put_victims_last(facts, runners, order, kept, free_blocks)
+    _put_victims_last(rules, facts, runners, order, kept, free_blocks)
     return victims, front, limited, kept, np.empty(0, np.int64)
 
 
@@ -192,12 +200,28 @@ def _keep_those_behind(
 
 @compiled
 def _put_victims_last(
-    facts: Any, runners: NDArray[np.void], order: Order, kept: Rows, free_blocks: int
+    rules: Any, facts: Any, runners: NDArray[np.void], order: Order, kept: Rows, free_blocks: int
 ) -> None:
-    """Where memory may run out in this step, whoever ranks last is the first to give its up."""
+    """Where memory may run out in this step, the first to give its up is whose leaving promises
+    most: it has much left to do, and little that has to be computed again."""
     most = len(kept) + blocks_for(facts.token_budget, facts.block_size)
     if free_blocks < most and free_blocks < _wanted_blocks(facts, runners, kept):
-        victims_last(order, runners, kept)
+        victims_last(order, runners, _promises(rules, facts, runners, order, kept), kept)
+
+
+@compiled
+def _promises(
+    rules: Any, facts: Any, runners: NDArray[np.void], order: Order, kept: Rows
+) -> NDArray[np.float64]:
+    """What it brings to take the memory of each of those that run, shape [runners]; of all the same
+    where nothing is predicted of any."""
+    promises, predicted = np.zeros(len(runners)), False
+    for place in kept:
+        request = order.table[runners[place].row]
+        loaded = host_tokens(facts, request)
+        promises[place] = promise(facts, request, request.computed_tokens - loaded, loaded)
+        predicted |= request.predicted > 0
+    return promises if rules.predicts and predicted else np.zeros(len(runners))
 
 
 @compiled

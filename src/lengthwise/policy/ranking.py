@@ -78,8 +78,9 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             values: the policy's parameters as float64, one after the other.
             guards: array of one GUARDS record.
             facts: a FACTS record: its state and prices.
-            order: written: derived fields, `overtaken` and `remaining` of the requests, and the
-                groups and ranks of their rows. A rank that is NaN becomes +inf.
+            order: written: derived fields, `overtaken`, `remaining` and what was done before each
+                of the requests, and the groups and ranks of their rows. A rank that is NaN becomes
+                +inf.
             admitted: of each request admitted since the last call its arrival_index and its
                 priority, shape [n, 2]: see `overtakers`. Who was only looked at is not among them.
             everyone: rank running and paused requests too, and not those alone that wait.
@@ -100,6 +101,10 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 request.stalled_s = now - request.paused_s
             request.wait_s = now - request.arrival_s
             request.idle_steps = step - request.last_step
+            if request.state == RUNNING:  # what is done meanwhile is not done before it
+                request.decoded_before += decoded - request.decoded_ranked
+                request.prefilled_before += prefilled - request.prefilled_ranked
+            request.decoded_ranked, request.prefilled_ranked = decoded, prefilled
             if request.age > 0:
                 # A prediction made later says what was still to come at that age.
                 made = request.predicted_age

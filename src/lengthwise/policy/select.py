@@ -44,14 +44,12 @@ class Room(NamedTuple):
         blocks: of KV, free beyond those that are left free on purpose.
         tokens: that it may still compute.
         swaps: how many running requests may still make way.
-        returns: whether a victim of this step may come back in it, in the place of another.
     """
 
     slots: int
     blocks: int
     tokens: int
     swaps: int
-    returns: bool
 
 
 @compiled
@@ -67,7 +65,7 @@ def left_by(rules: Any, facts: Any, runners: NDArray[np.void]) -> Room:
     for runner in runners:
         tokens -= runner.wanted_tokens
         blocks -= growth(facts, runner)
-    return Room(facts.free_slots, blocks, tokens, rules.max_swaps, True)
+    return Room(facts.free_slots, blocks, tokens, rules.max_swaps)
 
 
 @compiled
@@ -116,9 +114,7 @@ def choose_swaps(
     held = np.empty(len(runners), np.int64)
     for place in range(len(runners)):
         held[place] = runners[place].row
-    while len(queue) > 0 and budget > 0 and swaps < room.swaps:
-        if returned == 0 and not room.returns:
-            break
+    while returned > 0 and budget > 0 and swaps < room.swaps:
         place = _choose_victim(rules, facts, runners, order, queue, held, blocks, free_blocks)
         if place < 0:
             break
@@ -138,6 +134,22 @@ def choose_swaps(
             queue[k] = queue[k + 1]
         queue[returns] = victim
     return victims[:swaps], admitted
+
+
+@compiled
+def promise(facts: Any, request: Any, computed: int, loaded: int) -> float:
+    """What it brings at first sight to preempt a running request, s: the steps that it would still
+    take, less the time until its KV is there again, which everybody waits for.
+
+    Args:
+        facts: a FACTS record.
+        request: its `remaining` is up to date.
+        computed: tokens that have to be computed again.
+        loaded: tokens whose KV comes from host memory.
+    """
+    requests = facts.running + facts.waiting
+    again_s = requests * computed * facts.prefill_s + requests * loaded * facts.load_s
+    return float(request.remaining * facts.step_s - again_s)
 
 
 @compiled
@@ -198,7 +210,6 @@ def _choose_victim(
     """
     table, newcomer = order.table, queue[0]
     need = prompt_blocks(facts, table[newcomer])
-    requests = facts.running + facts.waiting
     remaining = np.empty(len(held))
     chosen, best = -1, -math.inf
     for place in range(len(held)):
@@ -216,9 +227,9 @@ def _choose_victim(
             continue
         context = table[row].computed_tokens
         lost = context % facts.block_size if facts.caching else context
-        promise = remaining[place] * facts.step_s - requests * lost * facts.prefill_s
-        if promise > best:
-            chosen, best = place, promise
+        promised = promise(facts, table[row], lost, 0)
+        if promised > best:
+            chosen, best = place, promised
     if rules.greedy or chosen < 0:
         return chosen
 

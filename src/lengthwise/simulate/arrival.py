@@ -80,8 +80,8 @@ def _enter(replica: Replica, i: int) -> None:
     request.overtaken = 0
     request.ahead = _ahead(replica, row)
     request.promoted = 0
-    request.decoded_before = engine.facts.decoded
-    request.prefilled_before = engine.facts.prefilled
+    request.decoded_before = request.decoded_ranked = engine.facts.decoded
+    request.prefilled_before = request.prefilled_ranked = engine.facts.prefilled
     request.queued_work = 0.0
     request.prompt_tokens = served.prompt_tokens
     request.cached_tokens = 0

@@ -138,7 +138,8 @@ class LengthwiseMixin:
         columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
         columns["overtaken"] = columns["promoted"] = 0
         facts = self._planner.facts
-        columns["decoded_before"], columns["prefilled_before"] = facts.decoded, facts.prefilled
+        columns["decoded_before"] = columns["decoded_ranked"] = facts.decoded
+        columns["prefilled_before"] = columns["prefilled_ranked"] = facts.prefilled
         columns["queued_work"] = 0.0
 
     # Steps ----------------------------------------------------------------------------------
