@@ -59,15 +59,18 @@ REQUEST: Final = np.dtype(
         ("prompt_tokens", np.int32),
         ("cached_tokens", np.int32),  # prompt tokens found in the prefix cache when last looked up
         ("computed_tokens", np.int32),  # tokens whose KV is held now
-        ("preemptions", np.int32),  # times preempted so far
+        ("preemptions", np.int32),  # times preempted for another so far
+        ("memory_preemptions", np.int32),  # and for want of memory
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         ("ahead", np.int64),  # requests of its class that waited when it arrived
-        # Tokens that the engine had computed when it arrived, of answers and of prompts, and those
-        # that it has computed while this one ran.
+        # Tokens that the engine had computed, of answers and of prompts, when it arrived and when
+        # it was ranked last, and those that it has computed while this one ran.
         ("decoded_before", np.int64),
         ("prefilled_before", np.int64),
-        ("decoded_ranked", np.int64),  # and all so far, when it arrived or was ranked last
+        ("decoded_ranked", np.int64),
         ("prefilled_ranked", np.int64),
+        ("decoded_meanwhile", np.int64),
+        ("prefilled_meanwhile", np.int64),
         ("queued_work", np.int64),  # the most that waited at once while it did, in output tokens
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none

@@ -189,6 +189,7 @@ def test_what_is_done_while_a_request_runs_is_not_done_before_it() -> None:
     table = new_table(3)
     rows = table.view(np.recarray)
     rows.expected = rows.remaining = 20.0
+    rows.predicted = 1
     order, discipline = StepOrder(), make_discipline("srpt", max_lead=1.0)
 
     def ranked(done: int, *states: int, everyone: bool = True) -> list[float]:
@@ -202,6 +203,32 @@ def test_what_is_done_while_a_request_runs_is_not_done_before_it() -> None:
     assert ranked(200, RUNNING, RUNNING, WAITING) == [60.0, 60.0, 200.0]
     assert ranked(260, RUNNING, PAUSED, WAITING) == [60.0, 120.0, 260.0]
     assert ranked(300, PAUSED, RUNNING, WAITING) == [100.0, 120.0, 300.0]
+    assert ranked(320, WAITING, RUNNING, WAITING) == [120.0, 120.0, 320.0]
+    rows.predicted = 0  # the order is that of arrival
+    assert ranked(320, RUNNING, PAUSED, WAITING) == [320.0, 320.0, 320.0]
+
+
+def test_where_nothing_is_predicted_it_is_fcfs_though_memory_runs_out() -> None:
+    generator, n = np.random.default_rng(0), 150
+    answers = np.clip(generator.lognormal(np.log(700), 0.5, n), 50, 3000).astype(np.int64)
+    arrival_s = np.cumsum(generator.exponential(0.8, n))
+    trace = Trace("alike", arrival_s, np.full(n, 3000), answers, [], "synthetic")
+    engine = EngineSettings(slots=32, kv_blocks=3000)
+    # Predictions that fail: the running median stands in for all.
+    unknown = np.full((n, 5), np.nan)
+    fcfs, guarded, unguarded = (
+        simulate(
+            trace, discipline, StepCost(1e-2, 1e-4, 1e-5), engine, predictions=unknown
+        ).requests
+        for discipline in (
+            make_discipline("fcfs"),
+            make_discipline("sjf", max_lead=110.0),
+            make_discipline("sjf"),
+        )
+    )
+    assert fcfs["memory_preemptions"].sum() > 20
+    for served in (guarded, unguarded):
+        assert (served["finish_s"] == fcfs["finish_s"]).all()
 
 
 def test_of_a_tenant_that_is_ahead_nothing_is_brought_forward() -> None:

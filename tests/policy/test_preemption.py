@@ -15,7 +15,7 @@ from scipy import integrate, stats
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.length_law import expected_remaining
-from lengthwise.policy.prepass import StepOrder, decide_one, look_one
+from lengthwise.policy.prepass import OFTEN, StepOrder, decide_one, look_one
 from lengthwise.policy.rollout import Swap, list_schedule, surviving_tokens, swap_gain
 from lengthwise.policy.step_time import StepTime, batch_s
 from lengthwise.request import RUNNING, WAITING, new_table
@@ -234,15 +234,31 @@ def test_memory_is_taken_from_who_has_much_left_and_little_to_compute_again() ->
     assert Batch(alike, []).kept(make_discipline("sjf")) == [2, 0, 1]
 
 
-def test_without_any_prediction_memory_is_taken_as_vllm_does() -> None:
-    """From who came last; and overdue requests keep theirs longest, in order of arrival."""
-    running = [{**LONG, "computed_tokens": tokens} for tokens in (40, 4000, 400)]
-    for policy in ("shortest-prefill-first", "sjf"):
-        assert Batch(running, []).kept(make_discipline(policy)) == [0, 1, 2]
-    overdue = [{**one, "predicted": 1, "overtaken": k} for k, one in enumerate(running)]
-    # The two overtaken are overdue; the first comes behind them, whatever it holds.
+def test_without_any_prediction_memory_is_taken_from_the_last_in_order() -> None:
+    running = [
+        {**LONG, "computed_tokens": tokens, "prompt_tokens": tokens} for tokens in (40, 4000)
+    ]
+    assert Batch(running, []).kept(make_discipline("sjf")) == [0, 1]
+    assert Batch(running[::-1], []).kept(make_discipline("shortest-prefill-first")) == [1, 0]
+
+
+def test_overdue_requests_keep_their_memory_longest_in_order_of_arrival() -> None:
+    running = [{**LONG, "computed_tokens": tokens, "predicted": 1} for tokens in (40, 4000, 400)]
+    overdue = [{**one, "overtaken": k} for k, one in enumerate(running)]
     guarded = make_discipline("sjf", max_overtakes=1)
     assert Batch(overdue, []).kept(guarded) == [1, 2, 0]
+
+
+def test_nobody_loses_its_memory_again_and_again_for_what_it_saves() -> None:
+    small = {**SHORT, "computed_tokens": 40, "predicted": 1, "score": 0.0}
+    running = [{**small, "memory_preemptions": k} for k in (OFTEN, 1)]
+    running.append(
+        {**LONG, "remaining": 6.0, "computed_tokens": 4000, "predicted": 1, "score": 1.0}
+    )
+    assert Batch(running, []).kept(make_discipline("ltr")) == [0, 2, 1]
+    for each in running[:2]:
+        each["memory_preemptions"] = OFTEN
+    assert Batch(running, []).kept(make_discipline("ltr")) == [0, 1, 2]
 
 
 def test_a_better_class_is_never_preempted_for_a_worse_one() -> None:

@@ -35,6 +35,7 @@ def random_table(generator: np.random.Generator, running: int, waiting: int) -> 
     table["low"], table["high"] = table["expected"] / spread, table["expected"] * spread
     table["predicted"] = generator.random(n) < generator.choice([0.0, 0.2, 1.0])
     table["preemptions"] = generator.integers(0, 3, n)
+    table["memory_preemptions"] = generator.integers(3, 7, n)
     table["cached_tokens"] = generator.integers(0, 2, n) * table["prompt_tokens"] // 2
     return table
 

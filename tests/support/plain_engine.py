@@ -84,6 +84,7 @@ class PlainEngine:
         for job in old:
             tokens = min(job.left, budget)
             while job in self.running and self.extra(job, tokens) > len(self.free):
+                self.running[-1].row.memory_preemptions += 1
                 self.preempt(self.running[-1])
             if job in self.running and tokens > 0:
                 self.compute(job, tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING
 
 
@@ -82,6 +83,7 @@ class PlainLooks:
                 and runners[p].may_make_way
                 and self.row(p).look != LOOKING
                 and self.rank[runners[p].row] > -math.inf
+                and self.key[runners[p].row][0] % TIERS != OVERDUE
                 and self.adapters([q for q in runs if q != p], front + looks, request)
             ]
             if not may:

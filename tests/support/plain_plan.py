@@ -16,6 +16,7 @@ from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, PROMOTED, TIERS
 from lengthwise.policy.length_law import expected_remaining
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order
+from lengthwise.policy.prepass import OFTEN
 from lengthwise.policy.select import choose_swaps, left_by
 from lengthwise.policy.step_time import batch_s, prefill_weight
 from lengthwise.request import RUNNING, WAITING
@@ -46,6 +47,8 @@ def plan(engine: PlainEngine) -> list[Job] | None:
             if group % TIERS != OVERDUE and engine.discipline.needs_predictions and predicted:
                 again_s = requests * job.row.computed_tokens * prefill_s
                 saved = job.row.remaining * step_s - again_s
+                if job.row.memory_preemptions >= OFTEN:
+                    saved = -math.inf
             return job.row.priority, job.chunk, group, saved, *later
 
         engine.running.sort(key=last_to_go)
@@ -97,11 +100,15 @@ def rank(engine: PlainEngine) -> None:
         if row.state != RUNNING:
             row.queued_work = max(row.queued_work, queued)
         else:
-            row.decoded_before += engine.decoded - row.decoded_ranked
-            row.prefilled_before += engine.prefilled - row.prefilled_ranked
+            row.decoded_meanwhile += engine.decoded - row.decoded_ranked
+            row.prefilled_meanwhile += engine.prefilled - row.prefilled_ranked
         row.decoded_ranked, row.prefilled_ranked = engine.decoded, engine.prefilled
         served = engine.decoded - row.decoded_before
-        served += price * (engine.prefilled - row.prefilled_before)
+        prefilled = engine.prefilled - row.prefilled_before
+        if row.predicted:
+            served -= row.decoded_meanwhile
+            prefilled -= row.prefilled_meanwhile
+        served += price * prefilled
         row.lateness = 0.0
         if math.isfinite(guards.max_lead):
             longer = max(row.remaining / max(mean, 1.0), 1.0)

@@ -14,6 +14,7 @@ import numpy as np
 from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import interleave
+from lengthwise.policy.prepass import OFTEN
 from lengthwise.policy.rollout import Swap, swap_gain
 from lengthwise.request import WAITING
 
@@ -92,6 +93,8 @@ class PlainPrepass:
         saved = 0.0
         if self.rules.predicts and self.predicted and group % TIERS != OVERDUE:
             saved = self.saved(row, row.computed_tokens)
+            if row.memory_preemptions >= OFTEN:
+                saved = -math.inf
         return row.priority, runner.prefilling, group, saved, rank, row.sequence
 
     def saved(self, request: Any, lost: int) -> float:

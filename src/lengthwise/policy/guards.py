@@ -14,8 +14,8 @@ OVERDUE requests run first, in order of arrival:
     waited, and that of `max_lead` mean requests more. Served in order of arrival it would have
     started by then, or those who came last would, so that this is the wait that fcfs would have
     brought lately, and a little more. Work is counted in output tokens, what waits as predicted,
-    what is done as it is. From half of the way on its rank shrinks, so that it comes back
-    gradually.
+    what is done as it is, except while it runs itself. From half of the way on its rank shrinks,
+    so that it comes back gradually.
   - maximum wait: it has waited `max_wait_s` seconds.
   - bounded stall: it has been paused for `max_stall_s` seconds. It goes on for at least the steps
     from one look for swaps to the next (`facts.SWAP_EVERY`). Who was only looked at (see
@@ -119,8 +119,8 @@ def lateness(request: Any, guards: Any, served: float, mean_work: float) -> floa
     Args:
         request: its `queued_work` and what is predicted of it are up to date.
         guards: a GUARDS record.
-        served: what the engine has done since the request came and while it did not run, in output
-            tokens of work.
+        served: what the engine has done since the request came, what was done while it ran aside,
+            in output tokens of work.
         mean_work: what a request has taken so far, on average.
 
     Returns:

@@ -35,6 +35,7 @@ from lengthwise.policy.draft import (
     new_draft,
     pause,
 )
+from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.order import Order
 from lengthwise.policy.select import Rows, growth, uncached_tokens
 from lengthwise.request import BY_PROBE, LENT, LOOKED, LOOKING, PAUSED, RUNNING
@@ -205,9 +206,11 @@ def _is_read(request: Any, runner: Any) -> bool:
 
 @compiled
 def _may_lend(runners: NDArray[np.void], order: Order) -> NDArray[np.bool_]:
-    """Which runners may lend their slots: nobody that is looked at, or has to run to its end."""
+    """Which runners may lend their slots: nobody that is looked at, overdue, or safe to its end."""
     lends = np.empty(len(runners), np.bool_)
     for place in range(len(runners)):
         row = runners[place].row
-        lends[place] = order.table[row].look != LOOKING and order.ranks[row] != -math.inf
+        overdue = order.groups[row] % TIERS == OVERDUE
+        looked_at = order.table[row].look == LOOKING
+        lends[place] = not looked_at and not overdue and order.ranks[row] != -math.inf
     return lends

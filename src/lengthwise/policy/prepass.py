@@ -14,6 +14,7 @@ an array of one: numba looks at that in less time than at a record, of which it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ from lengthwise.policy.tenants import new_shares, take_leads
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
 NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
+OFTEN: Final = 5  #: times that a request may lose its memory because that is cheap
 SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
 
 
@@ -214,12 +216,14 @@ def _promises(
     rules: Any, facts: Any, runners: NDArray[np.void], order: Order, kept: Rows
 ) -> NDArray[np.float64]:
     """What it brings to take the memory of each of those that run, shape [runners]; of all the same
-    where nothing is predicted of any."""
+    where nothing is predicted of any. Nobody is the one to pay again and again."""
     promises, predicted = np.zeros(len(runners)), False
     for place in kept:
         request = order.table[runners[place].row]
         loaded = host_tokens(facts, request)
         promises[place] = promise(facts, request, request.computed_tokens - loaded, loaded)
+        if request.memory_preemptions >= OFTEN:
+            promises[place] = -math.inf
         predicted |= request.predicted > 0
     return promises if rules.predicts and predicted else np.zeros(len(runners))
 

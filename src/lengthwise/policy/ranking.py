@@ -78,8 +78,8 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
             values: the policy's parameters as float64, one after the other.
             guards: array of one GUARDS record.
             facts: a FACTS record: its state and prices.
-            order: written: derived fields, `overtaken`, `remaining` and what was done before each
-                of the requests, and the groups and ranks of their rows. A rank that is NaN becomes
+            order: written: derived fields, `overtaken`, `remaining` and what was done meanwhile of
+                the requests, and the groups and ranks of their rows. A rank that is NaN becomes
                 +inf.
             admitted: of each request admitted since the last call its arrival_index and its
                 priority, shape [n, 2]: see `overtakers`. Who was only looked at is not among them.
@@ -101,9 +101,9 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 request.stalled_s = now - request.paused_s
             request.wait_s = now - request.arrival_s
             request.idle_steps = step - request.last_step
-            if request.state == RUNNING:  # what is done meanwhile is not done before it
-                request.decoded_before += decoded - request.decoded_ranked
-                request.prefilled_before += prefilled - request.prefilled_ranked
+            if request.state == RUNNING:
+                request.decoded_meanwhile += decoded - request.decoded_ranked
+                request.prefilled_meanwhile += prefilled - request.prefilled_ranked
             request.decoded_ranked, request.prefilled_ranked = decoded, prefilled
             if request.age > 0:
                 # A prediction made later says what was still to come at that age.
@@ -135,8 +135,14 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 continue
             if _waits(request):
                 request.queued_work = max(request.queued_work, queued_work)
-            served = decoded - request.decoded_before
-            served += token_work * (prefilled - request.prefilled_before)
+            of_answers = decoded - request.decoded_before
+            of_prompts = prefilled - request.prefilled_before
+            # What is done while it runs is not done before it; but where nothing is predicted, who
+            # came first is late first.
+            if request.predicted > 0:
+                of_answers -= request.decoded_meanwhile
+                of_prompts -= request.prefilled_meanwhile
+            served = of_answers + token_work * of_prompts
             request.lateness = lateness(request, guards[0], served, mean_work)
             place = tier(request, guards[0])
             groups[i] = request.priority * TIERS + place

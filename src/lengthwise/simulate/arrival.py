@@ -82,11 +82,12 @@ def _enter(replica: Replica, i: int) -> None:
     request.promoted = 0
     request.decoded_before = request.decoded_ranked = engine.facts.decoded
     request.prefilled_before = request.prefilled_ranked = engine.facts.prefilled
+    request.decoded_meanwhile = request.prefilled_meanwhile = 0
     request.queued_work = 0.0
     request.prompt_tokens = served.prompt_tokens
     request.cached_tokens = 0
     request.computed_tokens = 0
-    request.preemptions = 0
+    request.preemptions = request.memory_preemptions = 0
     request.adapter = 0
     request.pauses = 0
     request.look = 0

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from lengthwise.compiled import compiled_here
 from lengthwise.policy import prepass
 from lengthwise.policy.borrowed import borrowed
-from lengthwise.policy.cutoff import observed
 from lengthwise.policy.facts import RUNNER, EngineState, prepare
 from lengthwise.policy.order import Order, first_in_order
 from lengthwise.policy.ranking import rank
@@ -19,7 +18,7 @@ from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING
 from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.replica import Batch, Integers, Replica
-from lengthwise.simulate.slots import note_admission, preempt, put_back
+from lengthwise.simulate.slots import note_admission, note_memory_preemption, preempt, put_back
 
 
 @compiled_here
@@ -128,8 +127,7 @@ def _pause(
     for place in paused:
         requests[batch.slots[slots[place]].request].pauses += place < engine.running
     for place in freed:
-        requests[batch.slots[slots[place]].request].memory_preemptions += 1
-        engine.facts.thrown_out = observed(engine.facts.thrown_out, 1.0)
+        note_memory_preemption(replica, batch.slots[slots[place]].request)
         put_back(replica, slots[place])
         engine.paused -= 1
     for k in range(len(kept)):

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.cutoff import observed
 from lengthwise.policy.prepass import SPARE
 from lengthwise.policy.select import blocks_for
 from lengthwise.simulate.kv_runs import take_from_runs
 from lengthwise.simulate.plan import first_rows, rank_once
 from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.replica import Integers, Replica
-from lengthwise.simulate.slots import compute, preempt, start
+from lengthwise.simulate.slots import compute, note_memory_preemption, preempt, start
 
 
 @compiled_here
@@ -59,8 +58,7 @@ def serve_running(replica: Replica) -> tuple[int, int]:
         need = blocks_for(slot.computed + tokens, size)
         while need - slot.blocks > engine.free_blocks:
             last = engine.running - 1
-            replica.requests[slots[running[last]].request].memory_preemptions += 1
-            engine.facts.thrown_out = observed(engine.facts.thrown_out, 1.0)
+            note_memory_preemption(replica, slots[running[last]].request)
             own = running[last] == s
             preempt(replica, last)
             preempted += 1

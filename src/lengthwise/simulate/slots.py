@@ -155,6 +155,15 @@ def note_admission(replica: Replica, request: Any) -> None:
 
 
 @compiled_here
+def note_memory_preemption(replica: Replica, i: int) -> None:
+    """A request loses its memory because there is too little."""
+    facts, served = replica.engine.facts, replica.requests[i]
+    served.memory_preemptions += 1
+    replica.queue.order.table[served.row].memory_preemptions += 1
+    facts.thrown_out = observed(facts.thrown_out, 1.0)
+
+
+@compiled_here
 def preempt(replica: Replica, place: int) -> None:
     """The request at a place of `running` goes back to the head of the queue."""
     engine, batch = replica.engine, replica.batch

@@ -140,6 +140,7 @@ class LengthwiseMixin:
         facts = self._planner.facts
         columns["decoded_before"] = columns["decoded_ranked"] = facts.decoded
         columns["prefilled_before"] = columns["prefilled_ranked"] = facts.prefilled
+        columns["decoded_meanwhile"] = columns["prefilled_meanwhile"] = 0
         columns["queued_work"] = 0.0
 
     # Steps ----------------------------------------------------------------------------------
@@ -217,6 +218,9 @@ class LengthwiseMixin:
         columns = self._live.table[self._live.row(request.request_id)]
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = columns["look"] = 0
+        for name, done in (("decoded", facts.decoded), ("prefilled", facts.prefilled)):
+            columns[f"{name}_meanwhile"] += done - columns[f"{name}_ranked"]
+            columns[f"{name}_ranked"] = done
         if offloaded is not None:
             columns["cached_tokens"] = offloaded
         columns["last_step"] = self._step
@@ -227,6 +231,7 @@ class LengthwiseMixin:
             self.counters.preemptions += 1
         elif self._planning:  # else the cache is reset, which says nothing of memory
             why = "memory"
+            columns["memory_preemptions"] += 1
             self.counters.memory_preemptions += 1
             facts.left(thrown_out=True)
         self._observers.preempted(request, self._now, why)
