@@ -23,16 +23,21 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
 from lengthwise.intervals import draws, middle_95
-from lengthwise.predict import linear
-from lengthwise.predict import model as word_model
-from lengthwise.predict.descend import Schedule, descend
-from lengthwise.predict.extract import extract_features
+from lengthwise.predict import descent
+from lengthwise.predict import lexical as word_model
+from lengthwise.predict.descent import (
+    Linear,
+    Schedule,
+    SparseRows,
+    descend,
+    fit_ridge,
+    normal_scores,
+)
+from lengthwise.predict.extract import extract_features, token_text_of
 from lengthwise.predict.features import GROUP_BITS, GROUPS, FeatureRows
 from lengthwise.predict.kendall import kendall_tau
-from lengthwise.predict.linear import Linear, SparseRows, fit_ridge, normal_scores
+from lengthwise.predict.lexical import count_features, matrix_of
 from lengthwise.predict.losses import loss_named
-from lengthwise.predict.model import count_features, matrix_of
-from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.workload.dataset import Dataset, load_dataset
 
@@ -158,11 +163,11 @@ class Attempts:
 
     def of_targets(self, design: Design, targets: Floats, penalty: float = 3.0) -> Floats:
         """A ridge fit to some targets; the validation rows' scores."""
-        before, linear.PENALTY = linear.PENALTY, penalty  # type: ignore[misc]
+        before, descent.PENALTY = descent.PENALTY, penalty  # type: ignore[misc]
         try:
             weights = fit_ridge(_rows(design.train), design.train.shape[1], targets)
         finally:
-            linear.PENALTY = before  # type: ignore[misc]
+            descent.PENALTY = before  # type: ignore[misc]
         return np.asarray(design.valid @ weights)
 
     def by_distance(self, power: float) -> Floats:

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.rows import print_rows
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate import simulate
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.workload.arrivals import poisson
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import poisson, synthetic_trace
 
 POLICIES: Final = ("fcfs", "srpt", "deadline")
 LOAD: Final = 1.05

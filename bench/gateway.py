@@ -44,7 +44,7 @@ from bench.open_loop import open_loop
 from lengthwise.compare.client import ReplayJob, ReplayRequest
 from lengthwise.compare.session import Starting, start_session
 from lengthwise.errors import LengthwiseError
-from lengthwise.serve.served_model import REFERENCE
+from lengthwise.serve.command import REFERENCE
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.arrivals import poisson

@@ -29,13 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import Settings, parse_spec
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.arrivals import burst, gamma
 from lengthwise.workload.dataset import Dataset, load_dataset
 from lengthwise.workload.trace import Trace

@@ -34,13 +34,13 @@ from lengthwise.compare.engine_log import ROUNDS_FOLDER, SERVER_FOLDER, STEPS_FI
 from lengthwise.compare.session import Observed, Session, open_session
 from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
-from lengthwise.learn.learner_state import place_predictor, read_predictor
+from lengthwise.learn.learner import place_predictor, read_predictor
 from lengthwise.learn.process import step_back
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import exchanges
-from lengthwise.serve.served_model import REFERENCE
+from lengthwise.serve.command import REFERENCE
 from lengthwise.settings import Settings
 from lengthwise.workload.arrivals import poisson
 from lengthwise.workload.dataset import Dataset

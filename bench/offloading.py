@@ -36,10 +36,9 @@ import numpy as np
 from bench.figures.cell import made_up_prompts
 from bench.pausing import STALL_S
 from bench.support.cases import CASES, RATIOS, engine_of, latencies, measured_capacity, said
-from lengthwise.emulate.asked import Asked
-from lengthwise.emulate.driver import open_virtual_engine
+from lengthwise.emulate.driver import Asked, open_virtual_engine
 from lengthwise.emulate.link import BANDWIDTH
-from lengthwise.predict.baselines import PREDICTION, Foretold
+from lengthwise.predict.load import PREDICTION, Foretold
 from lengthwise.simulate.presets import AFFINE, parse_preset
 from lengthwise.vllm.compat.offloading import CONNECTOR
 from lengthwise.workload.arrivals import gamma

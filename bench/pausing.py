@@ -51,7 +51,7 @@ from bench.support.cases import (
     measured_capacity,
     said,
 )
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import AFFINE, parse_preset

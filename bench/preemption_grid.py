@@ -31,7 +31,7 @@ from scipy.stats import kendalltau
 from bench.figures.preemption import made_up, shorter_than
 from bench.pausing import KEPT, STALL_S, figures
 from bench.support.cases import MEMORY, RATIOS, engine_of, said
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.simulate.simulation import simulate

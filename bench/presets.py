@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.support.layer_errors import HALVES, Errors, derived_errors, left_out_errors
-from lengthwise.simulate.layer_times import DEGREES, Measured, measured_times
-from lengthwise.simulate.presets import Preset, preset
+from lengthwise.simulate.presets import DEGREES, Measured, Preset, measured_times, preset
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rise that comes in whole tiles
 SHOWN = (

@@ -40,8 +40,8 @@ PROMPT_TOKENS, ANSWER_TOKENS = 24, 2000
 
 def random_probe(hidden_size: int, layer: int, layers_total: int) -> Any:
     """A probe of the usual size that was trained on nothing."""
-    from lengthwise.probe.bins import geometric_edges
     from lengthwise.probe.probe_folder import Metadata, Network, Probe, Refinement, Training
+    from lengthwise.probe.refine import geometric_edges
 
     random = np.random.default_rng(0)
 
@@ -83,8 +83,8 @@ class TurningEngine:
         from lengthwise.reference import model_path
         from lengthwise.vllm.compat.workers import llvmlite_unseen
         from lengthwise.vllm.hidden_states import WORKER, ProbeWanted
-        from lengthwise.vllm.probe_reader import ProbeReader
-        from lengthwise.vllm.refinement import Refinement
+        from lengthwise.vllm.predictions import Refinement
+        from lengthwise.vllm.step_states import ProbeReader
 
         settings = {"policy": "trail", "predictor": "declared"}
         with llvmlite_unseen():

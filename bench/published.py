@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.predict.extract import extract_features
+from lengthwise.predict.descent import fit_ridge
+from lengthwise.predict.extract import TokenText, extract_features, token_text_of
 from lengthwise.predict.features import GROUPS, FeatureRows
-from lengthwise.predict.linear import fit_ridge
-from lengthwise.predict.model import count_features, matrix_of
-from lengthwise.predict.token_text import TokenText, token_text_of
+from lengthwise.predict.lexical import count_features, matrix_of
 from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.workload.dataset import Dataset
 

@@ -35,15 +35,14 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.ray import build_app
-from lengthwise.ray.deploy import replica_arguments
+from lengthwise.ray.application import replica_arguments
 from lengthwise.serve.command import server_command
 from lengthwise.serve.listen import free_port
 from lengthwise.settings import Settings, parse_spec
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.workload.arrivals import poisson
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import poisson, synthetic_trace
 
 PRESET: Final = "2xa100:llama-3-70b"
 REPLICAS: Final = 3

@@ -29,28 +29,24 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.advise.calibrate import fit_cost
-from lengthwise.advise.measured import MeasuredRound
-from lengthwise.compare.chosen_requests import choose_requests
+from lengthwise.advise.calibrate import MeasuredRound, fit_cost
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.own_answers import corpus_table
+from lengthwise.compare.rounds import choose_requests
 from lengthwise.compare.specs import arrival_times, parse_loads
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import open_virtual_engine
+from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
 from lengthwise.emulate.forward_engine import (
     BLOCK_SIZE,
     ComputedModel,
     ForwardEngine,
     open_forward_engine,
 )
-from lengthwise.measure.request_record import Records, RequestRecord
-from lengthwise.measure.run_info import RoundInfo
+from lengthwise.measure.results import Records, RequestRecord, RoundInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.predict.prediction import REQUEST_ID
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.workload.dataset import TEST
 
 ENGINE = EngineSettings(

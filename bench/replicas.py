@@ -28,15 +28,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from bench.rows import print_rows
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
 from lengthwise.route.bookings import Bookings, Prefixes
 from lengthwise.simulate import simulate
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.workload.arrivals import poisson
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import poisson, synthetic_trace
 
 REPLICAS: Final = (2, 8, 64, 512)
 POLICIES: Final = ("fcfs", "srpt")

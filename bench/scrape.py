@@ -22,13 +22,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.serve.command import server_command
+from lengthwise.serve.command import REFERENCE, server_command
 from lengthwise.serve.listen import free_port
-from lengthwise.serve.served_model import REFERENCE
 from lengthwise.serve.vllm_server import Server
 from lengthwise.settings import Settings
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.telemetry.engine_file import ENGINES
+from lengthwise.telemetry.prometheus import ENGINES
 
 PRESET: Final = "a100:llama-3-8b"
 API_SERVERS: Final = (1, 4)

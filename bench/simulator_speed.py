@@ -26,13 +26,12 @@ SLOTS = 256
 
 def measure(policy: str, requests: int, load: float, repeats: int, caching: bool) -> dict[str, Any]:
     """Time one policy in this process."""
-    from lengthwise.advise.cell import capacity
+    from lengthwise.advise.sweep import capacity
     from lengthwise.policy.discipline import make_discipline
-    from lengthwise.simulate.engine_settings import EngineSettings
+    from lengthwise.simulate.engine import EngineSettings, StepCost
     from lengthwise.simulate.predictions import trace_predictions
     from lengthwise.simulate.simulation import simulate
-    from lengthwise.simulate.step_cost import StepCost
-    from lengthwise.workload.synthetic import synthetic_trace
+    from lengthwise.workload.arrivals import synthetic_trace
 
     cost = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6, source="affine")
     engine = EngineSettings(slots=SLOTS, kv_blocks=25_000, prefix_caching=caching)

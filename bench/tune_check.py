@@ -26,14 +26,11 @@ UNSEEN = 1_000_000  # where unseen seeds begin, far from those of the tuner
 
 def check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tune, search the grid, compare."""
-    from lengthwise.advise.candidates import Candidate, grid
-    from lengthwise.advise.cell import Cell, Workload, arrivals_of
-    from lengthwise.advise.objectives import gain, parse_caps, require_objective
-    from lengthwise.advise.sweep import run_sweep
-    from lengthwise.advise.tune import tune
-    from lengthwise.compare.machine import choose_machine
-    from lengthwise.measure.metrics import parse_objectives
-    from lengthwise.workload.load_trace import load_trace
+    from lengthwise.advise.sweep import Cell, Workload, arrivals_of, run_sweep
+    from lengthwise.advise.tune import Candidate, gain, grid, parse_caps, require_objective, tune
+    from lengthwise.compare.simulated import choose_machine
+    from lengthwise.measure.comparison import parse_objectives
+    from lengthwise.workload.trace import load_trace
 
     objective = require_objective(arguments.objective)
     caps = parse_caps(arguments.cap)

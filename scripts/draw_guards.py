@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lengthwise.measure import svg
+from lengthwise.measure import charts
 
 LOADS = ("burst", "1.2", "1.05")
 #: Guards that are drawn as one line, from the tightest to the loosest.
@@ -21,12 +21,12 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(svg.STYLE):
+    with mpl.rc_context(charts.STYLE):
         figure = Figure(figsize=(7.4, 2.9), layout="constrained")
         panels = figure.subplots(1, len(LOADS), sharey=True)
         for axes, load in zip(panels, LOADS, strict=True):
             chosen = [row for row in rows if row["load"] == load and not row["pausing"]]
-            for (name, label), colour in zip(FAMILIES.items(), svg.SERIES, strict=False):
+            for (name, label), colour in zip(FAMILIES.items(), charts.SERIES, strict=False):
                 line = [row for row in chosen if row["guard"].startswith(name)]
                 line.sort(key=lambda row: row["mean"])
                 ours = {"color": colour, "marker": "o", "markersize": 4, "label": label}
@@ -38,6 +38,6 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.set_xlabel("99th percentile, fcfs / guard")
         panels[0].set_ylabel("mean, fcfs / guard")
         panels[-1].legend(frameon=False, fontsize=8)
-        return svg.inline_svg(
+        return charts.inline_svg(
             figure, "guards", "Gain in mean latency against the tail, for kinds of guards"
         )

@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lengthwise.measure.comparison import compare
 from lengthwise.measure.report import result_rows, twin_rows
-from lengthwise.measure.results import read_results
-from lengthwise.measure.run_info import describe_machine, package_versions
+from lengthwise.measure.results import describe_machine, package_versions, read_results
 from lengthwise.measure.twins import read_twins
 from scripts.columns import Row
 from scripts.figure_tables import FIGURE_TABLES, exact_caption

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lengthwise.measure.run_info import VIRTUAL
+from lengthwise.measure.results import VIRTUAL
 from lengthwise.measure.wording import change, load_title, seconds
 from scripts.columns import BESIDE_FCFS, Row, cell, columns, ratio, table, tau
 

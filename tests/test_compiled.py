@@ -13,7 +13,7 @@ import lengthwise
 
 SOURCE = Path(lengthwise.__file__).parent
 COUNT = (
-    "from lengthwise.policy.rollout import surviving_tokens\n"
+    "from lengthwise.policy.select import surviving_tokens\n"
     "arguments = (100.0, 50.0, 50.0, 16.0, 16)\n"
     "assert surviving_tokens(*arguments) == 96.0 == surviving_tokens.py_func(*arguments)\n"
     "stats = surviving_tokens.stats\n"

@@ -18,9 +18,13 @@ import pytest
 import typer.main
 
 from lengthwise.cli.main import app
-from lengthwise.measure.request_record import RequestRecord
-from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run_info import RoundInfo, RunInfo, describe_machine
+from lengthwise.measure.results import (
+    RequestRecord,
+    ResultsWriter,
+    RoundInfo,
+    RunInfo,
+    describe_machine,
+)
 from lengthwise.policy import get_policy, policy_names
 from lengthwise.settings import OVERTAKE_SHARE, parse_settings
 

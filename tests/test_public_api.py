@@ -114,7 +114,7 @@ LIGHT = [
     "lengthwise.learn",
     "lengthwise.learn.learner",
     "lengthwise.hints",
-    "lengthwise.gateway.run",
+    "lengthwise.gateway.server",
     "lengthwise.ray",
     "lengthwise.route",
 ]

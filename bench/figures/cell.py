@@ -9,13 +9,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.advise.cell import summary
+from lengthwise.advise.sweep import summary
 from lengthwise.policy.discipline import Discipline, make_discipline
-from lengthwise.predict.baselines import PREDICTION, Foretold
+from lengthwise.predict.load import PREDICTION, Foretold
 from lengthwise.settings import Settings, parse_spec
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 
 #: As in `lengthwise bench`: guards are off where a spec does not set them.
@@ -90,7 +89,7 @@ def simulated(cell: Cell, *, log_steps: bool = False) -> Simulation:
 
 
 def figures(cell: Cell) -> Figures:
-    """A cell in figures: see `advise.cell.summary`."""
+    """A cell in figures: see `advise.sweep.summary`."""
     return rounded(summary(simulated(cell)))
 
 
@@ -107,8 +106,7 @@ def difference_s(cell: Cell) -> float:
 
     Infinite where vLLM did not finish a request as long as it was asked to.
     """
-    from lengthwise.emulate.asked import Asked
-    from lengthwise.emulate.driver import open_virtual_engine
+    from lengthwise.emulate.driver import Asked, open_virtual_engine
 
     trace, predictions = cell.traffic.trace, _predictions(cell)
     prompts = cell.traffic.prompts or made_up_prompts(trace)

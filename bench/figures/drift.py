@@ -21,7 +21,7 @@ from bench.figures.policies import GPU, SLOTS
 from bench.figures.sources import CASTILLO, Sources, arriving, of_lengths, significant, tokenizer
 from bench.figures.table import Table
 from lengthwise.counters import Counters
-from lengthwise.learn.acceptance import compare, tau_or_0
+from lengthwise.learn.learner import compare, tau_or_0
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt
 from lengthwise.predict.train import train

@@ -14,8 +14,8 @@ from bench.figures.compared import Row
 from bench.figures.policies import ENGINE, GPU
 from bench.figures.sources import Sources, arriving, noisy_predictions
 from bench.figures.table import Table
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.simulate.engine import EngineSettings
+from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 SHARES: Final = (0.2, 0.3, 0.5, 0.7, 1.0)  # of what a full batch takes at its peak

@@ -28,7 +28,7 @@ from bench.figures.sources import (
     tokenizer,
 )
 from bench.figures.table import Table
-from lengthwise.advise.cell import summary
+from lengthwise.advise.sweep import summary
 from lengthwise.predict.prediction import Prompt
 from lengthwise.simulate.presets import Preset, preset
 

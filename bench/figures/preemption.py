@@ -17,10 +17,10 @@ from bench.figures.compared import Row
 from bench.figures.policies import ENGINE, GPU
 from bench.figures.sources import Sources, arriving, noisy_predictions
 from bench.figures.table import Table
-from lengthwise.advise.cell import capacity, summary
+from lengthwise.advise.sweep import capacity, summary
 from lengthwise.intervals import standard_error
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.simulate.engine import EngineSettings
+from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 MEAN: Final = 200  # tokens of prompt and of answer, log-normal

@@ -29,7 +29,7 @@ from bench.figures.sources import (
 )
 from bench.figures.table import Table
 from bench.published import Clairvoyant, LogTPredictor, moving_beta
-from lengthwise.compare.chosen_requests import choose_requests
+from lengthwise.compare.rounds import choose_requests
 from lengthwise.simulate.simulation import Simulation
 from lengthwise.workload.dataset import load_dataset
 

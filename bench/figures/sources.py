@@ -13,21 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.figures.cell import Traffic
-from lengthwise.advise.cell import capacity
-from lengthwise.compare.chosen_requests import choose_requests
+from lengthwise.advise.sweep import capacity
 from lengthwise.compare.client import ReplayRequest
+from lengthwise.compare.rounds import choose_requests
 from lengthwise.compare.specs import Burst, Capacity, Load, Rate, arrival_times
 from lengthwise.compare.virtual import engine_prompt
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import Predictor, Prompt
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.predict.train import train
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.predictions import noisy
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.dataset import Dataset, load_dataset
-from lengthwise.workload.load_trace import load_trace
-from lengthwise.workload.trace import Trace
+from lengthwise.workload.trace import Trace, load_trace
 
 VICUNA: Final = "prompts_alpaca_vicuna7b.parquet"
 CASTILLO: Final = "prompts_castillo.parquet"

@@ -14,7 +14,7 @@ from typing import Any, Final
 from bench.figures.cell import Cell, Figures, difference_s, figures
 from bench.figures.sources import Sources
 from lengthwise.errors import LengthwiseError
-from lengthwise.measure.run_info import package_versions
+from lengthwise.measure.results import package_versions
 
 RESULTS: Final = Path(__file__).parents[2] / "docs" / "results"
 WITHIN_S: Final = 1e-9  #: by how much the simulator and vLLM may differ about any request

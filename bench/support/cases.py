@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.dataset import load_dataset
-from lengthwise.workload.load_trace import load_trace
-from lengthwise.workload.trace import Trace
+from lengthwise.workload.trace import Trace, load_trace
 
 SIGMA: Final = 1.1  # of the predictions' noise
 PLACES: Final = 512  # in the worker

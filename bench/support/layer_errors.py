@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from lengthwise.simulate.layer_times import (
+from lengthwise.simulate.engine import StepCost
+from lengthwise.simulate.presets import (
     IN_STEPS,
     Floats,
     Measured,
@@ -15,7 +16,6 @@ from lengthwise.simulate.layer_times import (
     measured_times,
     nearest,
 )
-from lengthwise.simulate.step_cost import StepCost
 
 HALVES: Final = (0, 1)  #: of the measured numbers of tokens: every second one, and the others
 

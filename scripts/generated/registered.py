@@ -52,7 +52,7 @@ def counters(_: str) -> str:
 
 def hint_outcomes(_: str) -> str:
     """What the middleware that writes hints counts."""
-    from lengthwise.hints.counts import OUTCOMES
+    from lengthwise.hints.service import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -60,7 +60,7 @@ def hint_outcomes(_: str) -> str:
 
 def gateway_outcomes(_: str) -> str:
     """What a gateway counts of requests."""
-    from lengthwise.gateway.prometheus import OUTCOMES
+    from lengthwise.gateway.server import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -68,7 +68,7 @@ def gateway_outcomes(_: str) -> str:
 
 def reference_flags(_: str) -> str:
     """What the built-in model is served with."""
-    from lengthwise.serve.served_model import REFERENCE_FLAGS
+    from lengthwise.serve.command import REFERENCE_FLAGS
 
     flags = (f"{name} {value}" if value else name for name, value in REFERENCE_FLAGS.items())
     return "\n".join(("```text", *flags, "```"))
@@ -77,8 +77,8 @@ def reference_flags(_: str) -> str:
 def layouts(_: str) -> str:
     """The layouts of traces, in the order in which they are tried."""
     from lengthwise.workload import layouts as known
-    from lengthwise.workload.servegen import LAYOUT
-    from lengthwise.workload.trace_records import NESTED
+    from lengthwise.workload.layouts import NESTED
+    from lengthwise.workload.open_trace import LAYOUT
 
     units = {1.0: "s", 1e-3: "ms", 1e-9: "ns"}
     rows = [

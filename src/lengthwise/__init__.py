@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from lengthwise.predict.prediction import Prediction, Predictor, Prompt
     from lengthwise.request import REQUEST
     from lengthwise.settings import Settings
-    from lengthwise.simulate.engine_settings import EngineSettings
+    from lengthwise.simulate.engine import EngineSettings, StepCost
     from lengthwise.simulate.simulation import Simulation
-    from lengthwise.simulate.step_cost import StepCost
+    from lengthwise.workload.arrivals import synthetic_trace
     from lengthwise.workload.dataset import Dataset, load_dataset
-    from lengthwise.workload.load_trace import load_trace
-    from lengthwise.workload.synthetic import synthetic_trace
-    from lengthwise.workload.trace import Trace
+    from lengthwise.workload.trace import Trace, load_trace
 
 __version__ = "0.1.0"
 
@@ -54,7 +52,7 @@ __all__ = [
 _HOMES = {
     "REQUEST": "lengthwise.request",
     "Dataset": "lengthwise.workload.dataset",
-    "EngineSettings": "lengthwise.simulate.engine_settings",
+    "EngineSettings": "lengthwise.simulate.engine",
     "InputError": "lengthwise.errors",
     "LengthwiseError": "lengthwise.errors",
     "Policy": "lengthwise.policy",
@@ -63,16 +61,16 @@ _HOMES = {
     "Prompt": "lengthwise.predict.prediction",
     "Settings": "lengthwise.settings",
     "Simulation": "lengthwise.simulate.simulation",
-    "StepCost": "lengthwise.simulate.step_cost",
+    "StepCost": "lengthwise.simulate.engine",
     "Trace": "lengthwise.workload.trace",
     "get_policy": "lengthwise.policy",
     "load_dataset": "lengthwise.workload.dataset",
     "load_predictor": "lengthwise.predict.load",
-    "load_trace": "lengthwise.workload.load_trace",
+    "load_trace": "lengthwise.workload.trace",
     "make_discipline": "lengthwise.policy.discipline",
     "policy_names": "lengthwise.policy",
     "register": "lengthwise.policy",
-    "synthetic_trace": "lengthwise.workload.synthetic",
+    "synthetic_trace": "lengthwise.workload.arrivals",
 }
 
 

@@ -74,7 +74,7 @@ REQUEST: Final = np.dtype(
         ("queued_work", np.int64),  # the most that waited at once while it did, in output tokens
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none
-        ("tenant", np.int64),  # whose it is, see `policy.tenants`; 0: of those that are not named
+        ("tenant", np.int64),  # whose it is, see `policy.guards`; 0: of those that are not named
         ("pauses", np.int64),  # times paused so far
         ("paused_s", np.float64),  # s, when it was paused last
         ("look", np.int64),  # 0, LOOKING, LOOKED or LENT; see `policy.peek`

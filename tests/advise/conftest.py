@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.advise import candidates
-from lengthwise.advise.cell import Workload
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.advise import tune
+from lengthwise.advise.sweep import Workload
+from lengthwise.workload.arrivals import synthetic_trace
 
 
 @pytest.fixture(scope="package")
@@ -34,5 +34,5 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller grid, where it does not matter what is on it."""
-    monkeypatch.setattr(candidates, "_OVERTAKES", ((1.0, 0.0), (1.0, 0.5)))
-    monkeypatch.setattr(candidates, "_BLENDS", (1.0, 0.7))
+    monkeypatch.setattr(tune, "_OVERTAKES", ((1.0, 0.0), (1.0, 0.5)))
+    monkeypatch.setattr(tune, "_BLENDS", (1.0, 0.7))

@@ -14,15 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.advise.calibrate import TERMS, fit_cost
+from lengthwise.advise.calibrate import TERMS, Clock, bends_of, fit_cost, knots_from, ramps, steady
 from lengthwise.advise.fidelity import METRICS, SPEEDS, agreement, by_round, compare
-from lengthwise.advise.measured import Clock, steady
-from lengthwise.advise.token_curve import bends_of, knots_from, ramps
 from lengthwise.compare.engine_log import read_measured
 from lengthwise.errors import InputError
-from lengthwise.simulate.engine_settings import read_engine
+from lengthwise.simulate.engine import StepCost, read_cost, read_engine
 from lengthwise.simulate.presets import preset
-from lengthwise.simulate.step_cost import StepCost, read_cost
 from tests.support.command_line import Command, Run
 from tests.support.measured_folder import COST, ENGINE, rewrite_lines, write_folder, write_lines
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.advise.candidates import ORDERS, PAUSING, REFINEMENTS, grid
-from lengthwise.advise.objectives import MAX_WAIT, Cap
+from lengthwise.advise.tune import MAX_WAIT, ORDERS, PAUSING, REFINEMENTS, Cap, grid
 from lengthwise.compare.specs import parse_policies
 from lengthwise.policy.discipline import make_discipline
 

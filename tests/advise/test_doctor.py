@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client import Histogram as Recorded
 
-from lengthwise.advise.signs import recorded_limits, signs_of_log
+from lengthwise.advise.doctor import recorded_limits, signs_of_log
 from lengthwise.compare.engine_log import read_engine_log
 from lengthwise.measure.server_metrics import Histogram, parse_metrics
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from tests.support.command_line import Run
 from tests.support.recorded_log import COST, ENGINE, REQUESTS, STEPS, traffic, write_log
 

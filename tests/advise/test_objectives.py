@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lengthwise.advise.objectives import (
+from lengthwise.advise.tune import (
     LATENCIES,
     MAX_WAIT,
     OBJECTIVES,

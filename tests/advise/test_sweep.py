@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 
 from lengthwise.advise import sweep
-from lengthwise.advise.cell import Cell, Figures, Workload, run_cell
-from lengthwise.advise.sweep import run_sweep
+from lengthwise.advise.sweep import Cell, Figures, Workload, run_cell, run_sweep
 from lengthwise.errors import InputError
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.simulate.engine import EngineSettings, StepCost
+from lengthwise.workload.arrivals import synthetic_trace
 from tests.support.command_line import Command, Run
 from tests.support.deadly_trace import deadly
 

@@ -9,18 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lengthwise.advise import judged
 from lengthwise.advise import tune as tuning
-from lengthwise.advise.candidates import Candidate, grid
-from lengthwise.advise.cell import Cell, Figures, Workload, arrivals_of, run_cell, summary
-from lengthwise.advise.judged import MARGIN
-from lengthwise.advise.objectives import MAX_WAIT, Cap, gain
-from lengthwise.advise.tune import FRESH, FRESH_SEEDS, Tuning, tune
+from lengthwise.advise.sweep import Cell, Figures, Workload, arrivals_of, run_cell, summary
+from lengthwise.advise.tune import (
+    FRESH,
+    FRESH_SEEDS,
+    MARGIN,
+    MAX_WAIT,
+    Candidate,
+    Cap,
+    Tuning,
+    gain,
+    grid,
+    tune,
+)
 from lengthwise.errors import LengthwiseError
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.step_cost import StepCost
 
 SLOTS = 8
 BASE = Cell(
@@ -169,9 +175,9 @@ def test_a_dead_worker_costs_its_candidate_and_a_dead_fcfs_the_run(
 
         return run
 
-    monkeypatch.setattr(judged, "run_sweep", ailing("sjf"))
+    monkeypatch.setattr(tuning, "run_sweep", ailing("sjf"))
     result = tune(workload, BASE, "mean-e2el", (), jobs=1)
     assert result.chosen.candidate.label != "sjf"
-    monkeypatch.setattr(judged, "run_sweep", ailing("fcfs"))
+    monkeypatch.setattr(tuning, "run_sweep", ailing("fcfs"))
     with pytest.raises(LengthwiseError, match="its worker died"):
         tune(workload, BASE, "mean-e2el", (), jobs=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.advise.cell import Workload
+from lengthwise.advise.sweep import Workload
 from lengthwise.compare.specs import parse_policies
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
 from lengthwise.settings import Settings, read_settings

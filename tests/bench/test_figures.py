@@ -21,7 +21,7 @@ from bench.figures.preemption import CUTOFF
 from bench.figures.sources import Sources, arriving, noisy_predictions, shared_blocks
 from bench.figures.table import RESULTS, WITHIN_S, Table, check, checked_cell, rows_of
 from lengthwise.errors import LengthwiseError
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 
 NO_DATA = Sources(Path("nowhere"))
 

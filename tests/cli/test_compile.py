@@ -15,7 +15,7 @@ READ_ONLY = "mount --make-rprivate / && mount --bind {0} {0} && mount -o remount
 
 USES = """
 import numpy as np
-from lengthwise.policy.stand_in import stand_in
+from lengthwise.policy.length_law import stand_in
 from lengthwise.request import new_table
 stand_in(new_table(2), 2, 1.0, 1.0, 1.0, 1.0, 1.0)
 print(sum(stand_in.stats.cache_hits.values()), sum(stand_in.stats.cache_misses.values()))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lengthwise.advise.calibrate import fit_tokens
-from lengthwise.compare.send_clock import EngineClock, Pace, WallClock
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.compare.client import EngineClock, Pace, WallClock
+from lengthwise.simulate.engine import StepCost
 
 COST = StepCost(step_s=0.008, prefill_s=0.0001, decode_s=0.0002)
 

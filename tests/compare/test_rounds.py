@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lengthwise.compare.chosen_requests import choose_requests
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
 from lengthwise.compare.engine_log import EngineLog, read_engine_log
-from lengthwise.compare.round_records import describe_round, records_of
+from lengthwise.compare.rounds import choose_requests, describe_round, records_of
 from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Burst, Capacity, Load
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.measure.run_info import RoundInfo
+from lengthwise.measure.results import RoundInfo
 from lengthwise.settings import OVERTAKE_SHARE, Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lengthwise.compare import state_shards
-from lengthwise.compare.state_shards import Answered, ShardFolder
+from lengthwise.compare import state_collection
+from lengthwise.compare.state_collection import Answered, ShardFolder
 from lengthwise.errors import InputError
 from lengthwise.probe.states import StatesMeta, open_states, shard_path
-from lengthwise.vllm.state_collector import CollectedStates
+from lengthwise.vllm.step_states import CollectedStates
 
 COUNT, PER_SHARD = 10, 4
 PLENTY = 2**30
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_whole_shards(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state_shards, "write_shard", full)
+    monkeypatch.setattr(state_collection, "write_shard", full)
     with pytest.raises(OSError, match="No space left"):
         fill(folder, 1)
     assert folder.requests == 4

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.emulate import answers
-from lengthwise.emulate.answers import answer_tokens, drawn_tokens, prompt_effect
-from lengthwise.emulate.emulation_settings import emulation_settings
+from lengthwise.emulate import executor
+from lengthwise.emulate.executor import answer_tokens, drawn_tokens, prompt_effect
 from lengthwise.emulate.model_folder import cached_model_folder, model_folder
+from lengthwise.emulate.pace import emulation_settings
 from lengthwise.errors import InputError
-from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.evaluate import evaluate
+from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.prompts import generate
@@ -71,10 +71,10 @@ def test_drawn_lengths_are_spread_as_promised() -> None:
     prompts = generator.integers(0, 50_000, size=(4000, 40)).tolist()
     logarithms = np.log([drawn_tokens(prompt) for prompt in prompts])
     effects = np.array([prompt_effect(prompt) for prompt in prompts])
-    assert np.exp(np.median(logarithms)) == pytest.approx(answers.MEDIAN_TOKENS, rel=0.1)
-    assert logarithms.std() == pytest.approx(answers.SIGMA, rel=0.1)
+    assert np.exp(np.median(logarithms)) == pytest.approx(executor.MEDIAN_TOKENS, rel=0.1)
+    assert logarithms.std() == pytest.approx(executor.SIGMA, rel=0.1)
     share = np.corrcoef(effects, logarithms)[0, 1] ** 2
-    assert share == pytest.approx(answers.PROMPT_SHARE, abs=0.03)
+    assert share == pytest.approx(executor.PROMPT_SHARE, abs=0.03)
 
 
 def test_prompts_tell_something_of_their_answers() -> None:
@@ -188,6 +188,6 @@ def test_another_interface_of_executors_is_one_line() -> None:
 
 
 def test_words_of_answers_are_many() -> None:
-    tokens = load_tokenizer("reference").encode_words(answers.TEXT)
+    tokens = load_tokenizer("reference").encode_words(executor.TEXT)
     assert len(set(tokens)) > 40
     assert all(one != other for one, other in pairwise(tokens))

@@ -9,9 +9,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from lengthwise.emulate.driver import open_virtual_engine
-from lengthwise.emulate.virtual_config import OURS
-from lengthwise.predict.baselines import PREDICTION, Foretold
+from lengthwise.emulate.driver import OURS, open_virtual_engine
+from lengthwise.predict.load import PREDICTION, Foretold
 from lengthwise.predict.prediction import TTFT_DEADLINE_MS
 from tests.support.exact_comparison import assert_same_counts, differences, simulated
 from tests.support.virtual_workloads import COST, LONGEST, random_engine, random_workload

@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
+from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.errors import LengthwiseError
 from tests.support.virtual_workloads import COST, LONGEST, random_engine, random_workload
 

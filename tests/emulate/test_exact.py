@@ -15,13 +15,11 @@ import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import open_virtual_engine
-from lengthwise.emulate.virtual_config import OURS, virtual_config
+from lengthwise.emulate.driver import OURS, Asked, Served, open_virtual_engine, virtual_config
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
-from lengthwise.predict.baselines import PREDICTION, TRUE_TOKENS, Foretold
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.predict.load import PREDICTION, TRUE_TOKENS, Foretold
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.simulation import simulate
 from lengthwise.workload.trace import Trace
 from tests.support.exact_comparison import assert_same_counts, differences, simulated

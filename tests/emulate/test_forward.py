@@ -19,17 +19,20 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 
 from lengthwise.cli.main import app
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import open_virtual_engine
-from lengthwise.emulate.forward import gumbel_noise
-from lengthwise.emulate.forward_engine import BLOCK_SIZE, ComputedModel, open_forward_engine
+from lengthwise.emulate.driver import Asked, Served, open_virtual_engine
+from lengthwise.emulate.forward_engine import (
+    BLOCK_SIZE,
+    ComputedModel,
+    gumbel_noise,
+    open_forward_engine,
+)
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.results import read_results
-from lengthwise.predict.baselines import PREDICTION
+from lengthwise.predict.load import PREDICTION
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
 from lengthwise.reference.prompts import generate
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.presets import preset
 from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.vllm.probe_worker import model_fingerprint

@@ -139,7 +139,9 @@ def test_a_predictors_worker_killed_in_mid_run_costs_no_request(
 
     def workers() -> list[Any]:
         children = children_of(server.process)
-        return [child for child in children if "worker_process" in " ".join(child.cmdline())]
+        return [
+            child for child in children if "lengthwise.predict.worker" in " ".join(child.cmdline())
+        ]
 
     server.settings.write_text(json.dumps({"policy": "ltr", "predictor": str(predictor)}))
     server.wait_for(lambda: server.status()["policy"] == "ltr")

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
-from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.serve.listen import free_port
 from lengthwise.settings import status_path
 from tests.support.commands import DIRECT, started, wait_for

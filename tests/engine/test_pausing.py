@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import Asked
 from lengthwise.emulate.forward_engine import BLOCK_SIZE, ComputedModel, open_forward_engine
-from lengthwise.predict.baselines import PREDICTION
+from lengthwise.predict.load import PREDICTION
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
 from lengthwise.reference.prompts import generate
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.presets import preset
 
 COST = preset("a100", "llama-3-8b").cost

@@ -18,10 +18,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from prometheus_client.parser import text_string_to_metric_families
 
 from lengthwise.counters import HELP
-from lengthwise.learn.learner_state import STATE_FILE
-from lengthwise.serve.command import server_command
+from lengthwise.learn.learner import STATE_FILE
+from lengthwise.serve.command import REFERENCE, server_command
 from lengthwise.serve.listen import free_port
-from lengthwise.serve.served_model import REFERENCE
 from lengthwise.serve.vllm_server import Server
 from lengthwise.serve.whereabouts import statuses
 from lengthwise.settings import Settings

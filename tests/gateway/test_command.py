@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.workload.length_log import read_answers
 from tests.support.command_line import Run
 from tests.support.gateways import body, until

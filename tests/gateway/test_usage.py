@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.gateway.request_body import asking_for_usage, clamped_priority, read_body
-from lengthwise.gateway.usage import AnswerUsage, StreamUsage, Usage, WholeUsage
+from lengthwise.gateway.bodies import (
+    AnswerUsage,
+    StreamUsage,
+    Usage,
+    WholeUsage,
+    asking_for_usage,
+    clamped_priority,
+    read_body,
+)
 from lengthwise.hints.question import MOST_ANSWERS, MOST_PROMPTS
 from lengthwise.predict.prediction import LORA
 

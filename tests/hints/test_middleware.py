@@ -11,7 +11,7 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.hints import Middleware, write_hints
 from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
-from lengthwise.hints.write import parse_targets
+from lengthwise.hints.question import parse_targets
 from tests.support.asgi import CHAT, OURS, Message, Seen, counts, send
 
 DEADLINE = "lengthwise_ttft_deadline_ms"

@@ -20,8 +20,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lengthwise.hints import Middleware
+from lengthwise.hints.estimate import PromptPredictor
 from lengthwise.hints.middleware import PREDICTOR
-from lengthwise.hints.prediction_thread import PromptPredictor
 from lengthwise.hints.service import make_app
 from tests.support.asgi import CHAT, OURS, Seen, counts, send
 

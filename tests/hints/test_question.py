@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 import lengthwise.reference
-from lengthwise.hints.prediction_thread import PromptEncoder
+from lengthwise.hints.estimate import PromptEncoder
 from lengthwise.hints.question import read_request
 
 TEMPLATE = (

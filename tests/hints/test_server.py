@@ -21,7 +21,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lengthwise.errors import InputError
 from lengthwise.hints import service
-from lengthwise.hints.prediction_thread import PART, PromptPredictor
+from lengthwise.hints.estimate import PART, PromptPredictor
 from lengthwise.predict import Prediction, Prompt, load_predictor
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer

@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lengthwise.learn.acceptance import compare
-from lengthwise.learn.learner import Learner, latest_predictor
-from lengthwise.learn.learner_state import STATE_FILE, place_predictor, read_predictor
+from lengthwise.learn.learner import (
+    STATE_FILE,
+    Learner,
+    compare,
+    latest_predictor,
+    place_predictor,
+    read_predictor,
+)
 from lengthwise.predict.load import load_predictor
 from lengthwise.workload.length_log import segments
 from tests.support.length_logs import write_segment
@@ -200,9 +205,9 @@ def test_a_settings_file_that_is_being_written_is_left_alone(place: Place, text:
 def test_an_edit_of_the_last_moment_is_not_overwritten(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lengthwise.learn import learner_state
+    from lengthwise.learn import learner
 
-    real = learner_state.shutil.copymode
+    real = learner.shutil.copymode
     edits = ['{"predictor": "none", "policy": "srpt"}', '{"predictor": "declared"}']
 
     def edit_meanwhile(source: Path, target: str) -> None:
@@ -210,7 +215,7 @@ def test_an_edit_of_the_last_moment_is_not_overwritten(
         if edits:
             place.settings.write_text(edits.pop(0))
 
-    monkeypatch.setattr(learner_state.shutil, "copymode", edit_meanwhile)
+    monkeypatch.setattr(learner.shutil, "copymode", edit_meanwhile)
     assert not place_predictor(place.settings, "none", "p")
     assert json.loads(place.settings.read_text()) == {"predictor": "declared"}
     edits[:] = ['{"predictor": "declared", "policy": "srpt"}']

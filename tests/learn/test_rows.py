@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.learn.training_rows import teaching, training_rows
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prompt
-from lengthwise.predict.train import train
+from lengthwise.predict.train import teaching, train, training_rows
 from lengthwise.workload.dataset import Dataset
 from lengthwise.workload.length_log import decode_line, encode_line, read_answers, segments
 from tests.support.command_line import Run

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.learn import supervisor
-from lengthwise.learn.learner_state import STATE_FILE, read_predictor
-from lengthwise.learn.supervisor import LearnerProcess
+from lengthwise.learn import process
+from lengthwise.learn.learner import STATE_FILE, read_predictor
+from lengthwise.learn.process import LearnerProcess
 from lengthwise.serve.settings_file import say
 from tests.support.length_logs import write_segment
 from tests.support.logged_traffic import traffic
@@ -37,7 +37,7 @@ def test_a_killed_learner_is_started_again_and_goes_on(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long, since a learner starts twice: only a real process can be killed."""
-    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(process, "_FIRST_PAUSE_S", 0.1)
     said: list[str] = []
     log = settings.parent / "log"
     with LearnerProcess(log, settings, 100, said.append) as learner:
@@ -59,8 +59,8 @@ def test_a_killed_learner_is_started_again_and_goes_on(
 
 
 def test_pauses_grow_while_it_keeps_ending(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(process, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(process.sys, "executable", "/bin/false")
     said: list[tuple[float, str]] = []
     with LearnerProcess(settings, settings, 100, lambda s: said.append((time.monotonic(), s))):
         wait_until(lambda: len(said) >= 4)
@@ -73,8 +73,8 @@ def test_pauses_grow_while_it_keeps_ending(settings: Path, monkeypatch: pytest.M
 def test_it_is_started_again_though_nobody_can_be_told(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(process, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(process.sys, "executable", "/bin/false")
     for tell in (say, lambda line: print(line, file=sys.stderr, flush=True)):
         full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
         monkeypatch.setattr(sys, "stderr", full)
@@ -85,13 +85,13 @@ def test_it_is_started_again_though_nobody_can_be_told(
 def test_it_is_started_again_once_it_can_be(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(process, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(process.sys, "executable", "/bin/false")
     with LearnerProcess(settings, settings, 100, lambda line: None) as learner:
         first = learner.pid
-        monkeypatch.setattr(supervisor.sys, "executable", "/no/such")
+        monkeypatch.setattr(process.sys, "executable", "/no/such")
         wait_until(lambda: learner.restarts >= 3)
-        monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+        monkeypatch.setattr(process.sys, "executable", "/bin/false")
         before = learner.pid
         wait_until(lambda: learner.pid not in (first, before))
 
@@ -99,7 +99,7 @@ def test_it_is_started_again_once_it_can_be(
 def test_it_ends_with_its_parent(settings: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from lengthwise.learn.supervisor import LearnerProcess\n"
+        "from lengthwise.learn.process import LearnerProcess\n"
         "learner = LearnerProcess(Path(sys.argv[1]), Path(sys.argv[2]), 9999, print)\n"
         "print(learner.pid, flush=True); time.sleep(600)\n"
     )

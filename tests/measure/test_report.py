@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from lengthwise.measure import ResultsWriter, RoundInfo, compare, read_results, write_report
-from lengthwise.measure.terminal import comparison_table, serving_results
+from lengthwise.measure.wording import comparison_table, serving_results
 from tests.support.measure_rounds import RUN, append_round, failed, write_run
 
 ROW_KEYS = {

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lengthwise.measure import ResultsWriter, read_results, write_report
-from lengthwise.measure.run_info import LIVE, VIRTUAL
+from lengthwise.measure.results import LIVE, VIRTUAL
 from lengthwise.measure.twins import LIVE_FOLDER, TWIN_FOLDER, read_twins, twins_table
 from tests.support.measure_rounds import RUN, append_round
 

@@ -11,18 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.advise.cell import Cell, Workload, run_cell
+from lengthwise.advise.sweep import Cell, Workload, run_cell
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
-from lengthwise.policy.cutoff import cutoff, observed, share_lost
 from lengthwise.policy.discipline import make_discipline
+from lengthwise.policy.prices import cutoff, observed, share_lost
 from lengthwise.request import RUNNING, WAITING, new_table
 from lengthwise.settings import Settings, parse_settings, parse_spec
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 
 COST = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)
 

@@ -15,7 +15,7 @@ from lengthwise.request import RUNNING, WAITING, new_table
 from lengthwise.simulate import simulate
 from lengthwise.simulate.predictions import trace_predictions
 from lengthwise.simulate.presets import parse_preset
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 
 
 def rank(**fields: Any) -> float:

@@ -13,9 +13,8 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import BEHIND, guard_record, hastened, lateness, tier
 from lengthwise.policy.prepass import StepOrder
 from lengthwise.request import PAUSED, RUNNING, WAITING, new_table
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 from tests.support.step_facts import facts_of
 

@@ -16,8 +16,8 @@ from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.facts import RUNNER
 from lengthwise.policy.length_law import expected_remaining
 from lengthwise.policy.prepass import OFTEN, StepOrder, decide_one, look_one
-from lengthwise.policy.rollout import Swap, list_schedule, surviving_tokens, swap_gain
-from lengthwise.policy.step_time import StepTime, batch_s
+from lengthwise.policy.prices import StepTime, batch_s
+from lengthwise.policy.select import Swap, list_schedule, surviving_tokens, swap_gain
 from lengthwise.request import RUNNING, WAITING, new_table
 from tests.support.step_facts import facts_of
 

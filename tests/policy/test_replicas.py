@@ -8,29 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.fleet import (
-    BOOKING,
-    NOBODY,
-    Fleet,
-    book,
-    hear,
-    new_replicas,
-    new_routers,
-    release,
-)
 from lengthwise.policy.replicas import (
+    BOOKING,
     LEAST_OUTSTANDING,
+    NOBODY,
     POWER_OF_TWO,
     PREDICTED_WAIT,
     ROUND_ROBIN,
     ROUTERS,
+    Fleet,
+    book,
     choose,
+    hear,
+    new_replicas,
+    new_routers,
     predicted_wait,
+    release,
 )
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 from tests.support.plain_replicas import PlainFleet, Sent
 
 NOTHING = np.empty(0)

@@ -9,8 +9,19 @@ import pytest
 
 from bench.tenants import measurements
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.guards import BEHIND, ORDINARY, OVERDUE, guard_record, tier
-from lengthwise.policy.tenants import MOST_TENANTS, Shares, Tenants, new_shares, service, take_leads
+from lengthwise.policy.guards import (
+    BEHIND,
+    MOST_TENANTS,
+    ORDINARY,
+    OVERDUE,
+    Shares,
+    Tenants,
+    guard_record,
+    new_shares,
+    service,
+    take_leads,
+    tier,
+)
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
 
@@ -142,7 +153,7 @@ def test_the_setting_reaches_the_guard() -> None:
 def test_a_hint_names_the_tenant_in_vllm() -> None:
     pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
     from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
-    from lengthwise.predict.baselines import EXPECTED_TOKENS
+    from lengthwise.predict.load import EXPECTED_TOKENS
     from lengthwise.predict.prediction import TENANT
     from lengthwise.vllm import Scheduler
 

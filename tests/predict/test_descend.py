@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.predict.descend import Adam, Schedule, deal_lists, descend
-from lengthwise.predict.linear import PENALTY, Linear, SparseRows, fit_ridge, normal_scores
+from lengthwise.predict.descent import (
+    PENALTY,
+    Adam,
+    Linear,
+    Network,
+    Schedule,
+    SparseRows,
+    deal_lists,
+    descend,
+    fit_ridge,
+    normal_scores,
+)
 from lengthwise.predict.losses import LOSSES, QUANTILES
-from lengthwise.predict.network import Network
 
 FAST = Schedule(epochs=5, rate=0.05)
 

@@ -18,8 +18,12 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.predict import Prompt, load_predictor
 from lengthwise.predict.ablation import ablate
 from lengthwise.predict.encoder import Head, Precision
-from lengthwise.predict.encoder.fine_tuning import held_out_rows
-from lengthwise.predict.encoder.predictor import READ_TOKENS, EncoderPredictor, PromptText
+from lengthwise.predict.encoder.predictor import (
+    READ_TOKENS,
+    EncoderPredictor,
+    PromptText,
+    held_out_rows,
+)
 from lengthwise.predict.extract import vocabulary_of
 from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.kinds import Recipe, recipe_of

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.predict import Prediction, PredictionError, Prompt, load_predictor
 from lengthwise.predict.ablation import ABLATIONS, ablate
-from lengthwise.predict.breakdown import OTHER, by_estimate, by_length, by_task, root_verb
-from lengthwise.predict.evaluate import evaluate, plot_calibration
+from lengthwise.predict.evaluate import (
+    BATCH_SIZES,
+    OTHER,
+    by_estimate,
+    by_length,
+    by_task,
+    evaluate,
+    latencies,
+    plot_calibration,
+    predict_timed,
+    root_verb,
+)
 from lengthwise.predict.features import GROUP_NAMES
 from lengthwise.predict.kinds import Recipe
-from lengthwise.predict.latency import BATCH_SIZES, latencies, predict_timed
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from tests.support.answer_tables import SUBJECTS, TASKS, table

@@ -12,10 +12,19 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lengthwise.predict.extract import extract_features, template_of, vocabulary_of
-from lengthwise.predict.features import BUCKETS, GROUP_BITS, GROUPS, find_features, new_scratch
+from lengthwise.predict.features import (
+    BUCKETS,
+    GROUP_BITS,
+    GROUPS,
+    WINDOW_TOKENS,
+    Template,
+    Vocabulary,
+    find_features,
+    new_scratch,
+    read_window,
+)
 from lengthwise.predict.prediction import LORA, TENANT
 from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
-from lengthwise.predict.words import WINDOW_TOKENS, Template, Vocabulary, read_window
 from lengthwise.reference import model_path
 from lengthwise.workload.dataset import Dataset
 

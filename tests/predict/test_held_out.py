@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predict.held_out import cross_fit
+from lengthwise.predict.calibration import cross_fit
 
 
 def asked(rows: NDArray[np.int64]) -> list[tuple[set[int], set[int]]]:

@@ -16,8 +16,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
-from lengthwise.predict.worker import MOST_TOKENS, PredictionWorker
-from lengthwise.predict.worker_process import _predict_all
+from lengthwise.predict.worker import MOST_TOKENS, PredictionWorker, _predict_all
 from tests.support.processes import has_ended, is_gone
 from tests.support.waiting import wait_until
 
@@ -219,7 +218,7 @@ def test_one_bad_prompt_does_not_spoil_its_batch() -> None:
 
 def test_the_process_speaks_lines_of_json() -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "lengthwise.predict.worker_process", "prompt-length"],
+        [sys.executable, "-m", "lengthwise.predict.worker", "prompt-length"],
         input="[[1, 2, 3], []]\n",
         capture_output=True,
         text=True,

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from lengthwise.errors import InputError
 from lengthwise.probe import Probe
-from lengthwise.probe.bins import geometric_edges
 from lengthwise.probe.probe_folder import Metadata, Network, Refinement, Training
+from lengthwise.probe.refine import geometric_edges
 
 BINS, HIDDEN, LAYERS = 6, 4, [1, 3]
 
@@ -176,7 +176,7 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 def test_the_torch_network_is_the_plain_formula(probe: Probe) -> None:
     torch = pytest.importorskip("torch")
-    from lengthwise.probe.torch_network import ProbeNetwork
+    from lengthwise.probe.fit import ProbeNetwork
 
     states = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float16)
     states[4] = np.nan

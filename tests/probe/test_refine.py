@@ -11,27 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.probe.bins import (
-    NARROWEST,
-    bin_of,
-    equal_edges,
-    geometric_edges,
-    longest_length,
-    midpoints,
-    transitions,
-)
 from lengthwise.probe.refine import (
     HIGH,
     LEAST_EPSILON,
     LOW,
     MEAN,
     MEDIAN,
+    NARROWEST,
     Filter,
+    bin_of,
+    equal_edges,
+    geometric_edges,
+    longest_length,
+    midpoints,
     new_filter,
     pool,
     refine,
     start,
     summarise,
+    transitions,
 )
 
 widths = st.lists(st.floats(1, 300), min_size=1, max_size=12)

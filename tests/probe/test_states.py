@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.probe.state_rows import layer_rows
+from lengthwise.probe.heads import layer_rows
 from lengthwise.probe.states import META, Shard, open_states, shard_path, write_meta, write_shard
 from tests.support.synthetic_states import HIDDEN, LAYERS, make_meta, make_shard, write_folder
 

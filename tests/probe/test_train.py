@@ -14,11 +14,10 @@ pytest.importorskip("torch", reason="torch is not installed")
 from lengthwise.errors import InputError
 from lengthwise.intervals import GroupDraws
 from lengthwise.probe import Probe
-from lengthwise.probe.bins import midpoints
 from lengthwise.probe.fit import Examples, Recipe, attention_pooled, fit_network, probabilities
-from lengthwise.probe.probe_report import METHODS, by_age
+from lengthwise.probe.refine import midpoints
 from lengthwise.probe.states import TEST, TRAIN, open_states, write_meta, write_shard
-from lengthwise.probe.training import Trained, train_probe
+from lengthwise.probe.training import METHODS, Trained, by_age, train_probe
 from lengthwise.reference.prompts import generate
 from tests.support.reference_states import collect
 from tests.support.synthetic_states import (

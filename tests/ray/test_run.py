@@ -51,7 +51,7 @@ def test_what_ray_has_its_own_way_for_is_refused(
 
 
 def test_paused_requests_take_no_slot(tmp_path: Path) -> None:
-    from lengthwise.ray.deploy import replica_arguments
+    from lengthwise.ray.application import replica_arguments
 
     command = server_command(
         "reference",
@@ -68,7 +68,7 @@ def test_paused_requests_take_no_slot(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("policy", "order"), [("fcfs", "arrival"), ("srpt", "shortest")])
 def test_a_replica_is_what_one_server_would_be(policy: str, order: str, tmp_path: Path) -> None:
-    from lengthwise.ray.deploy import replica_arguments
+    from lengthwise.ray.application import replica_arguments
 
     settings = parse_spec(policy, Settings(predictor="build/p"))
     command = server_command(
@@ -101,19 +101,19 @@ def test_a_replica_is_what_one_server_would_be(policy: str, order: str, tmp_path
 def test_a_node_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from lengthwise.ray import deploy
+    from lengthwise.ray import application
 
     def init(address: str | None = None, **options: object) -> None:
         raise ConnectionError if address else Exception("The current node timed out")
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    told = deploy.replica_arguments(
+    told = application.replica_arguments(
         server_command("reference", Path("settings.json"), host="127.0.0.1", port=free_port()),
         Settings(),
         2,
         "reference",
     )
     with pytest.raises(LengthwiseError, match="did not start the replicas: The current node"):
-        deploy.Replicas(told, "127.0.0.1", free_port())
+        application.Replicas(told, "127.0.0.1", free_port())
     assert not ray.is_initialized()

@@ -17,8 +17,7 @@ from lengthwise.errors import InputError
 from lengthwise.hints.question import answers_of
 from lengthwise.reference import model_path
 from lengthwise.route import Bookings, Ranks
-from lengthwise.route.bookings import Prefixes
-from lengthwise.route.work import WorkPredictor, body_of, text_of
+from lengthwise.route.bookings import Prefixes, WorkPredictor, body_of, text_of
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 

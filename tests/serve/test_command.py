@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.serve.command import EXECUTOR, ServerCommand, server_command
+from lengthwise.serve.command import EXECUTOR, REFERENCE, ServerCommand, server_command
 from lengthwise.serve.listen import free_port, require_free_port
-from lengthwise.serve.served_model import REFERENCE
 from lengthwise.settings import settings_of
 from lengthwise.simulate.presets import parse_preset
 

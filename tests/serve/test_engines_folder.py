@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.serve.engines_folder import EnginesFolder
+from lengthwise.serve.whereabouts import EnginesFolder
 
 HOLDS = (
-    "import time; from lengthwise.serve.engines_folder import EnginesFolder;"
+    "import time; from lengthwise.serve.whereabouts import EnginesFolder;"
     "folder = EnginesFolder(); print(folder.name, flush=True); time.sleep(99)"
 )
 

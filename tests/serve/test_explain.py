@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.predict.prediction import REQUEST_ID
 from lengthwise.serve.journal_reader import explain, in_words
 from lengthwise.settings import parse_settings

@@ -12,8 +12,7 @@ import pytest
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.serve.journal_events import Arrived, read_lives
-from lengthwise.serve.journal_reader import explain, in_words
+from lengthwise.serve.journal_reader import Arrived, explain, in_words, read_lives
 from lengthwise.telemetry.journal import SEGMENTS, Journal
 from tests.support.command_line import Run
 
@@ -88,7 +87,6 @@ DISK_FULL = """
 import resource, sys
 from pathlib import Path
 from lengthwise.counters import Counters
-from lengthwise.telemetry import queued_writer
 from lengthwise.telemetry.journal import SEGMENTS, Journal
 
 sys.path.insert(0, sys.argv[3])

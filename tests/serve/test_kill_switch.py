@@ -13,15 +13,13 @@ import pytest
 pytest.importorskip("vllm")
 
 from bench.support.engine_harness import Ask, build_scheduler
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
-from lengthwise.emulate.virtual_config import OURS
+from lengthwise.emulate.driver import OURS, Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.serve.settings_file import say_if_off
 from lengthwise.serve.whereabouts import note_settings, settings_file, statuses, switch
 from lengthwise.settings import Settings, off_path, status_path
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
 from tests.support.virtual_workloads import COST

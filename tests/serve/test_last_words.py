@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lengthwise.serve.last_words import LastWords
+from lengthwise.serve.vllm_server import LastWords
 
 PREFIX = "(EngineCore pid=71) ERROR 11-23 02:10:11 [core.py:1061] "
 

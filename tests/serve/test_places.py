@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.serve.command import ServerCommand, server_command
+from lengthwise.serve.command import REFERENCE, ServerCommand, server_command
 from lengthwise.serve.listen import free_port
 from lengthwise.serve.places import Places, given_places, sized
-from lengthwise.serve.served_model import REFERENCE
 from lengthwise.settings import Settings, parse_spec
 
 pytestmark = pytest.mark.skipif(

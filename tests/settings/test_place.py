@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from lengthwise.files import take_lock
-from lengthwise.learn.learner_state import STATE_FILE
+from lengthwise.learn.learner import STATE_FILE
 from lengthwise.serve.journal_reader import explain
 from lengthwise.serve.whereabouts import statuses, switch
 from lengthwise.settings import Settings, status_path
-from lengthwise.settings.place import own_folder, own_status
-from lengthwise.settings.watch import SERVER
+from lengthwise.settings.file import SERVER, own_folder, own_status
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
@@ -45,7 +44,7 @@ def test_a_name_is_free_again_however_its_owner_ended(tmp_path: Path) -> None:
     settings = tmp_path / "settings.json"
     code = (
         "import sys, time; from pathlib import Path;"
-        "from lengthwise.settings.place import own_status;"
+        "from lengthwise.settings.file import own_status;"
         "place = own_status(Path(sys.argv[1]), 0); print(place.path.name, flush=True);"
         "time.sleep(99)"
     )
@@ -102,7 +101,7 @@ def test_two_servers_with_one_settings_file_are_told_apart(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lengthwise.cli.status import status
+    from lengthwise.cli.operate import status
     from lengthwise.errors import LengthwiseError
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.workload.length_log import read_answers
@@ -136,7 +135,7 @@ def test_two_servers_with_one_settings_file_are_told_apart(
 def test_one_learner_works_in_a_log_at_a_time(
     tmp_path: Path, path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from lengthwise.learn.supervisor import LearnerProcess
+    from lengthwise.learn.process import LearnerProcess
 
     Settings(policy="ltr", predictor="none").write(path)
     log = tmp_path / "log"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lengthwise.counters import Counters
-from lengthwise.settings import Settings, status_path, watch
-from lengthwise.settings.watch import SettingsWatcher
+from lengthwise.settings import Settings, file, status_path
+from lengthwise.settings.file import SettingsWatcher
 from tests.support.status_file import status_of
 from tests.support.waiting import wait_until
 
@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_status_says_who_and_when(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_SIGN_OF_LIFE_S", 0.2)
+    monkeypatch.setattr(file, "_SIGN_OF_LIFE_S", 0.2)
     Settings().write(path)
     watcher = SettingsWatcher(path, lambda settings: None, Counters())
     first = status_of(path)

@@ -7,10 +7,9 @@ import pytest
 
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.request import PREDICTION, REQUEST, WAITING, new_table
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
+from lengthwise.simulate.replica import limits_of
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.state import limits_of
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 from tests.support.plain_engine import Job, PlainEngine
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.kv_runs import (
+from lengthwise.simulate.engine import EngineSettings, StepCost
+from lengthwise.simulate.kv_blocks import (
     NOBODY,
     give_to_runs,
     left_of_run,
@@ -21,10 +21,9 @@ from lengthwise.simulate.kv_runs import (
     take_run_back,
 )
 from lengthwise.simulate.predictions import noisy
+from lengthwise.simulate.replica import SERVED, limits_of, new_engines
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.state import SERVED, limits_of, new_engines
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "srpt", "mlfq"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bench.support.layer_errors import HALVES, derived_errors, fit_errors, left_out_errors
-from lengthwise.simulate.hardware import GPUS
-from lengthwise.simulate.layer_times import (
+from lengthwise.simulate.presets import (
+    GPUS,
     Measured,
     derived_times,
     knots_of,

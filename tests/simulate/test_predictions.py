@@ -7,7 +7,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.simulate.predictions import noisy, trace_predictions
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.simulate.hardware import BYTES, GPUS, MODELS
-from lengthwise.simulate.layer_times import DEGREES
-from lengthwise.simulate.presets import AFFINE, parse_preset, preset
+from lengthwise.simulate.presets import AFFINE, BYTES, DEGREES, GPUS, MODELS, parse_preset, preset
 
 LARGE = {"h100", "h200", "b200"}
 

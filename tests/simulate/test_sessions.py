@@ -9,9 +9,8 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 
 COST = StepCost(step_s=1.0, prefill_s=0.0, decode_s=0.0)

@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.advise.cell import Cell, Workload, capacity, full_batch, run_cell
+from lengthwise.advise.sweep import Cell, Workload, capacity, full_batch, run_cell
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import ROUTERS
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.predictions import certain, noisy
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 AFFINE = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.simulate.step_cost import StepCost, read_cost, step_seconds
+from lengthwise.simulate.engine import StepCost, read_cost, step_seconds
 
 AFFINE = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)
 BENT = replace(AFFINE, linear=((1, 2e-3), (8, 2e-3), (16, 3e-3), (64, 9e-3)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lengthwise.hints.counts import OUTCOMES, hint_requests
+from lengthwise.hints.service import OUTCOMES, hint_requests
 
 TEXT = "Name three rivers."
 CHAT = {"messages": [{"role": "user", "content": TEXT}], "model": "m", "stream": True}

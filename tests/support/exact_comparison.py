@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.emulate.asked import Served
+from lengthwise.emulate.driver import Served
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.simulation import Simulation, simulate
 from tests.support.virtual_workloads import COST, Workload
 

@@ -13,9 +13,8 @@ from aiohttp import web
 
 from lengthwise.counters import Counters
 from lengthwise.gateway.configuration import Opener, Options
-from lengthwise.gateway.run import runner_of
-from lengthwise.gateway.server import Gateway
-from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
+from lengthwise.gateway.server import Gateway, runner_of
+from lengthwise.predict.load import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.settings import Settings, parse_spec
 from tests.support.small_upstream import SmallUpstream, small_upstream
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from lengthwise.predict.extract import TokenText, token_text_of
 from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
-from lengthwise.predict.token_text import TokenText, token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.workload.length_log import (
     SCHEMA,

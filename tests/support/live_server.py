@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import psutil
 
-from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
+from lengthwise.predict.load import EXPECTED_TOKENS, TRUE_TOKENS
 from lengthwise.serve.listen import free_port
 from lengthwise.settings import parse_settings, status_path
 from tests.support.commands import assert_gone, children_of, started, wait_for

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.learn.training_rows import training_rows
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
-from lengthwise.predict.train import train_on_features
+from lengthwise.predict.train import train_on_features, training_rows
 from lengthwise.workload.length_log import read_answers
 
 TASKS = {"Write an essay about": 300, "List some facts on": 90, "Is it true what they say of": 9}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.probe.bins import equal_edges
 from lengthwise.probe.probe_folder import Metadata, Network, Probe, Refinement, Training
+from lengthwise.probe.refine import equal_edges
 
 LONGEST = 100
 BINS = 5

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.advise.measured import Clock, steady
-from lengthwise.measure.request_record import RequestRecord
-from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run_info import RoundInfo, RunInfo
+from lengthwise.advise.calibrate import Clock, steady
+from lengthwise.measure.results import RequestRecord, ResultsWriter, RoundInfo, RunInfo
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import Settings
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import WORK, EngineSettings, StepCost
 from lengthwise.simulate.predictions import noisy
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import WORK, StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 ENGINE = EngineSettings(slots=8, token_budget=256, kv_blocks=1000, block_size=16)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policy.discipline import Discipline
-from lengthwise.policy.step_time import StepTime
+from lengthwise.policy.prices import StepTime
 from lengthwise.request import FREE, RUNNING, WAITING
-from lengthwise.simulate.step_cost import step_seconds
+from lengthwise.simulate.engine import step_seconds
 from tests.support.plain_plan import in_order, plan, rank
 
 

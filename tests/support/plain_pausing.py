@@ -13,8 +13,7 @@ import numpy as np
 
 from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.order import Order
-from lengthwise.policy.rollout import steps_saved
-from lengthwise.policy.select import Room, choose_swaps
+from lengthwise.policy.select import Room, choose_swaps, steps_saved
 
 
 class PlainChoice:

@@ -17,8 +17,8 @@ from lengthwise.policy.length_law import expected_remaining
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import Order
 from lengthwise.policy.prepass import OFTEN
+from lengthwise.policy.prices import batch_s, prefill_weight
 from lengthwise.policy.select import choose_swaps, left_by
-from lengthwise.policy.step_time import batch_s, prefill_weight
 from lengthwise.request import RUNNING, WAITING
 
 if TYPE_CHECKING:

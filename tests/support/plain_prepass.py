@@ -15,7 +15,7 @@ from lengthwise.policy.guards import OVERDUE, TIERS
 from lengthwise.policy.memory import fitting
 from lengthwise.policy.order import interleave
 from lengthwise.policy.prepass import OFTEN
-from lengthwise.policy.rollout import Swap, swap_gain
+from lengthwise.policy.select import Swap, swap_gain
 from lengthwise.request import WAITING
 
 

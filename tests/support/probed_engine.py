@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.vllm.probe_output import ProbeOutput, attach
+from lengthwise.vllm.hidden_states import ProbeOutput, attach
 from tests.support.checked_engine import CheckedEngine
 from tests.support.made_up_probe import BINS, LONGEST
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.workload.synthetic import synthetic_trace
+from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 
 COST = StepCost(7e-3, 32e-6, 32e-6, 0.04e-6)

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import TRUE_TOKENS
 
 
 class SmallUpstream:

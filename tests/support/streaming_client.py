@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from lengthwise.predict.baselines import EXPECTED_TOKENS, TRUE_TOKENS
+from lengthwise.predict.load import EXPECTED_TOKENS, TRUE_TOKENS
 from tests.support.commands import DIRECT
 
 

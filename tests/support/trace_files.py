@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 
 Row = dict[str, Any]
 

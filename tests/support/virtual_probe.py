@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lengthwise.emulate.driver import VirtualEngine
 from lengthwise.probe.refine import pool, start, summarise
-from lengthwise.vllm.probe_output import ProbeOutput, attach
-from lengthwise.vllm.refinement import Refinement
+from lengthwise.vllm.hidden_states import ProbeOutput, attach
+from lengthwise.vllm.predictions import Refinement
 from tests.support.made_up_probe import BINS, LONGEST, made_up_probe
 
 Distributions = NDArray[np.float32]  #: over bins of the whole length, [requests, BINS]

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import VirtualEngine
+from lengthwise.emulate.driver import Asked, Served, VirtualEngine
 from tests.support.plain_replicas import PlainFleet, Sent
 
 #: Which engine a request goes to, by its place, its arrival in s and, for each engine, the places

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.emulate.asked import Asked
+from lengthwise.emulate.driver import Asked
+from lengthwise.policy.length_law import PER_STEP
 from lengthwise.policy.registry import get_policy, policy_names
-from lengthwise.policy.stand_in import PER_STEP
-from lengthwise.predict.baselines import PREDICTION as PREDICTION_HINT
-from lengthwise.predict.baselines import Foretold
+from lengthwise.predict.load import PREDICTION as PREDICTION_HINT
+from lengthwise.predict.load import Foretold
 from lengthwise.request import PREDICTION
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.workload.trace import Trace
 
 LONGEST = 255  #: tokens of a request, prompt and answer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.counters import Counters
-from lengthwise.telemetry.engine_record import Recorder, _Line
+from lengthwise.telemetry.journal import Recorder, _Line
 
 
 def record(folder: Path, *steps: int) -> None:
@@ -53,7 +53,7 @@ DISK_FULL = """
 import resource, sys
 from pathlib import Path
 from lengthwise.counters import Counters
-from lengthwise.telemetry.engine_record import Recorder, _Line
+from lengthwise.telemetry.journal import Recorder, _Line
 
 folder = Path(sys.argv[1])
 counters = Counters()

@@ -15,7 +15,7 @@ from lengthwise.counters import Counters
 from lengthwise.errors import InputError
 from lengthwise.predict.prediction import Prompt
 from lengthwise.settings import LengthLogSettings
-from lengthwise.telemetry import length_log_writer, queued_writer
+from lengthwise.telemetry import journal, length_log_writer
 from lengthwise.telemetry.length_log_writer import LengthLog
 from lengthwise.workload.length_log import LengthLogReader, read_answers, segments
 from tests.support.length_logs import REFERENCE, reference_text
@@ -174,10 +174,10 @@ sys.path.insert(0, sys.argv[2])
 from lengthwise.predict.prediction import Prompt
 from tests.telemetry.test_length_log_writer import VALUES
 from tests.telemetry.test_length_log_writer import log_to
-from lengthwise.telemetry import queued_writer
+from lengthwise.telemetry import journal
 from lengthwise.counters import Counters
 
-queued_writer._RETRY_S = 0.0
+journal._RETRY_S = 0.0
 folder, counters = Path(sys.argv[1]), Counters()
 log = log_to(folder, counters)
 
@@ -225,8 +225,8 @@ def test_a_disk_that_is_full_is_complained_about_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(queued_writer.logger, "error", lambda line, *rest: said.append(line))
-    monkeypatch.setattr(queued_writer, "_RETRY_S", 0.0)
+    monkeypatch.setattr(journal.logger, "error", lambda line, *rest: said.append(line))
+    monkeypatch.setattr(journal, "_RETRY_S", 0.0)
     monkeypatch.setattr(
         length_log_writer, "segment_path", lambda folder, number: Path("/dev/full/x")
     )

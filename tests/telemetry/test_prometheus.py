@@ -18,16 +18,16 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.parser import text_string_to_metric_families
 
 from lengthwise.counters import BOUNDS, HELP, Counters, QueueTimes
-from lengthwise.telemetry.engine_file import (
+from lengthwise.telemetry.prometheus import (
     ENGINES,
     EngineFile,
     EngineState,
+    Metrics,
     alive,
     engines_folder,
     read_engines,
     started,
 )
-from lengthwise.telemetry.prometheus import Metrics
 from tests.support.waiting import wait_until
 
 

@@ -32,7 +32,7 @@ from lengthwise.theory import (
     size_samples,
     weibull,
 )
-from lengthwise.theory.single_server import play
+from lengthwise.theory.response_times import play
 
 CUTOFFS = (0.0, 0.2, 0.5, 0.8, 1.0)
 # Exponential sizes: mean response times at those cutoffs, from an implementation by integrals that
@@ -155,7 +155,7 @@ def test_a_joint_density_and_samples_of_it_give_what_the_predictor_gives() -> No
 
 
 def by_definition(jobs: JobLaw, rate: float, c: float) -> float:
-    """The formula of `theory.formula` for pairs that are equally likely, term by term."""
+    """The formula of `theory.response_times` for pairs that are equally likely, term by term."""
     pairs = list(zip(jobs.sizes, jobs.predictions, strict=True))
     n = len(pairs)
 

@@ -17,7 +17,7 @@ from lengthwise.theory import (
     perfectly_predicted,
     simulate,
 )
-from lengthwise.theory.single_server import play
+from lengthwise.theory.response_times import play
 
 Array = NDArray[np.float64]
 

@@ -324,12 +324,12 @@ def test_a_line_that_cannot_be_encoded_loses_itself_alone(
 def test_a_full_disk_under_the_record_is_said_once_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lengthwise.telemetry import queued_writer
+    from lengthwise.telemetry import journal
 
     said: list[str] = []
-    monkeypatch.setattr(queued_writer.logger, "error", lambda line, *rest: said.append(line))
-    monkeypatch.setattr(queued_writer, "_RETRY_S", 0.0)
-    monkeypatch.setattr(queued_writer, "_FLUSH_S", 0.01)
+    monkeypatch.setattr(journal.logger, "error", lambda line, *rest: said.append(line))
+    monkeypatch.setattr(journal, "_RETRY_S", 0.0)
+    monkeypatch.setattr(journal, "_FLUSH_S", 0.01)
     folder = tmp_path / "record"
     folder.mkdir()
     for name in ("steps.jsonl", "requests.jsonl"):

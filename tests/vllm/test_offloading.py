@@ -9,16 +9,13 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policy.facts import new_facts
-from lengthwise.policy.rollout import Swap, swap_gain
-from lengthwise.policy.select import host_tokens
+from lengthwise.policy.select import Swap, host_tokens, swap_gain
 from lengthwise.request import REQUEST
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.engine import EngineSettings, StepCost
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
+from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.emulate.link import BANDWIDTH, Offload
 from tests.support.step_facts import facts_of
 

@@ -10,8 +10,8 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.prepass import StepOrder
 from lengthwise.probe.refine import refine, start, summarise
 from lengthwise.request import RUNNING, LiveTable
-from lengthwise.vllm.probe_output import ProbeOutput
-from lengthwise.vllm.refinement import Refinement
+from lengthwise.vllm.hidden_states import ProbeOutput
+from lengthwise.vllm.predictions import Refinement
 from tests.support.made_up_probe import BINS, LONGEST, made_up_probe
 from tests.support.step_facts import facts_of
 

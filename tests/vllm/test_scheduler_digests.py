@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.probe_output import ProbeOutput, attach
+from lengthwise.vllm.hidden_states import ProbeOutput, attach
 from tests.support.digest_runner import FirstRunner, SecondRunner, digest_answer
 from tests.support.virtual_probe import listen, random_distributions
 

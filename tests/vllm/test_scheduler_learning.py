@@ -107,7 +107,7 @@ class _Moody:
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> _Moody:
     predictor = _Moody()
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: predictor)
+    monkeypatch.setattr("lengthwise.vllm.live_settings.load_predictor", lambda *a, **k: predictor)
     return predictor
 
 

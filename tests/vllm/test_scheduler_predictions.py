@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, build_scheduler
-from lengthwise.policy.stand_in import PER_STEP, READ, READ_PER_STEP
+from lengthwise.policy.length_law import PER_STEP, READ, READ_PER_STEP
+from lengthwise.predict.extract import token_text_of
 from lengthwise.predict.features import find_features, new_scratch
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import PredictionError, Predictor
-from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
 from lengthwise.vllm import Scheduler
@@ -74,7 +74,7 @@ def test_requests_that_a_slow_predictor_never_saw_are_counted(
     def loaded(spec: str, tokenizer: str | None = None) -> Predictor:
         return Slow() if spec == "prompt-length" else load_predictor(spec)
 
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", loaded)
+    monkeypatch.setattr("lengthwise.vllm.live_settings.load_predictor", loaded)
     settings = {"policy": "sjf", "predictor": "prompt-length"}
     scheduler = build_scheduler(Scheduler, lengthwise={"settings": settings})
     engine = CheckedEngine(scheduler)

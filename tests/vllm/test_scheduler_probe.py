@@ -11,8 +11,7 @@ import pytest
 from bench.support.engine_harness import Ask, build_scheduler
 from lengthwise.errors import InputError
 from lengthwise.vllm import Scheduler
-from lengthwise.vllm.hidden_states import WORKER
-from lengthwise.vllm.probe_output import ProbeOutput
+from lengthwise.vllm.hidden_states import WORKER, ProbeOutput
 from tests.support.checked_engine import CheckedEngine
 from tests.support.made_up_probe import made_up_probe
 from tests.support.probed_engine import WIDTH, ProbedEngine

@@ -84,7 +84,7 @@ class PromisesMachine(RuleBasedStateMachine):
         self.predictor = MoodyPredictor()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(
-            "lengthwise.vllm.active.load_predictor", lambda spec, tokenizer: self.predictor
+            "lengthwise.vllm.live_settings.load_predictor", lambda spec, tokenizer: self.predictor
         )
         scheduler = build_scheduler(
             Scheduler,

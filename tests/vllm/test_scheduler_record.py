@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.vllm import Scheduler
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 
 PREFIX = list(range(2, 34))  # two blocks of 16
 

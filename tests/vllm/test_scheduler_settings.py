@@ -181,7 +181,7 @@ def test_without_any_usable_prediction_the_order_is_that_of_the_queue(
     policy: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = _Predictor(fault)
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: predictor)
+    monkeypatch.setattr("lengthwise.vllm.live_settings.load_predictor", lambda *a, **k: predictor)
     settings = {
         "policy": policy,
         "predictor": "declared",
@@ -207,7 +207,9 @@ def test_one_without_a_prediction_ranks_as_the_median(monkeypatch: pytest.Monkey
                 return Prediction(math.nan, math.nan, math.nan, math.nan, math.nan)
             return super().predict(prompt)
 
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: Partial("none"))
+    monkeypatch.setattr(
+        "lengthwise.vllm.live_settings.load_predictor", lambda *a, **k: Partial("none")
+    )
     settings = {"policy": "sjf", "predictor": "declared", "max_overtakes": None}
     scheduler = build_scheduler(Scheduler, max_num_seqs=1, lengthwise={"settings": settings})
     engine = CheckedEngine(scheduler)
@@ -222,7 +224,7 @@ def test_one_without_a_prediction_ranks_as_the_median(monkeypatch: pytest.Monkey
 
 def test_a_burst_of_predictions_does_not_hold_a_step_up(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = _Predictor("none")
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: predictor)
+    monkeypatch.setattr("lengthwise.vllm.live_settings.load_predictor", lambda *a, **k: predictor)
     settings = {"policy": "sjf", "predictor": "declared"}
     scheduler = build_scheduler(Scheduler, lengthwise={"settings": settings})
     engine = CheckedEngine(scheduler)

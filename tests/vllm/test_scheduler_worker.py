@@ -38,7 +38,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CheckedEngi
         schedulers.append(scheduler)
         return CheckedEngine(scheduler)
 
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", loaded)
+    monkeypatch.setattr("lengthwise.vllm.live_settings.load_predictor", loaded)
     yield built
     for scheduler in schedulers:
         scheduler.shutdown()
@@ -183,7 +183,7 @@ def test_shutting_down_ends_the_worker(build: Callable[..., CheckedEngine]) -> N
 def test_a_worker_that_does_not_start_is_one_line(
     build: Callable[..., CheckedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lengthwise.vllm.active.load_predictor", lambda *a, **k: Slow())
+    monkeypatch.setattr("lengthwise.vllm.live_settings.load_predictor", lambda *a, **k: Slow())
     with pytest.raises(InputError, match="did not start") as caught:
         build(predictor="no-such")
     assert "\n" not in str(caught.value)

@@ -16,13 +16,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from lengthwise.advise.foregone import Window, foretell_gain
-from lengthwise.emulate.asked import Served
-from lengthwise.emulate.driver import open_virtual_engine
-from lengthwise.emulate.virtual_config import OURS
+from lengthwise.emulate.driver import OURS, Served, open_virtual_engine
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.simulation import simulate
 from tests.support.virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
@@ -138,6 +136,6 @@ def test_a_window_begins_where_the_engine_was_empty() -> None:
 
 
 def window_steps() -> tuple[str, ...]:
-    from lengthwise.simulate.step_cost import WORK
+    from lengthwise.simulate.engine import WORK
 
     return ("duration_s", *WORK)

@@ -10,7 +10,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.workload.layouts import LAYOUTS
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 from tests.support.trace_files import SUFFIXES, plain, refused, write
 
 MALFORMED = [

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from lengthwise.hints.question import read_body
-from lengthwise.predict.extract import extract_features, requests_of
+from lengthwise.predict.extract import extract_features, requests_of, token_text_of
 from lengthwise.predict.features import find_features, new_scratch
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.prediction import FACTS, Prompt
-from lengthwise.predict.token_text import token_text_of
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
+from lengthwise.workload.conversation import Facts, facts_of
 from lengthwise.workload.dataset import Dataset, load_dataset
-from lengthwise.workload.request_facts import Facts, facts_of
 
 REFERENCE = load_tokenizer("reference")
 TOOL = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}

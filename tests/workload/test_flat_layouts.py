@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from lengthwise.workload.layouts import LAYOUTS
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 from tests.support.trace_files import SUFFIXES, write
 
 

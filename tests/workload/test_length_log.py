@@ -21,7 +21,7 @@ from lengthwise.workload.length_log import (
     read_answers,
     segments,
 )
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 from tests.support.length_logs import write_segment
 
 COUNT = 12

@@ -15,7 +15,7 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.workload import column_files
 from lengthwise.workload.inspection import Quantiles, inspect_trace
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 from tests.support.trace_files import lines
 
 BENCH = Path(__file__).parents[2] / "bench"

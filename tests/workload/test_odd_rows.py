@@ -13,10 +13,10 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.workload.dataset import load_dataset
+from lengthwise.workload.exchanges import load_prompts
 from lengthwise.workload.inspection import inspect_prompts, inspect_trace
-from lengthwise.workload.load_trace import load_trace
 from lengthwise.workload.open_trace import is_trace
-from lengthwise.workload.prompts_alone import load_prompts
+from lengthwise.workload.trace import load_trace
 from tests.support.published_layouts import CASES, Row
 
 REFERENCE = load_tokenizer("reference")

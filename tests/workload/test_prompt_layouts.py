@@ -19,9 +19,9 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.dataset import Dataset, load_dataset
+from lengthwise.workload.exchanges import load_prompts
 from lengthwise.workload.inspection import inspect_prompts
-from lengthwise.workload.prompts_alone import load_prompts
-from lengthwise.workload.rejections import UnusableError
+from lengthwise.workload.records import UnusableError
 from tests.support.published_layouts import CASES, Case, Row
 
 SHARED = Path(__file__).parents[3] / "shared" / "fixtures"

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.measure.request_record import RequestRecord
-from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run_info import RoundInfo, RunInfo
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.measure.results import RequestRecord, ResultsWriter, RoundInfo, RunInfo
+from lengthwise.workload.trace import load_trace
 from tests.support.trace_files import plain, refused, write
 
 HEADER = '{"schema": "lengthwise.requests/1"}\n'

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.workload.layouts import ARRIVAL_COLUMNS, OUTPUT_COLUMNS, PROMPT_COLUMNS
-from lengthwise.workload.load_trace import load_trace
-from lengthwise.workload.trace import Trace
+from lengthwise.workload.trace import Trace, load_trace
 from tests.support.strange_rows import strange_rows
 from tests.support.trace_files import SUFFIXES, refused, write
 

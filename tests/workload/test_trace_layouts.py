@@ -13,9 +13,9 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.workload.inspection import inspect_trace
-from lengthwise.workload.load_trace import load_trace, spread_ties
 from lengthwise.workload.open_trace import is_trace
-from lengthwise.workload.rejections import UnusableError
+from lengthwise.workload.records import UnusableError
+from lengthwise.workload.trace import load_trace, spread_ties
 from tests.support.trace_files import Row, lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "fixtures"

@@ -16,11 +16,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.advise.calibrate import Fit, fit_cost
-from lengthwise.advise.measured import Clock, Floats, MeasuredRound, drifting, slowness, steady
-from lengthwise.measure.metrics import request_metrics
+from lengthwise.advise.calibrate import (
+    Clock,
+    Fit,
+    Floats,
+    MeasuredRound,
+    drifting,
+    fit_cost,
+    slowness,
+    steady,
+)
+from lengthwise.measure.comparison import request_metrics
+from lengthwise.simulate.engine import StepCost
 from lengthwise.simulate.simulation import simulate
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.workload.trace import Trace
 
 STRETCH_S: Final = 1.0

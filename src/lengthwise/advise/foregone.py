@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 
 from lengthwise.advise.calibrate import fit_steps
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.measure.metrics import latency_figures
+from lengthwise.measure.comparison import latency_figures
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.request import PREDICTION
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import WORK, EngineSettings, StepCost
 from lengthwise.simulate.simulation import Simulation, simulate
-from lengthwise.simulate.step_cost import WORK, StepCost
 from lengthwise.workload.trace import Trace
 from lengthwise.workload.trace_rows import offsets_of
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     AnswerColumnOption,
     IntervalOption,
@@ -16,6 +15,7 @@ from lengthwise.cli.options import (
     SkipMalformedOption,
     SplitOption,
     WhereOption,
+    refuse_given,
 )
 
 if TYPE_CHECKING:
@@ -196,7 +196,6 @@ def bench(
     from lengthwise.cli.output import ConsoleProgress
     from lengthwise.cli.report import show_results
     from lengthwise.cli.serve import require_matching_predictor
-    from lengthwise.compare.forward_bench import choose_pace, computed_model, run_forward_bench
     from lengthwise.compare.own_answers import OWN_ANSWER_FLAGS, corpus_table, run_own_answers
     from lengthwise.compare.rounds import Plan, run_table
     from lengthwise.compare.session import open_session
@@ -205,17 +204,20 @@ def bench(
         DEFAULT_MODEL,
         VirtualBench,
         choose_gpu,
+        choose_pace,
+        computed_model,
         learn_from_corpus,
         predictor_tokenizer,
         refuse_options,
+        run_forward_bench,
         run_virtual_bench,
         with_places,
     )
     from lengthwise.errors import InputError
     from lengthwise.predict.tokenizer import load_tokenizer
-    from lengthwise.serve.served_model import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
+    from lengthwise.serve.command import REFERENCE, REFERENCE_FLAGS, model_path, probe_of
     from lengthwise.serve.settings_file import predictor_setting
-    from lengthwise.simulate.hardware import MODELS
+    from lengthwise.simulate.presets import MODELS
     from lengthwise.workload.dataset import TEST, load_dataset, parse_where
 
     if server_flags and not server_flags[0].startswith("-"):

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.given import refuse_given
-from lengthwise.cli.options import JsonOption, PromptColumnOption
+from lengthwise.cli.options import JsonOption, PromptColumnOption, refuse_given
 
 if TYPE_CHECKING:
     from lengthwise.compare.progress import Progress
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.workload.prompts_alone import Prompts
+    from lengthwise.workload.exchanges import Prompts
 
 
 def collect(
@@ -61,7 +60,7 @@ def collect(
     from lengthwise.compare.state_collection import collect as collect_states
     from lengthwise.predict.tokenizer import load_tokenizer
     from lengthwise.probe.states import StatesMeta
-    from lengthwise.serve.served_model import model_path
+    from lengthwise.serve.command import model_path
 
     words = list(rest or ())
     table = Path(words.pop(0)) if words and not words[0].startswith("-") else None
@@ -132,7 +131,7 @@ def _servable(prompts: Prompts, tokenizer: PromptTokenizer, progress: Progress) 
     """Without the conversations that the model's chat template refuses."""
     from collections import Counter
 
-    from lengthwise.workload.prompts_alone import Prompts
+    from lengthwise.workload.exchanges import Prompts
 
     kept = Prompts([], [], prompts.rejected)
     refused: Counter[str] = Counter()
@@ -158,8 +157,8 @@ def _prompts(
     """The prompts to answer: those of the table, or the built-in model's own."""
     from lengthwise.errors import InputError
     from lengthwise.reference.prompts import generate
-    from lengthwise.serve.served_model import REFERENCE
-    from lengthwise.workload.prompts_alone import Prompts, load_prompts
+    from lengthwise.serve.command import REFERENCE
+    from lengthwise.workload.exchanges import Prompts, load_prompts
 
     if table is not None:
         prompts = load_prompts(table, prompt_column=column, limit=count)

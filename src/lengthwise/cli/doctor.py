@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from lengthwise.cli.given import refuse_given
-from lengthwise.cli.options import GpuOption, JobsOption, JsonOption, PresetModelOption
+from lengthwise.cli.options import (
+    GpuOption,
+    JobsOption,
+    JsonOption,
+    PresetModelOption,
+    refuse_given,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,8 +119,7 @@ def doctor(
 
 def _of_server(url: str, seconds: float, progress: ConsoleProgress) -> dict[str, Any]:
     """The diagnosis of a running server."""
-    from lengthwise.advise.doctor import limiting, verdict
-    from lengthwise.advise.signs import signs_of_server
+    from lengthwise.advise.doctor import limiting, signs_of_server, verdict
     from lengthwise.measure.server_metrics import watch_server
 
     progress.stage(f"watching {url}")
@@ -141,14 +145,13 @@ def _of_log(
     """The diagnosis of a recorded log."""
     from dataclasses import asdict, replace
 
-    from lengthwise.advise.cell import Cell, Workload
-    from lengthwise.advise.doctor import PREDICTORS, limiting, prospects, verdict
-    from lengthwise.advise.signs import signs_of_log
-    from lengthwise.compare.machine import machine_of_log, read_steps
+    from lengthwise.advise.doctor import PREDICTORS, limiting, prospects, signs_of_log, verdict
+    from lengthwise.advise.sweep import Cell, Workload
+    from lengthwise.compare.simulated import machine_of_log, read_steps
     from lengthwise.serve.places import MORE
     from lengthwise.settings import Settings
-    from lengthwise.workload.load_trace import load_trace
     from lengthwise.workload.open_trace import recorded_requests
+    from lengthwise.workload.trace import load_trace
 
     progress.stage(f"reading {folder}")
     trace = load_trace(folder)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     AnswerColumnOption,
     JsonOption,
@@ -17,6 +16,7 @@ from lengthwise.cli.options import (
     SplitOption,
     TurnsOption,
     WhereOption,
+    refuse_given,
 )
 from lengthwise.workload.conversation import Turns
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lengthwise.cli.output import ConsoleProgress
-    from lengthwise.predict.ablation import Ablated
+    from lengthwise.predict.ablation import Ablated, Transferred
     from lengthwise.predict.prediction import Predictor
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.predict.transfer import Transferred
     from lengthwise.workload.dataset import Dataset
 
 
@@ -110,9 +109,13 @@ def evaluate(
 
     from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import InputError
+    from lengthwise.predict.evaluate import (
+        ablation_table,
+        evaluation_table,
+        parts_table,
+        plot_calibration,
+    )
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
-    from lengthwise.predict.evaluate import plot_calibration
-    from lengthwise.predict.evaluation_tables import ablation_table, evaluation_table, parts_table
     from lengthwise.predict.load import load_predictor
     from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
     from lengthwise.workload.dataset import load_dataset, parse_where
@@ -167,7 +170,7 @@ def evaluate(
             return table
 
         if across is not None:
-            from lengthwise.predict.transfer import transfer_matrix
+            from lengthwise.predict.ablation import transfer_matrix
 
             def trained(done: int, total: int, what: str) -> None:
                 if done == 0:
@@ -285,7 +288,7 @@ def _print_matrix(found: Sequence[Transferred], name: str, json: bool) -> None:
     from rich.table import Table
 
     from lengthwise.cli.output import print_json
-    from lengthwise.predict.evaluation_tables import shown_interval
+    from lengthwise.predict.evaluate import shown_interval
 
     if json:
         rows = [dataclasses.asdict(each) for each in found]

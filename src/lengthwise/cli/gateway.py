@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     LearnEveryOption,
     LearnOption,
@@ -21,6 +20,7 @@ from lengthwise.cli.options import (
     LogTextOption,
     PredictorOption,
     SettingsOption,
+    refuse_given,
 )
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serve.listen import address_of, bound
@@ -140,11 +140,10 @@ def gateway(
     that pass.
     """
     from lengthwise.counters import Counters
+    from lengthwise.gateway.bodies import Limits
     from lengthwise.gateway.configuration import Opener, Options
-    from lengthwise.gateway.limits import Limits
-    from lengthwise.gateway.relay import Patience
-    from lengthwise.gateway.run import Life
-    from lengthwise.gateway.upstream import parse_upstreams
+    from lengthwise.gateway.server import Life
+    from lengthwise.gateway.upstream import Patience, parse_upstreams
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings
 

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.cli.given import refuse_given
-from lengthwise.cli.options import JsonOption, PromptsOption, QuotesOption, TurnsOption
+from lengthwise.cli.options import (
+    JsonOption,
+    PromptsOption,
+    QuotesOption,
+    TurnsOption,
+    refuse_given,
+)
 from lengthwise.workload.conversation import Turns
 
 if TYPE_CHECKING:
@@ -50,7 +55,7 @@ def inspect(
     from lengthwise.predict.extract import prompt_counter
     from lengthwise.predict.tokenizer import REFERENCE
     from lengthwise.workload.inspection import inspect_prompts, inspect_trace
-    from lengthwise.workload.rejections import UnknownLayoutError, UnusableError
+    from lengthwise.workload.records import UnknownLayoutError, UnusableError
 
     if file.is_dir():
         refuse_given(

@@ -14,21 +14,17 @@ import typer
 
 from lengthwise.cli.bench import bench
 from lengthwise.cli.calibrate import calibrate
-from lengthwise.cli.check import check
 from lengthwise.cli.collect import collect
-from lengthwise.cli.compile import compile
 from lengthwise.cli.demo import demo
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.evaluate import evaluate
-from lengthwise.cli.explain import explain
 from lengthwise.cli.gateway import gateway
 from lengthwise.cli.inspect import inspect
-from lengthwise.cli.off import off, on
+from lengthwise.cli.operate import check, compile, explain, off, on, status
 from lengthwise.cli.predict_server import predict_server
 from lengthwise.cli.report import report
 from lengthwise.cli.serve import serve
 from lengthwise.cli.simulate import simulate
-from lengthwise.cli.status import status
 from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
 from lengthwise.cli.train_probe import train_probe

@@ -39,7 +39,7 @@ def predict_server(
     from aiohttp import web
 
     from lengthwise.cli.output import print_json
-    from lengthwise.hints.prediction_thread import PromptPredictor
+    from lengthwise.hints.estimate import PromptPredictor
     from lengthwise.hints.service import make_app
 
     with bound(host, port) as listener:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lengthwise.cli.given import refuse_given
+from lengthwise.cli.options import refuse_given
 
 
 def report(
@@ -63,11 +63,11 @@ def show_results(
     from rich.console import Console
 
     from lengthwise.errors import unknown_name
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.measure.comparison import parse_objectives
     from lengthwise.measure.report import REPORT_FILE, RESULTS_FILE, write_report
     from lengthwise.measure.results import read_results
-    from lengthwise.measure.terminal import comparison_table, serving_results
     from lengthwise.measure.twins import read_twins, twins_table
+    from lengthwise.measure.wording import comparison_table, serving_results
 
     objectives = parse_objectives(goodput) or None
     results = read_results(folder)

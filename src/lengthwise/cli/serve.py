@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     IntervalOption,
     LearnEveryOption,
@@ -18,6 +17,7 @@ from lengthwise.cli.options import (
     LogTextOption,
     PredictorOption,
     SettingsOption,
+    refuse_given,
 )
 from lengthwise.errors import InputError
 from lengthwise.serve.settings_file import (
@@ -31,7 +31,7 @@ from lengthwise.serve.settings_file import (
 
 if TYPE_CHECKING:
     from lengthwise.serve.command import ServerCommand
-    from lengthwise.serve.engines_folder import EnginesFolder
+    from lengthwise.serve.whereabouts import EnginesFolder
     from lengthwise.settings import Settings
 
 
@@ -111,8 +111,7 @@ def serve(
     printed at the start.
     """
     from lengthwise.policy import get_policy
-    from lengthwise.serve.command import server_command
-    from lengthwise.serve.served_model import REFERENCE, probe_of, refuse_model
+    from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
     from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
@@ -215,7 +214,7 @@ def _places(settings: Settings) -> int:
 
 
 def _serve_replicas(command: ServerCommand, settings: Settings, count: int, model: str) -> None:
-    from lengthwise.ray.deploy import Replicas, replica_arguments
+    from lengthwise.ray.application import Replicas, replica_arguments
 
     arguments = replica_arguments(command, settings, count, model)
     with Replicas(arguments, command.host, command.port) as replicas:
@@ -228,7 +227,7 @@ def _serve_replicas(command: ServerCommand, settings: Settings, count: int, mode
 
 def _engines_folder() -> EnginesFolder | None:
     """Where engines keep their numbers while the server runs; None where nothing can be written."""
-    from lengthwise.serve.engines_folder import EnginesFolder
+    from lengthwise.serve.whereabouts import EnginesFolder
 
     try:
         return EnginesFolder()
@@ -251,7 +250,7 @@ def require_matching_predictor(settings: Settings, model: str) -> None:
     if settings.predictor in (None, NO_PREDICTOR):
         return
     from lengthwise.predict import load_predictor
-    from lengthwise.serve.served_model import model_path
+    from lengthwise.serve.command import model_path
 
     # A hub's model is not here yet: the engine checks its tokenizer itself.
     here = Path(model_path(model))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     FirstRequestsOption,
     GpuOption,
@@ -19,12 +18,13 @@ from lengthwise.cli.options import (
     SkipMalformedOption,
     SlotsOption,
     TokenBudgetOption,
+    refuse_given,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lengthwise.advise.cell import Figures
+    from lengthwise.advise.sweep import Figures
 
 
 class Place(StrEnum):
@@ -154,12 +154,9 @@ def simulate(
 
     from rich.console import Console
 
-    from lengthwise.advise.cell import Cell, capacity, full_batch
-    from lengthwise.advise.sweep import run_sweep
+    from lengthwise.advise.sweep import Cell, capacity, full_batch, run_sweep
     from lengthwise.cli.output import ConsoleProgress, print_json
-    from lengthwise.compare.machine import choose_machine
-    from lengthwise.compare.sweep_cells import sweep_cells, with_ratios
-    from lengthwise.compare.traffic import read_workload
+    from lengthwise.compare.simulated import choose_machine, read_workload, sweep_cells, with_ratios
     from lengthwise.serve.places import MORE
 
     if on is Place.RAY:
@@ -270,7 +267,7 @@ def _as_table(document: dict[str, Any]) -> Table:
 
     from rich.table import Table
 
-    from lengthwise.compare.sweep_cells import SWEPT
+    from lengthwise.compare.simulated import SWEPT
 
     varied = [name for name in SWEPT if any(name in row for row in document["results"])]
     varied = [name for name in varied if name != "replicas" or _several(document, "replicas")]

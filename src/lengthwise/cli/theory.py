@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.cli.given import refuse_given
-from lengthwise.cli.options import JsonOption
+from lengthwise.cli.options import JsonOption, refuse_given
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,9 +64,12 @@ def theory(
     from rich.console import Console
 
     from lengthwise.cli.output import ConsoleProgress, print_json
-    from lengthwise.theory.disciplines import make_queue
-    from lengthwise.theory.formula import mean_response_time
-    from lengthwise.theory.single_server import REPLICATIONS, simulate
+    from lengthwise.theory.response_times import (
+        REPLICATIONS,
+        make_queue,
+        mean_response_time,
+        simulate,
+    )
 
     if not simulation:
         refuse_given(context, ("--jobs", "--seed"), "is for the simulation: leave it out")

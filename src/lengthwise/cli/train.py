@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from lengthwise.cli.given import refuse_given
 from lengthwise.cli.options import (
     AnswerColumnOption,
     JsonOption,
@@ -19,6 +18,7 @@ from lengthwise.cli.options import (
     SplitOption,
     TurnsOption,
     WhereOption,
+    refuse_given,
 )
 from lengthwise.predict.encoder import Head, Precision
 from lengthwise.workload.conversation import Turns
@@ -222,8 +222,7 @@ def _train_from_log(
     """A predictor learnt from a length log, and what was left out of it."""
     from collections import Counter
 
-    from lengthwise.learn.training_rows import training_rows
-    from lengthwise.predict.train import train_on_features
+    from lengthwise.predict.train import train_on_features, training_rows
     from lengthwise.workload.length_log import read_answers
 
     progress.stage(f"reading {log}")

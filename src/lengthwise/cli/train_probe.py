@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lengthwise.probe.probe_report import Report
+    from lengthwise.probe.training import Report
 
 
 class Bins(StrEnum):
@@ -57,7 +57,6 @@ def train_probe(
 
     from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.errors import missing_extra
-    from lengthwise.probe.probe_report import write_layer_plot
     from lengthwise.probe.states import open_states
 
     with ConsoleProgress() as progress:
@@ -66,6 +65,7 @@ def train_probe(
         layers = parse_layers(layer)
         try:
             from lengthwise.probe.training import train_probe as train
+            from lengthwise.probe.training import write_layer_plot
         except ImportError as error:
             if (error.name or "").split(".")[0] != "torch":
                 raise

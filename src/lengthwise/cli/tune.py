@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,6 @@ from lengthwise.cli.options import (
     SlotsOption,
     TokenBudgetOption,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def tune(
@@ -120,20 +117,21 @@ def tune(
 
     from rich.console import Console
 
-    from lengthwise.advise.cell import Cell
-    from lengthwise.advise.objectives import GOODPUT, parse_caps, require_objective
+    from lengthwise.advise.sweep import Cell
+    from lengthwise.advise.tune import GOODPUT, parse_caps, require_objective
     from lengthwise.advise.tune import tune as choose
     from lengthwise.cli.output import ConsoleProgress, print_json
-    from lengthwise.compare.machine import (
+    from lengthwise.compare.simulated import (
         choose_machine,
         machine_of_log,
         or_default_machine,
+        parse_load,
         read_steps,
+        read_workload,
     )
-    from lengthwise.compare.traffic import parse_load, read_workload
     from lengthwise.compare.tuned import as_good_as, chosen_settings, described, tuned_text
     from lengthwise.errors import InputError
-    from lengthwise.measure.metrics import parse_objectives
+    from lengthwise.measure.comparison import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.predictions import trace_predictions
 

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.advise.calibrate import fit_tokens
-from lengthwise.advise.measured import Floats, MeasuredRound
+from lengthwise.advise.calibrate import Floats, MeasuredRound, fit_tokens
 from lengthwise.errors import InputError
-from lengthwise.measure.request_record import Records
-from lengthwise.measure.results import Round, read_results
+from lengthwise.measure.results import Records, Round, read_results
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 
 SERVER_FOLDER = "server"  #: under a run's folder: the server's log, settings and steps
 ROUNDS_FOLDER = "rounds"  #: under that: what the scheduler recorded, a folder each round

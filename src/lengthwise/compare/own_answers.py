@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.compare.chosen_requests import describe_requests
 from lengthwise.compare.client import Answer, ReplayRequest
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.rounds import Plan, keeping, run_plan
+from lengthwise.compare.rounds import Plan, describe_requests, keeping, run_plan
 from lengthwise.compare.session import Session
 from lengthwise.compare.specs import Offer
 from lengthwise.errors import LengthwiseError
-from lengthwise.measure.results import Results, ResultsWriter, read_results
-from lengthwise.measure.run_info import describe_run
+from lengthwise.measure.results import Results, ResultsWriter, describe_run, read_results
 from lengthwise.predict import Predictor, Prompt
 from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.kinds import Recipe
@@ -25,7 +23,7 @@ from lengthwise.predict.tokenizer import PromptTokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference.corpus import Exchange, exchanges
 from lengthwise.reference.prompts import generate
-from lengthwise.serve.served_model import REFERENCE
+from lengthwise.serve.command import REFERENCE
 from lengthwise.settings import Settings
 from lengthwise.vllm.hidden_states import ProbeWanted
 from lengthwise.workload.dataset import TEST, TRAIN, Dataset, split_of

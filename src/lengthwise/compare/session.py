@@ -1,16 +1,27 @@
-"""One server, one client and one settings file: what rounds are run with."""
+"""One server, one client and one settings file: what rounds are run with.
+
+The client has a process of its own: what the command line does never delays a time stamp.
+
+Policies are switched on the running server: the settings file is written, and waited for until it
+is active.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import multiprocessing
+import resource
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from lengthwise.compare.client import Replay, ReplayJob, ReplayRequest
-from lengthwise.compare.client_process import ClientProcess
+from lengthwise.compare.client import Pace, Replay, ReplayJob, ReplayRequest, replay
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
     ROUNDS_FOLDER,
@@ -20,19 +31,172 @@ from lengthwise.compare.engine_log import (
     read_engine_log,
 )
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.send_clock import Pace
 from lengthwise.compare.specs import Offer
-from lengthwise.compare.switch import SettingsSwitch
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.processes import Stoppable, ignored
 from lengthwise.serve.command import server_command
 from lengthwise.serve.listen import free_port
 from lengthwise.serve.vllm_server import Server
-from lengthwise.settings import Settings
+from lengthwise.settings import Settings, status_path
+from lengthwise.simulate.engine import StepCost
 from lengthwise.simulate.presets import Preset
-from lengthwise.simulate.step_cost import StepCost
 from lengthwise.vllm.hidden_states import ProbeWanted
 
+_DESCRIPTORS_BESIDES = 100  # files and sockets that are open besides one per request
 _DRAIN_PATIENCE_S = 15.0
+
+
+class ClientProcess(Stoppable):
+    """A process that replays one round after another; a context manager that ends it."""
+
+    def __init__(self) -> None:
+        """Start the process."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        # Ctrl-C reaches every process of the terminal; this process is the one that heeds it.
+        with ignored(signal.SIGINT):
+            self._process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        """End the process, also in the middle of a round. May be called twice."""
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def replay(
+        self,
+        job: ReplayJob,
+        progress: Callable[[int, int], None],
+        check: Callable[[], None],
+    ) -> Replay:
+        """Run one round.
+
+        Args:
+            job: what to send where and when.
+            progress: called with the numbers of answered and failed requests.
+            check: called at least twice a second; raises to give the round up.
+
+        Raises:
+            InputError: the system allows too few open connections for the round.
+            LengthwiseError: the client's process ended.
+        """
+        at_once = job.clients if job.scheduled_s is None else len(job.requests)
+        _require_open_files((at_once or 1) + _DESCRIPTORS_BESIDES)
+        self._connection.send(job)
+        try:
+            while True:
+                check()
+                if not self._connection.poll(0.5):
+                    continue
+                message = self._connection.recv()
+                if isinstance(message, Replay):
+                    return message
+                progress(*message)
+        except (EOFError, ConnectionError):
+            raise LengthwiseError("the client's process ended in the middle of a round") from None
+
+
+def _require_open_files(needed: int) -> None:
+    """Refuse a round that needs more open files than the client may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"a round needs {needed:,} open files, the system allows {hard:,}: "
+            "ask for fewer --requests or raise the limit (ulimit -Hn)"
+        )
+
+
+def _serve(connection: Connection[object, object]) -> None:
+    """The process: rounds come in, progress and results go out, until the pipe is closed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Where the other end is gone, so is everybody who could want to know.
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            job = connection.recv()
+            assert isinstance(job, ReplayJob)
+            connection.send(
+                asyncio.run(
+                    replay(job, lambda answered, failed: connection.send((answered, failed)))
+                )
+            )
+
+
+class SettingsSwitch:
+    """The settings file of a running server, seen from outside."""
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`, the file that the server's scheduler watches."""
+        self.path = path
+
+    def apply(
+        self, settings: Settings, check: Callable[[], None], timeout_s: float = 120.0
+    ) -> None:
+        """Make settings active, and return once they are.
+
+        Args:
+            settings: what the scheduler is to do from now on.
+            check: called while waiting; raises if the server has ended.
+            timeout_s: loading a predictor and compiling a policy are part of the wait.
+
+        Raises:
+            LengthwiseError: the scheduler refused the settings (its own line says why) or did not
+                take them up in time.
+        """
+        refused_before = self._refusal()
+        digest = settings.write(self.path)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status = self.status()
+            if status.get("settings_sha256") == digest and status.get("state") == "active":
+                return
+            refused = self._refusal()
+            # The words of an earlier refusal stay until something new is active.
+            if refused is not None and refused != refused_before:
+                raise LengthwiseError(f"the scheduler refused the settings: {refused}")
+            check()
+            time.sleep(0.02)
+        raise LengthwiseError(
+            f"the scheduler did not take up {self.path} within {timeout_s:.0f} s: "
+            f"{self._refusal() or 'see the log of the server'}"
+        )
+
+    def _refusal(self) -> object:
+        """Why the scheduler keeps its last good settings; None where it does not."""
+        status = self.status()
+        return status.get("error") if status.get("state") == "refused" else None
+
+    def status(self) -> dict[str, object]:
+        """The scheduler's status file; empty while there is none."""
+        try:
+            value = json.loads(status_path(self.path).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def counters(self) -> dict[str, int]:
+        """The scheduler's counters since the server started."""
+        counters = self.status().get("counters")
+        return dict(counters) if isinstance(counters, dict) else {}
+
+    def growth(
+        self, before: Mapping[str, int], finished: int, timeout_s: float = 2.0
+    ) -> dict[str, int]:
+        """By how much each counter grew, once `finished` more requests are counted.
+
+        Args:
+            before: the counters at the start.
+            finished: requests that are known to have finished since; the status file may lag.
+            timeout_s: after so long the counters are taken as they are.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            grown = {name: count - before.get(name, 0) for name, count in self.counters().items()}
+            if grown.get("finished", 0) >= finished or time.monotonic() > deadline:
+                return grown
+            time.sleep(0.02)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lengthwise.policy import get_policy
 from lengthwise.settings import Settings, parse_spec
 from lengthwise.workload import arrivals
 from lengthwise.workload.column_files import open_columns
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.trace import load_trace
 
 
 def parse_policies(

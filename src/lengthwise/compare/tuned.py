@@ -11,9 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lengthwise.advise.judged import Judged
-from lengthwise.advise.objectives import MAX_WAIT, Cap, times_fcfs
-from lengthwise.advise.tune import Tuning
+from lengthwise.advise.tune import MAX_WAIT, Cap, Judged, Tuning, times_fcfs
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
 from lengthwise.intervals import t_interval

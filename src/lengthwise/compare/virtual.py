@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.advise.cell import capacity
+from lengthwise.advise.sweep import capacity
 from lengthwise.compare.client import Answer, Replay, ReplayRequest
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
@@ -27,15 +27,12 @@ from lengthwise.compare.engine_log import (
     read_engine_log,
 )
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.round_records import describe_round, records_of, summary_line
-from lengthwise.compare.rounds import Plan, keeping
+from lengthwise.compare.rounds import Plan, describe_round, keeping, records_of, summary_line
 from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Offer, Turns, offer_of
-from lengthwise.emulate.asked import Asked, Served
-from lengthwise.emulate.driver import VirtualEngine, open_virtual_engine
+from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.measure.results import ResultsWriter
-from lengthwise.predict.baselines import PREDICTION, Foretold
-from lengthwise.predict.load import load_predictor
+from lengthwise.predict.load import PREDICTION, Foretold, load_predictor
 from lengthwise.predict.prediction import (
     REQUEST_ID,
     Prediction,
@@ -44,8 +41,7 @@ from lengthwise.predict.prediction import (
     SlowPredictor,
 )
 from lengthwise.settings import Settings
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.workload.trace import Trace
 
 #: Significant digits of predictions: the last ones depend on how a processor adds products up.

@@ -1,26 +1,43 @@
-"""`lengthwise bench --engine virtual`: policies compared on vLLM in virtual time."""
+"""Policies compared on vLLM in virtual time: `lengthwise bench --engine virtual`.
+
+With `--forward` a model computes, and a GPU's clock counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lengthwise.compare.chosen_requests import choose_requests, describe_requests
-from lengthwise.compare.machine import Machine, choose_machine
-from lengthwise.compare.own_answers import corpus_table, learn
+from lengthwise.compare.own_answers import (
+    LEARNT_FROM,
+    corpus_table,
+    held_out_tau,
+    learn,
+    learn_from_answers,
+    reference_requests,
+    same_length,
+)
 from lengthwise.compare.progress import Progress
-from lengthwise.compare.rounds import Plan
+from lengthwise.compare.rounds import Plan, choose_requests, describe_requests
+from lengthwise.compare.simulated import Machine, choose_machine
 from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
 from lengthwise.errors import InputError
-from lengthwise.measure.results import ResultsWriter
-from lengthwise.measure.run_info import VIRTUAL, RunInfo, describe_run
+from lengthwise.measure.results import VIRTUAL, ResultsWriter, RunInfo, describe_run, read_results
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
+from lengthwise.serve.command import REFERENCE_FLAGS, model_path, probe_of, require_vllm
+from lengthwise.simulate.presets import MODELS
 from lengthwise.workload.dataset import TRAIN, Dataset
 
+if TYPE_CHECKING:
+    from lengthwise.emulate.forward_engine import ComputedModel
+
 DEFAULT_MODEL = "llama-3-8b"
-_LEARNT_FROM = 1500
+DEFAULT_GPU = "a100"
+SAYS = "Virtual, forward pass computed; same machine only."
+
 _PLACES = 512  # for paused requests, in the worker
 
 
@@ -101,7 +118,7 @@ def learn_from_corpus(
     folder: Path, tokenizer: PromptTokenizer, seed: int, progress: Progress
 ) -> str:
     """Train a predictor on the built-in model's training prompts; what it learnt from, in words."""
-    table = corpus_table(tokenizer, _LEARNT_FROM, TRAIN, seed)
+    table = corpus_table(tokenizer, LEARNT_FROM, TRAIN, seed)
     learn(table, tokenizer, folder, seed, progress)
     return f"The predictor learnt from {len(table.prompts):,} other prompts."
 
@@ -181,3 +198,148 @@ def run_virtual_bench(
     )
     writer = ResultsWriter(bench.out, run)
     run_virtual_plan(plan, VirtualSession(machine.cost, engine, bench.out), draw, writer, progress)
+
+
+def choose_pace(
+    gpu: str | None, *, slots: int | None, kv_blocks: int | None
+) -> tuple[str, Machine]:
+    """Whose steps are counted: `a100`, or `a100:llama-3-8b` with the model.
+
+    Returns:
+        The preset's name and the engine, with the KV blocks of an engine that computes here.
+
+    Raises:
+        InputError: an unknown GPU or model.
+    """
+    from lengthwise.emulate.forward_engine import BLOCK_SIZE
+
+    card, _, model = (gpu or DEFAULT_GPU).partition(":")
+    machine = choose_machine(
+        cost=None,
+        model=model or DEFAULT_MODEL,
+        gpu=card,
+        given={"slots": slots, "kv_blocks": kv_blocks, "block_size": BLOCK_SIZE},
+    )
+    name = f"{card}:{model or DEFAULT_MODEL}"
+    return name, machine._replace(engine=replace(machine.engine, lag=1))
+
+
+def computed_model(model: str, probe: Path | None, interval: int | None) -> ComputedModel:
+    """The model that computes, and the probe that reads it.
+
+    Args:
+        model: a folder, or `reference`.
+        probe: folder of the probe; None without one.
+        interval: steps from one prediction of the probe to the next.
+
+    Raises:
+        InputError: there is no such model here, the machine cannot hold it, or the probe is for
+            another one.
+    """
+    require_vllm()
+    folder = Path(model_path(model))
+    if not (folder / "config.json").is_file():
+        hint = ""
+        if model in MODELS:
+            hint = f"; for its step times alone add --gpu {DEFAULT_GPU}:{model}"
+        raise InputError(
+            f"--forward computes a model, and there is none in {model!r}: name its folder, or "
+            f"leave --model out for the built-in one{hint}"
+        )
+    from lengthwise.emulate.forward_engine import ComputedModel, refuse_large
+
+    refuse_large(folder)
+    dtype = REFERENCE_FLAGS["--dtype"] if model == REFERENCE else "auto"
+    return ComputedModel(folder, dtype or "auto", probe_of(probe, interval, model))
+
+
+def run_forward_bench(
+    bench: VirtualBench,
+    model: ComputedModel,
+    read: Callable[[], Dataset] | None,
+    *,
+    model_name: str,
+    learn_into: Path | None,
+) -> None:
+    """Run the plan with a model that computes, and leave the results in a folder.
+
+    Args:
+        bench: what is compared, at whose pace.
+        model: what computes.
+        read: reads the table of prompts and lengths; None for the built-in model's own prompts,
+            each answered to its own end.
+        model_name: as the user named it.
+        learn_into: folder for a prompt predictor to train on the model's answers; None for none.
+    """
+    from lengthwise.compare.virtual_forward import ForwardSession
+
+    plan, machine, progress = bench.plan, bench.machine, bench.progress
+    tokenizer, count, out = bench.tokenizer, bench.count, bench.out
+    session = ForwardSession(machine.cost, machine.engine, out, model)
+    table = None if read is None else read()
+
+    def draw(seed: int) -> Draw:
+        if table is None:
+            progress.stage("letting the model answer")
+            return Draw(reference_requests(session.answer, tokenizer, count, seed))
+        requests, notes = choose_requests(
+            table, tokenizer, count=count, max_model_len=session.context, seed=seed
+        )
+        return Draw(requests, notes)
+
+    first = draw(plan.seed)
+    probe_tau = session.probe_tau
+    if table is None:
+        notes = [
+            "Each answer was ended by the model itself, sampled with a seed of its own; oracles "
+            "know its length from a round in advance.",
+            "The prompts are test prompts: neither predictor nor probe has seen them.",
+        ]
+    else:
+        notes = ["Every answer was given the length that the table says.", *first.notes]
+    if learn_into is not None:
+        progress.stage("letting the model answer training prompts")
+        predictor = learn_from_answers(session.answer, tokenizer, learn_into, plan.seed, progress)
+        notes.append(
+            f"The prompt predictor learnt from {LEARNT_FROM} other answers; its Kendall tau on the "
+            f"requests compared is {held_out_tau(predictor, first.requests):.2f}."
+        )
+    if model.probe is not None:
+        notes.append(
+            f"The probe ran every {model.probe.interval} steps; its own time is not in the clock."
+        )
+    if probe_tau is not None:
+        notes.append(
+            "Once their prompts had been computed, the probe's Kendall tau on these requests was "
+            f"{probe_tau:.2f}."
+        )
+    if table is not None and table.rejected:
+        notes.append(f"{len(table.rejected)} malformed rows were left out")
+    for line in (describe_requests(first.requests), *notes):
+        progress.note(line)
+    engine = machine.engine
+    run = describe_virtual_run(
+        machine,
+        model=model_name,
+        dataset="the built-in model's own prompts and answers"
+        if table is None
+        else f"{table.name} ({table.selection})",
+        requests=len(first.requests),
+        notes=notes,
+        forward=True,
+        engine_note=(
+            f"{SAYS} {model_name} computes, steps as long as those of {bench.name}: {engine.slots} "
+            f"slots, {engine.token_budget:,} tokens a step."
+        ),
+    )
+    draws = {plan.seed: first}
+    run_virtual_plan(
+        plan,
+        session,
+        lambda seed: draws[seed] if seed in draws else draw(seed),
+        ResultsWriter(out, run),
+        progress,
+    )
+    if table is None and plan.repeats == 1:
+        share = same_length(first.requests, read_results(out))
+        progress.note(f"{share:.1%} of all answers had the length found in advance")

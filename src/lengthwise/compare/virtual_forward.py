@@ -1,7 +1,7 @@
 """Rounds in virtual time whose model computes: real tokens and hidden states, one GPU's schedule.
 
 Every round has an engine of its own here, too. An answer depends on its request's seed and on its
-own tokens alone (`emulate.forward`), so all policies serve the same answers.
+own tokens alone (`emulate.forward_engine`), so all policies serve the same answers.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ from lengthwise.compare.own_answers import LONGEST_ANSWER
 from lengthwise.compare.session import Observed
 from lengthwise.compare.specs import Offer
 from lengthwise.compare.virtual import VirtualSession, told
-from lengthwise.emulate.asked import Asked
-from lengthwise.emulate.driver import VirtualEngine
+from lengthwise.emulate.driver import Asked, VirtualEngine
 from lengthwise.emulate.forward_engine import ComputedModel, open_forward_engine
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.predict.baselines import TRUE_TOKENS
 from lengthwise.predict.kendall import kendall_tau
-from lengthwise.predict.load import NO_PREDICTOR
+from lengthwise.predict.load import NO_PREDICTOR, TRUE_TOKENS
 from lengthwise.predict.prediction import Prediction
 from lengthwise.settings import Settings
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.engine import EngineSettings, StepCost
 
 _LISTENING = Settings(policy="sjf", predictor=NO_PREDICTOR)
 

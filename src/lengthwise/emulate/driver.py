@@ -1,22 +1,249 @@
 """vLLM's engine core in this process, in virtual time: arrivals in, times of tokens out.
 
-The engine core steps as it does in a server: it takes up what has arrived, plans, lets the executor
-run, and hands out tokens. Nothing waits, so it takes as long as vLLM's own code does.
+Requests to come are `Asked`, what became of them `Served`; `virtual_config` is vLLM's configuration
+of such an engine. The engine core steps as it does in a server: it takes up what has arrived,
+plans, lets the executor run, and hands out tokens. Nothing waits, so it takes as long as vLLM's own
+code does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from heapq import heapify, heappop, heappush
+from pathlib import Path
 from typing import Any, Final
 
-from lengthwise.emulate.asked import Asked, Coming, Served
-from lengthwise.emulate.virtual_config import END_OF_ANSWER, OURS, virtual_config
+from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import LengthwiseError
-from lengthwise.predict.baselines import TRUE_TOKENS
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.predict.load import TRUE_TOKENS
+from lengthwise.simulate.engine import EngineSettings, StepCost
+from lengthwise.vllm.compat.workers import engine_in_process
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request to come.
+
+    Attributes:
+        prompt_ids: the prompt's tokens.
+        output_tokens: the answer's length; None where a model that computes ends it itself.
+        arrival_s: when it is sent, s from the start; in a closed loop as soon as a client is free.
+            Of a later turn of a session: s from the end of the turn before it.
+        after: of a later turn of a session, the place of the turn before it.
+        priority: vLLM's, lower runs sooner.
+        hints: what the client tells of it (`vllm_xargs`).
+        abort_s: when its client goes away, s from the start; the engine hears of it between two
+            steps. Who goes before sending sends nothing.
+        ends_itself: the answer ends with an end token that the scheduler cannot foresee, as real
+            answers do; else it is cut at its length.
+    """
+
+    prompt_ids: Sequence[int]
+    output_tokens: int | None
+    arrival_s: float = 0.0
+    after: int | None = None
+    priority: int = 0
+    hints: Mapping[str, object] = field(default_factory=dict)
+    abort_s: float = math.inf
+    ends_itself: bool = True
+    seed: int = 0
+    most_tokens: int | None = None
+
+
+@dataclass
+class Served:
+    """What became of a request; times in s from the start.
+
+    Attributes:
+        sent_s: when it was sent.
+        token_s: when each token came.
+        preemptions: how often it lost its place in the batch.
+        cached_tokens: prompt tokens that the prefix cache held at its first step.
+        finished: why it ended, in vLLM's words; None where it did not.
+    """
+
+    sent_s: float = math.nan
+    token_s: list[float] = field(default_factory=list)
+    preemptions: int = 0
+    cached_tokens: int = 0
+    finished: str | None = None
+
+    @property
+    def first_token_s(self) -> float:
+        """When its first token came; NaN without one."""
+        return self.token_s[0] if self.token_s else math.nan
+
+    @property
+    def finish_s(self) -> float:
+        """When its last token came; NaN without one."""
+        return self.token_s[-1] if self.token_s else math.nan
+
+
+class Coming:
+    """Requests that were not sent yet: they arrive at their times, or after a turn has ended."""
+
+    def __init__(self, asked: Sequence[Asked], served: Sequence[Served]) -> None:
+        self._asked, self._served = asked, served
+        self._left = len(asked)
+        self._next: dict[int, int] = {
+            each.after: place for place, each in enumerate(asked) if each.after is not None
+        }
+        self._open: list[int] = []  # places of those that were sent and that others wait for
+        self._known = [
+            (each.arrival_s, place) for place, each in enumerate(asked) if each.after is None
+        ]
+        heapify(self._known)
+
+    def __bool__(self) -> bool:
+        """Whether any is left."""
+        return self._left > 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known when the next one arrives."""
+        return bool(self._known)
+
+    @property
+    def next_s(self) -> float:
+        """When that is."""
+        return self._known[0][0]
+
+    def pop(self) -> tuple[float, int]:
+        """Take the next one: when it arrives, and its place."""
+        self._left -= 1
+        return heappop(self._known)
+
+    def sent(self, place: int) -> None:
+        """Note that it is on its way, if another waits for its end."""
+        if place in self._next:
+            self._open.append(place)
+
+    def end(self, place: int, ended_s: float) -> None:
+        """Let the turn after it come, its delay after the end."""
+        if place in self._next:
+            after = self._next[place]
+            heappush(self._known, (ended_s + self._asked[after].arrival_s, after))
+
+    def look(self, now_s: float) -> None:
+        """Let those come whose last turns have ended by now."""
+        ended = [place for place in self._open if self._served[place].finished is not None]
+        if ended:
+            self._open = [place for place in self._open if self._served[place].finished is None]
+        for place in ended:
+            finish_s = self._served[place].finish_s
+            self.end(place, now_s if math.isnan(finish_s) else finish_s)
+
+
+OURS: Final = "lengthwise.vllm.Scheduler"
+END_OF_ANSWER: Final = 1  #: the token that ends an answer
+
+#: A model that is never loaded: what vLLM reads of it is its shape.
+_SHAPE: Final[Mapping[str, object]] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "vocab_size": 1024,
+    "eos_token_id": END_OF_ANSWER,
+    "bos_token_id": None,
+    "dtype": "bfloat16",
+}
+
+
+def limits_of(engine: EngineSettings, longest: int) -> dict[str, Any]:
+    """An engine's limits as vLLM's arguments, and what all engines in virtual time have alike.
+
+    Args:
+        engine: the limits.
+        longest: tokens of the longest request: whole blocks.
+    """
+    return {
+        "skip_tokenizer_init": True,
+        "max_model_len": longest,
+        "block_size": engine.block_size,
+        "max_num_seqs": engine.places,
+        "max_num_active_seqs": engine.slots if engine.places > engine.slots else None,
+        "max_num_batched_tokens": engine.token_budget,
+        "long_prefill_token_threshold": engine.long_prefill_tokens,
+        "enable_prefix_caching": engine.prefix_caching,
+        "disable_log_stats": True,
+        "enforce_eager": True,
+    }
+
+
+def emulation_of(cost: StepCost, engine: EngineSettings, longest: int) -> dict[str, object]:
+    """What the executor is told: steps take what `cost` says."""
+    return {
+        "cost": asdict(cost),
+        "kv_blocks": engine.blocks(longest),
+        "clock": "virtual",
+        "asynchronous": engine.lag > 0,
+    }
+
+
+def whole_blocks(tokens: int, engine: EngineSettings) -> int:
+    """The least tokens above these that fill their KV blocks."""
+    return -(-(tokens + 1) // engine.block_size) * engine.block_size
+
+
+@contextlib.contextmanager
+def virtual_config(
+    cost: StepCost,
+    engine: EngineSettings,
+    *,
+    longest: int,
+    scheduler: str | None = OURS,
+    settings: Mapping[str, object] | None = None,
+    connector: Mapping[str, object] | None = None,
+) -> Iterator[Any]:
+    """vLLM's configuration of an engine whose steps take what `cost` says.
+
+    Args:
+        cost: of its steps.
+        engine: its limits.
+        longest: tokens of the longest request, prompt and answer.
+        scheduler: class by name; None for the one that vLLM chooses itself.
+        settings: of our scheduler; None for fcfs.
+        connector: vLLM's `--kv-transfer-config`.
+    """
+    engine_in_process()
+    from vllm.config import KVTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    from lengthwise.emulate.executor import Executor
+    from lengthwise.reference import model_path
+
+    longest = whole_blocks(longest, engine)
+    ours: dict[str, object] = {EMULATE: emulation_of(cost, engine, longest)}
+    if scheduler == OURS:
+        ours["settings"] = dict(settings or {})
+    with tempfile.TemporaryDirectory(prefix="lengthwise-model-") as folder:
+        shape = {**_SHAPE, "max_position_embeddings": longest}
+        (Path(folder) / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+        arguments = EngineArgs(
+            model=folder,
+            tokenizer=str(model_path()),
+            dtype="bfloat16",
+            **limits_of(engine, longest),
+            scheduler_cls=scheduler,
+            distributed_executor_backend=Executor,
+            additional_config={"lengthwise": ours},
+            kv_transfer_config=None if connector is None else KVTransferConfig(**connector),
+        )
+        config = arguments.create_engine_config()
+        config.scheduler_config.watermark = engine.watermark
+        yield config
+
 
 _STANDSTILL: Final = 1000  # steps in a row without anything done
 

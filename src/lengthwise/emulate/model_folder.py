@@ -17,8 +17,7 @@ from typing import Final
 from lengthwise.errors import InputError
 from lengthwise.files import replaced
 from lengthwise.reference import END, PAD, SPECIAL_TOKENS, model_path
-from lengthwise.simulate.hardware import Model
-from lengthwise.simulate.presets import Preset, parse_preset
+from lengthwise.simulate.presets import Model, Preset, parse_preset
 
 _COPIED: Final = ("tokenizer.json", "chat_template.jinja")
 _END_TOKEN: Final = SPECIAL_TOKENS.index(END)

@@ -1,14 +1,155 @@
-"""What a step of vLLM's plan does, and when it ends, by the engine's clock."""
+"""The time of an emulated engine: its clock, what it is told, and when each step ends.
+
+A clock is moved by hand, or is the machine's own. What the engine is told is its part of
+`additional_config`. When a step ends by the clock, a pace says, from what vLLM's plan does in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
 
-from lengthwise.emulate.virtual_clock import Clock, MeasuredClock, VirtualClock
-from lengthwise.errors import LengthwiseError
-from lengthwise.simulate.step_cost import StepCost, step_seconds
+from lengthwise.errors import InputError, LengthwiseError, unknown_name
+from lengthwise.simulate.engine import StepCost, step_seconds
+from lengthwise.simulate.presets import parse_preset
+
+
+class Clock(Protocol):
+    """What shows the time and lets it pass."""
+
+    def now(self) -> float:
+        """What it shows, in s."""
+
+    def wait_until(self, time_s: float) -> None:
+        """Let it be `time_s`, unless that is past."""
+
+
+class VirtualClock:
+    """Shows seconds since its start and moves only when it is told to.
+
+    Attributes:
+        now_s: what it shows.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def now(self) -> float:
+        """What it shows, in s; in the place of `time.monotonic`."""
+        return self.now_s
+
+    def wait_until(self, time_s: float) -> None:
+        """Let it be `time_s`, unless that is past."""
+        self.now_s = max(self.now_s, time_s)
+
+
+class RealClock:
+    """The machine's own time: waiting is sleeping."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def wait_until(self, time_s: float) -> None:
+        """Sleep. Some 0.1 ms more than asked, which does not add up: steps end by plan."""
+        left_s = time_s - time.monotonic()
+        if left_s > 0.0:
+            time.sleep(left_s)
+
+
+class MeasuredClock(VirtualClock):
+    """Shows the machine's time as it was when it was last read, in s since its start.
+
+    So all that is decided and noted between two readings has one time, as in virtual time. Time in
+    which nothing is done is not waited for.
+    """
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        """Take a clock of the machine, such as `time.monotonic` or `time.process_time`."""
+        super().__init__()
+        self._read = read
+        self._origin_s = read()
+
+    def restart(self) -> None:
+        """Let it be 0 s."""
+        self._origin_s = self._read()
+        self.now_s = 0.0
+
+    def read(self) -> float:
+        """Read the machine's clock, and show that from now on."""
+        self.now_s = max(self.now_s, self._read() - self._origin_s)
+        return self.now_s
+
+    def wait_until(self, time_s: float) -> None:
+        """Let it be `time_s`, unless that is past."""
+        if time_s > self.now_s:
+            self._origin_s = self._read() - time_s
+            self.now_s = time_s
+
+
+EMULATE: Final = "emulate"  #: the key below "lengthwise"
+
+_CLOCKS: Final[Mapping[str, Callable[[], Clock]]] = {"real": RealClock, "virtual": VirtualClock}
+_PRESET: Final = {"preset", "clock", "asynchronous"}
+_COSTS: Final = {"cost", "kv_blocks", "clock", "asynchronous"}
+_EXAMPLE: Final = '{"lengthwise": {"emulate": {"preset": "a100:llama-3-8b"}}}'
+
+
+@dataclass(frozen=True)
+class EmulationSettings:
+    """An emulated engine.
+
+    Attributes:
+        cost: what a step takes.
+        kv_tokens: tokens that its KV memory holds.
+        clock: its time.
+        asynchronous: whether steps are planned while the last one runs, as on a GPU.
+    """
+
+    cost: StepCost
+    kv_tokens: int
+    clock: Clock
+    asynchronous: bool
+
+
+def emulation_settings(config: object, block_size: int) -> EmulationSettings:
+    """Read the executor's part of `additional_config`.
+
+    Args:
+        config: `{"preset": "a100:llama-3-8b"}`, or `cost` (the fields of a StepCost) and
+            `kv_blocks`; with either `clock` ("real", the default, or "virtual") and
+            `asynchronous` (true).
+        block_size: tokens in a block of `kv_blocks`.
+
+    Raises:
+        InputError: one line that says what is wrong.
+    """
+    if not isinstance(config, Mapping) or not config.keys() & {"preset", "cost"}:
+        raise InputError(f"what is emulated? add --additional-config '{_EXAMPLE}'")
+    known = _PRESET if "preset" in config else _COSTS
+    for name in config.keys() - known:
+        raise unknown_name("key of the emulation", str(name), known)
+    clock = config.get("clock", "real")
+    if clock not in _CLOCKS:
+        raise unknown_name("clock", str(clock), _CLOCKS)
+    if "preset" in config:
+        preset = parse_preset(str(config["preset"]))
+        assert preset.engine.kv_blocks is not None
+        cost, tokens = preset.cost, preset.engine.kv_blocks * preset.engine.block_size
+    else:
+        cost = _cost(config["cost"])
+        tokens = int(config["kv_blocks"]) * block_size
+    return EmulationSettings(cost, tokens, _CLOCKS[clock](), bool(config.get("asynchronous", True)))
+
+
+def _cost(fields: Any) -> StepCost:
+    try:
+        return StepCost(**fields)
+    except TypeError as error:
+        raise InputError(f"the emulation's cost is not a step cost: {error}") from None
 
 
 class Pace(Protocol):
@@ -135,7 +276,7 @@ class Later(Future):  # type: ignore[type-arg]
 
 
 class Work(NamedTuple):
-    """The work of one step, in the terms of `simulate.step_cost.WORK`."""
+    """The work of one step, in the terms of `simulate.engine.WORK`."""
 
     prefill_tokens: int
     decode_tokens: int

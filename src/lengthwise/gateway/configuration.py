@@ -17,16 +17,15 @@ from typing import Final, Literal
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
+from lengthwise.gateway.bodies import Limits
 from lengthwise.gateway.lengths import Source
-from lengthwise.gateway.limits import Limits
-from lengthwise.gateway.relay import Patience
-from lengthwise.gateway.upstream import FIRST_LIMIT
-from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
+from lengthwise.gateway.upstream import FIRST_LIMIT, Patience
+from lengthwise.hints.estimate import PromptEncoder, PromptPredictor
 from lengthwise.policy import get_policy
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.prepass import warm_up
+from lengthwise.predict.extract import token_text_of
 from lengthwise.predict.load import NO_PREDICTOR
-from lengthwise.predict.token_text import token_text_of
 from lengthwise.settings import Settings
 from lengthwise.telemetry.length_log_writer import LengthLog
 

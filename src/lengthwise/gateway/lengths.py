@@ -19,12 +19,11 @@ import numpy as np
 
 from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
+from lengthwise.gateway.bodies import Asked, Usage
 from lengthwise.gateway.ranked_queue import Entry, Queue
-from lengthwise.gateway.request_body import Asked
-from lengthwise.gateway.usage import Usage
-from lengthwise.hints.prediction_thread import PromptEncoder, PromptPredictor
+from lengthwise.hints.estimate import PromptEncoder, PromptPredictor
 from lengthwise.hints.question import Question
-from lengthwise.policy.stand_in import MEDIAN_EVERY, RECENT
+from lengthwise.policy.length_law import MEDIAN_EVERY, RECENT
 from lengthwise.predict.prediction import Prediction, Prompt, usable
 from lengthwise.request import RECORDED_PREDICTION
 from lengthwise.telemetry.length_log_writer import LengthLog

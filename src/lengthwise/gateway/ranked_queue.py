@@ -1,19 +1,24 @@
-"""Who waits and who is in flight: the scheduler's table, ranked by the scheduler's own functions.
+"""Who waits, who is in flight, and whose turn it is.
 
-Nothing here orders requests. Each time that somebody can go, all who wait are ranked by the
-compiled ranking of the policy and its guards (`policy.prepass`), and the first of them goes.
-Who goes next is never passed over for one that takes fewer slots: it would be overtaken without a
-bound.
+The queue is the scheduler's table, ranked by the scheduler's own functions. Nothing here orders
+requests. Each time that somebody can go, all who wait are ranked by the compiled ranking of the
+policy and its guards (`policy.prepass`), and the first of them goes. Who goes next is never passed
+over for one that takes fewer slots: it would be overtaken without a bound.
 
 What the scheduler sees an engine do, a gateway learns when an answer has ended: how much work was
 done (the guard `max_lead`) and for whom (`max_tenant_lead`) is counted then, in output tokens, as
 the answer said or else as it was predicted.
+
+The dispatcher gives turns: who is kept back, who goes, and to which upstream.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -22,11 +27,13 @@ import numpy as np
 
 from lengthwise.counters import Counters
 from lengthwise.errors import one_line
+from lengthwise.gateway.bodies import RefusedError, Room
+from lengthwise.gateway.upstream import Pool, Upstream
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.facts import new_facts
+from lengthwise.policy.guards import Tenants, take_leads
+from lengthwise.policy.length_law import UNKNOWN, stand_in
 from lengthwise.policy.prepass import StepOrder
-from lengthwise.policy.stand_in import UNKNOWN, stand_in
-from lengthwise.policy.tenants import Tenants, take_leads
 from lengthwise.predict.prediction import Prediction
 from lengthwise.request import RUNNING, WAITING, LiveTable
 
@@ -250,3 +257,113 @@ class Queue:
             columns[name] = getattr(prediction, name)
         columns["initial"] = columns["remaining"] = prediction.expected
         columns["predicted"] = predicted
+
+
+class Dispatcher:
+    """Lets requests go while upstreams have room, in the queue's order.
+
+    Everything happens in one event loop. Whatever may let somebody go calls `wake`.
+
+    Args:
+        queue: whose order it is.
+        pool: the upstreams.
+        room: what may wait, and for how long.
+        clock: monotonic, s.
+    """
+
+    def __init__(
+        self, queue: Queue, pool: Pool, room: Room, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.queue, self.pool, self.room = queue, pool, room
+        self._clock = clock
+        self._turns: dict[Entry, asyncio.Future[Upstream]] = {}
+        self._taken: dict[Entry, tuple[Upstream, int]] = {}
+        self._closed: str | None = None  # why nobody goes any more
+
+    def add(self, entry: Entry) -> int:
+        """Queue a request. `release` must follow, whatever happens.
+
+        Returns:
+            Its arrival index.
+        """
+        self._turns[entry] = self._turn()
+        return self.queue.add(entry, self._clock())
+
+    async def turn(self, entry: Entry, until_s: float) -> Upstream:
+        """Wait until a request that was added may go, and take its slots.
+
+        Args:
+            entry: the request.
+            until_s: by the clock, when it has waited too long.
+
+        Raises:
+            RefusedError: it waited too long, or the gateway ends.
+        """
+        turn = self._turns[entry]
+        if self._closed is not None:
+            raise _closed(self._closed)
+        try:
+            self.wake()
+            if not turn.done():
+                await asyncio.wait({turn}, timeout=max(until_s - self._clock(), 0.0))
+            if turn.done():
+                return turn.result()
+        finally:
+            self._turns.pop(entry, None)
+        raise RefusedError(
+            503,
+            f"waited {self.room.limits.wait_s:g} s without a turn",
+            "timed_out",
+            self.room.retry_after_s(),
+        )
+
+    def wake(self) -> None:
+        """Let those go for whom there is room."""
+        while self._closed is None and self.pool.has_room:  # else there is no need to rank all
+            entry = self.queue.next(self._clock())
+            upstream = None if entry is None else self.pool.choose(entry.answers)
+            if entry is None or upstream is None:
+                return
+            slots = upstream.slots_of(entry.answers)
+            upstream.in_flight += slots
+            self._taken[entry] = upstream, slots
+            self.queue.take(entry)
+            self._turns[entry].set_result(upstream)
+
+    def forwarded(self, entry: Entry) -> None:
+        """An upstream has a request that went: it does not wait again."""
+        self.queue.forwarded(entry)
+        self.room.went(self._clock())
+
+    def put_back(self, entry: Entry) -> None:
+        """A request that went is not forwarded: it waits again."""
+        self._give_back(entry)
+        self._turns[entry] = self._turn()
+        self.queue.put_back(entry)
+
+    def release(self, entry: Entry, output_tokens: int | None = None) -> None:
+        """A request has ended, or waits no longer; see `Queue.remove`."""
+        self._give_back(entry)
+        self._turns.pop(entry, None)
+        self.queue.remove(entry, output_tokens)
+        self.wake()
+
+    def close(self, reason: str) -> None:
+        """Refuse all who wait, and whoever comes: from now on nobody goes."""
+        self._closed = reason
+        for turn in self._turns.values():
+            if not turn.done():
+                turn.set_exception(_closed(reason))
+
+    def _turn(self) -> asyncio.Future[Upstream]:
+        return asyncio.get_running_loop().create_future()
+
+    def _give_back(self, entry: Entry) -> None:
+        taken = self._taken.pop(entry, None)
+        if taken is not None:
+            upstream, slots = taken
+            upstream.in_flight -= slots
+
+
+def _closed(reason: str) -> RefusedError:
+    return RefusedError(503, reason, "shut_down", 1)

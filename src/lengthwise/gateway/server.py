@@ -1,7 +1,9 @@
-"""The gateway's routes, and what becomes of each request.
+"""The gateway's routes, what becomes of each request, and a gateway's whole life.
 
 What is generated waits for its turn; everything else is passed on as it comes. Neither prompts nor
 keys are ever logged.
+
+A gateway begins to listen, takes settings up, and ends politely. What it counts is for Prometheus.
 """
 
 from __future__ import annotations
@@ -9,39 +11,97 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import signal
+import socket
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
 
-from lengthwise.counters import Counters
-from lengthwise.gateway.configuration import Configuration, Options, discipline_of
-from lengthwise.gateway.dispatcher import Dispatcher
-from lengthwise.gateway.lengths import Lengths, Measured
-from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
-from lengthwise.gateway.prometheus import GatewayMetrics
-from lengthwise.gateway.ranked_queue import Entry, Queue
-from lengthwise.gateway.reachability import Reachability
-from lengthwise.gateway.relay import NotTakenError, Relay, new_session
-from lengthwise.gateway.request_body import (
+from lengthwise.counters import HELP, Counters
+from lengthwise.gateway.bodies import (
     GENERATE,
+    AnswerUsage,
     Asked,
+    Keys,
+    Place,
+    RefusedError,
+    Room,
     asking_for_usage,
     clamped_priority,
     read_body,
     take_in,
 )
-from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Upstream, Watch
-from lengthwise.gateway.usage import AnswerUsage
-from lengthwise.hints.refusal import error_response, place_of
+from lengthwise.gateway.configuration import Configuration, Opener, Options, discipline_of
+from lengthwise.gateway.lengths import Lengths, Measured
+from lengthwise.gateway.ranked_queue import Dispatcher, Entry, Queue
+from lengthwise.gateway.upstream import (
+    FIRST_LIMIT,
+    NotTakenError,
+    Pool,
+    Reachability,
+    Relay,
+    Upstream,
+    Watch,
+    new_session,
+)
+from lengthwise.hints.service import error_response, place_of
+from lengthwise.settings import Settings, off_path
+from lengthwise.settings.file import OffSwitch, SettingsWatcher
 
 logger = logging.getLogger("lengthwise.gateway")
 
+#: what became of a request, label `outcome`
+OUTCOMES: Final = {
+    "answered": "the upstream's answer was passed on whole, an error of its own included",
+    "full": "refused with 429: too many requests or bytes wait already, or of this API key",
+    "timed_out": "refused with 503: it waited too long without a turn",
+    "unreachable": "refused with 503: no upstream can be reached",
+    "shut_down": "refused with 503: the gateway is shutting down",
+    "too_large": "refused with 413: its body is larger than is taken",
+    "incomplete": "refused with 400 or 408: its body broke off, or came too slowly",
+    "gone": "its client went away, waiting or while it was answered; the upstream was told",
+    "slow": "cut off: its client did not take what was sent to it",
+    "failed": "the upstream broke off before its answer began: 502",
+    "silent": "the upstream said nothing for too long before its answer began: 504",
+    "broken": "the upstream broke off, or fell silent, in the middle of its answer",
+    "cut": "begun, and cut off because the time to shut down was over",
+    "defect": "a fault of the gateway itself: 500",
+}
+
 _LEARNT_FROM: Final = ("/chat/completions", "/completions")
 _SHUTTING_DOWN: Final = "the gateway is shutting down: ask another one, or come again"
+#: of the scheduler's counters, those that a gateway counts as well
+_SCHEDULERS: Final = (
+    "admissions",
+    "finished",
+    "predictions",
+    "fallbacks",
+    "unpredicted",
+    "overtakes",
+    "floor_falls",
+    "floor_rises",
+    "logged",
+    "log_lost",
+    "switched_off",
+    "settings_changes",
+    "settings_refused",
+)
+_WAIT_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Gateway:
@@ -308,3 +368,189 @@ class Gateway:
 
 def _is_websocket(request: web.Request) -> bool:
     return request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a gateway's life ended.
+
+    Attributes:
+        was_cut: answers that had begun and were cut off.
+    """
+
+    was_cut: int
+
+
+def runner_of(gateway: Gateway) -> web.AppRunner:
+    """What serves a gateway: a client that goes away ends its request, and bodies stay as sent."""
+    return web.AppRunner(
+        gateway.app(),
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,
+        shutdown_timeout=1.0,
+    )
+
+
+class Life:
+    """What a gateway needs from before it listens until after it has ended.
+
+    Args:
+        options: of the gateway.
+        opener: makes settings ready.
+        settings: the file, which is watched.
+        counters: the scheduler's.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used.
+    """
+
+    def __init__(
+        self, options: Options, opener: Opener, settings: Path, counters: Counters
+    ) -> None:
+        self._options, self._opener, self._counters = options, opener, counters
+        self._gateway: Gateway | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._offered: Configuration
+        self._off = False
+        self._watcher = SettingsWatcher(settings, self._offer, counters, settle=self._is_settled)
+        self._switch = OffSwitch(off_path(settings), self._switch_off)
+
+    async def serve(
+        self,
+        listener: socket.socket,
+        tls: ssl.SSLContext | None,
+        drain_s: float,
+        ready: Callable[[list[Upstream]], None],
+    ) -> Ended:
+        """Serve until SIGTERM or SIGINT, and for up to `drain_s` seconds what is open then.
+
+        A second signal ends it at once.
+
+        Args:
+            listener: a socket that is bound.
+            tls: the certificate, for https.
+            drain_s: see above.
+            ready: called when it listens, with the upstreams that cannot be reached.
+        """
+        loop = asyncio.get_running_loop()
+        told = asyncio.Semaphore(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told.release)
+        gateway = Gateway(self._options, self._offered, self._counters)
+        runner = runner_of(gateway)
+        try:
+            await runner.setup()
+            absent = await gateway.reachability.look()
+            self._gateway, self._loop = gateway, loop
+            gateway.take_up(self._offered)  # whatever the file has come to say
+            gateway.switch_off(self._off)
+            await web.SockSite(runner, listener, ssl_context=tls, backlog=4096).start()
+            ready(absent)
+            await told.acquire()
+            gateway.draining = True
+            again = asyncio.create_task(told.acquire())
+            drained = asyncio.create_task(gateway.drained())
+            await asyncio.wait(
+                {again, drained}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            again.cancel()
+            drained.cancel()
+            await gateway.cut()
+        finally:
+            self._loop = None
+            await runner.cleanup()
+            await gateway.close()
+        return Ended(gateway.was_cut)
+
+    def close(self) -> None:
+        """Stop watching, and write what is left of the log."""
+        self._switch.close()
+        self._watcher.close()
+        self._opener.close()
+
+    def _offer(self, settings: Settings) -> dict[str, Any]:
+        """In the watcher's thread: make settings ready, and tell the gateway."""
+        self._offered = self._opener.open(settings)
+        if self._gateway is not None and self._loop is not None:
+            self._counters.settings_changes += 1
+            self._loop.call_soon_threadsafe(self._gateway.take_up, self._offered)
+        return {"predictor": settings.predictor}
+
+    def _switch_off(self, off: bool) -> None:
+        """In the switch's thread."""
+        self._off = off
+        if self._gateway is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._gateway.switch_off, off)
+
+    def _is_settled(self) -> bool:
+        return self._gateway is not None and self._gateway.configuration is self._offered
+
+
+class GatewayMetrics:
+    """What `lengthwise gateway` counts, in a registry of its own.
+
+    Args:
+        scheduler: what the queue and the predictions count.
+    """
+
+    def __init__(self, scheduler: Counters) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.requests = Counter(
+            "lengthwise_gateway_requests",
+            "Requests to generate by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in OUTCOMES:
+            self.requests.labels(outcome)  # there from the start, so that the first is a rise
+        self.passed = Counter(
+            "lengthwise_gateway_passed",
+            "Other requests, which are passed on without a queue, by the status of their answer",
+            ["status"],
+            registry=registry,
+        )
+        self.sent_again = Counter(
+            "lengthwise_gateway_sent_again",
+            "Requests that an upstream did not take, and that waited for another turn",
+            registry=registry,
+        )
+        self.wait_s = Histogram(
+            "lengthwise_gateway_wait_seconds",
+            "From a request's body to its turn",
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.waiting = self._gauge("waiting", "Requests that wait")
+        self.waiting_bytes = self._gauge("kept_bytes", "Bytes of bodies that are kept")
+        self.in_flight = self._gauge("in_flight", "Answers under way", "upstream")
+        self.limit = self._gauge("limit", "Answers that may be under way", "upstream")
+        self.reachable = self._gauge("reachable", "Whether it takes connections", "upstream")
+        registry.register(_Scheduler(scheduler))
+
+    def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
+        return Gauge(f"lengthwise_gateway_{name}", says, labels, registry=self._registry)
+
+    def collect(self) -> list[Any]:
+        """All families, with their present values."""
+        return list(self._registry.collect())
+
+    def page(self) -> bytes:
+        """All of it as Prometheus reads it."""
+        page: bytes = generate_latest(self._registry)
+        return page
+
+
+class _Scheduler:
+    """The counters that a gateway shares with the scheduler, under the same names."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Any]:
+        """As Prometheus's client asks for them."""
+        for name in _SCHEDULERS:
+            yield CounterMetricFamily(
+                f"lengthwise_{name}", HELP[name], value=getattr(self._counters, name)
+            )

@@ -5,6 +5,6 @@ HTTP. Neither needs our scheduler, nor vLLM.
 """
 
 from lengthwise.hints.middleware import Middleware
-from lengthwise.hints.write import TARGETS, write_hints
+from lengthwise.hints.question import TARGETS, write_hints
 
 __all__ = ["TARGETS", "Middleware", "write_hints"]

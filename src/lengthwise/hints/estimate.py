@@ -1,23 +1,202 @@
-"""The expected length of a request's answer: from a predictor in this process, or from a server."""
+"""The expected length of a request's answer: from a predictor in this process, or from a server.
+
+In this process questions become predictions by the artifact's tokenizer and its predictor, with one
+thread for both. The thread keeps prompts of any size from holding up an event loop, and a
+predictor's objects serve one thread only. Questions of one caller are answered in small parts, so
+that a single prompt never waits behind somebody's thousand.
+
+Who asks sees an `Estimator`, whichever of the two it is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean as mean
 from typing import Any, Final, Protocol
 
 import aiohttp
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.hints.prediction_thread import PredictorThread, PromptPredictor
-from lengthwise.hints.question import READ, read_request
+from lengthwise.hints.question import READ, Question, read_request
+from lengthwise.predict.load import load_predictor
+from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor, cut
+from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
+from lengthwise.workload.conversation import USER, Chat, Message
+
+PART: Final = 16  #: prompts that are predicted before the next caller has its turn
 
 _PAUSE_S: Final = 1.0  #: a server that failed is not asked again for so long
 _REFUSED: Final = (400, 413)  #: statuses that say that the request is at fault
 _MOST_REASON: Final = 10_000  #: bytes that are read of an error
+
+
+class UnpredictableError(PredictionError):
+    """A question without an answer.
+
+    Attributes:
+        place: which one of those that were asked together.
+    """
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
+class PromptEncoder:
+    """Renders prompts as the served model will see them. One thread at a time."""
+
+    def __init__(self, tokenizer: str) -> None:
+        """Load the tokenizer; some seconds.
+
+        Args:
+            tokenizer: name or folder of the served model's.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        self.tokenizer: PromptTokenizer = load_tokenizer(tokenizer)
+
+    def encode(self, questions: Sequence[Question]) -> list[Sequence[int]]:
+        """Each question's token ids; those of one form are encoded together.
+
+        Raises:
+            UnpredictableError: the chat template refuses one of them.
+        """
+        ids: list[Sequence[int]] = [()] * len(questions)
+        chats: dict[int, Chat] = {}
+        texts: dict[int, str] = {}
+        for place, question in enumerate(questions):
+            if isinstance(question.prompt, Chat):
+                refusal = self.tokenizer.refuses(question.prompt)
+                if refusal is not None:
+                    raise UnpredictableError(place, f"the chat template refuses it: {refusal}")
+                chats[place] = question.prompt
+            elif isinstance(question.prompt, str):
+                texts[place] = question.prompt
+            else:
+                ids[place] = question.prompt
+        encoded = self.tokenizer.encode_conversations(
+            [[each.for_template() for each in chat.messages()] for chat in chats.values()],
+            [chat.tools for chat in chats.values()],
+        )
+        encoded += self.tokenizer.encode_plain_many(list(texts.values()))
+        for place, found in zip((*chats, *texts), encoded, strict=True):
+            ids[place] = found
+        return ids
+
+
+class PromptPredictor:
+    """Renders prompts as the served model will see them, and predicts. One thread at a time."""
+
+    def __init__(self, spec: str, tokenizer: str | None = None) -> None:
+        """Load both; some seconds.
+
+        Args:
+            spec: what `load_predictor` takes.
+            tokenizer: name or folder of the served model's; None is the one that an artifact was
+                trained with.
+
+        Raises:
+            InputError: one of them cannot be loaded, or they do not fit each other.
+        """
+        predictor = load_predictor(spec, tokenizer)
+        metadata = getattr(predictor, "metadata", None)
+        if tokenizer is None:
+            if metadata is None:
+                raise InputError(f"predictor {spec} brings no tokenizer: name one with --tokenizer")
+            tokenizer = metadata.tokenizer
+            predictor = load_predictor(spec, tokenizer)  # of the same vocabulary still?
+        self.name = predictor.name
+        self.model: str | None = getattr(metadata, "model", None)
+        self._predictor = predictor
+        self.encoder = PromptEncoder(tokenizer)
+        self.tokenizer = tokenizer
+
+    def warm_up(self) -> None:
+        """Compile and touch what the first prediction needs."""
+        asked = Message(USER, "Hello")
+        for prompt in (asked.content, Chat([asked], 1)):
+            with contextlib.suppress(PredictionError):  # one that goes by hints has none here
+                self.predict([Question(prompt, {}, 0)])
+
+    def predict(self, questions: Sequence[Question]) -> list[Prediction]:
+        """A prediction for each question, cut where the answer will be.
+
+        Raises:
+            UnpredictableError: one of them has none.
+        """
+        prompts = [
+            Prompt(ids, question.hints)
+            for ids, question in zip(self.encoder.encode(questions), questions, strict=True)
+        ]
+        return [
+            self.cut(prediction, question.most_tokens)
+            for prediction, question in zip(self.predict_whole(prompts), questions, strict=True)
+        ]
+
+    def predict_whole(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """A prediction of each prompt's whole answer, wherever its caller may cut it.
+
+        Raises:
+            UnpredictableError: one of them has none.
+        """
+        predictions = self._predict_all(prompts)
+        for place, prediction in enumerate(predictions):
+            if not all(map(math.isfinite, prediction)):
+                raise UnpredictableError(place, "the predictor has no answer to it")
+        return predictions
+
+    def cut(self, prediction: Prediction, most_tokens: int) -> Prediction:
+        """A prediction of this predictor's for an answer of so many tokens at most; 0: no bound."""
+        return cut(prediction, most_tokens, self._predictor)
+
+    def _predict_all(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        if isinstance(self._predictor, SlowPredictor):
+            return list(self._predictor.predict_many(prompts))
+        predictions = []
+        for place, prompt in enumerate(prompts):
+            try:
+                predictions.append(self._predictor.predict(prompt))
+            except PredictionError as error:
+                raise UnpredictableError(place, str(error)) from None
+        return predictions
+
+
+class PredictorThread:
+    """A `PromptPredictor` for coroutines, in a thread of its own."""
+
+    def __init__(self, predictor: PromptPredictor) -> None:
+        self.predictor = predictor
+        self.waiting = 0  #: prompts that are asked for and not yet answered
+        self._thread = ThreadPoolExecutor(1, "lengthwise-predict")
+
+    async def predict(self, questions: Sequence[Question]) -> list[Prediction]:
+        """As `PromptPredictor.predict`. What a cancelled caller has not had yet is left out."""
+        loop = asyncio.get_running_loop()
+        predictions: list[Prediction] = []
+        self.waiting += len(questions)
+        try:
+            for start in range(0, len(questions), PART):
+                part = questions[start : start + PART]
+                try:
+                    predictions += await loop.run_in_executor(
+                        self._thread, self.predictor.predict, part
+                    )
+                except UnpredictableError as error:
+                    raise UnpredictableError(start + error.place, str(error)) from None
+        finally:
+            self.waiting -= len(questions)
+        return predictions
+
+    def close(self) -> None:
+        """End the thread, after the part that it is at."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 class Estimator(Protocol):

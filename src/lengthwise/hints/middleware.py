@@ -17,9 +17,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Final
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.hints.counts import hint_requests
 from lengthwise.hints.estimate import Estimator, estimator_of
-from lengthwise.hints.write import (
+from lengthwise.hints.question import (
     DEFAULT_TARGETS,
     XARGS,
     declared_tokens,
@@ -29,6 +28,7 @@ from lengthwise.hints.write import (
     write_hints,
     write_tenant,
 )
+from lengthwise.hints.service import hint_requests
 from lengthwise.predict.prediction import deadline_ms
 
 # vLLM shows what is logged below its own name, and nothing else.

@@ -1,6 +1,9 @@
 """Predictions over HTTP: `/v1/predict`, `/health` and `/metrics`.
 
-What a prompt says is never logged; a request that cannot be answered is one JSON error in OpenAI's
+What the service and the middleware count is for Prometheus. What a service of ours cannot do is
+said in OpenAI's form.
+
+What a prompt says is never logged; a request that cannot be answered is one JSON error in that
 form, and one count.
 """
 
@@ -11,23 +14,115 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from lengthwise.errors import InputError
-from lengthwise.hints.counts import ServerMetrics
-from lengthwise.hints.prediction_thread import PredictorThread, PromptPredictor, UnpredictableError
+from lengthwise.hints.estimate import PredictorThread, PromptPredictor, UnpredictableError
 from lengthwise.hints.question import read_body
-from lengthwise.hints.refusal import error_response, place_of
 
 logger = logging.getLogger("lengthwise.hints")
 
 MOST_WAITING: Final = 16_384  #: prompts that are asked for and not yet answered; more are refused
 _RETRY_AFTER_S: Final = 1
+#: seconds: the bar for a single prompt is 5 ms
+_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+#: what became of a request that passed the middleware, label `outcome`
+OUTCOMES: Final = {
+    "written": "a prediction was written into it",
+    "declared": "it named a length itself, which was written where it was missing",
+    "kept": "all that would be written was there already, and agreed",
+    "contradictory": "its own hints name different lengths: they were kept",
+    "unreadable": "its body is no request that a length can be predicted of: passed on without one",
+    "too_large": "its body is larger than is read: passed on unchanged",
+    "late": "the prediction took too long: passed on unchanged",
+    "failed": "the predictor or its server failed: passed on unchanged",
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ServerMetrics:
+    """Of `lengthwise predict-server`, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "lengthwise_predict_requests",
+            "Requests to /v1/predict by the status of their answer",
+            ["status"],
+            registry=self.registry,
+        )
+        self.prompts = Counter(
+            "lengthwise_predict_prompts", "Prompts predicted", registry=self.registry
+        )
+        self.seconds = Histogram(
+            "lengthwise_predict_seconds",
+            "From a request's body to its answer, of those that were predicted",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "lengthwise_predict_waiting_prompts",
+            "Prompts asked for and not yet answered",
+            registry=self.registry,
+        )
+
+    def answered(self, prompts: int, seconds: float) -> None:
+        """One request whose prompts were all predicted."""
+        self.prompts.inc(prompts)
+        self.seconds.observe(seconds)
+
+
+@cache
+def hint_requests() -> Counter:
+    """The middleware's counter, in the registry of the process that it is in.
+
+    That is the one that vLLM's, LiteLLM's and most gateways' own `/metrics` serves.
+    """
+    counter = Counter(
+        "lengthwise_hint_requests",
+        "Requests that passed the middleware by what became of their hints",
+        ["outcome"],
+        registry=REGISTRY,
+    )
+    for outcome in OUTCOMES:
+        counter.labels(outcome)  # there from the start, so that a first failure is a rise from 0
+    return counter
+
+
+def error_body(status: int, reason: str) -> dict[str, Any]:
+    """The JSON of an error, as OpenAI's API and vLLM's server have it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": reason, "type": kind, "param": None, "code": status}}
+
+
+def error_response(status: int, reason: str, retry_after_s: int | None = None) -> web.Response:
+    """An error as an answer, with `Retry-After` where it is worth while to come again."""
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return web.json_response(error_body(status, reason), status=status, headers=headers)
+
+
+def place_of(error: Exception) -> str:
+    """Where an exception came from, without its message, which may quote a prompt."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
 def make_app(predictor: PromptPredictor, most_bytes: int) -> web.Application:

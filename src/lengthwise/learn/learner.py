@@ -1,68 +1,290 @@
 """When to train, what to accept, and when to take it back.
 
+What learning has come to is in two files. learner.json, beside the log, says what was decided last,
+for whoever looks and so that a learner that was killed goes on where it was. The settings file
+belongs to the user: it is read, its key `predictor` is exchanged and it is written whole, unless it
+has changed in between or the key no longer says what learning put there: whoever changes that key
+by hand wins, and the learner then leaves it alone. The scheduler watches the file.
+
+Whether a new predictor orders answers better than the present one, and how sure that is: both score
+the same held-out answers, the newest ones, that neither was trained on. The answers are drawn with
+replacement again and again, and the difference of the two taus is taken of each draw (a paired
+bootstrap: Efron and Tibshirani, 1993, chapter 16). The new one is better if that difference is
+above 0 in all but the lowest 2.5 % of the draws.
+
 `Learner.step` is called again and again. It reads what was logged since and does at most one thing:
 
 roll back   what the learner placed orders live answers clearly worse than it promised, and the one
             before orders the same answers no worse: that one is placed again
 retrain     enough new answers came, or fewer but the present predictor's tau on them is clearly
             below what it promised (drift). The newest answers are held out; the new predictor is
-            placed only if it is better on them (`acceptance`)
+            placed only if it is better on them
 
 "Clearly" means that the 95 % bootstrap intervals do not overlap. The live sample is of answers that
 have finished, as the held-out one was when the promise was made.
-
-Placing is a change of one key in the settings file, which the scheduler watches. Whoever changes
-that key by hand wins: the learner then leaves it alone. What it decided last is kept in
-`learner.json` beside the log, so that a learner that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.learn.acceptance import (
-    Comparison,
-    compare,
-    logged_scores,
-    own_promise,
-    scores_now,
-    scores_of,
-    tau_or_0,
-    tau_or_0_with_interval,
-)
-from lengthwise.learn.learner_state import (
-    State,
-    place_predictor,
-    read_predictor,
-    read_state,
-    write_state,
-)
-from lengthwise.learn.training_rows import is_full, lengths_of, of_one_kind, training_rows
+from lengthwise.files import read_bounded, replaced
+from lengthwise.intervals import draws
+from lengthwise.predict.kendall import kendall_tau, tau_with_interval
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.lexical import LexicalPredictor
-from lengthwise.predict.load import NO_PREDICTOR
-from lengthwise.predict.train import train_on_features
+from lengthwise.predict.load import NO_PREDICTOR, load_predictor
+from lengthwise.predict.train import (
+    features_of,
+    is_full,
+    lengths_of,
+    of_one_kind,
+    train_on_features,
+    training_rows,
+)
 from lengthwise.workload.length_log import Answer, LengthLogReader
 
 logger = logging.getLogger("lengthwise.learn")
 
+STATE_FILE: Final = "learner.json"
+SCHEMA: Final = "lengthwise.learner/1"
 PREDICTORS: Final = "predictors"  #: folder below the log's
+MOST_BYTES: Final = 1 << 20  #: of a settings file, as the scheduler has it
+_ATTEMPTS: Final = 5  # at changing it, where somebody else writes it too
+
+_RESAMPLES: Final = 400  # of the held-out answers, to compare two predictors
+_LOWEST: Final = 0.025  # share of them in which a better predictor may be worse
 
 _MOST_ANSWERS: Final = 11_000  # remembered: the newest, held-out ones included
 _HELD_OUT: Final = 1_000  # at most
 _LEAST_HELD_OUT: Final = 50
 _LIVE: Final = 200  # answers that show drift or a broken promise
 _LOOK_EVERY: Final = 50  # new answers between two looks at them
+
+Promise = tuple[float, float, float]  #: a tau when it was measured, and its 95 % interval
+Scores = NDArray[np.float64]
+
+
+@dataclass
+class State:
+    """The fields of learner.json."""
+
+    schema: str = SCHEMA  # with its version
+    said: str = "nothing learnt yet"  # the last decision, in one line
+    placed: str | None = None  # what the key `predictor` says, as far as the learner knows
+    is_mine: bool = False  # whether the learner placed it
+    promise: Promise | None = None  # its tau when it was accepted
+    live_tau: float | None = None  # of the newest answers that it predicted
+    before: str = NO_PREDICTOR  # the last good one: what is placed again if it fails
+    promise_before: Promise | None = None  # of that one
+    #: bytes of each segment of the log, at the last training
+    trained_until: dict[str, int] = field(default_factory=dict)
+    answers: int = 0  # remembered
+    trained: int = 0  # predictors trained
+    accepted: int = 0  # of them, found better and placed
+    refused: int = 0  # trainings of which nothing was placed
+    rolled_back: int = 0  # placed, and taken back
+    restarts: int = 0  # times that the learner had to be started again
+    damaged: int = 0  # lines of the log that were left out
+    comparison: dict[str, float] = field(default_factory=dict)  # the last one's figures
+
+
+def read_state(log: Path) -> State:
+    """What a learner left in a log's folder; the beginning where there is none or it is damaged."""
+    try:
+        values: Any = json.loads((log / STATE_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return State()
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        return State()
+    known = {each.name for each in fields(State)}
+    return State(**{name: value for name, value in values.items() if name in known})
+
+
+def write_state(log: Path, state: State) -> None:
+    """Write the file, at once or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced(log / STATE_FILE) as part:
+        part.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+
+def read_predictor(settings: Path) -> str:
+    """What the file says; an artifact's folder is made absolute, as the scheduler does.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no settings file; the user may be in the middle of writing it.
+    """
+    return _predictor(settings, _values(read_bounded(settings, MOST_BYTES)))
+
+
+def place_predictor(settings: Path, expected: str, wanted: str) -> bool:
+    """Change the key, if it still says what is expected.
+
+    Returns:
+        Whether the file now says what is wanted. False: the user has changed it.
+
+    Raises:
+        OSError: it cannot be read or written.
+        ValueError: it is no settings file.
+    """
+    for _ in range(_ATTEMPTS):
+        data = read_bounded(settings, MOST_BYTES)
+        values = _values(data)
+        if _predictor(settings, values) != expected:
+            return False
+        values["predictor"] = wanted
+        with tempfile.NamedTemporaryFile(dir=settings.parent, delete=False) as temporary:
+            temporary.write((json.dumps(values, indent=2) + "\n").encode())
+        try:
+            shutil.copymode(settings, temporary.name)
+            # As late as can be: what the user saved in the meantime is not overwritten.
+            if read_bounded(settings, MOST_BYTES) == data:
+                os.replace(temporary.name, settings)
+                return True
+        finally:
+            Path(temporary.name).unlink(missing_ok=True)
+    return False
+
+
+def _values(data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return values
+
+
+def _predictor(settings: Path, values: dict[str, Any]) -> str:
+    predictor = str(values.get("predictor") or NO_PREDICTOR)
+    folder = settings.parent / predictor
+    return str(folder.resolve()) if folder.is_dir() else predictor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What held-out answers say of two predictors. A tau that is undefined counts as 0."""
+
+    rows: int
+    tau: float  # of the new predictor
+    tau_low: float  # ends of its 95 % bootstrap interval
+    tau_high: float
+    present_tau: float
+    difference_low: float  # what the difference is above in 97.5 % of the draws
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the new predictor is to be taken."""
+        return self.difference_low > 0.0
+
+
+def compare(
+    lengths: NDArray[np.int64], new: Scores, present: Scores, seed: int = 0, tried: int = 1
+) -> Comparison:
+    """Compare two predictors' scores of the same answers.
+
+    Args:
+        lengths: shape (n,), whole lengths in tokens.
+        new: shape (n,), the new predictor's scores.
+        present: shape (n,), the present one's; all equal where there is none.
+        seed: of the draws.
+        tried: how many new predictors are compared on these answers to take the best one; each
+            must then be better in so many times more of the draws (Bonferroni).
+    """
+    differences = [
+        tau_or_0(lengths[rows], new[rows]) - tau_or_0(lengths[rows], present[rows])
+        for rows in draws(lengths.size, _RESAMPLES, seed)
+    ]
+    tau, low, high = tau_or_0_with_interval(lengths, new, seed)
+    return Comparison(
+        rows=lengths.size,
+        tau=tau,
+        tau_low=low,
+        tau_high=high,
+        present_tau=tau_or_0(lengths, present),
+        difference_low=float(np.quantile(differences, _LOWEST / tried)),
+    )
+
+
+def tau_or_0(lengths: NDArray[np.int64], scores: Scores) -> float:
+    """Kendall's tau-b; 0 where it is undefined, as all requests then look alike."""
+    return kendall_tau(lengths, scores) or 0.0
+
+
+def tau_or_0_with_interval(
+    lengths: NDArray[np.int64], scores: Scores, seed: int = 0
+) -> tuple[float, float, float]:
+    """Tau and the ends of its 95 % bootstrap interval; all 0 where it is undefined."""
+    tau, low, high = tau_with_interval(lengths, scores, seed)
+    if tau is None or low is None or high is None:
+        return 0.0, 0.0, 0.0
+    return tau, low, high
+
+
+def scores_of(predictor: str, answers: Sequence[Answer]) -> Scores:
+    """The scores of a predictor as the settings name it, shape (n,).
+
+    An artifact of hashed features is asked now, about all answers. What others said is known of
+    those answers that they predicted when these were served.
+    """
+    artifact = _artifact(predictor)
+    return logged_scores(predictor, answers) if artifact is None else scores_now(artifact, answers)
+
+
+def scores_now(predictor: LexicalPredictor, answers: Sequence[Answer]) -> Scores:
+    """The scores that a predictor gives to the answers' hashed features, shape (n,)."""
+    return predictor.score_rows(features_of(answers))
+
+
+def logged_scores(predictor: str, answers: Sequence[Answer]) -> Scores:
+    """A predictor's scores as they were when the answers finished, shape (n,).
+
+    Where it had none the median stands in, as in the scheduler.
+    """
+    name = Path(predictor).name
+    said = [
+        answer.values["score"] if answer.values["predictor"] == name else None for answer in answers
+    ]
+    scores = np.array([np.nan if score is None else score for score in said], dtype=np.float64)
+    known = np.isfinite(scores)
+    return np.where(known, scores, np.median(scores[known]) if known.any() else 0.0)
+
+
+def own_promise(predictor: str) -> Promise | None:
+    """What an artifact says of itself; None where there is none."""
+    artifact = _artifact(predictor)
+    tau = None if artifact is None else artifact.metadata.held_out.tau
+    return None if tau is None else (tau, tau, tau)
+
+
+def _artifact(predictor: str) -> LexicalPredictor | None:
+    """The predictor of words that the settings name; None if it is none, gone or damaged."""
+    if not Path(predictor).is_dir():
+        return None
+    try:
+        loaded = load_predictor(predictor)
+    except InputError:
+        return None
+    return loaded if isinstance(loaded, LexicalPredictor) else None
 
 
 class Learner:

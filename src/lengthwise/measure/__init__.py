@@ -1,26 +1,37 @@
 """What happened to each request of a run, and what it adds up to: records, metrics, reports.
 
-    request_record  one row per request of a round; parquet or JSONL
-    run_info        what was run, where, with which versions; one row per round
-    results         the folder that holds all of it
-    metrics         latencies, and one round's throughput, with the keys of `vllm bench serve`
-    comparison      policies against a baseline within one run
-    wording         how figures are written for people
-    terminal        tables for a terminal
+    results         what was run and what happened to each request, and the folder that holds both
+    comparison      latencies and rounds in figures; policies against a baseline within one run
+    wording         how figures are written for people; tables for a terminal
     twins           live results beside virtual ones
     report          report.html and results.json
-    html            the page, with its drawings: charts, svg
+    charts          the drawings of report.html
     server_metrics  what a running server says of its queue
 
-Imports nothing of Lengthwise but its errors.
+Imports nothing of Lengthwise but its errors and how files are written.
 """
 
-from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, compare
-from lengthwise.measure.metrics import parse_objectives, request_metrics, summarise
+from lengthwise.measure.comparison import (
+    Comparison,
+    PolicyResult,
+    Spread,
+    compare,
+    parse_objectives,
+    request_metrics,
+    summarise,
+)
 from lengthwise.measure.report import write_report
-from lengthwise.measure.request_record import Records, RequestRecord, read_records, write_records
-from lengthwise.measure.results import Results, ResultsWriter, read_results
-from lengthwise.measure.run_info import RoundInfo, RunInfo
+from lengthwise.measure.results import (
+    Records,
+    RequestRecord,
+    Results,
+    ResultsWriter,
+    RoundInfo,
+    RunInfo,
+    read_records,
+    read_results,
+    write_records,
+)
 
 __all__ = [
     "Comparison",

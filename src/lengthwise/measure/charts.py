@@ -1,4 +1,8 @@
-"""The report's figures, one small drawing each, so that they flow on a narrow screen.
+"""The report's figures as inline SVG, one small drawing each, so that they flow on a narrow screen.
+
+A matplotlib figure becomes SVG that takes its colours and fonts from the page. matplotlib needs
+real colours, so each role has a stand-in that occurs nowhere else; in the SVG it is replaced by the
+CSS variable of that role. The page defines the variables, for light and dark.
 
 Bars start at zero and show every round as a dot beside the median. Lines differ in colour (a
 palette after Okabe and Ito, safe for colour blindness) and in dashes.
@@ -6,31 +10,96 @@ palette after Okabe and Ito, safe for colour blindness) and in dashes.
 
 from __future__ import annotations
 
+import html
+import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.measure import svg
-from lengthwise.measure.comparison import Comparison, PolicyResult, knows_lengths
-from lengthwise.measure.metrics import request_metrics
-from lengthwise.measure.request_record import Records
+from lengthwise.measure.comparison import Comparison, PolicyResult, knows_lengths, request_metrics
+from lengthwise.measure.results import Records
 from lengthwise.measure.wording import broken_label, seconds
 
 Floats = NDArray[np.float64]
 Dashes = tuple[float, ...]
+
+INK = "#0a0b01"  # text and axes
+MUTED = "#0a0b02"  # ticks
+GRID = "#0a0b03"  # grid lines
+CARD = "#0a0b0c"  # what the figure lies on
+BASELINE = "#0a0b04"  # the baseline's series
+ORACLE = "#0a0b05"  # the oracle's series
+SERIES = ("#0a0b06", "#0a0b07", "#0a0b08", "#0a0b09", "#0a0b0a", "#0a0b0b")  # all others
+
+CSS_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    CARD: "--card",
+    BASELINE: "--baseline",
+    ORACLE: "--oracle",
+    **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
+}
+
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be selected and takes the page's font
+    "svg.hashsalt": "lengthwise",  # the same figure gives the same bytes
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "figure.facecolor": "none",
+    "lines.linewidth": 1.8,
+}
 
 _WIDTH, _HEIGHT = 4.0, 2.7  # inches; shown at about 340 CSS pixels
 _DASHES: tuple[Dashes, ...] = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5), (9, 2), (3, 1))
 _POINTS = 200  # points a curve
 
 
+def inline_svg(figure: Any, identifier: str, description: str) -> str:
+    """Turn a matplotlib figure into an `<svg>` element for an HTML page.
+
+    Args:
+        figure: drawn with the colours and the STYLE of this module.
+        identifier: unique in the page; goes before every id in the SVG.
+        description: read to those who cannot see the figure.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    for before in (' id="', "url(#", 'href="#'):
+        text = text.replace(before, f"{before}{identifier}-")
+    for colour, variable in CSS_VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    label = html.escape(description, quote=True)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
 @dataclass(frozen=True)
 class Series:
     """How a policy is drawn everywhere."""
 
-    colour: str  # a stand-in of svg.py
+    colour: str  # a stand-in, see CSS_VARIABLES
     dashes: Dashes  # on, off, … in points; () is a solid line
 
     @property
@@ -54,13 +123,13 @@ def series(comparison: Comparison) -> dict[str, Series]:
     others = 0
     for label in dict.fromkeys(result.policy for result in comparison.results):
         if label == comparison.baseline:
-            looks[label] = Series(svg.BASELINE, ())
+            looks[label] = Series(BASELINE, ())
         elif label == comparison.oracle or knows_lengths(label):
-            looks[label] = Series(svg.ORACLE, (2.5, 1.5))
+            looks[label] = Series(ORACLE, (2.5, 1.5))
         else:
-            count = len(svg.SERIES)
+            count = len(SERIES)
             dashes = _DASHES[(others + others // count) % len(_DASHES)]
-            looks[label] = Series(svg.SERIES[others % count], dashes)
+            looks[label] = Series(SERIES[others % count], dashes)
             others += 1
     return looks
 
@@ -94,7 +163,7 @@ def draw_load(
     }
     if not any(len(values) for values in latency.values()):
         return []
-    with mpl.rc_context(svg.STYLE):
+    with mpl.rc_context(STYLE):
         return [
             *(
                 _bars(results, looks, name, title, f"{identifier}-{number}")
@@ -138,11 +207,11 @@ def _bars(
         if len(result.rounds) > 1:
             values = [each.figure(name) / 1000 for each in result.rounds]
             # The edge keeps dots apart from one another and from a bar of their own colour.
-            dots = {"markersize": 3.6, "markeredgecolor": svg.CARD, "markeredgewidth": 0.7}
-            axes.plot(values, [row] * len(values), "o", color=svg.INK, **dots)
+            dots = {"markersize": 3.6, "markeredgecolor": CARD, "markeredgewidth": 0.7}
+            axes.plot(values, [row] * len(values), "o", color=INK, **dots)
         axes.text(spread.high / 1000 + 0.045 * right, row, seconds(spread.median), va="center")
     axes.set_yticks(rows, labels, fontsize=8.5 if lines > 1 else None)
-    axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlim(0, right * 1.24)
     axes.spines["bottom"].set_visible(False)
@@ -252,7 +321,7 @@ def _axes(height: float = _HEIGHT, left: float = 0.62, bottom: float = 0.45) -> 
 
 
 def _finish(axes: Any, identifier: str, title: str, description: str, caption: str) -> Drawing:
-    return Drawing(title, svg.inline_svg(axes.figure, identifier, description), caption)
+    return Drawing(title, inline_svg(axes.figure, identifier, description), caption)
 
 
 def _line(

@@ -18,8 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lengthwise.measure.comparison import PolicyResult, compare
-from lengthwise.measure.results import RUN_FILE, Results, read_results
-from lengthwise.measure.run_info import LIVE, VIRTUAL
+from lengthwise.measure.results import LIVE, RUN_FILE, VIRTUAL, Results, read_results
 from lengthwise.measure.wording import NOTHING, change, factor, load_title, seconds
 
 LIVE_FOLDER: Final = "live"

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
+from lengthwise.policy.prices import batch_s, prefill_weight
 from lengthwise.policy.select import blocks_for
-from lengthwise.policy.step_time import batch_s, prefill_weight
 
 SWAP_EVERY: Final = 8  #: steps between looks for swaps: few tokens, and most steps cost nothing
 
@@ -49,7 +49,7 @@ FACTS: Final = np.dtype(
         ("leaving", np.int64),  # paused in the step before to be preempted; see `policy.offloading`
         ("decoded", np.int64),  # tokens computed so far, of answers
         ("prefilled", np.int64),  # and of prompts
-        # What it has seen of preemptions; see `policy.cutoff`.
+        # What it has seen of preemptions; see `policy.prices`.
         ("lost_share", np.float64),  # of preempted tokens, computed again
         ("thrown_out", np.float64),  # of requests that left the batch, for want of memory
         # Its prices, as measured.

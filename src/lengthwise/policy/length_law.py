@@ -1,10 +1,10 @@
-"""What is known of an answer's length, as a law: three predicted quantiles and the mean.
+"""What is known of an answer's length: its predicted law, and what stands in where there is none.
 
-Two laws are read from them, and neither can stand in for the other. Where the mean of what remains
-is wanted, for every request of every step, it is a log-normal one, with which that mean falls and
-rises smoothly with the age. It is the one rule by which predictions age: from the prompt's
-prediction of the whole length, and from a later one of what was still to come, counted from the
-token at which that was made.
+Of the law three quantiles and the mean are predicted. Two laws are read from them, and neither can
+stand in for the other. Where the mean of what remains is wanted, for every request of every step,
+it is a log-normal one, with which that mean falls and rises smoothly with the age. It is the one
+rule by which predictions age: from the prompt's prediction of the whole length, and from a later
+one of what was still to come, counted from the token at which that was made.
 
 Where the chance to end is wanted, it is the simplest law that has these quantiles: between two of
 them an answer is as likely to end at one token as at the next, that is, the hazard is constant.
@@ -18,6 +18,12 @@ completions that it can offer,
 
 Serving the highest index first minimises the mean response time in an M/G/1 queue where only the
 law of each job is known (Gittins 1979; Aalto, Ayesta and Righter, Queueing Systems 63, 2009).
+
+A request is predicted once, soon after it arrives, at most `PER_STEP` in one step, and fewer where
+prompts are long, so that a burst never holds a step up. The bound is on what is read and not on
+time, so that the same requests give the same schedule. Until then, and for good where nothing can
+be predicted, it ranks as the running median of recent predictions; when nothing was ever predicted
+all requests look alike, which is exactly fcfs.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import math
 from typing import Final
 
 from lengthwise.compiled import compiled
+from lengthwise.request import FREE, RequestTable
 
 SURVIVAL: Final = (1.0, 0.9, 0.5, 0.1)  #: at 0 and at the three quantiles
 LOGS: Final = (math.log(1.0 / 0.9), math.log(0.9 / 0.5), math.log(0.5 / 0.1))  #: its falls
@@ -177,3 +184,38 @@ def inverse_gittins_index(
         if alive > SURVIVAL[k + 1]:
             best = min(best, time / (alive - SURVIVAL[k + 1]))
     return max(min(best, (time + SURVIVAL[3] * tail) / alive), 1.0)
+
+
+PER_STEP: Final = 128  #: requests that are predicted in a step at most
+READ: Final = 1024  #: prompt tokens that count of one request: predictors read no more of it
+READ_PER_STEP: Final = 16 * READ  #: once so many were read in a step, the others wait: about 2 ms
+RECENT: Final = 512  #: predictions that the median is of
+MEDIAN_EVERY: Final = 32  #: new predictions after which it is computed anew
+
+#: Score, expected, low, median and high before anything was predicted.
+UNKNOWN: Final = (0.0, 128.0, 128.0, 128.0, 128.0)
+
+
+@compiled
+def stand_in(
+    table: RequestTable,
+    count: int,
+    score: float,
+    expected: float,
+    low: float,
+    median: float,
+    high: float,
+) -> None:
+    """Give every request in rows 0 … count-1 that has no prediction of its own this one."""
+    for i in range(count):
+        request = table[i]
+        if request.state == FREE or request.predicted:
+            continue
+        request.score = score
+        request.expected = expected
+        request.low = low
+        request.median = median
+        request.high = high
+        request.initial = expected
+        request.predicted_age = 0
+        request.remaining = expected

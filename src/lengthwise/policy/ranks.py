@@ -3,9 +3,9 @@
 Sources: LTR is Fu et al., "Efficient LLM Scheduling by Learning to Rank", NeurIPS 2024
 (arXiv 2408.15792). TRAIL is Shahout et al., "Don't Stop Me Now: Embedding Based Scheduling for
 LLMs", ICLR 2025 (arXiv 2410.01035). Skip-join MLFQ is FastServe, Wu et al. (arXiv 2305.05920).
-HRRN (highest response ratio next) is Brinch Hansen's, 1971. The Gittins index has a file of its
-own. TIE is Zheng et al., "Scheduling LLM Inference with Uncertainty-Aware Output Length
-Predictions", ICML 2026 (arXiv 2604.00499).
+HRRN (highest response ratio next) is Brinch Hansen's, 1971. The Gittins index is explained in
+`policy.length_law`. TIE is Zheng et al., "Scheduling LLM Inference with Uncertainty-Aware Output
+Length Predictions", ICML 2026 (arXiv 2604.00499).
 
 Every rank that is a length counts `prefill_work` too, which is 0 unless the setting `service_time`
 is on: then it is a time, in output tokens of work.

@@ -53,7 +53,7 @@ class Policy:
         predicts: whether the rank depends on a prediction at all.
         reads_prefix_cache: whether it reads `cached_tokens`, which costs a look-up a request.
         refines: whether it takes up predictions that are made while a request decodes.
-        adapts: the parameter that may be "auto", see `policy.cutoff`; None for none.
+        adapts: the parameter that may be "auto", see `policy.prices`; None for none.
     """
 
     name: str

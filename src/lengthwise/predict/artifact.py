@@ -1,15 +1,164 @@
-"""A predictor on disk: what config.json says of it, and its tensors."""
+"""What was learnt, on disk: a folder of config.json, model.safetensors and README.md. Never pickle.
+
+A `WeightsFolder` is such a folder, of whatever kind. Its config.json says what it is and where it
+comes from; what the tensors mean is its reader's affair.
+
+`Metadata` is what config.json says of a predictor.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
-from lengthwise.predict.weights_folder import Tensors, WeightsFolder
+from lengthwise.errors import InputError
+
+_CONFIG: Final = "config.json"
+_TENSORS: Final = "model.safetensors"
+_CARD: Final = "README.md"
+
+Config = TypeVar("Config", bound=BaseModel)
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class WeightsFolder(NamedTuple):
+    """What lies in a folder."""
+
+    schema: str  #: such as "lengthwise.predictor"
+    version: int  #: of the folder's layout; no other is read
+    noun: str  #: such as "predictor"
+    verb: str  #: the command that writes it
+    again: str  #: what mends a damaged one, such as "train again"
+
+    @property
+    def schema_name(self) -> str:
+        """What config.json says that it is."""
+        return f"{self.schema}/{self.version}"
+
+    def write(
+        self, folder: Path, config: BaseModel, tensors: Mapping[str, NDArray[Any]], card: str
+    ) -> None:
+        """Write the folder, over one that is there.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _TENSORS).write_bytes(save(dict(tensors)))
+            (folder / _CARD).write_text(card, encoding="utf-8")
+            # Last, since a folder without it is none of ours.
+            (folder / _CONFIG).write_text(
+                config.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
+            )
+        except OSError as error:
+            raise InputError(f"cannot write {folder}: {error.strerror}") from None
+
+    def read_config(self, folder: Path, config: type[Config]) -> Config:
+        """What config.json says.
+
+        Raises:
+            InputError: not such a folder, damaged, or written by another version.
+        """
+        path = folder / _CONFIG
+        advice = f"give a folder written by lengthwise {self.verb} --out DIR"
+        if not folder.is_dir():
+            problem = "is not a folder" if folder.exists() else "does not exist"
+            raise InputError(f"{folder} {problem}: {advice}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{folder} holds no {_CONFIG}: {advice}") from None
+        except (OSError, ValueError) as error:
+            raise self.damaged(path, str(error)) from None
+        schema = values.get("schema") if isinstance(values, dict) else None
+        name, _, version = str(schema).partition("/")
+        if name != self.schema or not version.isdecimal():
+            raise InputError(
+                f"{path} is no {self.noun} of Lengthwise (schema {schema!r}): {advice}"
+            )
+        if int(version) != self.version:
+            newer = int(version) > self.version
+            age, mend = ("a newer", "upgrade Lengthwise, or ") if newer else ("an older", "")
+            raise InputError(
+                f"{folder} was written by {age} Lengthwise ({schema}, this one reads "
+                f"{self.schema_name}): {mend}{self.again}"
+            )
+        try:
+            return config.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise self.damaged(path, f"{place}: {first['msg']}") from None
+
+    def read_tensors(self, folder: Path) -> Tensors:
+        """The arrays.
+
+        Raises:
+            InputError: they are missing or damaged.
+        """
+        path = folder / _TENSORS
+        try:
+            return Tensors(self, path, load_file(path))
+        except FileNotFoundError:
+            raise self.damaged(path, "the file is missing") from None
+        except (OSError, SafetensorError) as error:
+            raise self.damaged(path, str(error)) from None
+
+    def damaged(self, path: Path, reason: str) -> InputError:
+        """The error for a file that is not what it should be."""
+        return InputError(f"{path} is damaged: {reason}; {self.again}")
+
+
+class Tensors:
+    """The arrays of a folder, checked as they are taken."""
+
+    def __init__(self, kind: WeightsFolder, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Arrays by name, and the file they are from."""
+        self._kind = kind
+        self._path = path
+        self._arrays = arrays
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is an array of this name."""
+        return name in self._arrays
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """An array as it is.
+
+        Raises:
+            InputError: it is missing.
+        """
+        array = self._arrays.get(name)
+        if array is None:
+            raise self.damaged(f"tensor {name} is missing")
+        return array
+
+    def take(self, name: str, dtype: type[Scalar], dimensions: int = 1) -> NDArray[Scalar]:
+        """An array, contiguous, its numbers all finite.
+
+        Raises:
+            InputError: it is missing, or not what it should be.
+        """
+        array = self[name]
+        if array.dtype != dtype or array.ndim != dimensions:
+            raise self.damaged(f"tensor {name} has another type or shape than it should")
+        if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
+            raise self.damaged(f"tensor {name} holds a number that is not finite")
+        return np.ascontiguousarray(array)
+
+    def damaged(self, reason: str) -> InputError:
+        """The error for arrays that do not fit together."""
+        return self._kind.damaged(self._path, reason)
+
 
 PREDICTOR: Final = WeightsFolder(
     "lengthwise.predictor", 2, "predictor", verb="train", again="train again"
@@ -43,7 +192,7 @@ class HeldOut(BaseModel):
 
 
 class Metadata(BaseModel):
-    """config.json."""
+    """config.json of a predictor."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -51,7 +200,7 @@ class Metadata(BaseModel):
     kind: str = "lexical"  #: of `kinds.KINDS`
     loss: str = "listmle"  #: of `losses.LOSSES`
     bucket: int = 1  #: tokens; lengths in one bucket counted as equal
-    features: int = 1  #: version of what `words.py` and `features.py` extract
+    features: int = 1  #: version of what `features.py` extracts
     model: str | None  #: whose answers' lengths these are, where the table says
     tokenizer: str  #: name or path it was trained with
     tokenizer_fingerprint: str  #: SHA-256 of its vocabulary

@@ -1,4 +1,7 @@
-"""The kinds of predictors that `lengthwise train` makes, one entry each."""
+"""The kinds of predictors that `lengthwise train` makes, one entry each, and their README.md.
+
+The README.md of a predictor says what it is, what it learnt from, and how good it was.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from lengthwise.predict.encoder import EncoderSettings, Head, Precision
 from lengthwise.predict.prediction import Predictor
 
 if TYPE_CHECKING:
-    from lengthwise.predict.artifact import Metadata
+    from lengthwise.predict.artifact import Metadata, Tensors
     from lengthwise.predict.tokenizer import PromptTokenizer
-    from lengthwise.predict.weights_folder import Tensors
     from lengthwise.workload.dataset import Dataset
 
 Progress = Callable[[str, float], None]  #: what is being done, and the part done of it all, 0 to 1
@@ -124,11 +126,11 @@ BACKBONE: Final = "backbone"  #: its text, by a pretrained model; its name in `M
 
 _CODE: Final = {
     WORDS: _Code(
-        "lengthwise.predict.lexical_train:train_lexical",
+        "lengthwise.predict.train:train_lexical",
         "lengthwise.predict.lexical:load_lexical",
     ),
     BACKBONE: _Code(
-        "lengthwise.predict.encoder.fine_tuning:train_encoder",
+        "lengthwise.predict.encoder.predictor:train_encoder",
         "lengthwise.predict.encoder.predictor:load_encoder",
     ),
 }
@@ -183,3 +185,40 @@ def recipe_of(metadata: Metadata) -> Recipe:
         return recipe
     settings = EncoderSettings.model_validate(metadata.settings)
     return replace(recipe, **settings.model_dump(exclude={"window"}))
+
+
+def model_card(metadata: Metadata) -> str:
+    """The README.md of a predictor: a model card in Markdown."""
+    training, held_out = metadata.training, metadata.held_out
+    backbone = metadata.settings.get(BACKBONE)
+    reads = (
+        "words of the prompt" if backbone is None else f"pretrained model {backbone}, fine-tuned"
+    )
+    tau = "undefined" if held_out.tau is None else f"{held_out.tau:.3f}"
+    return f"""# Predictor of answer lengths
+
+Predicts from a prompt how many tokens the answer of {metadata.model or "one model"} will have.
+Written by `lengthwise train`; read by `lengthwise serve --predictor DIR`.
+
+| | |
+|---|---|
+| Kind | {metadata.kind}: {reads}, {kind_named(metadata.kind).summary} |
+| Loss | {metadata.loss}, lengths in buckets of {metadata.bucket} |
+| Target model | {metadata.model or "not named in the table"} |
+| Tokenizer | {metadata.tokenizer}, vocabulary `{metadata.tokenizer_fingerprint[:16]}…` |
+| Trained on | {training.dataset}, {training.selection}: {training.rows} prompts, \
+{training.answers} answers, {training.rejected_rows} malformed rows left out |
+| Trained at | {training.trained_at}, in {training.seconds:.1f} s, seed {training.seed} |
+| Kendall tau-b, held out | {tau} ({held_out.rows} prompts) |
+| Mean absolute error, held out | {held_out.mae:.1f} tokens |
+| Answers between the 10 % and 90 % quantile, held out | {held_out.coverage_80:.1%} |
+
+"Held out" is within the training rows: each was scored by a model that had not seen it. Measure on
+rows of your own with `lengthwise evaluate`.
+
+**Use.** It orders requests by expected length, and gives its mean and its 10 %, 50 % and 90 %
+quantiles. It knows what was in the prompts above: those unlike them rank near the middle, and their
+quantiles are less reliable. Train again when the model, its system prompt or the traffic changes.
+
+**Contents.** No prompts are stored.
+"""

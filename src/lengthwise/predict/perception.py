@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError
 from lengthwise.predict.extract import template_of
+from lengthwise.predict.features import SPECIAL
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt
 from lengthwise.predict.tokenizer import PromptTokenizer
-from lengthwise.predict.words import SPECIAL
 
 _QUESTION: Final = (
     "How many tokens will your answer to the following have? Say the number before you answer.\n\n"

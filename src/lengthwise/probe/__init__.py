@@ -1,19 +1,17 @@
 """Hidden states → what remains of an answer: bins, probe, refinement, training (TRAIL).
 
-    states.py         the folder of hidden states that a probe is trained on
-    bins.py           bins of the remaining length, and how it moves through them
-    state_rows.py     what of it can be used
-    fit.py            one network, trained by cross-entropy
-    checkpoint.py     its progress on disk
-    heads.py          the networks of a training
-    training.py       a probe: choice of layer and pooling, its networks, its refinement
-    refine.py         the Bayesian filter that serving runs at every prediction
-    filter_replay.py  the filter over recorded answers, and the fit of its constants
-    probe_report.py   what is reported, from what was trained
-    probe_folder.py   a probe as a folder
-    torch_network.py  its networks in torch
+    states.py        the folder of hidden states that a probe is trained on
+    refine.py        bins of the remaining length and how it moves through them; the Bayesian
+                     filter that serving runs at every prediction
+    probe_folder.py  a probe as a folder
+    fit.py           its networks in torch; one of them, trained by cross-entropy, and the progress
+                     of that on disk
+    heads.py         the networks of a training, the states that they can use, the filter over
+                     recorded answers, and the fit of its constants
+    training.py      a probe: choice of layer and pooling, its networks, its refinement; and what is
+                     reported of it
 
-Reading and refining need numpy and numba only; `torch_network.py`, and what trains, import torch.
+Reading and refining need numpy and numba only; `fit.py`, and what trains, import torch.
 """
 
 from lengthwise.probe.probe_folder import Probe

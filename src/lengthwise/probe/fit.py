@@ -1,17 +1,24 @@
-"""One network trained by cross-entropy on the bin of a length; goes on after an interruption.
+"""The probe's networks in torch: as they are served, and how one is trained.
 
-The recipe is TRAIL's (arXiv 2410.01035, appendix; the authors' per_layer_classification.py): one
-hidden layer of 512 units, AdamW with learning rate 0.01 and weight decay 0.01, batches of 32, the
-rate falling to 0 along a cosine over 30 epochs. Ours on top: inputs are standardised, since the
-scale of hidden states differs a hundredfold between models and layers; examples may count for more
-than others; where there are many, batches are larger, which takes less time and was no worse on
-validation answers; and the weights kept are those of the epoch with the lowest validation
-loss. The standardisation is folded into the weights.
+A `ProbeNetwork` is for the worker, beside the model that it listens to.
+
+A `Checkpoint` is the progress of one training on disk: weights, optimiser and the best weights so
+far. A training goes on from it after an interruption.
+
+A network is trained by cross-entropy on the bin of a length. The recipe is TRAIL's (arXiv
+2410.01035, appendix; the authors' per_layer_classification.py): one hidden layer of 512 units,
+AdamW with learning rate 0.01 and weight decay 0.01, batches of 32, the rate falling to 0 along a
+cosine over 30 epochs. Ours on top: inputs are standardised, since the scale of hidden states
+differs a hundredfold between models and layers; examples may count for more than others; where
+there are many, batches are larger, which takes less time and was no worse on validation answers;
+and the weights kept are those of the epoch with the lowest validation loss. The standardisation is
+folded into the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +27,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from lengthwise.probe.checkpoint import Checkpoint
+from lengthwise.errors import InputError
+from lengthwise.files import replaced
 from lengthwise.probe.probe_folder import Network
 
 _BATCH: Final = 32
@@ -29,6 +39,99 @@ _LARGEST_BATCH: Final = 512
 _BATCHES: Final = 200  #: an epoch, where the batch may be chosen
 _AT_ONCE: Final = 4_096  #: rows whose loss or probabilities are computed together
 _PROMPTS_AT_ONCE: Final = 64  #: the same, where each is a whole prompt
+
+
+class ProbeNetwork(torch.nn.Module):  # type: ignore[misc]
+    """States → probabilities of the bins. Its weights are buffers: nothing here is trained."""
+
+    def __init__(self, network: Network) -> None:
+        """Take over the weights of `Probe.decode` or `Probe.prompt`, in float32."""
+        super().__init__()
+        for name, array in network._asdict().items():
+            self.register_buffer(name, torch.from_numpy(array.copy()), persistent=False)
+
+    def forward(self, states: Any) -> Any:
+        """What the bins' probabilities are.
+
+        Args:
+            states: [n, layers · hidden], any float type, on the device of the weights.
+
+        Returns:
+            float32 [n, bins]. A row that is not finite gives NaN.
+        """
+        with torch.inference_mode():
+            hidden = torch.addmm(self.first_bias, states.float(), self.first).relu_()
+            return torch.addmm(self.second_bias, hidden, self.second).softmax(1)
+
+
+class Checkpoint:
+    """The progress of a training, written after each epoch, whole or not at all."""
+
+    def __init__(self, path: Path, key: str, model: Any, optimiser: Any) -> None:
+        """Follow a training.
+
+        Args:
+            path: the file; need not be there.
+            key: what the training depends on; a file with another key is not used.
+            model: a torch module.
+            optimiser: of its parameters.
+        """
+        self._path, self._key, self._model, self._optimiser = path, key, model, optimiser
+        self._best_loss = math.inf
+        self.best: dict[str, Any] = {}  #: the weights of the epoch with the lowest loss
+
+    def resume(self) -> int:
+        """Take up what is on disk; returns the epoch to go on with."""
+        try:
+            with safe_open(self._path, framework="pt") as saved:
+                header = json.loads(saved.metadata()["training"])
+                tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return 0  # there is none, or none that can be read
+        if header["key"] != self._key:
+            return 0
+        self._model.load_state_dict(_part(tensors, "now."))
+        self.best, self._best_loss = _part(tensors, "best."), header["best_loss"]
+        state = self._optimiser.state_dict()
+        for name, tensor in _part(tensors, "optimiser.").items():
+            parameter, _, moment = name.partition(".")
+            state["state"].setdefault(int(parameter), {})[moment] = tensor
+        self._optimiser.load_state_dict(state)
+        return int(header["epochs"])
+
+    def end_epoch(self, epoch: int, loss: float) -> None:
+        """Keep the weights if they are the best so far, and write everything down.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        now = {
+            name: tensor.detach().cpu().clone() for name, tensor in self._model.state_dict().items()
+        }
+        if loss < self._best_loss or not self.best:
+            self._best_loss, self.best = loss, now
+        tensors = {f"now.{name}": tensor for name, tensor in now.items()}
+        # Copies: safetensors refuses one tensor under two names.
+        tensors |= {f"best.{name}": tensor.clone() for name, tensor in self.best.items()}
+        for parameter, state in self._optimiser.state_dict()["state"].items():
+            for moment, tensor in state.items():
+                tensors[f"optimiser.{parameter}.{moment}"] = tensor.cpu().clone()
+        header = {"key": self._key, "epochs": epoch + 1, "best_loss": self._best_loss}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(self._path) as part:
+                save_file(tensors, part, metadata={"training": json.dumps(header)})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot write {self._path}: {error}") from None
+
+
+def _part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The tensors whose name begins with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 class Recipe(NamedTuple):
@@ -90,7 +193,7 @@ def fit_network(
         checkpoint: a file.
         progress: called with the part that is done, 0 to 1.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     reader = _Reader(examples, device)
     torch.manual_seed(seed)
     model = _Model(examples.states.shape[1], bins, recipe, examples.starts is not None).to(device)
@@ -128,9 +231,7 @@ def fit_network(
 
 def probabilities(network: Network, states: NDArray[np.float16]) -> NDArray[np.float32]:
     """What a trained network says of states [rows, inputs]: float32 [rows, bins]."""
-    from lengthwise.probe.torch_network import ProbeNetwork
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     module = ProbeNetwork(network).to(device)
     found = np.empty((states.shape[0], network.second_bias.size), dtype=np.float32)
     for first in range(0, states.shape[0], _AT_ONCE):
@@ -159,6 +260,10 @@ def attention_pooled(
         weights = np.exp(scores - scores.max())
         pooled[prompt] = weights @ own / weights.sum()
     return pooled
+
+
+def _device() -> Any:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Reader:

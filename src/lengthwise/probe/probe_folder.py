@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from lengthwise.errors import InputError
-from lengthwise.predict.weights_folder import WeightsFolder
+from lengthwise.predict.artifact import WeightsFolder
 from lengthwise.probe.refine import Filter, new_filter
 
 PROBE: Final = WeightsFolder(

@@ -16,8 +16,8 @@ from ray.llm._internal.serve.engines.vllm.vllm_engine import (
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 
-from lengthwise.emulate.emulation_settings import EMULATE
 from lengthwise.emulate.model_folder import cached_model_folder
+from lengthwise.emulate.pace import EMULATE
 from lengthwise.serve.command import EXECUTOR
 from lengthwise.simulate.presets import parse_preset
 

@@ -23,9 +23,8 @@ from ray.serve.request_router import (
 )
 
 from lengthwise.errors import InputError
-from lengthwise.policy.fleet import COMPANY
-from lengthwise.route.bookings import Bookings, Prefixes
-from lengthwise.route.work import WorkPredictor, body_of, text_of
+from lengthwise.policy.replicas import COMPANY
+from lengthwise.route.bookings import Bookings, Prefixes, WorkPredictor, body_of, text_of
 
 _NOTHING: Final = np.empty(0)
 

@@ -5,10 +5,9 @@ writes itself. Its answers end by themselves, at lengths from 2 to about 450 tok
 the prompt and differ from sample to sample, so the whole of Lengthwise can be tried without a model
 hub and without a GPU.
 
-    word_lists.py  the word lists
-    prompts.py     the prompts, in families
-    corpus.py      the answers: prompt -> text of chance-determined length
-    model/         the weights, the tokenizer and the model card
+    prompts.py  the word lists, and the prompts, in families
+    corpus.py   the answers: prompt -> text of chance-determined length
+    model/      the weights, the tokenizer and the model card
 
 How it was trained is in `scripts/reference_model/` of the source.
 """

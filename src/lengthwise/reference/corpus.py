@@ -12,8 +12,16 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from lengthwise.reference.prompts import ReferencePrompt, fill, generate_one, sentences
-from lengthwise.reference.word_lists import CATEGORIES, SIZES, TASKS, TOPICS
+from lengthwise.reference.prompts import (
+    CATEGORIES,
+    SIZES,
+    TASKS,
+    TOPICS,
+    ReferencePrompt,
+    fill,
+    generate_one,
+    sentences,
+)
 
 MOST_PARTS = 14
 

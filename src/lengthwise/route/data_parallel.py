@@ -20,8 +20,7 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError
 from lengthwise.hints.middleware import Application, BodyReader, Receive, Scope, Send, is_completion
-from lengthwise.route.bookings import Bookings
-from lengthwise.route.work import WorkPredictor, body_of
+from lengthwise.route.bookings import Bookings, WorkPredictor, body_of
 
 # vLLM shows what is logged below its own name, and nothing else.
 logger = logging.getLogger("vllm.lengthwise")

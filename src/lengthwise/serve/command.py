@@ -1,32 +1,54 @@
-"""The command line and the environment with which vLLM's OpenAI server is started."""
+"""What is served, and the command line with which vLLM's OpenAI server is started.
+
+What is served is a model, or the pace of one; and the probe that listens to it.
+
+Out of all that the command line is put together, and the environment that goes with it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lengthwise.emulate.emulation_settings import EMULATE
-from lengthwise.emulate.model_folder import cached_model_folder
-from lengthwise.errors import InputError
+from lengthwise import reference
+from lengthwise.emulate.model_folder import cached_model_folder, model_name
+from lengthwise.emulate.pace import EMULATE
+from lengthwise.errors import InputError, missing_extra
+from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.listen import require_free_port
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
-from lengthwise.serve.served_model import (
-    REFERENCE,
-    REFERENCE_ENVIRONMENT,
-    REFERENCE_FLAGS,
-    emulation_flags,
-    model_path,
-    refuse_model,
-    require_vllm,
-)
-from lengthwise.settings.watch import SERVER
+from lengthwise.settings.file import SERVER
 from lengthwise.simulate.presets import Preset
-from lengthwise.telemetry.engine_file import ENGINES
+from lengthwise.telemetry.prometheus import ENGINES
 from lengthwise.vllm.compat import offloading
-from lengthwise.vllm.hidden_states import PROBE, WORKER, ProbeWanted
+from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
+
+REFERENCE = "reference"  #: the name of the built-in model
+
+#: What suits the built-in model on a small CPU; a flag of the user's replaces each.
+REFERENCE_FLAGS: Mapping[str, str | None] = {
+    "--served-model-name": REFERENCE,
+    "--max-model-len": "2048",
+    "--max-num-seqs": "16",
+    # The least that the CPU backend takes. Its default, 128, would keep short requests from ever
+    # reusing cached KV.
+    "--block-size": "32",
+    # Processors without bfloat16 instructions take ten times longer for a product in bfloat16.
+    "--dtype": "float32",
+    "--enforce-eager": None,
+}
+REFERENCE_ENVIRONMENT: Mapping[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
+
+EXECUTOR = "lengthwise.emulate.Executor"
+METRICS = "lengthwise.vllm.Metrics"
+
+#: Names the settings file. In `additional_config`, which is part of the key under which vLLM keeps
+#: compiled graphs, its path would compile the same model anew in another folder.
+SETTINGS_VARIABLE = "LENGTHWISE_SETTINGS"
 
 #: Flags that Lengthwise sets itself, and what to use instead.
 _OWN_FLAGS: Mapping[str, str] = {
@@ -36,13 +58,6 @@ _OWN_FLAGS: Mapping[str, str] = {
 }
 
 _TLS_FLAGS = {"--ssl-certfile", "--ssl-keyfile"}
-
-EXECUTOR = "lengthwise.emulate.Executor"
-METRICS = "lengthwise.vllm.Metrics"
-
-#: Names the settings file. In `additional_config`, which is part of the key under which vLLM keeps
-#: compiled graphs, its path would compile the same model anew in another folder.
-SETTINGS_VARIABLE = "LENGTHWISE_SETTINGS"
 
 _NOT_WITH_EMULATE: Mapping[str, str] = {
     "--distributed-executor-backend": "emulation is an executor itself",
@@ -57,6 +72,79 @@ _NOT_WITH_PROBE: Mapping[str, str] = {
     "--speculative-config": "hidden states of proposed tokens that are rejected cannot be told "
     "apart yet; leave one of the two out",
 }
+
+
+def refuse_model(model: str, preset: Preset) -> None:
+    """Raise InputError for another model than the built-in one beside what is emulated."""
+    if model != REFERENCE:
+        raise InputError(
+            f"--emulate {preset.name} names the model already: leave {model} out "
+            "(--tokenizer FOLDER takes another tokenizer than the built-in one)"
+        )
+
+
+def emulation_flags(preset: Preset) -> dict[str, str | None]:
+    """vLLM's flags for what it would choose itself on that GPU; a flag of the user's replaces each.
+
+    On a CPU it chooses blocks of 128 tokens, and fewer sequences.
+    """
+    engine = preset.engine
+    return {
+        "--served-model-name": model_name(preset),
+        "--max-model-len": str(preset.model.context),
+        "--max-num-seqs": str(engine.slots),
+        "--max-num-batched-tokens": str(engine.token_budget),
+        "--block-size": str(engine.block_size),
+        "--dtype": "bfloat16",
+        "--enforce-eager": None,
+    }
+
+
+def probe_of(folder: Path | None, interval: int | None, model: str) -> ProbeWanted | None:
+    """What the worker has to be told of a probe; None without one.
+
+    Raises:
+        InputError: the probe cannot be read or is plainly for another model.
+    """
+    if folder is None:
+        if interval is not None:
+            raise InputError("--interval is the probe's: add --probe DIR")
+        return None
+    probe = Probe.load(folder)
+    config = Path(model_path(model)) / "config.json"
+    if config.is_file():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        # Half a minute before the engine would say so; it checks the weights as well.
+        probe.check(
+            hidden_size=values.get("hidden_size"), layers_total=values.get("num_hidden_layers")
+        )
+    layers = tuple(sorted(probe.metadata.layers))
+    return ProbeWanted(
+        folder=str(folder.absolute()), layers=layers, interval=interval or DEFAULT_INTERVAL
+    )
+
+
+def require_vllm() -> None:
+    """Raise InputError where vLLM is absent or of an unsupported version."""
+    if importlib.util.find_spec("vllm") is None:
+        raise missing_extra("vllm", "cpu")
+    from lengthwise.vllm.compat.version import require_supported_version
+
+    require_supported_version()
+
+
+def model_path(model: str) -> str:
+    """What vLLM is given as the model: the built-in model's folder for `reference`."""
+    if model == REFERENCE:
+        return str(reference.model_path())
+    looks_like_a_path = model.startswith((".", "/", "~"))
+    path = Path(model).expanduser()
+    if looks_like_a_path and not (path / "config.json").is_file():
+        raise InputError(
+            f"{model} is not a model folder (no config.json there): give a Hugging Face model "
+            f"folder, a hub name such as org/name, or {REFERENCE!r} for the built-in model"
+        )
+    return str(path) if looks_like_a_path else model
 
 
 def flag_name(flag: str) -> str:
@@ -119,7 +207,7 @@ class ServerCommand:
             that off at once (vLLM's --shutdown-timeout).
         places: how many requests the worker holds and how many run, where that is known.
         sizes_worker: places for each request that runs, where the child has to ask vLLM how many
-            these are, see `serve.places`; 0 where it has not.
+            these are, see `sized`; 0 where it has not.
     """
 
     arguments: list[str]

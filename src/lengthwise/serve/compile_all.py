@@ -13,15 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from lengthwise.emulate.asked import Asked
-from lengthwise.emulate.driver import open_virtual_engine
+from lengthwise.emulate.driver import Asked, open_virtual_engine
 from lengthwise.policy.registry import policy_names
-from lengthwise.predict.baselines import TRUE_TOKENS
+from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.reference import model_path
 from lengthwise.simulate import simulation
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.dataset import Dataset
 

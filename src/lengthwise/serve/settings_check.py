@@ -18,8 +18,8 @@ from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.prepass import warm_up
 from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.probe.probe_folder import Probe
+from lengthwise.serve.command import model_path, probe_of
 from lengthwise.serve.listen import why_not
-from lengthwise.serve.served_model import model_path, probe_of
 from lengthwise.settings import Settings, off_path, read_settings
 
 Verdict = Literal["ok", "dangerous", "refused"]

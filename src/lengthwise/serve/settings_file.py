@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lengthwise.errors import InputError
 
 if TYPE_CHECKING:
-    from lengthwise.learn.supervisor import LearnerProcess
+    from lengthwise.learn.process import LearnerProcess
     from lengthwise.settings import Settings
 
 
@@ -104,7 +104,7 @@ def _learnt_before(log: Path) -> str:
 
 def learner_of(settings: Settings, path: Path, every: int) -> LearnerProcess:
     """The process that learns from the log that the settings name."""
-    from lengthwise.learn.supervisor import LearnerProcess
+    from lengthwise.learn.process import LearnerProcess
 
     assert settings.length_log is not None
     return LearnerProcess(Path(settings.length_log.folder), path, every, say)

@@ -1,22 +1,67 @@
-"""Where the servers of this machine keep their files, so that a URL is enough to name one.
+"""Where the servers of this machine keep their files and their numbers.
 
-And the kill switch from outside: the file beside the settings, and word of the engines' answer.
+A folder where the engines of a server keep their numbers while it runs.
+
+Where servers keep their files, so that a URL is enough to name one. And the kill switch from
+outside: the file beside the settings, and word of the engines' answer.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.files import take_lock
 from lengthwise.settings import off_path
 
+_PREFIX: Final = "lengthwise-engines-"
+_LOCK: Final = ".lock"
 _SERVER: Final = "server.json"
+_LOOK_S: Final = 0.05
+
+
+class EnginesFolder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder, held by a lock that ends with this process however it ends.
+
+    A server that is killed leaves its folder behind. The next one takes away what nobody holds.
+
+    Raises:
+        OSError: there is no place for temporary files.
+    """
+
+    def __init__(self) -> None:
+        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                _remove_if_left(path)
+        super().__init__(prefix=_PREFIX, ignore_cleanup_errors=True)
+        self._lock = None
+        with suppress(OSError):  # a file system without locks: then what is left stays
+            self._lock = take_lock(Path(self.name) / _LOCK)
+
+    def cleanup(self) -> None:
+        """Take the folder away, and then let go of it."""
+        super().cleanup()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _remove_if_left(path: Path) -> None:
+    # Without its lock a folder is another user's, or has only just been made.
+    if path.lstat().st_uid != os.getuid() or not (path / _LOCK).is_file():
+        return
+    lock = take_lock(path / _LOCK)
+    if lock is not None:
+        with lock:
+            shutil.rmtree(path)
 
 
 def state_folder(port: int) -> Path:
@@ -70,9 +115,6 @@ def port_of(url: str) -> int:
         return parts.port or {"https": 443}.get(parts.scheme, 80)
     except ValueError as error:
         raise InputError(f"{url!r} is no URL: {error}") from None
-
-
-_LOOK_S: Final = 0.05
 
 
 def switch(path: Path, off: bool, timeout_s: float) -> int:

@@ -1,9 +1,7 @@
 """What may change while serving: the settings, their file, who watches it, and the switch.
 
 fields   the settings, checked, and as they are written on a command line
-file     the settings file, and the names of the files beside it
-place    where an engine writes, under a name that no other engine has
-watch    loads the file and every change of it, and keeps the status file true; the kill switch
+file     the settings file, and who watches it; the status file, kept true; the kill switch
 polling  looking at something again and again, in a thread of its own
 """
 

@@ -12,13 +12,18 @@ from lengthwise.compiled import compiled_here
 from lengthwise.policy import prepass
 from lengthwise.policy.borrowed import borrowed
 from lengthwise.policy.facts import RUNNER, EngineState, prepare
+from lengthwise.policy.guards import take_leads
 from lengthwise.policy.order import Order, first_in_order
 from lengthwise.policy.ranking import rank
-from lengthwise.policy.tenants import take_leads
 from lengthwise.request import LOOKED, LOOKING
-from lengthwise.simulate.prefix_cache import find_cached
 from lengthwise.simulate.replica import Batch, Integers, Replica
-from lengthwise.simulate.slots import note_admission, note_memory_preemption, preempt, put_back
+from lengthwise.simulate.slots import (
+    find_cached,
+    note_admission,
+    note_memory_preemption,
+    preempt,
+    put_back,
+)
 
 
 @compiled_here

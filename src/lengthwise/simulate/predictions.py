@@ -53,7 +53,7 @@ def certain(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
 def noisy(tokens: NDArray[np.int64], tau: float, seed: int) -> NDArray[np.float64]:
     """The truth with noise, so that its Kendall tau-b is about `tau`; calibrated.
 
-    As `predict.baselines.NoisyOracle`, for which the whole trace is known: a length's normal score
+    As `predict.load.NoisyOracle`, for which the whole trace is known: a length's normal score
     is mixed with noise, ρ·z + √(1 − ρ²)·ε with ρ = sin(π/2·τ) (Greiner's relation), and mean and
     quantiles are those of the length given its noisy score.
 

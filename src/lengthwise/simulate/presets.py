@@ -1,8 +1,27 @@
 """GPUs with models on them: what a step costs, and the limits that vLLM sets there by itself.
 
+GPUs are known by their data sheets, and models by their published config.json.
+
+What one transformer layer takes on a GPU, by tokens, is measured, or derived from a measured one.
+Measured are the linear layers, norms, activation and residual, by tensor parallelism and from 1 to
+4,096 tokens; `layer_times.json` names the source. Where nobody measured, two scales turn the times
+of another layer on another GPU into those that are wanted:
+
+    seconds(n) = f + m' / m · (measured(n · r / r') − f)
+
+m is the time to read the layer's weights at the memory's peak bandwidth, r the GPU's operations for
+each byte read, and f = 30 µs what a layer's kernels, some ten, take however small they are. So the
+derived layer reaches the same shares of its GPU's peaks as the measured one, at few tokens (memory)
+as well as at many (computing), and bends where its own GPU does.
+
+Between measured numbers of tokens the times rise partly in steps: a matrix product computes whole
+tiles of, mostly, 128 tokens (NVIDIA, "Matrix Multiplication Background": tile quantization). Half
+of the rise in steps and half evenly was nearest to measured times that were left out
+(`bench/presets.py`).
+
 What a step of a preset contains, n tokens of r requests on a group of p GPUs:
 
-    linear layers      `layer_times`: measured, or derived and labelled so
+    linear layers      those times, measured, or derived and labelled so
     attention, decode  reads the KV of every request's context once, at the achieved bandwidth
     attention, prefill 4 · heads · head size operations a layer for a pair of tokens (QKᵀ and AV),
                        at half of the peak
@@ -19,15 +38,266 @@ at one token and of operations at the most tokens. Parts add up, none hides behi
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import cache
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, unknown_name
-from lengthwise.simulate.engine_settings import EngineSettings
-from lengthwise.simulate.hardware import BYTES, GPUS, MODELS, Gpu, Model
-from lengthwise.simulate.layer_times import LayerTimes, layer_times, measured_times
-from lengthwise.simulate.step_cost import StepCost
+from lengthwise.simulate.engine import EngineSettings, StepCost
+
+BYTES: Final = 2  #: of a number in bfloat16: weights, activations and KV
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU can do.
+
+    Attributes:
+        memory_gib: GiB, as the driver reports them.
+        bandwidth: of that memory, bytes/s.
+        peak: of dense bfloat16 matrix products, operations/s.
+        link: to its neighbours, bytes/s in one direction: NVLink where it has one, else PCIe.
+        slots: vLLM's default for --max-num-seqs there.
+        token_budget: vLLM's default for --max-num-batched-tokens in its server.
+    """
+
+    memory_gib: float
+    bandwidth: float
+    peak: float
+    link: float
+    slots: int = 256
+    token_budget: int = 2048
+
+    @property
+    def ridge(self) -> float:
+        """Operations for each byte read, above which computing takes longer than reading."""
+        return self.peak / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Model:
+    """The shape of a dense decoder with gated MLP and grouped-query attention."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    context: int
+    tied: bool = False  #: whether the output head is the embedding
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """What the cost of a layer depends on."""
+        return (
+            self.hidden_size,
+            self.intermediate_size,
+            self.heads,
+            self.kv_heads,
+            self.head_size,
+        )
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of a layer's matrices."""
+        attention = 2 * (self.heads + self.kv_heads) * self.head_size * self.hidden_size
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output head; the embedding has as many."""
+        return self.vocabulary * self.hidden_size
+
+    @property
+    def weights(self) -> int:
+        """All weights but norms and biases, which are less than a thousandth."""
+        return self.layers * self.layer_weights + (1 if self.tied else 2) * self.head_weights
+
+    def kv_bytes(self, tensor_parallel: int = 1) -> int:
+        """Bytes of KV of one token on each GPU; a GPU holds at least one KV head."""
+        heads = -(-self.kv_heads // tensor_parallel)
+        return 2 * self.layers * heads * self.head_size * BYTES
+
+
+#: Slots and token budget as vLLM 0.32 chooses them by memory and name (vllm/engine/arg_utils.py).
+GPUS: Final = {
+    "a10g": Gpu(22.1, 0.600e12, 70e12, 32e9),
+    "a40": Gpu(44.4, 0.696e12, 150e12, 56e9),
+    "a100": Gpu(79.2, 2.04e12, 312e12, 300e9),
+    "b200": Gpu(178.4, 8.00e12, 2250e12, 900e9, 1024, 16_384),
+    "h100": Gpu(79.2, 3.35e12, 989e12, 450e9, 1024, 8192),
+    "h200": Gpu(139.8, 4.80e12, 989e12, 450e9, 1024, 8192),
+    "l40s": Gpu(44.4, 0.864e12, 362e12, 32e9),
+}
+
+MODELS: Final = {
+    "llama-2-7b": Model(32, 4096, 11008, 32, 32, 128, 32_000, 4096),
+    "llama-2-70b": Model(80, 8192, 28672, 64, 8, 128, 32_000, 4096),
+    "llama-3-8b": Model(32, 4096, 14336, 32, 8, 128, 128_256, 8192),
+    "llama-3-70b": Model(80, 8192, 28672, 64, 8, 128, 128_256, 8192),
+    "mistral-7b": Model(32, 4096, 14336, 32, 8, 128, 32_768, 32_768),
+    "qwen2.5-7b": Model(28, 3584, 18944, 28, 4, 128, 152_064, 32_768),
+    "qwen2.5-32b": Model(64, 5120, 27648, 40, 8, 128, 152_064, 32_768),
+}
+
+
+Floats = NDArray[np.float64]
+
+#: Ranks of tensor parallelism that were measured.
+DEGREES: Final = (1, 2, 4, 8)
+
+TILE: Final = 128  # tokens
+_KERNELS_S: Final = 30e-6
+IN_STEPS: Final = 0.5  #: share of the rise between two measured times that comes in whole tiles
+
+
+class Measured(NamedTuple):
+    """What was measured together."""
+
+    gpu: str
+    model: str
+    tensor_parallel: int
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Seconds of one layer by tokens.
+
+    Attributes:
+        tokens: shape [k], rising.
+        seconds: shape [k].
+        measured: what they were measured on.
+        derived: whether that is another GPU or a layer of another shape.
+    """
+
+    tokens: Floats
+    seconds: Floats
+    measured: Measured
+    derived: bool
+
+    @property
+    def knots(self) -> tuple[tuple[int, float], ...]:
+        """Knots for `StepCost.linear`, of one layer."""
+        return knots_of(self.tokens, self.seconds)
+
+
+@cache
+def measured_times() -> tuple[str, dict[Measured, tuple[Floats, Floats]]]:
+    """Where the measured times come from, and tokens and seconds by what was measured."""
+    path = files("lengthwise.simulate").joinpath("layer_times.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    tokens = np.array(document["tokens"], np.float64)
+    curves = {
+        Measured(each["gpu"], each["model"], each["tensor_parallel"]): (
+            tokens,
+            1e-3 * np.array(each["ms_per_layer"]),
+        )
+        for each in document["curves"]
+    }
+    return document["source"], curves
+
+
+def knots_of(
+    tokens: Floats, seconds: Floats, in_steps: float = IN_STEPS
+) -> tuple[tuple[int, float], ...]:
+    """Knots through measured times, made such that more tokens never take less time.
+
+    Measured times fall now and then, by chance or where another kernel was chosen: the isotonic
+    regression is the nearest that does not. The knots end with the last whole tile.
+
+    Args:
+        tokens: shape [k], rising.
+        seconds: shape [k].
+        in_steps: share of the rise that comes at the beginning of a tile.
+    """
+    from scipy.interpolate import PchipInterpolator
+    from scipy.optimize import isotonic_regression
+
+    def place(n: Floats) -> Floats:
+        return (1.0 - in_steps) * n + in_steps * np.ceil(n / TILE) * TILE
+
+    curve = PchipInterpolator(place(tokens), isotonic_regression(seconds).x)
+    ends = np.arange(TILE, tokens[-1] + 1, TILE)
+    # The last tile is one straight line, which tells how it goes on.
+    at = np.unique(np.concatenate([np.maximum(np.rint(tokens), 1), ends, ends[:-2] + 1]))
+    at = at[at <= ends[-1]]
+    within = np.clip(at, tokens[0], tokens[-1])
+    return tuple((int(n), float(value)) for n, value in zip(at, curve(place(within)), strict=True))
+
+
+def layer_times(gpu: str, model: str, tensor_parallel: int) -> LayerTimes:
+    """One layer's times: measured if a layer of the same shape was, else from the nearest.
+
+    Args:
+        gpu: a key of GPUS.
+        model: a key of MODELS.
+        tensor_parallel: GPUs that share each layer.
+
+    Raises:
+        InputError: nobody measured that many.
+    """
+    if tensor_parallel not in DEGREES:
+        raise InputError(
+            f"{tensor_parallel} GPUs: layers were measured on "
+            f"{', '.join(map(str, DEGREES[:-1]))} or {DEGREES[-1]} GPUs that share them"
+        )
+    return derived_times(nearest(gpu, model, tensor_parallel), gpu, model)
+
+
+def derived_times(source: Measured, gpu: str, model: str) -> LayerTimes:
+    """The times of `model`'s layer on `gpu`, with those of `source`, scaled as said above."""
+    tokens, seconds = measured_times()[1][source]
+    if source.gpu == gpu and _shape(source.model) == _shape(model):
+        return LayerTimes(tokens, seconds, source, derived=False)
+    later = GPUS[gpu].ridge / GPUS[source.gpu].ridge
+    longer = _reading_s(gpu, model) / _reading_s(source.gpu, source.model)
+    scaled = _KERNELS_S + longer * (seconds - _KERNELS_S)
+    return LayerTimes(tokens * later, scaled, source, derived=True)
+
+
+def nearest(gpu: str, model: str, tensor_parallel: int, *, itself: bool = True) -> Measured:
+    """What was measured and is most like what is asked for: the GPU first, then the layer.
+
+    Args:
+        gpu: a key of GPUS.
+        model: a key of MODELS.
+        tensor_parallel: one of DEGREES.
+        itself: whether the same layer on the same GPU may be taken.
+    """
+
+    def distance(each: Measured) -> tuple[float, float, str]:
+        ours, theirs = GPUS[gpu], GPUS[each.gpu]
+        speeds = (ours.bandwidth / theirs.bandwidth, ours.peak / theirs.peak)
+        sizes = MODELS[model].layer_weights / MODELS[each.model].layer_weights
+        unlike = abs(math.log(sizes)) + (_shape(each.model) != _shape(model)) * 1e-3
+        # Of two models with the same layers the one that was asked for names the source.
+        return sum(abs(math.log(x)) for x in speeds), unlike, each.model * (each.model != model)
+
+    candidates = [
+        each
+        for each in measured_times()[1]
+        if each.tensor_parallel == tensor_parallel
+        and (itself or each.gpu != gpu or _shape(each.model) != _shape(model))
+    ]
+    return min(candidates, key=distance)
+
+
+def _shape(model: str) -> tuple[int, ...]:
+    return MODELS[model].layer_shape
+
+
+def _reading_s(gpu: str, model: str) -> float:
+    return MODELS[model].layer_weights * BYTES / GPUS[gpu].bandwidth
+
 
 BLOCK_SIZE: Final = 16  #: vLLM's default on GPUs, tokens
 

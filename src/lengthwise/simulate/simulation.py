@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
 from lengthwise.policy.discipline import Discipline, make_discipline
+from lengthwise.policy.prices import new_step_times
 from lengthwise.policy.ranking import Ranking
 from lengthwise.policy.replicas import PREDICTS, ROUTERS
-from lengthwise.policy.step_time import new_step_times
 from lengthwise.request import PREDICTION
 from lengthwise.simulate import cluster
-from lengthwise.simulate.cluster import Cluster, advance
-from lengthwise.simulate.engine_settings import EngineSettings
+from lengthwise.simulate.cluster import Cluster, advance, new_routing, new_turns
+from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.kv_blocks import new_memory
 from lengthwise.simulate.replica import (
+    SERVED,
+    STEP,
     Shared,
+    limits_of,
     new_batches,
+    new_engines,
     new_queues,
     new_recent,
     with_more_memory,
     with_more_rows,
 )
-from lengthwise.simulate.routing import new_routing
-from lengthwise.simulate.state import SERVED, STEP, limits_of, new_engines
-from lengthwise.simulate.step_cost import StepCost
-from lengthwise.simulate.turns import new_turns
 from lengthwise.workload.trace import Trace
 
 _STRETCH = 1 << 17  # steps between two looks at the outside

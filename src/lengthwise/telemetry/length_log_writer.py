@@ -16,12 +16,12 @@ from typing import IO, Any, Final, NamedTuple
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, one_line
 from lengthwise.files import size_of
+from lengthwise.predict.extract import TokenText
 from lengthwise.predict.features import FEATURES_VERSION, find_features, new_scratch
 from lengthwise.predict.prediction import Prompt
-from lengthwise.predict.token_text import TokenText
 from lengthwise.settings import LengthLogSettings
-from lengthwise.settings.watch import SERVER
-from lengthwise.telemetry.queued_writer import QueuedWriter
+from lengthwise.settings.file import SERVER
+from lengthwise.telemetry.journal import QueuedWriter
 from lengthwise.workload.length_log import (
     SCHEMA,
     encode_features,

@@ -1,19 +1,12 @@
 """What queueing theory says: one server, jobs one at a time, preemption free (M/G/1).
 
-    laws           who arrives: sizes and what is predicted for them
-    disciplines    fcfs, sjf, srpt and trail as one rule with a parameter
-    formula        mean response times in closed form
-    single_server  the same by simulation, and what has no closed form
+    laws            who arrives: sizes and what is predicted for them
+    response_times  fcfs, sjf, srpt and trail as one rule with a parameter: their mean response
+                    times in closed form, and by simulation with what has no closed form
 
-Imports nothing of Lengthwise but its errors and its compiler.
+Imports nothing of Lengthwise but its errors, its intervals and its compiler.
 """
 
-from lengthwise.theory.disciplines import POLICIES
-from lengthwise.theory.formula import (
-    conditional_response_time,
-    mean_response_time,
-    mean_response_time_tagged_cutoff,
-)
 from lengthwise.theory.laws import (
     JobLaw,
     SizeLaw,
@@ -28,7 +21,14 @@ from lengthwise.theory.laws import (
     size_samples,
     weibull,
 )
-from lengthwise.theory.single_server import Simulation, simulate
+from lengthwise.theory.response_times import (
+    POLICIES,
+    Simulation,
+    conditional_response_time,
+    mean_response_time,
+    mean_response_time_tagged_cutoff,
+    simulate,
+)
 
 __all__ = [
     "POLICIES",

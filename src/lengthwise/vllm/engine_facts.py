@@ -1,7 +1,7 @@
 """What is known of an engine: read off vLLM's scheduler, or seen while it serves.
 
 `EngineFacts` is what the pre-pass is told. The functions below it say what a planned step does, in
-the terms that its time is fitted to (`simulate.step_cost`).
+the terms that its time is fitted to (`simulate.engine`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import cutoff
+from lengthwise.policy import prices
 from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.facts import RUNNER, EngineState, may_decide, new_facts, prepare_one
+from lengthwise.policy.prices import StepTime
 from lengthwise.policy.select import Rows, blocks_for, host_tokens
-from lengthwise.policy.step_time import StepTime
 from lengthwise.request import LiveTable
 from lengthwise.vllm.compat import offloading, requests, schedulers
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
-observed: Callable[..., float] = cutoff.observed.py_func  # type: ignore[attr-defined]
-share_lost: Callable[..., float] = cutoff.share_lost.py_func  # type: ignore[attr-defined]
+observed: Callable[..., float] = prices.observed.py_func  # type: ignore[attr-defined]
+share_lost: Callable[..., float] = prices.share_lost.py_func  # type: ignore[attr-defined]
 
 
 class EngineFacts:

@@ -1,4 +1,6 @@
-"""What is wanted of the model's hidden states, as vLLM's `additional_config` says it.
+"""What is wanted of the model's hidden states, and what the worker tells the scheduler of them.
+
+What is wanted says vLLM's `additional_config`:
 
     {"lengthwise": {"settings": FILE, "probe": {"folder": DIR, "layers": [3], "interval": 8}}}
     {"lengthwise": {"collect": {"layers": [0, 1, 2, 3]}}}
@@ -6,13 +8,20 @@
 The layers stand there, and not in the settings file or in the probe's folder alone, because they
 change the compiled model: `additional_config` is part of the key under which vLLM keeps compiled
 graphs, and a graph without these outputs must never be reused.
+
+What the scheduler is told are the probe's predictions of one step. They travel as an attribute of
+vLLM's `ModelRunnerOutput`, which reaches the scheduler's process whole. Stock vLLM does not look at
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lengthwise.errors import InputError, unknown_name
@@ -111,3 +120,47 @@ def require_layers(probe: Any, wanted: ProbeWanted) -> None:
             f"the probe {wanted.folder} reads the layers {layers}, additional_config says "
             f"{list(wanted.layers)}: write the probe's"
         )
+
+
+_ATTRIBUTE: Final = "lengthwise_probe"
+
+
+@dataclass
+class ProbeOutput:
+    """Predictions of one step.
+
+    Attributes:
+        prompt_ids: requests whose prompt has just been computed.
+        prompt: shape [n, bins] float32, how likely the *whole* answer's length is in each bin.
+        decode_ids: requests that are decoding.
+        ages: shape [m] int64, output tokens that each had when its state was read.
+        decode: shape [m, bins] float32, how likely the *remaining* length is in each bin.
+        partial: prompts for which no prediction was made, since most of them came from the cache.
+        failed: why the probe has just given up, None while it works.
+    """
+
+    prompt_ids: list[str] = field(default_factory=list)
+    prompt: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    decode_ids: list[str] = field(default_factory=list)
+    ages: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    decode: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    partial: int = 0
+    failed: str | None = None
+
+
+class Pending(Protocol):
+    """Predictions whose numbers may still be on their way."""
+
+    def result(self) -> ProbeOutput:
+        """Wait for the numbers."""
+
+
+def attach(output: Any, predictions: list[ProbeOutput]) -> None:
+    """Send predictions along with a ModelRunnerOutput."""
+    setattr(output, _ATTRIBUTE, predictions)
+
+
+def attached(output: Any) -> list[ProbeOutput]:
+    """The predictions that came with a ModelRunnerOutput."""
+    predictions: list[ProbeOutput] = getattr(output, _ATTRIBUTE, [])
+    return predictions

@@ -1,31 +1,42 @@
-"""Those who are told what becomes of requests and steps, and decide nothing.
+"""Those who are told what becomes of requests and steps, and decide nothing; and what is said.
 
-The rolling tau, the record, the length log, the journal, shadow mode and the queue times. One that
-raises is counted, said once in the log, and asked no more until the settings change: requests are
-served on without it. So is whatever else may be a user's own code.
+Told are the rolling tau, the record, the length log, the journal, shadow mode and the queue times.
+One that raises is counted, said once in the log, and asked no more until the settings change:
+requests are served on without it. So is whatever else may be a user's own code.
+
+`JournalNotes` is what the journal is told of requests. `Report` is what the scheduler says of
+itself: in the status file, in metrics, in its engine's file.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.counters import Counters, QueueTimes
 from lengthwise.errors import one_line
-from lengthwise.request import BY_PROBE, LiveTable
+from lengthwise.policy.prices import batch_s
+from lengthwise.request import BY_PROBE, LOOKING, LiveTable
 from lengthwise.telemetry.journal import Journal
+from lengthwise.telemetry.prometheus import EngineFile, EngineState, engines_folder
 from lengthwise.telemetry.rolling_tau import RollingTau
-from lengthwise.vllm.active import Active, stock_order
 from lengthwise.vllm.compat import requests
-from lengthwise.vllm.journal_notes import JournalNotes, Place
+from lengthwise.vllm.live_settings import Active, stock_order
 from lengthwise.vllm.queue import PolicyQueue
 from lengthwise.workload.length_log import FULL
 
 logger = logging.getLogger("vllm.lengthwise")
 
 POLICY: Final = "policy"  #: the part whose rank function may raise
+
+Place = tuple[float | None, int | None]  #: rank and tier
+
+_EVERY_S: Final = 1.0  # between two looks at the queue
+_LOOKED_AT: Final = 256  # of those that wait
 
 
 class Containment:
@@ -255,3 +266,162 @@ class Observers:
         prompt = requests.prompt_of(request, int(columns["most_tokens"]))
         line = {**values, "predictor": predictor}
         self.contained.call("length log", log.answer, prompt, arrival_s, line)
+
+
+class JournalNotes:
+    """Notes events of requests in a journal.
+
+    Args:
+        journal: where to.
+        live: the scheduler's table.
+        waiting: its queue.
+        place_of: the rank and the tier of a row in the step that is planned.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        live: LiveTable,
+        waiting: PolicyQueue,
+        place_of: Callable[[int], Place],
+    ) -> None:
+        self._journal = journal
+        self._live = live
+        self._waiting = waiting
+        self._place_of = place_of
+        self._looked_s = -_EVERY_S
+        self._paused: dict[str, Any] = {}
+
+    def arrived(self, request: Any) -> None:
+        """A request, which has its row, is about to be queued."""
+        columns = self._live.table[self._live.row(request.request_id)]
+        self._put(
+            "arrived",
+            request,
+            float(columns["arrival_s"]),
+            id=requests.name_of(request),
+            index=int(columns["arrival_index"]),
+            priority=requests.priority_class(request),
+            prompt_tokens=request.num_prompt_tokens,
+            waiting=len(self._waiting),
+        )
+
+    def ran(self, request: Any, now: float) -> None:
+        """A request got a slot in the step that is planned."""
+        row = self._live.row(request.request_id)
+        index = int(self._live.table["arrival_index"][row])
+        rank, tier, expected = self._place_and_prediction(row)
+        facts = {"index": index, "rank": rank, "tier": tier, "expected": expected}
+        if self._live.table["look"][row] == LOOKING:
+            facts["look"] = True
+        self._put("ran", request, now, **facts)
+
+    def preempted(self, request: Any, now: float, why: str) -> None:
+        """A request lost its slot: `policy`, `memory` or `reset`."""
+        tokens = request.num_output_tokens
+        self._put("preempted", request, now, why=why, output_tokens=tokens)
+
+    def ended(self, request: Any, now: float, finished: str | None) -> None:
+        """A request has ended, for a reason in vLLM's words."""
+        tokens = request.num_output_tokens
+        self._put("ended", request, now, finished=finished, output_tokens=tokens)
+
+    def planned(self, paused: Sequence[Any], now: float) -> None:
+        """Once a second, the first of those that wait; and who is paused, and who runs again."""
+        if not 0.0 <= now - self._looked_s < _EVERY_S:
+            self._looked_s = now
+            self._look_at_queue(now)
+        if paused or self._paused:
+            self._look_at_paused(paused, now)
+
+    def _put(self, event: str, request: Any, t: float, **facts: Any) -> None:
+        self._journal.put(t=t, event=event, request=request.request_id, **facts)
+
+    def _look_at_queue(self, now: float) -> None:
+        """As far as they have been ranked."""
+        rows = {
+            request.request_id: self._place_and_prediction(self._live.row(request.request_id))
+            for request in islice(self._waiting.queued(), _LOOKED_AT)
+        }
+        if rows:
+            self._journal.put(t=now, event="queue", requests=rows)
+
+    def _look_at_paused(self, paused: Sequence[Any], now: float) -> None:
+        before, self._paused = self._paused, {each.request_id: each for each in paused}
+        for name, request in self._paused.items():
+            if name not in before:
+                self._put("paused", request, now, output_tokens=request.num_output_tokens)
+        for name, request in before.items():
+            # Whoever has ended or lost its memory since has an event of its own.
+            if name not in self._paused and requests.is_running(request):
+                self._put("resumed", request, now)
+
+    def _place_and_prediction(self, row: int) -> tuple[float | None, int | None, float | None]:
+        columns = self._live.table[row]
+        expected = float(columns["expected"]) if columns["predicted"] else None
+        return *self._place_of(row), expected
+
+
+class Report:
+    """Reads a scheduler, in threads of its own; changes nothing.
+
+    Args:
+        scheduler: with all its parts.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def status(self) -> dict[str, Any]:
+        """What the status file says beside the settings in force and the counters."""
+        here = self._scheduler
+        settings, tau = here._settings, here._observers.tau
+        # What is offered to an idle engine is taken up with its next request.
+        same = settings.offered.source is settings.active.source
+        shown = tau.tau if same else None
+        shadow = settings.offered.shadow
+        return {
+            **(settings.offered.says() if settings.off else {}),
+            "off": settings.off,
+            "rolling_tau": None if shown is None else round(shown, 3),
+            "below_tau_floor": tau.below_floor,
+            "switched_off": dict(here._observers.contained.off),
+            "shadow_estimate": None if shadow is None else shadow.estimate,
+        }
+
+    def numbers(self) -> EngineState:
+        """The numbers of now, for metrics."""
+        here = self._scheduler
+        engine = here._settings.engine
+        return EngineState(
+            engine=engine.index,
+            model_name=engine.model,
+            policy=here._settings.active.settings.policy,
+            counters=here.counters.snapshot(),
+            gauges=self.gauges(),
+            queue_times=here._observers.queue_times.snapshot(),
+        )
+
+    def gauges(self) -> dict[str, float]:
+        """Present values, by name."""
+        here = self._scheduler
+        planner, tau = here._planner, here._observers.tau
+        prices, shadow = planner.facts.step_time.counted, here._settings.offered.shadow
+        return {
+            "off": float(here._settings.off),
+            "shadow": float(shadow is not None),
+            "rolling_tau": math.nan if tau.tau is None else tau.tau,
+            "below_tau_floor": float(tau.below_floor),
+            "running_requests": float(len(here.running) - planner.paused_now),
+            "paused_requests": float(planner.paused_now),
+            "waiting_requests": float(len(here.waiting)),
+            "step_decode_seconds": batch_s(prices, max(len(here.running), 1)),
+            "prefill_token_seconds": float(prices["prefill_s"]),
+            **({} if shadow is None else shadow.gauges()),
+        }
+
+    def in_file(self) -> EngineFile | None:
+        """Keep the numbers in the file that an API server's /metrics reads, where it wants one."""
+        folder = engines_folder()
+        index = self._scheduler._settings.engine.index
+        return None if folder is None else EngineFile(folder, self.numbers, index)

@@ -1,4 +1,8 @@
-"""The pre-pass in front of vLLM's own step: the decision, carried out."""
+"""The pre-pass in front of vLLM's own step: the decision, carried out.
+
+`PausedCounts` corrects what vLLM's scheduler says of itself where requests may be paused. An engine
+in which nobody can be paused does without: it would call these a few times a step.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,21 @@ from numpy.typing import NDArray
 
 from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.policy.guards import TIERS
-from lengthwise.policy.prepass import NOBODY, SPARE, StepOrder, begin_one, decide_one, look_one
-from lengthwise.policy.replay import Decision, RecordedStep
-from lengthwise.policy.tenants import Tenants, take_leads
+from lengthwise.policy.guards import TIERS, Tenants, take_leads
+from lengthwise.policy.prepass import (
+    NOBODY,
+    SPARE,
+    Decision,
+    RecordedStep,
+    StepOrder,
+    begin_one,
+    decide_one,
+    look_one,
+)
 from lengthwise.request import LOOKED, LOOKING, PAUSED, RUNNING, LiveTable
-from lengthwise.vllm.active import Active
 from lengthwise.vllm.compat import requests, schedulers
 from lengthwise.vllm.engine_facts import EngineFacts
+from lengthwise.vllm.live_settings import Active
 from lengthwise.vllm.observers import POLICY, Observers
 
 
@@ -329,3 +340,21 @@ class Planner:
         self._observers.contained.switch_off(POLICY, error)
         self.choose_order()
         self._ranked = False
+
+
+class PausedCounts:
+    """Goes before `LengthwiseMixin` and counts paused requests apart from those that run."""
+
+    _planner: Planner
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Running and waiting requests; within a step, too, paused ones are there to be served."""
+        running, waiting = super().get_request_counts()  # type: ignore[misc]
+        return running + self._planner.left_out, waiting
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, without paused requests among the running ones: see the gauges."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None and self._planner.paused:
+            stats.num_running_reqs -= self._planner.paused_now
+        return stats

@@ -23,11 +23,12 @@ from lengthwise.errors import InputError
 from lengthwise.vllm.compat import version, workers
 from lengthwise.vllm.hidden_states import (
     CollectionWanted,
+    Pending,
+    ProbeOutput,
     ProbeWanted,
     require_layers,
     wanted_states,
 )
-from lengthwise.vllm.probe_output import Pending, ProbeOutput
 
 logger = logging.getLogger("vllm.lengthwise")
 
@@ -106,18 +107,18 @@ class HiddenStatesMixin:
 
     def take_states(self, names: list[str]) -> Any:
         """What was collected of finished requests; None where another rank collects."""
-        from lengthwise.vllm.state_collector import StateCollector
+        from lengthwise.vllm.step_states import StateCollector
 
         return self._reader.take(names) if isinstance(self._reader, StateCollector) else None
 
     def _make_reader(self) -> Reader:
         runner: Any = self
         if isinstance(self._wanted, CollectionWanted):
-            from lengthwise.vllm.state_collector import StateCollector
+            from lengthwise.vllm.step_states import StateCollector
 
             return StateCollector(self._wanted.seed)
         from lengthwise.probe.probe_folder import Probe
-        from lengthwise.vllm.probe_reader import ProbeReader
+        from lengthwise.vllm.step_states import ProbeReader
 
         probe = Probe.load(Path(self._wanted.folder))
         require_layers(probe, self._wanted)

@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 from lengthwise.counters import Counters
 from lengthwise.request import LiveTable
 from lengthwise.settings import Settings, settings_of
-from lengthwise.vllm.active import Engine
 from lengthwise.vllm.compat import requests, schedulers, version
-from lengthwise.vllm.live_settings import LiveSettings
-from lengthwise.vllm.observers import Observers
-from lengthwise.vllm.paused_counts import PausedCounts
-from lengthwise.vllm.plan import Planner
-from lengthwise.vllm.predictions import Predictions
-from lengthwise.vllm.probe_output import attached
+from lengthwise.vllm.hidden_states import attached
+from lengthwise.vllm.live_settings import Engine, LiveSettings
+from lengthwise.vllm.observers import Observers, Report
+from lengthwise.vllm.plan import PausedCounts, Planner
+from lengthwise.vllm.predictions import Predictions, open_refinement
 from lengthwise.vllm.queue import PolicyQueue
-from lengthwise.vllm.refinement import open_refinement
-from lengthwise.vllm.report import Report
 
 _ABORTED: Final = "abort"  # why a request ended, in vLLM's words
 
@@ -214,8 +210,8 @@ class LengthwiseMixin:
         if self._planning:
             facts.preempted(request)
         offloaded = facts.offloaded(request)
-        super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns = self._live.table[self._live.row(request.request_id)]
+        super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = columns["look"] = 0
         for name, done in (("decoded", facts.decoded), ("prefilled", facts.prefilled)):

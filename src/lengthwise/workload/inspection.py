@@ -10,10 +10,10 @@ import numpy as np
 
 from lengthwise.workload.conversation import Turns
 from lengthwise.workload.exchanges import Exchanges
-from lengthwise.workload.load_trace import load_trace
+from lengthwise.workload.layouts import CountPrompt
 from lengthwise.workload.open_trace import open_trace
-from lengthwise.workload.rejections import Rejection
-from lengthwise.workload.trace_records import CountPrompt
+from lengthwise.workload.records import Rejection
+from lengthwise.workload.trace import load_trace
 from lengthwise.workload.trace_rows import TraceState
 
 _SHOWN: Final = 5  #: malformed rows that are listed

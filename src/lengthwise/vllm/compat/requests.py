@@ -15,7 +15,7 @@ from lengthwise.predict.prediction import (
     Prompt,
     deadline_ms,
 )
-from lengthwise.workload.request_facts import NOTHING, Facts
+from lengthwise.workload.conversation import NOTHING, Facts
 
 _MOST_PRIORITY: Final = 2**60
 _MOST_TOKENS: Final = 2**31 - 1  # what a column of the table holds

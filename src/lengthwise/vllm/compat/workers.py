@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from lengthwise.errors import InputError
 from lengthwise.vllm.compat.version import cannot
-from lengthwise.vllm.probe_output import ProbeOutput, attach
+from lengthwise.vllm.hidden_states import ProbeOutput, attach
 
 # The same of the model runner, where hidden states are read.
 _RUNNER: Final = (

@@ -1,11 +1,10 @@
 """The layouts that prompts with answers come in, told apart by their columns.
 
-layout.py         what a layout is
-answer_fields.py  a text, a message, or a server's response
+layout.py         what a layout is; an answer as a text, a message, or a server's response
 named_columns.py  any table
 conversations.py  Alpaca, Dolly, vLLM-LTR; ShareGPT, LMSYS-Chat-1M, WildChat, OpenAI's chats
-benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark
-joined.py         OpenAI's batches and aiperf, whose prompts are in another file
+benchmarks.py     guidellm, lm-eval, LiteLLM, vLLM's benchmark; OpenAI's batches and aiperf, whose
+                  prompts are in another file
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lengthwise.workload.file_kinds import Record
-from lengthwise.workload.prompt_layouts import benchmarks, conversations, joined
+from lengthwise.workload.prompt_layouts import benchmarks, conversations
 from lengthwise.workload.prompt_layouts.layout import PromptLayout
+from lengthwise.workload.records import Record
 
 __all__ = ["LAYOUTS", "recognise"]
 
 LAYOUTS: Final = (
-    *joined.LAYOUTS,
+    *benchmarks.JOINED_LAYOUTS,
     *benchmarks.LAYOUTS,
     *conversations.LAYOUTS,
 )

@@ -13,14 +13,8 @@ from lengthwise.workload.conversation import (
     read_messages,
     read_tools,
 )
-from lengthwise.workload.file_kinds import Record
-from lengthwise.workload.prompt_layouts.answer_fields import (
-    Answer,
-    read_answer,
-    read_length,
-    read_usage,
-)
 from lengthwise.workload.prompt_layouts.layout import (
+    Answer,
     Exchange,
     PromptLayout,
     exchange_of,
@@ -28,6 +22,9 @@ from lengthwise.workload.prompt_layouts.layout import (
     has,
     one_of,
     opened,
+    read_answer,
+    read_length,
+    read_usage,
 )
 from lengthwise.workload.prompt_layouts.named_columns import (
     ANSWER_COLUMNS,
@@ -35,6 +32,7 @@ from lengthwise.workload.prompt_layouts.named_columns import (
     ColumnNames,
     refuse_other_answer,
 )
+from lengthwise.workload.records import Record
 
 
 def dialogue(column: str) -> Any:

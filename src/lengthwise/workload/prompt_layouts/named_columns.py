@@ -21,17 +21,18 @@ from lengthwise.workload.conversation import (
     looks_like_messages,
     read_messages,
 )
-from lengthwise.workload.file_kinds import Record
-from lengthwise.workload.prompt_layouts.answer_fields import Answer, read_answer, read_length
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,
+    Answer,
     Exchange,
     PromptLayout,
     exchange_of,
     one_of,
+    read_answer,
     read_body,
+    read_length,
 )
-from lengthwise.workload.rejections import UnknownLayoutError, require_column
+from lengthwise.workload.records import Record, UnknownLayoutError, require_column
 
 PROMPT_COLUMNS: Final = (
     "prompt",
