@@ -156,6 +156,10 @@ class PlainEngine:
             self.holds[job.blocks[place]] = (job.index, place)
 
     def preempt(self, job: Job) -> None:
+        row = job.row
+        row.decoded_meanwhile += self.decoded - row.decoded_ranked
+        row.prefilled_meanwhile += self.prefilled - row.prefilled_ranked
+        row.decoded_ranked, row.prefilled_ranked = self.decoded, self.prefilled
         self.leave(job, WAITING)
         self.waiting.append(job)
         self.head -= 1

@@ -162,6 +162,26 @@ def test_the_cache_can_be_reset_while_somebody_is_paused(preempt_all: bool) -> N
     assert_whole(engine)
 
 
+def test_a_pause_counts_to_the_lateness_of_whoever_loses_the_cache_in_it() -> None:
+    """Nothing is ranked while nobody waits; the reset comes before anybody is ranked again."""
+    engine = with_one_paused()
+    for _ in range(3):
+        engine.step()
+    assert paused(engine) == ["a"]
+    live = engine.scheduler._live
+    facts = engine.scheduler._planner.facts
+    before = {name: live.table[live.row(name)].copy() for name in ("a", "b")}
+    facts.decoded += 5
+    engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    for name, row in before.items():
+        now = live.table[live.row(name)]
+        runs = row["state"] == RUNNING
+        done = facts.decoded - row["decoded_ranked"]
+        assert now["decoded_meanwhile"] - row["decoded_meanwhile"] == runs * done
+        assert now["decoded_ranked"] == facts.decoded
+    assert before["b"]["state"] == RUNNING != before["a"]["state"]
+
+
 def test_paused_requests_go_on_while_new_ones_are_held_back() -> None:
     from vllm.v1.core.sched.interface import PauseState
 

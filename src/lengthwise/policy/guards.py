@@ -121,6 +121,21 @@ def tier(request: Any, guards: Any) -> int:
 
 
 @compiled
+def note_done(request: Any, decoded: int, prefilled: int) -> None:
+    """Take up what the engine has done since the last time, before the request's state changes.
+
+    Args:
+        request: written; what is done while it runs is counted apart, see `lateness`.
+        decoded: tokens of answers that the engine has computed so far.
+        prefilled: tokens of prompts, likewise.
+    """
+    if request.state == RUNNING:
+        request.decoded_meanwhile += decoded - request.decoded_ranked
+        request.prefilled_meanwhile += prefilled - request.prefilled_ranked
+    request.decoded_ranked, request.prefilled_ranked = decoded, prefilled
+
+
+@compiled
 def lateness(request: Any, guards: Any, served: float, mean_work: float) -> float:
     """How much has been done of the work that may be done while a request waits or is paused.
 

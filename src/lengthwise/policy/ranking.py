@@ -34,6 +34,7 @@ from lengthwise.policy.guards import (
     guard_record,
     hastened,
     lateness,
+    note_done,
     tier,
 )
 from lengthwise.policy.length_law import expected_remaining
@@ -101,10 +102,7 @@ def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
                 request.stalled_s = now - request.paused_s
             request.wait_s = now - request.arrival_s
             request.idle_steps = step - request.last_step
-            if request.state == RUNNING:
-                request.decoded_meanwhile += decoded - request.decoded_ranked
-                request.prefilled_meanwhile += prefilled - request.prefilled_ranked
-            request.decoded_ranked, request.prefilled_ranked = decoded, prefilled
+            note_done(request, decoded, prefilled)
             if request.age > 0:
                 # A prediction made later says what was still to come at that age.
                 made = request.predicted_age

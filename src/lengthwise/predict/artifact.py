@@ -77,7 +77,7 @@ class WeightsFolder(NamedTuple):
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{folder} holds no {_CONFIG}: {advice}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self.damaged(path, str(error)) from None
         schema = values.get("schema") if isinstance(values, dict) else None
         name, _, version = str(schema).partition("/")

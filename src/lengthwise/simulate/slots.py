@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled_here
-from lengthwise.policy.guards import service
+from lengthwise.policy.guards import note_done, service
 from lengthwise.policy.length_law import (
     MEDIAN_EVERY,
     PER_STEP,
@@ -433,6 +433,7 @@ def put_back(replica: Replica, s: int) -> None:
     served.longest_gap_s = slot.gap_s
     if rules.reorders:
         request = replica.queue.order.table[served.row]
+        note_done(request, engine.facts.decoded, engine.facts.prefilled)
         request.state = WAITING
         request.sequence = engine.head
         request.age = slot.age - slot.in_flight

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from lengthwise.counters import Counters
+from lengthwise.policy.guards import note_done
 from lengthwise.request import LiveTable
 from lengthwise.settings import Settings, settings_of
 from lengthwise.vllm.compat import requests, schedulers, version
@@ -211,12 +212,10 @@ class LengthwiseMixin:
             facts.preempted(request)
         offloaded = facts.offloaded(request)
         columns = self._live.table[self._live.row(request.request_id)]
+        note_done(columns, facts.decoded, facts.prefilled)
         super()._preempt_request(request, timestamp, *args, **kwargs)  # type: ignore[misc]
         columns["age"] = request.num_output_tokens
         columns["computed_tokens"] = columns["look"] = 0
-        for name, done in (("decoded", facts.decoded), ("prefilled", facts.prefilled)):
-            columns[f"{name}_meanwhile"] += done - columns[f"{name}_ranked"]
-            columns[f"{name}_ranked"] = done
         if offloaded is not None:
             columns["cached_tokens"] = offloaded
         columns["last_step"] = self._step

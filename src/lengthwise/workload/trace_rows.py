@@ -226,7 +226,7 @@ def _number(cell: object) -> float | None:
 def _list_in(text: str | None) -> list[str] | None:
     try:
         return None if text is None else _list_of(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
