@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lengthwise
 
 SOURCE = Path(lengthwise.__file__).parent
@@ -50,6 +52,7 @@ def test_a_change_in_another_file_compiles_anew(tmp_path: Path) -> None:
     assert hits_and_misses(tmp_path) == "0 1"
 
 
+@pytest.mark.slow
 def test_code_of_a_version_whose_names_are_gone_is_compiled_anew(tmp_path: Path) -> None:
     """An upgrade moves a class; what was kept of functions that took it still names its place."""
     copy_of_policy(tmp_path)

@@ -95,6 +95,7 @@ def test_a_recorded_folder_brings_its_engine_and_costs(run: Run, tmp_path: Path)
     assert document["chosen"]["gain"] > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_learnt_predictor_is_named_in_the_settings(
     run: Run, trace_file: Path, prompts: Path, tmp_path: Path

@@ -49,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demonstration, "_LEARNT_FROM", 300)
 
 
-@pytest.mark.parametrize("source", ["built-in", "table"])
+@pytest.mark.parametrize("source", [pytest.param("built-in", marks=pytest.mark.slow), "table"])
 def test_the_demo_compares_four_policies_at_four_loads(
     source: str, tmp_path: Path, small: None
 ) -> None:

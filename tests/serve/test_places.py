@@ -117,6 +117,7 @@ def test_the_child_sizes_the_worker_and_says_what_it_costs(
     assert "nobody is paused: not with a KV connector" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_with_a_state_for_each_request_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

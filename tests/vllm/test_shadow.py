@@ -33,7 +33,10 @@ def schedule(served: list[Served]) -> list[tuple[list[float], int, int]]:
     return [(one.token_s, one.preemptions, one.cached_tokens) for one in served]
 
 
-@pytest.mark.parametrize("number", range(ENGINES))
+@pytest.mark.parametrize(
+    "number",
+    [0, 1, *(pytest.param(number, marks=pytest.mark.slow) for number in range(2, ENGINES))],
+)
 def test_the_schedule_is_that_of_stock_vllm(number: int) -> None:
     """Any policy with any guards, in shadow, beside vLLM's own scheduler: each token comes at the
     same time, to the last bit, with as many preemptions and as much of the prompt cached."""
