@@ -101,7 +101,8 @@ def plain(
     table = new_table(len(trace))
     jobs = []
     for i, row in enumerate(table.view(np.recarray)):
-        row.state, row.arrival_index, row.predicted = WAITING, i, 1
+        row.state, row.arrival_index = WAITING, i
+        row.predicted = int(discipline.needs_predictions)  # as whoever fills rows has it
         row.priority, row.arrival_s = classes[i], trace.arrival_s[i]
         row.tenant = tenants[i]
         row.prompt_tokens = trace.prompt_tokens[i]

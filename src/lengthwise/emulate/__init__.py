@@ -1,4 +1,12 @@
-"""vLLM without its forward pass: everything else of it, on a clock of our own."""
+"""vLLM without its forward pass: everything else of it, on a clock of our own.
+
+executor        in the place of vLLM's, which would compute a model
+pace            the clock, and when each step ends by it
+link            KV that leaves the engine and comes back
+model_folder    what vLLM takes for a model
+driver          an engine in virtual time, in this process
+forward_engine  the same with a model that computes
+"""
 
 from typing import Any
 

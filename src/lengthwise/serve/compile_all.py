@@ -1,8 +1,8 @@
 """Compiles what servers run, by running it: `python -m lengthwise.serve.compile_all`.
 
 vLLM's engine core serves a few requests in virtual time with every policy, with and without its
-guards, by a predictor of words that is trained here. Nothing need be listed, so that nothing can be
-forgotten; what is compiled stays in numba's cache. One line a policy goes to stdout.
+guards, by a predictor of words that is trained here. No function need be listed, so that none can
+be forgotten; what is compiled stays in numba's cache. One line a policy goes to stdout.
 """
 
 from __future__ import annotations
