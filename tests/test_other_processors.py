@@ -32,6 +32,16 @@ from lengthwise.predict.train import train
 train(table(600), load_tokenizer("reference"), Recipe(seed=1)).save(Path(sys.argv[1]))
 """
 
+TIE = """
+import numpy as np
+from bench.published import LogTPredictor
+from lengthwise.predict.tokenizer import load_tokenizer
+from tests.support.answer_tables import table
+dataset = table(300, samples=8)
+scores = LogTPredictor(dataset, load_tokenizer("reference")).laws(dataset).scores(0.3)
+print(np.argsort(scores, kind="stable").tolist(), scores.tolist())
+"""
+
 BENCH = [
     *(str(Path(sys.executable).with_name("lengthwise")), "bench", "reference"),
     *("--engine", "virtual", "--gpu", "a100", "--model", "llama-3-8b", "--max-num-seqs", "8"),
@@ -39,7 +49,7 @@ BENCH = [
 ]
 
 
-def run(command: list[str], **environment: str) -> None:
+def run(command: list[str], **environment: str) -> str:
     root = Path(__file__).parents[1]
     paths = os.pathsep.join([str(root), str(root / "src")])
     done = subprocess.run(
@@ -50,6 +60,7 @@ def run(command: list[str], **environment: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def train(folder: Path, **environment: str) -> str:
@@ -80,6 +91,12 @@ def test_the_libraries_do_compute_otherwise() -> None:
 
 def test_training_gives_the_same_predictor(tmp_path: Path) -> None:
     assert train(tmp_path / "here") == train(tmp_path / "there", **OLD_LIBRARIES)
+
+
+@pytest.mark.slow
+def test_the_published_law_gives_the_same_scores() -> None:
+    command = [sys.executable, "-c", TIE]
+    assert run(command) == run(command, **OLD_LIBRARIES) != ""
 
 
 @pytest.mark.slow
