@@ -32,6 +32,18 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     return data
 
 
+def parse_json(said: str | bytes) -> Any:
+    """What JSON of others says.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than anybody means it.
+    """
+    try:
+        return json.loads(said)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file that a user names holds.
 
@@ -39,10 +51,10 @@ def read_json(path: Path) -> Any:
         InputError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {one_line(error)}") from None
 
 
@@ -55,8 +67,8 @@ def json_objects(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
+                value = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(value, dict):
                 yield value

@@ -22,7 +22,7 @@ from lengthwise.compare.client import (
     replay,
     request_body,
 )
-from lengthwise.compare.session import ClientProcess
+from lengthwise.compare.client_process import ClientProcess
 from lengthwise.compare.specs import Turns
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
+
 from lengthwise.emulate import executor
 from lengthwise.emulate.executor import answer_tokens, drawn_tokens, prompt_effect
 from lengthwise.emulate.model_folder import cached_model_folder, model_folder

@@ -49,7 +49,7 @@ def test_an_https_upstream_is_checked(tls: Tls) -> None:
 def test_an_https_upstream_that_is_not_trusted_cannot_be_reached_and_why_is_said(
     tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lengthwise.gateway.upstream._EVERY_S", 0.02)
+    monkeypatch.setattr("lengthwise.gateway.upstream._TRY_EVERY_S", 0.02)
 
     async def run() -> None:
         async with small_upstream(tls.server) as upstream:

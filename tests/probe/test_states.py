@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="needs torch: pip install 'lengthwise[probe]'")
+
 from lengthwise.errors import InputError
 from lengthwise.probe.heads import layer_rows
 from lengthwise.probe.states import META, Shard, open_states, shard_path, write_meta, write_shard

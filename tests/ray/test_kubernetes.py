@@ -110,7 +110,8 @@ def test_ray_takes_its_part() -> None:
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
     from ray.serve.schema import ServeDeploySchema
 
-    from lengthwise.ray.application import Arguments, build_app
+    from lengthwise.ray.application import build_app
+    from lengthwise.ray.arguments import Arguments
 
     (service,) = (each.values[0] for each in documents() if "RayService" in each.id)
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))

@@ -4,6 +4,7 @@ specs             policies and loads as users write them
 rounds            the comparison: one policy after the other
 session           the server, client and settings file that rounds are run with
 client            replays requests, and notes when every token arrives
+client_process    that in a process of its own
 engine_log        what the scheduler wrote of it
 own_answers       as many tokens as the served model itself gives
 demonstration     the demo

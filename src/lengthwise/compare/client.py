@@ -29,6 +29,7 @@ import aiohttp
 import numpy as np
 
 from lengthwise.compare.specs import Turns
+from lengthwise.files import parse_json
 from lengthwise.simulate.engine import WORK, StepCost
 
 _WINDOW_S: Final = 2.0  # steps whose speed counts: a quarter of a second of them arrives at a time
@@ -380,6 +381,6 @@ def _error_message(payload: Any) -> str:
 async def _refusal(response: aiohttp.ClientResponse) -> str:
     text = await response.text()
     try:
-        return _error_message(json.loads(text))
+        return _error_message(parse_json(text))
     except ValueError:
         return " ".join(text.split())[:300]

@@ -5,7 +5,6 @@ Read round by round, or a whole folder as what a simulation is calibrated with a
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from lengthwise.advise.calibrate import Floats, MeasuredRound, fit_tokens
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 from lengthwise.measure.results import Records, Round, read_results
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
@@ -116,7 +116,7 @@ def _read_lines(path: Path) -> tuple[dict[str, object], list[dict[str, object]]]
         text = path.read_text(encoding="utf-8")
     except OSError:
         return {}, []
-    values = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    values = [parse_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     # A server that was started again appends, and begins with another header.
     lines = [value for value in values[1:] if "schema" not in value]
     return (values[0] if values else {}), lines

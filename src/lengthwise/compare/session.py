@@ -1,27 +1,20 @@
 """One server, one client and one settings file: what rounds are run with.
 
-The client has a process of its own: what the command line does never delays a time stamp.
-
 Policies are switched on the running server: the settings file is written, and waited for until it
 is active.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import multiprocessing
-import resource
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-from lengthwise.compare.client import Pace, Replay, ReplayJob, ReplayRequest, replay
+from lengthwise.compare.client import Pace, Replay, ReplayJob, ReplayRequest
+from lengthwise.compare.client_process import ClientProcess
 from lengthwise.compare.engine_log import (
     REQUESTS_FILE,
     ROUNDS_FOLDER,
@@ -33,7 +26,7 @@ from lengthwise.compare.engine_log import (
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.specs import Offer
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.processes import Stoppable, ignored
+from lengthwise.files import parse_json
 from lengthwise.serve.command import server_command
 from lengthwise.serve.listen import free_port
 from lengthwise.serve.vllm_server import Server
@@ -42,86 +35,7 @@ from lengthwise.simulate.engine import StepCost
 from lengthwise.simulate.presets import Preset
 from lengthwise.vllm.hidden_states import ProbeWanted
 
-_DESCRIPTORS_BESIDES = 100  # files and sockets that are open besides one per request
 _DRAIN_PATIENCE_S = 15.0
-
-
-class ClientProcess(Stoppable):
-    """A process that replays one round after another; a context manager that ends it."""
-
-    def __init__(self) -> None:
-        """Start the process."""
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        # Ctrl-C reaches every process of the terminal; this process is the one that heeds it.
-        with ignored(signal.SIGINT):
-            self._process.start()
-        theirs.close()
-
-    def stop(self) -> None:
-        """End the process, also in the middle of a round. May be called twice."""
-        self._process.terminate()
-        self._process.join()
-        self._connection.close()
-
-    def replay(
-        self,
-        job: ReplayJob,
-        progress: Callable[[int, int], None],
-        check: Callable[[], None],
-    ) -> Replay:
-        """Run one round.
-
-        Args:
-            job: what to send where and when.
-            progress: called with the numbers of answered and failed requests.
-            check: called at least twice a second; raises to give the round up.
-
-        Raises:
-            InputError: the system allows too few open connections for the round.
-            LengthwiseError: the client's process ended.
-        """
-        at_once = job.clients if job.scheduled_s is None else len(job.requests)
-        _require_open_files((at_once or 1) + _DESCRIPTORS_BESIDES)
-        self._connection.send(job)
-        try:
-            while True:
-                check()
-                if not self._connection.poll(0.5):
-                    continue
-                message = self._connection.recv()
-                if isinstance(message, Replay):
-                    return message
-                progress(*message)
-        except (EOFError, ConnectionError):
-            raise LengthwiseError("the client's process ended in the middle of a round") from None
-
-
-def _require_open_files(needed: int) -> None:
-    """Refuse a round that needs more open files than the client may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InputError(
-            f"a round needs {needed:,} open files, the system allows {hard:,}: "
-            "ask for fewer --requests or raise the limit (ulimit -Hn)"
-        )
-
-
-def _serve(connection: Connection[object, object]) -> None:
-    """The process: rounds come in, progress and results go out, until the pipe is closed."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # Where the other end is gone, so is everybody who could want to know.
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            job = connection.recv()
-            assert isinstance(job, ReplayJob)
-            connection.send(
-                asyncio.run(
-                    replay(job, lambda answered, failed: connection.send((answered, failed)))
-                )
-            )
 
 
 class SettingsSwitch:
@@ -171,7 +85,7 @@ class SettingsSwitch:
     def status(self) -> dict[str, object]:
         """The scheduler's status file; empty while there is none."""
         try:
-            value = json.loads(status_path(self.path).read_bytes())
+            value = parse_json(status_path(self.path).read_bytes())
         except (OSError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}

@@ -28,6 +28,7 @@ import aiohttp
 from aiohttp import web
 
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.files import parse_json
 from lengthwise.hints.question import Question, answers_of, read_request
 from lengthwise.predict.prediction import LORA, TTFT_DEADLINE_MS, deadline_ms
 
@@ -237,8 +238,8 @@ class Body(NamedTuple):
 def read_body(body: bytes) -> Body:
     """What a body asks for."""
     try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
+        values = parse_json(body)
+    except ValueError:
         return Body(Asked(), (), None)
     if not isinstance(values, dict):
         return Body(Asked(), (), None)
@@ -401,8 +402,8 @@ class StreamUsage(_Reader):
         if _TELLING.search(event):
             text = b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
             try:
-                only_usage = self._read(json.loads(text))
-            except (ValueError, RecursionError):
+                only_usage = self._read(parse_json(text))
+            except ValueError:
                 only_usage = False
             if only_usage and self.changes:
                 return b""
@@ -429,8 +430,8 @@ class WholeUsage(_Reader):
 
     def flush(self) -> bytes:
         """Nothing: all was passed on. What the whole says is read."""
-        with contextlib.suppress(ValueError, RecursionError):
-            self._read(json.loads(b"".join(self._parts)))
+        with contextlib.suppress(ValueError):
+            self._read(parse_json(b"".join(self._parts)))
         self._parts.clear()
         return b""
 

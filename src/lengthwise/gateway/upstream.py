@@ -48,7 +48,7 @@ _API: Final = "/v1"  # clients' paths begin with it, so an upstream's address en
 _MOST: Final = 65_536  # answers in flight
 _GAUGE: Final = re.compile(rb"^vllm:num_requests_waiting(?:\{[^}\n]*\})? (\S+)$", re.MULTILINE)
 _MOST_BYTES: Final = 8 << 20  # of a page of metrics
-_EVERY_S: Final = 0.5  # a server that could not be reached is tried so often
+_TRY_EVERY_S: Final = 0.5  # a server that could not be reached is tried so often
 #: for one connection alone, and not for whoever is at its other end (RFC 9110, section 7.6.1)
 _HOP_BY_HOP: Final = (
     "Connection",
@@ -317,7 +317,7 @@ class Reachability:
 
     async def _try(self, upstream: Upstream) -> None:
         while True:
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(_TRY_EVERY_S)
             upstream.refusal = await self._refusal(upstream)
             if not upstream.refusal:
                 break

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
+from lengthwise.files import parse_json
 from lengthwise.hints.question import READ, Question, read_request
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, PredictionError, Prompt, SlowPredictor, cut
@@ -299,6 +299,6 @@ class ServerEstimator:
 async def _reason(response: aiohttp.ClientResponse) -> str:
     said = (await response.content.read(_MOST_REASON)).decode(errors="replace")
     try:
-        return one_line(json.loads(said)["error"]["message"])
+        return one_line(parse_json(said)["error"]["message"])
     except (ValueError, LookupError, TypeError):
         return f"status {response.status}"

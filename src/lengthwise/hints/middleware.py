@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Final
 
 from lengthwise.errors import InputError, LengthwiseError, one_line
+from lengthwise.files import parse_json
 from lengthwise.hints.estimate import Estimator, estimator_of
 from lengthwise.hints.question import (
     DEFAULT_TARGETS,
@@ -154,7 +155,7 @@ class Middleware:
     ) -> tuple[str, bytes | None]:
         """What becomes of a body, and its new bytes; None where it stays."""
         try:
-            request = json.loads(body)
+            request = parse_json(body)
             if not isinstance(request, dict):
                 return "unreadable", None
             outcome, changed = await self._in_time(request)

@@ -29,6 +29,7 @@ from prometheus_client import (
 )
 
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 from lengthwise.hints.estimate import PredictorThread, PromptPredictor, UnpredictableError
 from lengthwise.hints.question import read_body
 
@@ -155,8 +156,8 @@ class _Service:
         """POST /v1/predict."""
         started = time.perf_counter()
         try:
-            body = json.loads(await request.read())
-        except (ValueError, RecursionError) as error:
+            body = parse_json(await request.read())
+        except ValueError as error:
             raise InputError(f"the body is no JSON: {_without_content(error)}") from None
         questions = read_body(body)
         if self.thread.waiting + len(questions) > MOST_WAITING:

@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.files import read_bounded, replaced
+from lengthwise.files import parse_json, read_bounded, replaced
 from lengthwise.intervals import draws
 from lengthwise.predict.kendall import kendall_tau, tau_with_interval
 from lengthwise.predict.kinds import Recipe
@@ -106,8 +106,8 @@ class State:
 def read_state(log: Path) -> State:
     """What a learner left in a log's folder; the beginning where there is none or it is damaged."""
     try:
-        values: Any = json.loads((log / STATE_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        values: Any = parse_json((log / STATE_FILE).read_bytes())
+    except (OSError, ValueError):
         return State()
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         return State()
@@ -165,10 +165,7 @@ def place_predictor(settings: Path, expected: str, wanted: str) -> bool:
 
 
 def _values(data: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(data)
-    except RecursionError:
-        values = None
+    values = parse_json(data)
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     return values

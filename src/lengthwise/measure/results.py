@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.files import replaced
+from lengthwise.files import parse_json, replaced
 
 LIVE: Final = "live"  #: an engine that computes its steps, on the wall's clock
 VIRTUAL: Final = "virtual"  #: vLLM without its forward pass, on a clock of its own
@@ -411,7 +411,7 @@ def _read_jsonl(path: Path) -> pa.Table:
     rows: list[dict[str, object]] = []
     for number, line in enumerate(lines):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             if number == len(lines) - 1:
                 break
@@ -513,7 +513,7 @@ def read_results(folder: Path) -> Results:
 
 def _read_run(path: Path) -> RunInfo:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{path} does not exist: give the --out folder of `lengthwise bench`"
@@ -536,7 +536,7 @@ def _read_rounds(path: Path) -> tuple[list[RoundInfo], list[str]]:
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             problems.append(f"line {number} of {path.name} was cut off and left out")
             continue

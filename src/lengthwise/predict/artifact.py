@@ -8,7 +8,6 @@ comes from; what the tensors mean is its reader's affair.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 
 _CONFIG: Final = "config.json"
 _TENSORS: Final = "model.safetensors"
@@ -74,10 +74,10 @@ class WeightsFolder(NamedTuple):
             problem = "is not a folder" if folder.exists() else "does not exist"
             raise InputError(f"{folder} {problem}: {advice}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{folder} holds no {_CONFIG}: {advice}") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise self.damaged(path, str(error)) from None
         schema = values.get("schema") if isinstance(values, dict) else None
         name, _, version = str(schema).partition("/")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.files import parse_json
 from lengthwise.workload.conversation import Chat
 
 REFERENCE: Final = "reference"  #: the name of the built-in model
@@ -204,7 +205,7 @@ def holds_tokenizer(folder: Path) -> bool:
 def _is_plain(folder: Path) -> bool:
     """Whether the folder asks for the tokenizer class that is defined by tokenizer.json alone."""
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return (

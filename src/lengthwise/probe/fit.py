@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lengthwise.errors import InputError
-from lengthwise.files import replaced
+from lengthwise.files import parse_json, replaced
 from lengthwise.probe.probe_folder import Network
 
 _BATCH: Final = 32
@@ -84,7 +84,7 @@ class Checkpoint:
         """Take up what is on disk; returns the epoch to go on with."""
         try:
             with safe_open(self._path, framework="pt") as saved:
-                header = json.loads(saved.metadata()["training"])
+                header = parse_json(saved.metadata()["training"])
                 tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return 0  # there is none, or none that can be read

@@ -2,7 +2,7 @@
 
 The application is an OpenAI ingress, and vLLM replicas with our scheduler: Ray Serve LLM's own
 (`ray.serve.llm.build_openai_app`). What is ours of it are two values, vLLM's arguments
-`scheduler_cls` and `additional_config`, and the router. `Arguments` is what it is built from.
+`scheduler_cls` and `additional_config`, and the router.
 
 `lengthwise serve --replicas N` makes them from the command of one server, deploys the application
 and takes it away again.
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
@@ -26,6 +25,7 @@ from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.predict.load import NO_PREDICTOR
 from lengthwise.processes import Stoppable, ignored
+from lengthwise.ray.arguments import Arguments
 from lengthwise.serve.command import SETTINGS_VARIABLE, ServerCommand
 from lengthwise.settings import Settings
 from lengthwise.vllm.compat.serving import given_arguments, runs_on_cpu
@@ -50,34 +50,6 @@ _NOT_WITH_REPLICAS: Final = {
     "data_parallel_size": "--replicas is the number of engines",
     "ssl_keyfile": "Ray's proxy speaks no TLS; put one before it that does",
 }
-
-
-class Arguments(BaseModel):
-    """What the application is built from; in a Serve config, its `args`."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    model_id: str = Field(description="the name by which clients ask for the model")
-    model_source: str = Field(description="a folder on every node, or a hub's name")
-    replicas: int = Field(default=1, ge=1, description="how many engines")
-    engine_kwargs: dict[str, Any] = Field(default={}, description="vLLM's arguments, by name")
-    settings: str | dict[str, Any] | None = Field(
-        default=None,
-        description="what the scheduler of every replica goes by: a settings file on every node, "
-        "or settings inline, which Serve brings to every replica as `user_config`; both may change "
-        "while serving; what engine_kwargs say of them counts more",
-    )
-    router: dict[str, Any] | None = Field(
-        default={},
-        description="arguments of PredictedWorkRouter.initialize_state; null for Serve's own",
-    )
-    environment: dict[str, str] = Field(default={}, description="variables for the replicas")
-    cpus: float | None = Field(
-        default=None, description="CPU cores that a replica asks for instead of a GPU"
-    )
-    deployment: dict[str, Any] = Field(
-        default={}, description="options of the replicas' deployment, such as autoscaling_config"
-    )
 
 
 def build_app(arguments: Arguments | Mapping[str, Any]) -> serve.Application:

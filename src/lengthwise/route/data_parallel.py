@@ -10,7 +10,6 @@ it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from itertools import count
 from typing import Any, Final
 
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 from lengthwise.hints.middleware import Application, BodyReader, Receive, Scope, Send, is_completion
 from lengthwise.route.bookings import Bookings, WorkPredictor, body_of
 
@@ -79,8 +79,8 @@ class Ranks:
 
 def _request(body: bytes | None) -> dict[str, Any]:
     try:
-        return body_of(json.loads(body or b"null"))
-    except (ValueError, RecursionError):
+        return body_of(parse_json(body or b"null"))
+    except ValueError:
         return {}
 
 

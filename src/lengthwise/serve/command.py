@@ -18,6 +18,7 @@ from lengthwise import reference
 from lengthwise.emulate.model_folder import cached_model_folder, model_name
 from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import InputError, missing_extra
+from lengthwise.files import parse_json
 from lengthwise.probe.probe_folder import Probe
 from lengthwise.serve.listen import require_free_port
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
@@ -113,7 +114,7 @@ def probe_of(folder: Path | None, interval: int | None, model: str) -> ProbeWant
     probe = Probe.load(folder)
     config = Path(model_path(model)) / "config.json"
     if config.is_file():
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = parse_json(config.read_text(encoding="utf-8"))
         # Half a minute before the engine would say so; it checks the weights as well.
         probe.check(
             hidden_size=values.get("hidden_size"), layers_total=values.get("num_hidden_layers")
@@ -185,8 +186,8 @@ def take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, o
     if not texts:
         return passed_on, {}
     try:
-        additional = json.loads(texts[-1])
-    except json.JSONDecodeError as error:
+        additional = parse_json(texts[-1])
+    except ValueError as error:
         raise InputError(f"--additional-config is not JSON: {error}") from None
     if not isinstance(additional, dict):
         raise InputError("--additional-config must be a JSON object")
@@ -339,8 +340,8 @@ def refuse_offloading_without_memory(flags: Sequence[str]) -> None:
     if text is None or last_value("--kv-offloading-size", flags) is not None:
         return
     try:
-        wanted = json.loads(text)
-    except json.JSONDecodeError:
+        wanted = parse_json(text)
+    except ValueError:
         return  # vLLM refuses it in its own words
     if isinstance(wanted, dict):
         offloading.refuse_without_memory(

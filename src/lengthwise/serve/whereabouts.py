@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.files import take_lock
+from lengthwise.files import parse_json, take_lock
 from lengthwise.settings import off_path
 
 _PREFIX: Final = "lengthwise-engines-"
@@ -95,7 +95,7 @@ def settings_file(target: str) -> Path:
         return Path(target)
     port = port_of(target)
     try:
-        noted = json.loads((state_folder(port) / _SERVER).read_text())
+        noted = parse_json((state_folder(port) / _SERVER).read_text())
         return Path(noted["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
@@ -166,7 +166,7 @@ def statuses(path: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted(path.parent.glob(f"{path.stem}.status*.json")):
         try:
-            status = json.loads(file.read_bytes())
+            status = parse_json(file.read_bytes())
             os.kill(int(status["pid"]), 0)
         except PermissionError:  # it lives, and is another user's
             found.append(status)

@@ -27,7 +27,7 @@ from typing import IO, Any, Final
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.files import read_bounded, replace_file, take_lock
+from lengthwise.files import parse_json, read_bounded, replace_file, take_lock
 from lengthwise.settings.fields import Settings, parse_settings
 from lengthwise.settings.polling import Polling
 
@@ -65,8 +65,8 @@ def read_settings(path: Path) -> tuple[Settings, str]:
     """
     data = _read_bytes(path)
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(data)
+    except ValueError as error:
         raise InputError(f"the settings file {path} is not JSON: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"the settings file {path} must hold a JSON object")

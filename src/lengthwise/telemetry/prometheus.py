@@ -26,7 +26,7 @@ from urllib.parse import parse_qs
 
 from lengthwise.counters import BOUNDS, HELP
 from lengthwise.errors import InputError, one_line
-from lengthwise.files import read_bounded, replace_file
+from lengthwise.files import parse_json, read_bounded, replace_file
 from lengthwise.settings.polling import Polling
 
 logger = logging.getLogger("vllm.lengthwise")
@@ -107,7 +107,7 @@ def read_engines(folder: Path) -> tuple[list[EngineState], dict[Path, str]]:
     left_out: dict[Path, str] = {}
     for path in sorted(folder.glob("engine-*.json")):
         try:
-            said = json.loads(read_bounded(path, _MOST_BYTES))
+            said = parse_json(read_bounded(path, _MOST_BYTES))
             if said["schema"] != SCHEMA:
                 left_out[path] = "version"
                 continue

@@ -14,12 +14,13 @@ fact: most requests, and most logs, do not write it.
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
+
+from lengthwise.files import parse_json
 
 USER: Final = "user"
 ASSISTANT: Final = "assistant"
@@ -98,7 +99,7 @@ def read_tools(cell: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools that a request offers, perhaps as JSON; none where it offers none."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
-            cell = json.loads(cell)
+            cell = parse_json(cell)
         except ValueError:
             return ()
     known = isinstance(cell, list) and all(
@@ -218,7 +219,7 @@ def _unpacked(text: str) -> Any:
     """The list of messages that a text is: as JSON, or as Python or NumPy write it."""
     if not looks_like_messages(text):
         return text
-    for read in (json.loads, ast.literal_eval, _numpy_list):
+    for read in (parse_json, ast.literal_eval, _numpy_list):
         try:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -287,7 +288,7 @@ def _call(call: Any) -> Mapping[str, Any] | None:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
+            arguments = parse_json(arguments) if arguments.strip() else {}
         except ValueError:
             return None
     return {

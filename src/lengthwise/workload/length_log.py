@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 
 SCHEMA: Final = "lengthwise.lengths/1"
 FULL: Final = "stop"  #: the answer ended by itself: its length is the whole length
@@ -98,7 +99,7 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
     if check is None or int(check[1], 16) != zlib.crc32(text):
         return None
     try:
-        values = json.loads(text + b"}")
+        values = parse_json(text + b"}")
     except ValueError:
         return None
     return values if isinstance(values, dict) else None

@@ -22,7 +22,6 @@ from __future__ import annotations
 import ast
 import csv
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.files import json_objects
+from lengthwise.files import json_objects, parse_json
 from lengthwise.workload.column_files import Columns, columns_of_records, open_parts
 from lengthwise.workload.layouts import CountPrompt, Layout, flattened, nested_layout, recognise
 from lengthwise.workload.length_log import segments
@@ -214,7 +213,7 @@ def _window(path: Path, number: int, cells: list[str]) -> Window:
 
 def _histograms(path: Path) -> dict[float, dict[str, NDArray[np.float64]]]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         by_window = {
             float(start): {
                 name: _shares(ast.literal_eval(cell))

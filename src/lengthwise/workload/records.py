@@ -12,13 +12,13 @@ import csv
 import difflib
 import io
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".json", ".csv")
 _PACKED: Final = {".gz": "gzip", ".zst": "zstd"}
@@ -316,8 +316,8 @@ def _lines(stream: BinaryIO) -> Iterator[Numbered | Rejection]:
 def parse_line(number: int, line: str) -> Numbered | Rejection:
     """A line of JSONL as a row."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         return Rejection(number, f"not JSON: {error}")
     return _checked(number, record)
 
@@ -357,8 +357,8 @@ def _json(path: Path) -> Iterator[Numbered | Rejection]:
             "save it as a list of objects, or as JSONL with one a line"
         )
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         if not text.strip():
             return
         raise unreadable(path, error) from None
@@ -387,8 +387,8 @@ def _lenient_array(path: Path, error: Exception) -> Iterator[Numbered | Rejectio
     with open_bytes(path) as stream:
         text = stream.read(_LARGEST_DOCUMENT + 1)
     try:
-        document = json.loads(text.decode("utf-8-sig")) if len(text) <= _LARGEST_DOCUMENT else None
-    except (ValueError, RecursionError):
+        document = parse_json(text.decode("utf-8-sig")) if len(text) <= _LARGEST_DOCUMENT else None
+    except ValueError:
         document = None
     if not isinstance(document, list):
         raise unreadable(path, error) from None

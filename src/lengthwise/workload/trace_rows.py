@@ -6,7 +6,6 @@ be is NaN or null; only for such cells a reason is put into words, one by one.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.files import parse_json
 from lengthwise.workload.column_files import Columns
 from lengthwise.workload.layouts import Layout
 from lengthwise.workload.records import Rejection
@@ -225,8 +225,8 @@ def _number(cell: object) -> float | None:
 
 def _list_in(text: str | None) -> list[str] | None:
     try:
-        return None if text is None else _list_of(json.loads(text))
-    except (ValueError, RecursionError):
+        return None if text is None else _list_of(parse_json(text))
+    except ValueError:
         return None
 
 

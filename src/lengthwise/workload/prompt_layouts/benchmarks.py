@@ -8,13 +8,13 @@ beside it (docs/tutorials/working-with-profile-exports.md).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from lengthwise.errors import InputError
+from lengthwise.files import parse_json
 from lengthwise.workload.conversation import MalformedError, Turns, is_messages
 from lengthwise.workload.prompt_layouts.layout import (
     EMPTY,
@@ -59,7 +59,7 @@ def read_guidellm(record: Record, turns: Turns) -> Iterator[Exchange | str]:
     arguments = record.get("request_args")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = parse_json(arguments)
         except ValueError:
             raise MalformedError("request_args is not JSON") from None
     body = arguments.get("body", arguments) if isinstance(arguments, dict) else None

@@ -7,7 +7,6 @@ A layout says how to tell it from others, and how to read a row.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.files import parse_json
 from lengthwise.workload.conversation import (
     ASSISTANT,
     NOTHING,
@@ -234,8 +234,8 @@ def opened(cell: Any) -> Any:
     """What a cell holds, perhaps as JSON; None where that is broken."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
+            return parse_json(cell)
+        except ValueError:
             return None
     return cell
 
