@@ -29,7 +29,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     from lengthwise.advise.sweep import Cell, Workload, arrivals_of, run_sweep
     from lengthwise.advise.tune import Candidate, gain, grid, parse_caps, require_objective, tune
     from lengthwise.compare.simulated import choose_machine
-    from lengthwise.measure.comparison import parse_objectives
+    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.workload.trace import load_trace
 
     objective = require_objective(arguments.objective)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.server import GatewayMetrics
+from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.hints.service import ServerMetrics, hint_requests
 from lengthwise.telemetry.prometheus import families
 from scripts import draw_dashboard

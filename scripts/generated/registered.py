@@ -60,7 +60,7 @@ def hint_outcomes(_: str) -> str:
 
 def gateway_outcomes(_: str) -> str:
     """What a gateway counts of requests."""
-    from lengthwise.gateway.server import OUTCOMES
+    from lengthwise.gateway.prometheus import OUTCOMES
 
     rows = [(f"`{name}`", says) for name, says in OUTCOMES.items()]
     return table(("outcome", "what became of the request"), rows)
@@ -78,7 +78,7 @@ def layouts(_: str) -> str:
     """The layouts of traces, in the order in which they are tried."""
     from lengthwise.workload import layouts as known
     from lengthwise.workload.layouts import NESTED
-    from lengthwise.workload.open_trace import LAYOUT
+    from lengthwise.workload.servegen import LAYOUT
 
     units = {1.0: "s", 1e-3: "ms", 1e-9: "ns"}
     rows = [

@@ -12,7 +12,7 @@ from lengthwise.compare import state_collection
 from lengthwise.compare.state_collection import Answered, ShardFolder
 from lengthwise.errors import InputError
 from lengthwise.probe.states import StatesMeta, open_states, shard_path
-from lengthwise.vllm.step_states import CollectedStates
+from lengthwise.vllm.state_collector import CollectedStates
 
 COUNT, PER_SHARD = 10, 4
 PLENTY = 2**30

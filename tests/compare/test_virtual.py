@@ -19,7 +19,7 @@ from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import read_measured
 from lengthwise.compare.virtual import engine_prompt
 from lengthwise.errors import InputError
-from lengthwise.measure.comparison import request_metrics
+from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.results import read_results
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.load import load_predictor

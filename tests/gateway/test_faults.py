@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lengthwise.gateway.bodies import Limits
-from lengthwise.gateway.upstream import Patience
+from lengthwise.gateway.limits import Limits
+from lengthwise.gateway.relay import Patience
 from tests.support.gateways import Client, body, gateway_before, play_whole, until
 from tests.support.small_upstream import SmallUpstream
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.gateway.bodies import Keys, Limits, Place, RefusedError, Room
+from lengthwise.gateway.limits import Keys, Limits, Place, RefusedError, Room
 
 
 @given(

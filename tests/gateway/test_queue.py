@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.bodies import Limits, Room
+from lengthwise.gateway.limits import Limits, Room
 from lengthwise.gateway.ranked_queue import Dispatcher, Entry, Queue
 from lengthwise.gateway.upstream import Pool, Upstream
 from lengthwise.policy import register

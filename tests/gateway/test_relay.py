@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lengthwise.gateway.bodies import Limits
+from lengthwise.gateway.limits import Limits
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, body, play, until

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lengthwise.counters import Counters
-from lengthwise.gateway.bodies import Limits
 from lengthwise.gateway.configuration import Opener
+from lengthwise.gateway.limits import Limits
 from lengthwise.policy import register
 from lengthwise.settings import Settings
 from tests.support.gateways import Client, body, gateway_before, play, until

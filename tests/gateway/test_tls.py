@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lengthwise.gateway.bodies import Limits
+from lengthwise.gateway.limits import Limits
 from tests.support.gateways import gateway_before, until
 from tests.support.small_upstream import small_upstream
 

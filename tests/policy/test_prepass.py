@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.facts import RUNNER, new_facts
-from lengthwise.policy.prepass import RecordedStep, StepOrder, decide_one, load_step, look_one
+from lengthwise.policy.prepass import StepOrder, decide_one, look_one
+from lengthwise.policy.replay import RecordedStep, load_step
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 from tests.support.plain_prepass import PlainPrepass
 

@@ -9,7 +9,14 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
 
-from lengthwise.probe.heads import Record, base_rates, fit_refinement, in_turns, raw, refined
+from lengthwise.probe.filter_replay import (
+    Record,
+    base_rates,
+    fit_refinement,
+    in_turns,
+    raw,
+    refined,
+)
 from lengthwise.probe.refine import HIGH, LOW, MEAN, Filter, geometric_edges, midpoints, new_filter
 from tests.support.synthetic_states import coarsen
 

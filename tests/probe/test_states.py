@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs torch: pip install 'lengthwise[probe]'")
-
 from lengthwise.errors import InputError
-from lengthwise.probe.heads import layer_rows
+from lengthwise.probe.state_rows import layer_rows
 from lengthwise.probe.states import META, Shard, open_states, shard_path, write_meta, write_shard
 from tests.support.synthetic_states import HIDDEN, LAYERS, make_meta, make_shard, write_folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lengthwise.probe import heads
+from lengthwise.probe import filter_replay
 from lengthwise.probe.states import TEST, TRAIN, VALID, Shard, StatesMeta, write_meta, write_shard
 
 LAYERS = [0, 2, 3]
@@ -86,7 +86,7 @@ def write_folder(
 
 def coarsen(patched: pytest.MonkeyPatch) -> None:
     """Try few constants of the filter, at few intervals."""
-    patched.setattr(heads, "TEMPERS", (0.1, 0.4, 1.0))
-    patched.setattr(heads, "EPSILONS", (0.001, 0.03))
-    patched.setattr(heads, "CORRECTIONS", (0.0, 0.75))
+    patched.setattr(filter_replay, "TEMPERS", (0.1, 0.4, 1.0))
+    patched.setattr(filter_replay, "EPSILONS", (0.001, 0.03))
+    patched.setattr(filter_replay, "CORRECTIONS", (0.0, 0.75))
     patched.setattr("lengthwise.probe.training.INTERVALS", (1, 8))

@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 import torch
 
 from lengthwise.vllm.hidden_states import STATES_ID, STATES_KEPT
-from lengthwise.vllm.step_states import CollectedStates, StateCollector
+from lengthwise.vllm.state_collector import CollectedStates, StateCollector
 
 
 def run(answer: int, kept: int | None, *, seed: int = 0, poison: int | None = None) -> Any:

@@ -27,7 +27,7 @@ from scipy.optimize import nnls
 
 from lengthwise.errors import InputError
 from lengthwise.intervals import draws
-from lengthwise.measure.comparison import request_metrics
+from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.results import Records, RoundInfo
 from lengthwise.policy.discipline import Discipline
 from lengthwise.simulate.engine import WORK, EngineSettings, StepCost

@@ -26,7 +26,7 @@ from lengthwise.advise.calibrate import (
     slowness,
     steady,
 )
-from lengthwise.measure.comparison import request_metrics
+from lengthwise.measure.metrics import request_metrics
 from lengthwise.simulate.engine import StepCost
 from lengthwise.simulate.simulation import simulate
 from lengthwise.workload.trace import Trace

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lengthwise.advise.calibrate import fit_steps
 from lengthwise.errors import InputError, LengthwiseError, one_line
-from lengthwise.measure.comparison import latency_figures
+from lengthwise.measure.metrics import latency_figures
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.request import PREDICTION
 from lengthwise.simulate.engine import WORK, EngineSettings, StepCost

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
 from lengthwise.files import json_objects
-from lengthwise.measure.comparison import good_requests, latency_figures
+from lengthwise.measure.metrics import good_requests, latency_figures
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import PREDICTS
 from lengthwise.simulate.engine import EngineSettings, StepCost

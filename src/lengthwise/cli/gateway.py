@@ -140,10 +140,11 @@ def gateway(
     that pass.
     """
     from lengthwise.counters import Counters
-    from lengthwise.gateway.bodies import Limits
     from lengthwise.gateway.configuration import Opener, Options
+    from lengthwise.gateway.limits import Limits
+    from lengthwise.gateway.relay import Patience
     from lengthwise.gateway.server import Life
-    from lengthwise.gateway.upstream import Patience, parse_upstreams
+    from lengthwise.gateway.upstream import parse_upstreams
     from lengthwise.policy import get_policy
     from lengthwise.serve.whereabouts import note_settings
 

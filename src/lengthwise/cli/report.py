@@ -63,7 +63,7 @@ def show_results(
     from rich.console import Console
 
     from lengthwise.errors import unknown_name
-    from lengthwise.measure.comparison import parse_objectives
+    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.measure.report import REPORT_FILE, RESULTS_FILE, write_report
     from lengthwise.measure.results import read_results
     from lengthwise.measure.twins import read_twins, twins_table

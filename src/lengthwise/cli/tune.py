@@ -131,7 +131,7 @@ def tune(
     )
     from lengthwise.compare.tuned import as_good_as, chosen_settings, described, tuned_text
     from lengthwise.errors import InputError
-    from lengthwise.measure.comparison import parse_objectives
+    from lengthwise.measure.metrics import parse_objectives
     from lengthwise.serve.places import MORE, MORE_TO_LOOK
     from lengthwise.simulate.predictions import trace_predictions
 

@@ -49,7 +49,7 @@ from lengthwise.vllm.compat.workers import (
     stdout_on_stderr,
 )
 from lengthwise.vllm.hidden_states import COLLECT, STATES_ID, STATES_KEPT, WORKER
-from lengthwise.vllm.step_states import CollectedStates
+from lengthwise.vllm.state_collector import CollectedStates
 from lengthwise.workload.dataset import TRAIN, split_of
 
 #: decode states kept of a training answer: as many as TRAIL does, and more where there is room

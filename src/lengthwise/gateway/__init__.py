@@ -5,9 +5,12 @@ upstreams and no more, keeps all others back, and lets them go in the order of t
 and guards that the scheduler has.
 
 ranked_queue   who waits and who is in flight, in the scheduler's order; a request's turn
-upstream       the servers behind: what each may have in flight, if it answers; one request to one
-bodies         what may wait; what a request's body says; how long an answer was, as it passes
+limits         what may wait, in requests and bytes, of everybody and of one key
+upstream       the servers behind: what each may have in flight, and if it can be reached
+relay          one request to one upstream, and its answer back
+bodies         what a request's body says; how long an answer was, as it passes
 lengths        predictions, and what is learnt from answers
 configuration  what is decided when it starts; what the settings say, made ready
-server         the routes, what becomes of each request, its life and what is counted
+server         the routes, what becomes of each request, and the gateway's life
+prometheus     what is counted
 """

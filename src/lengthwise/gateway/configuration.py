@@ -17,9 +17,10 @@ from typing import Final, Literal
 
 from lengthwise.counters import Counters
 from lengthwise.errors import InputError
-from lengthwise.gateway.bodies import Limits
 from lengthwise.gateway.lengths import Source
-from lengthwise.gateway.upstream import FIRST_LIMIT, Patience
+from lengthwise.gateway.limits import Limits
+from lengthwise.gateway.relay import Patience
+from lengthwise.gateway.upstream import FIRST_LIMIT
 from lengthwise.hints.estimate import PromptEncoder, PromptPredictor
 from lengthwise.policy import get_policy
 from lengthwise.policy.discipline import Discipline, make_discipline

@@ -27,7 +27,7 @@ import numpy as np
 
 from lengthwise.counters import Counters
 from lengthwise.errors import one_line
-from lengthwise.gateway.bodies import RefusedError, Room
+from lengthwise.gateway.limits import RefusedError, Room
 from lengthwise.gateway.upstream import Pool, Upstream
 from lengthwise.policy.discipline import Discipline, make_discipline
 from lengthwise.policy.facts import new_facts

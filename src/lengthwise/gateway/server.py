@@ -3,7 +3,7 @@
 What is generated waits for its turn; everything else is passed on as it comes. Neither prompts nor
 keys are ever logged.
 
-A gateway begins to listen, takes settings up, and ends politely. What it counts is for Prometheus.
+A gateway begins to listen, takes settings up, and ends politely.
 """
 
 from __future__ import annotations
@@ -24,23 +24,13 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
 
-from lengthwise.counters import HELP, Counters
+from lengthwise.counters import Counters
 from lengthwise.gateway.bodies import (
     GENERATE,
     AnswerUsage,
     Asked,
-    Keys,
-    Place,
-    RefusedError,
-    Room,
     asking_for_usage,
     clamped_priority,
     read_body,
@@ -48,60 +38,20 @@ from lengthwise.gateway.bodies import (
 )
 from lengthwise.gateway.configuration import Configuration, Opener, Options, discipline_of
 from lengthwise.gateway.lengths import Lengths, Measured
+from lengthwise.gateway.limits import Keys, Place, RefusedError, Room
+from lengthwise.gateway.prometheus import GatewayMetrics
 from lengthwise.gateway.ranked_queue import Dispatcher, Entry, Queue
-from lengthwise.gateway.upstream import (
-    FIRST_LIMIT,
-    NotTakenError,
-    Pool,
-    Reachability,
-    Relay,
-    Upstream,
-    Watch,
-    new_session,
-)
+from lengthwise.gateway.relay import NotTakenError, Relay, new_session
+from lengthwise.gateway.upstream import FIRST_LIMIT, Pool, Reachability, Upstream, Watch
 from lengthwise.hints.service import error_response, place_of
 from lengthwise.settings import Settings, off_path
 from lengthwise.settings.file import OffSwitch, SettingsWatcher
 
 logger = logging.getLogger("lengthwise.gateway")
 
-#: what became of a request, label `outcome`
-OUTCOMES: Final = {
-    "answered": "the upstream's answer was passed on whole, an error of its own included",
-    "full": "refused with 429: too many requests or bytes wait already, or of this API key",
-    "timed_out": "refused with 503: it waited too long without a turn",
-    "unreachable": "refused with 503: no upstream can be reached",
-    "shut_down": "refused with 503: the gateway is shutting down",
-    "too_large": "refused with 413: its body is larger than is taken",
-    "incomplete": "refused with 400 or 408: its body broke off, or came too slowly",
-    "gone": "its client went away, waiting or while it was answered; the upstream was told",
-    "slow": "cut off: its client did not take what was sent to it",
-    "failed": "the upstream broke off before its answer began: 502",
-    "silent": "the upstream said nothing for too long before its answer began: 504",
-    "broken": "the upstream broke off, or fell silent, in the middle of its answer",
-    "cut": "begun, and cut off because the time to shut down was over",
-    "defect": "a fault of the gateway itself: 500",
-}
 
 _LEARNT_FROM: Final = ("/chat/completions", "/completions")
 _SHUTTING_DOWN: Final = "the gateway is shutting down: ask another one, or come again"
-#: of the scheduler's counters, those that a gateway counts as well
-_SCHEDULERS: Final = (
-    "admissions",
-    "finished",
-    "predictions",
-    "fallbacks",
-    "unpredicted",
-    "overtakes",
-    "floor_falls",
-    "floor_rises",
-    "logged",
-    "log_lost",
-    "switched_off",
-    "settings_changes",
-    "settings_refused",
-)
-_WAIT_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Gateway:
@@ -485,72 +435,3 @@ class Life:
 
     def _is_settled(self) -> bool:
         return self._gateway is not None and self._gateway.configuration is self._offered
-
-
-class GatewayMetrics:
-    """What `lengthwise gateway` counts, in a registry of its own.
-
-    Args:
-        scheduler: what the queue and the predictions count.
-    """
-
-    def __init__(self, scheduler: Counters) -> None:
-        registry = CollectorRegistry()
-        self._registry = registry
-        self.requests = Counter(
-            "lengthwise_gateway_requests",
-            "Requests to generate by what became of them",
-            ["outcome"],
-            registry=registry,
-        )
-        for outcome in OUTCOMES:
-            self.requests.labels(outcome)  # there from the start, so that the first is a rise
-        self.passed = Counter(
-            "lengthwise_gateway_passed",
-            "Other requests, which are passed on without a queue, by the status of their answer",
-            ["status"],
-            registry=registry,
-        )
-        self.sent_again = Counter(
-            "lengthwise_gateway_sent_again",
-            "Requests that an upstream did not take, and that waited for another turn",
-            registry=registry,
-        )
-        self.wait_s = Histogram(
-            "lengthwise_gateway_wait_seconds",
-            "From a request's body to its turn",
-            buckets=_WAIT_BUCKETS,
-            registry=registry,
-        )
-        self.waiting = self._gauge("waiting", "Requests that wait")
-        self.waiting_bytes = self._gauge("kept_bytes", "Bytes of bodies that are kept")
-        self.in_flight = self._gauge("in_flight", "Answers under way", "upstream")
-        self.limit = self._gauge("limit", "Answers that may be under way", "upstream")
-        self.reachable = self._gauge("reachable", "Whether it takes connections", "upstream")
-        registry.register(_Scheduler(scheduler))
-
-    def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
-        return Gauge(f"lengthwise_gateway_{name}", says, labels, registry=self._registry)
-
-    def collect(self) -> list[Any]:
-        """All families, with their present values."""
-        return list(self._registry.collect())
-
-    def page(self) -> bytes:
-        """All of it as Prometheus reads it."""
-        page: bytes = generate_latest(self._registry)
-        return page
-
-
-class _Scheduler:
-    """The counters that a gateway shares with the scheduler, under the same names."""
-
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
-
-    def collect(self) -> Iterator[Any]:
-        """As Prometheus's client asks for them."""
-        for name in _SCHEDULERS:
-            yield CounterMetricFamily(
-                f"lengthwise_{name}", HELP[name], value=getattr(self._counters, name)
-            )

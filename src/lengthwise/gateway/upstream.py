@@ -1,4 +1,4 @@
-"""The servers behind: what each may have in flight, whether they answer, and one request to one.
+"""The servers behind: what each may have in flight, and whether it can be reached.
 
 Where it is not said how much a vLLM server may have, it is what the server's own queue tells: as
 much as it runs and nothing that only waits there, since what waits in an engine is out of our
@@ -7,36 +7,26 @@ time. Where requests wait, so many fewer are, and at most by half. A server that
 for `STALE_S` counts as full: nothing is sent to it until it says something again.
 
 A server that takes no connection is tried until it does, and it is said why it did not.
-
-One request goes to one upstream, and its answer comes back: bytes as they are, as fast as they are
-taken. A request is never sent a second time from here. Whatever happens to it, its client gets the
-upstream's own answer, or one error that says what happened.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import json
 import logging
 import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import web
-from multidict import CIMultiDict
-from yarl import URL
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.hints.service import error_body, error_response
 
 logger = logging.getLogger("lengthwise.gateway")
 
@@ -49,21 +39,6 @@ _MOST: Final = 65_536  # answers in flight
 _GAUGE: Final = re.compile(rb"^vllm:num_requests_waiting(?:\{[^}\n]*\})? (\S+)$", re.MULTILINE)
 _MOST_BYTES: Final = 8 << 20  # of a page of metrics
 _TRY_EVERY_S: Final = 0.5  # a server that could not be reached is tried so often
-#: for one connection alone, and not for whoever is at its other end (RFC 9110, section 7.6.1)
-_HOP_BY_HOP: Final = (
-    "Connection",
-    "Keep-Alive",
-    "Proxy-Authenticate",
-    "Proxy-Authorization",
-    "Proxy-Connection",
-    "TE",
-    "Trailer",
-    "Transfer-Encoding",
-    "Upgrade",
-)
-_OURS: Final = ("Host", "Expect")  # answered here, or written anew
-_NOT_MADE_UP: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-_LARGE: Final = 1 << 20  # bytes of a body that is written in parts
 
 
 @dataclass(eq=False)
@@ -359,242 +334,3 @@ def reason_of(error: BaseException) -> str:
     return (
         "none of its addresses can be reached" if type(error) is OSError else type(error).__name__
     )
-
-
-class NotTakenError(LengthwiseError):
-    """The upstream did not take the connection: nothing of the request was sent."""
-
-
-class Passing(Protocol):
-    """Looks at an answer as it passes, and says what is passed on."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether that may be less than what came."""
-
-    def feed(self, data: bytes) -> bytes:
-        """What is passed on of these bytes."""
-
-    def flush(self) -> bytes:
-        """What was kept back."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a silence may last, s.
-
-    Attributes:
-        connect_s: until an upstream takes a connection.
-        upstream_s: until an upstream sends something.
-        client_s: until a client sends or takes something.
-    """
-
-    connect_s: float = 5.0
-    upstream_s: float = 600.0
-    client_s: float = 60.0
-
-
-class Relay:
-    """Sends requests on.
-
-    Args:
-        session: of `new_session`.
-        patience: with whom, and for how long.
-    """
-
-    def __init__(self, session: aiohttp.ClientSession, patience: Patience) -> None:
-        self._session, self._patience = session, patience
-        self.cutting = False  #: the time to shut down is over: what is cancelled gets an error
-
-    async def __call__(
-        self,
-        request: web.Request,
-        upstream: Upstream,
-        body: bytes | None,
-        passing: Callable[[Mapping[str, str]], Passing | None] | None = None,
-        forwarded: Callable[[], None] = lambda: None,
-        begun: Callable[[], None] = lambda: None,
-    ) -> tuple[web.StreamResponse, str]:
-        """Send a request to an upstream, and its answer to the client.
-
-        Args:
-            request: the client's.
-            upstream: which one.
-            body: what is sent; None: what the client sends, as it comes.
-            passing: who looks at the answer, by its headers, which is then asked for as plain text.
-            forwarded: called when the upstream has taken the connection and is sent the request.
-            begun: called when the answer's head is there: the body is not needed any more.
-
-        Returns:
-            What the client got, and what that counts as.
-
-        Raises:
-            NotTakenError: nothing was sent.
-        """
-        upstream.sent += 1
-        try:
-            answer = await self._send(
-                request, upstream, body, plain=passing is not None, forwarded=forwarded
-            )
-        except asyncio.CancelledError:
-            if not self.cutting:
-                raise
-            reason = "the gateway shut down before the answer began"
-            return error_response(503, reason, retry_after_s=1), "cut"
-        except (
-            aiohttp.ClientConnectorError,
-            aiohttp.ConnectionTimeoutError,
-        ) as error:
-            upstream.sent -= 1
-            raise NotTakenError(reason_of(error)) from None
-        except TimeoutError:
-            reason = f"the upstream said nothing for {self._patience.upstream_s:g} s"
-            return error_response(504, reason), "silent"
-        except (aiohttp.ClientError, OSError) as error:
-            reason = (
-                f"the upstream broke off before it answered ({reason_of(error)}); the request was "
-                "not sent again, since it may have begun"
-            )
-            return error_response(502, reason), "failed"
-        del body  # large ones are not kept while an answer takes its time
-        async with answer:
-            begun()
-            looking = None if passing is None else passing(answer.headers)
-            return await self._pass_on(request, answer, looking)
-
-    async def _send(
-        self,
-        request: web.Request,
-        upstream: Upstream,
-        body: bytes | None,
-        plain: bool,
-        forwarded: Callable[[], None],
-    ) -> aiohttp.ClientResponse:
-        headers = _end_to_end(request.headers)
-        if plain:
-            headers["Accept-Encoding"] = "identity"
-        data: Any = body
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
-            if len(body) > _LARGE:
-                data = io.BytesIO(body)
-        elif request.can_read_body:
-            data = request.content
-        return await self._session.request(
-            request.method,
-            URL(upstream.url + request.raw_path, encoded=True),
-            data=data,
-            headers=headers,
-            allow_redirects=False,
-            skip_auto_headers=_NOT_MADE_UP,
-            trace_request_ctx=forwarded,
-        )
-
-    async def _pass_on(
-        self, request: web.Request, answer: aiohttp.ClientResponse, passing: Passing | None
-    ) -> tuple[web.StreamResponse, str]:
-        headers = _end_to_end(answer.headers)
-        if passing is not None and passing.changes:
-            headers.pop("Content-Length", None)
-        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-        taken = True  # by the client
-        try:
-            await response.prepare(request)
-            async for data in answer.content.iter_any():
-                if passing is not None:
-                    data = passing.feed(data)
-                if data:
-                    taken = False
-                    async with asyncio.timeout(self._patience.client_s):
-                        await response.write(data)
-                    taken = True
-            if passing is not None and (rest := passing.flush()):
-                await response.write(rest)
-            await response.write_eof()
-        except asyncio.CancelledError:
-            if not self.cutting:
-                raise
-            return await _broken(request, response, "the gateway shut down"), "cut"
-        except TimeoutError:
-            if not taken:
-                _hang_up(request)
-                return response, "slow"
-            reason = f"the upstream said nothing for {self._patience.upstream_s:g} s"
-            return await _broken(request, response, reason), "broken"
-        except aiohttp.ClientConnectionResetError:
-            return response, "gone"
-        except (aiohttp.ClientError, OSError) as error:
-            if not taken or request.transport is None or request.transport.is_closing():
-                return response, "gone"
-            reason = f"the upstream broke off: {reason_of(error)}"
-            return await _broken(request, response, reason), "broken"
-        return response, "answered"
-
-
-def new_session(
-    patience: Patience, trusted: ssl.SSLContext | Literal[True]
-) -> aiohttp.ClientSession:
-    """Connections to upstreams: as many as there are requests, kept while they are in use.
-
-    Args:
-        patience: with upstreams.
-        trusted: what https is checked against; True for the system's authorities.
-    """
-    trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(_tell_forwarded)
-    return aiohttp.ClientSession(
-        # A server that closes a connection just as it is used again looks like one that breaks
-        # off, and the request must not be sent twice: vLLM's closes those unused for 5 s.
-        connector=aiohttp.TCPConnector(limit=0, ssl=trusted, keepalive_timeout=3.0),
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=patience.connect_s, sock_read=patience.upstream_s
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        trace_configs=[trace],
-    )
-
-
-async def _tell_forwarded(_: aiohttp.ClientSession, context: Any, __: object) -> None:
-    """A request has its connection. What is not relayed, such as /metrics, tells nobody."""
-    forwarded = context.trace_request_ctx
-    if forwarded is not None:
-        forwarded()
-
-
-async def _broken(
-    request: web.Request, response: web.StreamResponse, reason: str
-) -> web.StreamResponse:
-    """End an answer that has begun: a stream of events by an error, anything else by breaking off.
-
-    Either way the client cannot take what it has for the whole.
-    """
-    if response.prepared and response.headers.get("Content-Type", "").startswith(
-        "text/event-stream"
-    ):
-        event = json.dumps(error_body(502, reason))
-        try:
-            async with asyncio.timeout(1.0):
-                # An event may have been cut in its middle: an empty line ends it.
-                await response.write(f"\n\ndata: {event}\n\n".encode())
-                await response.write_eof()
-        except (OSError, TimeoutError, aiohttp.ClientError):
-            _hang_up(request)
-    else:
-        _hang_up(request)
-    return response
-
-
-def _hang_up(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
-
-
-def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Headers without those for one connection alone."""
-    kept = CIMultiDict(headers)
-    named = [name.strip() for name in headers.get("Connection", "").split(",")]
-    for name in (*_HOP_BY_HOP, *_OURS, *filter(None, named)):
-        kept.popall(name, None)
-    return kept

@@ -1,7 +1,8 @@
 """What happened to each request of a run, and what it adds up to: records, metrics, reports.
 
     results         what was run and what happened to each request, and the folder that holds both
-    comparison      latencies and rounds in figures; policies against a baseline within one run
+    metrics         latencies, and one round's throughput, with the keys of `vllm bench serve`
+    comparison      policies against a baseline within one run
     wording         how figures are written for people; tables for a terminal
     twins           live results beside virtual ones
     report          report.html and results.json
@@ -11,15 +12,8 @@
 Imports nothing of Lengthwise but its errors and how files are written.
 """
 
-from lengthwise.measure.comparison import (
-    Comparison,
-    PolicyResult,
-    Spread,
-    compare,
-    parse_objectives,
-    request_metrics,
-    summarise,
-)
+from lengthwise.measure.comparison import Comparison, PolicyResult, Spread, compare
+from lengthwise.measure.metrics import parse_objectives, request_metrics, summarise
 from lengthwise.measure.report import write_report
 from lengthwise.measure.results import (
     Records,

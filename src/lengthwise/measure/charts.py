@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.measure.comparison import Comparison, PolicyResult, knows_lengths, request_metrics
+from lengthwise.measure.comparison import Comparison, PolicyResult, knows_lengths
+from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.results import Records
 from lengthwise.measure.wording import broken_label, seconds
 

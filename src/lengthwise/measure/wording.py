@@ -18,11 +18,11 @@ from lengthwise.measure.comparison import (
     Comparison,
     PolicyResult,
     Spread,
-    Summary,
     depends_on_clock,
     knows_lengths,
     load_number,
 )
+from lengthwise.measure.metrics import Summary
 from lengthwise.measure.results import VIRTUAL
 
 TIMES = "\N{MULTIPLICATION SIGN}"

@@ -10,6 +10,7 @@ order        who goes before whom, and the first few of those that wait
 borrowed     the arrays of that, handed on as one pointer
 
 prepass      what comes before a step: facts in, decision out
+replay       a step's facts as a file, to decide it again
 facts        what it is told, and whether there is anything to decide
 select       who makes way where KV is lost by it, if that pays
 prices       what steps and preemptions cost, measured while serving

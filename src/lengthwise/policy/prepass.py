@@ -10,26 +10,21 @@ decide   the decision
 
 Each has a twin for code that is not compiled, `begin_one` and so on, to which every record comes as
 an array of one: numba looks at that in less time than at a record, of which it takes microseconds.
-
-A `RecordedStep` is a step's facts as a file: what was decided on a server, decided again anywhere.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.errors import InputError, one_line
 from lengthwise.policy.borrowed import borrowed
-from lengthwise.policy.discipline import RULES, Discipline
+from lengthwise.policy.discipline import Discipline
 from lengthwise.policy.facts import (
-    FACTS,
     RUNNER,
     EngineState,
     adapts,
@@ -39,14 +34,13 @@ from lengthwise.policy.facts import (
     prepare_one,
     swaps_are_due,
 )
-from lengthwise.policy.guards import GUARDS, new_shares, take_leads
+from lengthwise.policy.guards import new_shares, take_leads
 from lengthwise.policy.memory import let_in
 from lengthwise.policy.offloading import loads_are_due
 from lengthwise.policy.order import Order, first_in_order, victims_last
 from lengthwise.policy.pausing import decide_with_pauses
 from lengthwise.policy.prices import FADES, StepTime, batch_cutoff, batch_s
-from lengthwise.policy.ranking import Ranking, rank, rank_one, ranking_address
-from lengthwise.policy.registry import get_policy
+from lengthwise.policy.ranking import rank_one
 from lengthwise.policy.select import (
     LOOKAHEAD,
     Rows,
@@ -57,7 +51,7 @@ from lengthwise.policy.select import (
     outranked,
     promise,
 )
-from lengthwise.request import REQUEST, RUNNING, WAITING, RequestTable, new_table
+from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
 NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
 OFTEN: Final = 5  #: times that a request may lose its memory because that is cheap
@@ -353,83 +347,3 @@ def warm_up(discipline: Discipline) -> None:
     ready = np.ones(len(waiting), np.bool_)
     decide_one(whole.rules, facts, runners, ranked, waiting, ready)
     order.first(discipline, table, 2, 2)
-
-
-_RECORDS: Final = {
-    "rules": RULES,
-    "guards": GUARDS,
-    "facts": FACTS,
-    "table": REQUEST,
-    "runners": RUNNER,
-}
-
-
-class Decision(NamedTuple):
-    """What `decide` gives; where there is nothing to decide, all stay as they are."""
-
-    victims: Rows
-    front: Rows
-    limited: bool
-    kept: Rows
-    paused: Rows
-
-
-@dataclass(frozen=True)
-class RecordedStep:
-    """All that the decision before one step depends on, as it was before the requests were ranked.
-
-    Attributes:
-        policy: its name.
-        rules: array of one RULES record.
-        values: the policy's parameters.
-        guards: array of one GUARDS record.
-        facts: array of one FACTS record.
-        table: the rows in use.
-        admitted: arrival_index and priority of those admitted since the last ranking.
-        runners: array of RUNNER, with what the engine said of those that it was asked about.
-        ready: which of the rows that may come in the engine could admit.
-    """
-
-    policy: str
-    rules: NDArray[np.void]
-    values: NDArray[np.float64]
-    guards: NDArray[np.void]
-    facts: NDArray[np.void]
-    table: RequestTable
-    admitted: NDArray[np.int64]
-    runners: NDArray[np.void]
-    ready: NDArray[np.bool_]
-
-    def decide(self) -> Decision:
-        """Rank everyone and decide, as it was done then."""
-        table, runners, facts = self.table.copy(), self.runners.copy(), self.facts.copy()[0]
-        order = Order(table, np.zeros(len(table), np.int64), np.zeros(len(table)))
-        address = ranking_address(get_policy(self.policy))
-        rank(Ranking(address, self.values, self.guards), facts, order, self.admitted, True)
-        rules = self.rules[0]
-        waiting = look(rules, facts, runners, order)
-        runners["may_make_way"] &= self.runners["may_make_way"]
-        return Decision(*decide(rules, facts, runners, order, waiting, self.ready))
-
-    def save(self, path: Path) -> None:
-        """Write it to a file, `.npz`."""
-        arrays = {name: value for name, value in vars(self).items() if name != "policy"}
-        np.savez(path, policy=np.array(self.policy), **arrays)
-
-
-def load_step(path: Path) -> RecordedStep:
-    """Read a step that `RecordedStep.save` wrote.
-
-    Raises:
-        InputError: the file is none.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            named = {name: arrays[name] for name in arrays.files}
-        for name, kind in _RECORDS.items():
-            if named[name].dtype != kind:
-                raise ValueError(f"{name} are of another version")
-            named[name] = named[name].view(kind)  # a file does not say that fields are aligned
-        return RecordedStep(policy=str(named.pop("policy")), **named)
-    except Exception as error:  # a file may hold anything
-        raise InputError(f"{path} is no recorded step: {one_line(error)}") from error

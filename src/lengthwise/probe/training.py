@@ -24,25 +24,18 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.intervals import Estimate, GroupDraws
-from lengthwise.probe.fit import Recipe, probabilities
-from lengthwise.probe.heads import (
+from lengthwise.probe.filter_replay import (
     INTERVALS,
-    PromptHead,
     Record,
-    Rows,
-    Workshop,
     base_rates,
     counted_down,
-    fit_decode,
-    fit_prompts,
-    fit_reestimate,
     fit_refinement,
-    layer_rows,
-    prompt_inputs,
     raw,
     refined,
     within,
 )
+from lengthwise.probe.fit import Recipe, probabilities
+from lengthwise.probe.heads import PromptHead, Workshop, fit_decode, fit_prompts, fit_reestimate
 from lengthwise.probe.probe_folder import Metadata, Network, Probe, Refinement, Training
 from lengthwise.probe.refine import (
     HIGH,
@@ -55,6 +48,7 @@ from lengthwise.probe.refine import (
     midpoints,
     new_filter,
 )
+from lengthwise.probe.state_rows import Rows, layer_rows, prompt_inputs
 from lengthwise.probe.states import TEST, TRAIN, VALID, Pooling, States
 
 #: What is compared: the prompt's prediction counted down; a prediction from prompt and age, made

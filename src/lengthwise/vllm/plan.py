@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS, Tenants, take_leads
-from lengthwise.policy.prepass import (
-    NOBODY,
-    SPARE,
-    Decision,
-    RecordedStep,
-    StepOrder,
-    begin_one,
-    decide_one,
-    look_one,
-)
+from lengthwise.policy.prepass import NOBODY, SPARE, StepOrder, begin_one, decide_one, look_one
+from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.request import LOOKED, LOOKING, PAUSED, RUNNING, LiveTable
 from lengthwise.vllm.compat import requests, schedulers
 from lengthwise.vllm.engine_facts import EngineFacts

@@ -107,14 +107,14 @@ class HiddenStatesMixin:
 
     def take_states(self, names: list[str]) -> Any:
         """What was collected of finished requests; None where another rank collects."""
-        from lengthwise.vllm.step_states import StateCollector
+        from lengthwise.vllm.state_collector import StateCollector
 
         return self._reader.take(names) if isinstance(self._reader, StateCollector) else None
 
     def _make_reader(self) -> Reader:
         runner: Any = self
         if isinstance(self._wanted, CollectionWanted):
-            from lengthwise.vllm.step_states import StateCollector
+            from lengthwise.vllm.state_collector import StateCollector
 
             return StateCollector(self._wanted.seed)
         from lengthwise.probe.probe_folder import Probe
