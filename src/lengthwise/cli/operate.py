@@ -34,7 +34,6 @@ Target = Annotated[
 Timeout = Annotated[
     float, typer.Option(min=0, help="Seconds for the engines to follow; 0 does not wait.")
 ]
-AsJson = JsonOption
 
 _VARIABLE = "NUMBA_CACHE_DIR"
 
@@ -270,7 +269,7 @@ def _journal_of(target: str) -> Path:
     return Path(settings.journal)
 
 
-def off(target: Target, timeout: Timeout = 30.0, json: AsJson = False) -> None:
+def off(target: Target, timeout: Timeout = 30.0, json: JsonOption = False) -> None:
     """Put a running server back into vLLM's own order, from its next step on.
 
     A file `SETTINGS.off` beside the settings says so; the settings themselves stay as they are.
@@ -281,7 +280,7 @@ def off(target: Target, timeout: Timeout = 30.0, json: AsJson = False) -> None:
     _switch(target, True, timeout, json)
 
 
-def on(target: Target, timeout: Timeout = 30.0, json: AsJson = False) -> None:
+def on(target: Target, timeout: Timeout = 30.0, json: JsonOption = False) -> None:
     """Let the settings of a running server decide again, after `lengthwise off`.
 
     Example: `lengthwise on http://localhost:8000`

@@ -53,7 +53,7 @@ from lengthwise.policy.select import (
 )
 from lengthwise.request import RUNNING, WAITING, RequestTable, new_table
 
-NOBODY: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
+NO_ADMISSIONS: Final = np.empty((0, 2), dtype=np.int64)  #: no request was admitted
 OFTEN: Final = 5  #: times that a request may lose its memory because that is cheap
 SPARE: Final = 16  #: waiting rows ordered beyond the free slots, in case some are blocked
 
@@ -287,7 +287,7 @@ class StepOrder:
         discipline: Discipline,
         table: RequestTable,
         facts: NDArray[np.void],
-        admitted: NDArray[np.int64] = NOBODY,
+        admitted: NDArray[np.int64] = NO_ADMISSIONS,
         everyone: bool = True,
     ) -> None:
         """Rank the rows in use.

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lengthwise.errors import InputError
 from lengthwise.predict.ablation import Ablated, Tau
-from lengthwise.predict.extract import requests_of
+from lengthwise.predict.extract import chunks_of, requests_of
 from lengthwise.predict.kendall import kendall_tau, tau_with_interval
 from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.predict.prediction import Prediction, PredictionError, Predictor, Prompt
@@ -38,7 +38,6 @@ OTHER: Final = "other"  #: tasks that are too rare to be told apart
 BATCH_SIZES: Final = (1, 8, 64, 512)
 SUFFIXES: Final = (".svg", ".png", ".pdf")  #: of pictures
 
-_CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
 
 _WARM_UP: Final = 20  #: predictions that are not timed: compilation, first touch of the tables
 _MOST_SECONDS: Final = 10.0  #: spent on each batch size, whatever the predictor
@@ -304,16 +303,15 @@ def evaluate(
     microseconds = np.zeros(count)
     prompt_tokens = np.zeros(count)
     timed: list[Latency] = []
-    for first in range(0, count, _CHUNK):
-        prompts = _prompts(dataset, slice(first, first + _CHUNK), tokenizer)
-        if first == 0:
+    for chunk in chunks_of(dataset):
+        prompts = _prompts(dataset, chunk, tokenizer)
+        if chunk.start == 0:
             warm_up(predictor, prompts)
             timed = latencies(predictor, prompts)
-        done = slice(first, first + len(prompts))
-        prompt_tokens[done] = [len(prompt.token_ids) for prompt in prompts]
-        predictions[done], microseconds[done] = predict_timed(predictor, prompts)
+        prompt_tokens[chunk] = [len(prompt.token_ids) for prompt in prompts]
+        predictions[chunk], microseconds[chunk] = predict_timed(predictor, prompts)
         if progress is not None:
-            progress(first + len(prompts))
+            progress(chunk.stop)
     usable = np.isfinite(predictions).all(axis=1)
     truth = dataset.lengths[usable].astype(np.float64)
     said = predictions[usable]

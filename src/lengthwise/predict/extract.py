@@ -8,7 +8,7 @@ where neither the prompts nor the tokenizer are at hand.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -152,6 +152,13 @@ def requests_of(dataset: Dataset, tokenizer: PromptTokenizer, rows: slice) -> li
     return [Prompt(token_ids, hint) for token_ids, hint in zip(encoded, hints, strict=True)]
 
 
+def chunks_of(dataset: Dataset) -> Iterator[slice]:
+    """The rows of a table, as many at a time as are to be tokenised at once."""
+    count = len(dataset.prompts)
+    for first in range(0, count, _CHUNK):
+        yield slice(first, min(first + _CHUNK, count))
+
+
 def extract_features(
     dataset: Dataset,
     tokenizer: PromptTokenizer,
@@ -172,14 +179,14 @@ def extract_features(
     count = len(dataset.prompts)
     starts = np.zeros(count + 1, dtype=np.int64)
     parts = []
-    for first in range(0, count, _CHUNK):
-        chunk = requests_of(dataset, tokenizer, slice(first, first + _CHUNK))
-        for row, (token_ids, hints) in enumerate(chunk, start=first):
+    for chunk in chunks_of(dataset):
+        requests = requests_of(dataset, tokenizer, chunk)
+        for row, (token_ids, hints) in enumerate(requests, start=chunk.start):
             found = find_features(token_ids, vocabulary, template, scratch, hints)
             # In the order of a length log, so that sums come out alike to the last bit.
             parts.append(np.sort(scratch.buckets[:found]))
             starts[row + 1] = starts[row] + found
-        report(min(1.0, (first + _CHUNK) / count))
+        report(chunk.stop / count)
     return FeatureRows(starts, np.concatenate(parts))
 
 

@@ -137,7 +137,7 @@ def _are_several(engine: Any) -> bool:
     return bool(engine.running + engine.paused + engine.waiting + engine.ended_waiting > 1)
 
 
-_NOBODY = np.empty(0, np.int64)
+_NO_REQUESTS = np.empty(0, np.int64)
 
 
 @compiled_here
@@ -158,7 +158,7 @@ def run_step(replica: Replica, step: Any) -> bool:
     engine.planned_s = engine.plans_s
     if rules.predicts:
         foretell(replica)
-    front, has_front, preempted = _NOBODY, False, 0
+    front, has_front, preempted = _NO_REQUESTS, False, 0
     if rules.reorders:
         front, has_front, preempted = plan_step(replica)
     budget, for_memory = serve_running(replica)

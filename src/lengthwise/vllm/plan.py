@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from lengthwise.counters import Counters
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.guards import TIERS, Tenants, take_leads
-from lengthwise.policy.prepass import NOBODY, SPARE, StepOrder, begin_one, decide_one, look_one
+from lengthwise.policy.prepass import (
+    NO_ADMISSIONS,
+    SPARE,
+    StepOrder,
+    begin_one,
+    decide_one,
+    look_one,
+)
 from lengthwise.policy.replay import Decision, RecordedStep
 from lengthwise.request import LOOKED, LOOKING, PAUSED, RUNNING, LiveTable
 from lengthwise.vllm.compat import requests, schedulers
@@ -72,7 +79,7 @@ class Planner:
         self._disciplines = self.discipline, self.discipline  # and while the policy is doubted
         self._order = StepOrder()
         self._unranked = live.table[:0]  # before this step's ranking, if that is recorded
-        self._overtaking = NOBODY
+        self._overtaking = NO_ADMISSIONS
         self._now = 0.0
         self._step = 0
         self._throttled = False
@@ -306,7 +313,7 @@ class Planner:
         if self.discipline.shares_service:
             take_leads(self.tenants.shares, self._live.table, self._live.count)
         if self.discipline.reads_prefix_cache:
-            self._rank_by(everyone, NOBODY)
+            self._rank_by(everyone, NO_ADMISSIONS)
             # A look-up is too dear for all: those who would be next.
             for row in self._first(int(self.facts.array["free_slots"][0]) + SPARE):
                 cached = schedulers.cached_tokens(self._scheduler, self._live.request(row))

@@ -31,7 +31,7 @@ from lengthwise.predict.calibration import (
     training_record,
 )
 from lengthwise.predict.encoder import EncoderSettings
-from lengthwise.predict.extract import requests_of, vocabulary_of
+from lengthwise.predict.extract import chunks_of, requests_of, vocabulary_of
 from lengthwise.predict.features import Vocabulary
 from lengthwise.predict.kinds import Progress, Recipe, model_card
 from lengthwise.predict.lexical import scores_of
@@ -54,7 +54,6 @@ LIST_LENGTH: Final = 32  #: as published
 
 _HELD_OUT_SHARE: Final = 0.1  #: as published
 _LEAST_HELD_OUT: Final = 200  #: rows, where that is no more than half of them: quantiles need some
-_CHUNK: Final = 1_000  #: prompts tokenised at a time: lists of ids are large
 
 
 class PromptText:
@@ -346,7 +345,7 @@ def fit(
 def _texts(dataset: Dataset, tokenizer: PromptTokenizer, text: PromptText) -> list[str]:
     """Each prompt as serving will read it: through the served model's tokens."""
     texts: list[str] = []
-    for first in range(0, len(dataset.prompts), _CHUNK):
-        chats = requests_of(dataset, tokenizer, slice(first, first + _CHUNK))
+    for chunk in chunks_of(dataset):
+        chats = requests_of(dataset, tokenizer, chunk)
         texts += [text.read(prompt.token_ids) for prompt in chats]
     return texts
