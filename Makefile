@@ -18,6 +18,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
+# Importing vLLM compiles three thousand files, once: or in every process, where images set this.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two processes, each with a file at a time, in the order of their names.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
