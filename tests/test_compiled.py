@@ -83,3 +83,51 @@ def test_without_a_folder_to_write_to_it_compiles_and_says_once_what_to_do(tmp_p
         assert finished.stdout.strip() == "0 1"
         (line,) = finished.stderr.splitlines()
         assert "NUMBA_CACHE_DIR" in line
+
+
+RANKING = (
+    "import sys\n"
+    "from lengthwise.policy import get_policy, ranking, register\n"
+    "from lengthwise.policy.ranks import ltr\n"
+    "register('own', parameters={'a': 1.0})(ltr)\n"
+    "@register('users')\n"
+    "def ltr(request, now, parameters):\n"
+    "    return 1.0\n"
+    "for name in sys.argv[1:]:\n"
+    "    policy = get_policy(name)\n"
+    "    names = policy.parameter_record({}).dtype.names\n"
+    "    stats = ranking._compiled(policy.rank, names)[0].stats\n"
+    "    print(name, sum(stats.cache_hits.values()))\n"
+)
+
+
+def test_rankings_of_our_policies_are_kept_and_those_of_users_are_not(tmp_path: Path) -> None:
+    copy_of_policy(tmp_path)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+    }
+
+    def hits(*names: str) -> list[str]:
+        finished = subprocess.run(
+            [sys.executable, "-c", RANKING, *names],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return finished.stdout.split("\n")[:-1]
+
+    assert hits("ltr", "users") == ["ltr 0", "users 0"]
+    # The same function with other parameters is another ranking.
+    assert hits("ltr", "own", "users", "sjf") == ["ltr 1", "own 0", "users 0", "sjf 0"]
+    kept = (tmp_path / "cache").rglob("*rank_requests*.nbc")
+    assert sorted(path.name.split(".")[4].rsplit("-", 1)[0] for path in kept) == [
+        "ltr-a",
+        "ltr-unused",
+        "sjf-unused",
+    ]
+    with (tmp_path / "lengthwise" / "policy" / "ranks.py").open("a") as file:
+        file.write("\n# another version\n")
+    assert hits("ltr") == ["ltr 0"]

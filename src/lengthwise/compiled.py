@@ -26,27 +26,52 @@ logger = logging.getLogger("vllm.lengthwise")
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _ROOMS: Final = (".", "policy", "simulate")  # whose functions call one another's
-_TRACES: Final = (b"compiled", b"intrinsic", b"np.dtype(")  # of what compiled code is made from
+# Of what compiled code is made from.
+_TRACES: Final = (b"compiled", b"intrinsic", b"np.dtype(", b"@register(")
 
 
 def compiled(function: Function) -> Function:
     """Compile, and keep the machine code for the next process where there is a place for it."""
-    with_sources = _with_sources(function)
-    dispatcher = njit(with_sources)
+    return cast(Function, _kept(_with_sources(function)))
+
+
+def compiled_by_name(function: Function, name: str) -> Function:
+    """Compile a closure over compiled functions of ours, and keep the machine code likewise.
+
+    Args:
+        function: the closure; its `__qualname__` is changed, so that it has files of its own.
+        name: tells what the closure is over from all else that it is ever over. numba's key cannot:
+            a compiled function is another one in every process.
+    """
+    function.__qualname__ += f".{name}"
+    return cast(Function, _kept(function, name))
+
+
+def _kept(function: Any, name: str | None = None) -> Any:
+    dispatcher = njit(function)
     if config.CACHE_DIR and not os.access(config.CACHE_DIR, os.W_OK):
         with contextlib.suppress(RuntimeError):  # nothing there of this room
-            dispatcher._cache = _CompiledAhead(with_sources)
-            return cast(Function, dispatcher)
+            dispatcher._cache = _CompiledAhead(function, name)
+            return dispatcher
     try:
-        dispatcher._cache = _KeptCode(with_sources)
+        dispatcher._cache = _KeptCode(function, name)
     except RuntimeError:  # a read-only container, or a home that is not one's own
         _say_that_nothing_is_kept()
-    return cast(Function, dispatcher)
+    return dispatcher
 
 
 class _KeptCode(FunctionCache):  # type: ignore[misc]
     """Code on disk, which never keeps the program from running: what cannot be read is compiled
     anew, and what cannot be written is not kept."""
+
+    def __init__(self, function: object, name: str | None) -> None:
+        super().__init__(function)
+        self._name = name
+
+    def _index_key(self, sig: object, codegen: Any) -> object:
+        if self._name is None:
+            return super()._index_key(sig, codegen)
+        return sig, codegen.magic_tuple(), _sources().cell_contents, self._name
 
     def load_overload(self, sig: object, target_context: object) -> object:
         try:

@@ -25,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from lengthwise.compiled import compiled
+from lengthwise.compiled import compiled, compiled_by_name, compiled_here
 from lengthwise.policy.facts import new_facts
 from lengthwise.policy.guards import (
     BEHIND,
@@ -55,6 +55,7 @@ _SIGNATURE: Final = types.void(
     types.boolean,
 )
 _FUNCTION: Final = types.FunctionType(_SIGNATURE)
+_OURS: Final = f"{__package__}.ranks"  # whose source is part of the key of compiled code
 
 
 def ranking_of(rank: Any, parameters: np.dtype[np.void]) -> Callable[..., None]:
@@ -243,7 +244,12 @@ def rank(
 def _compiled(rank: Any, names: tuple[str, ...]) -> tuple[Any, int]:
     """The ranking, which has to be kept as long as its address is, and the address."""
     parameters = np.dtype([(name, np.float64) for name in names])
-    ranking = numba.njit(_SIGNATURE)(ranking_of(rank, parameters))
+    ranking: Any = ranking_of(rank, parameters)
+    function = rank.py_func
+    if function.__module__ == _OURS and function.__qualname__.isidentifier():
+        ranking = compiled_by_name(ranking, "-".join((function.__name__, *names)))
+    else:  # a user's, which may be another one tomorrow
+        ranking = compiled_here(ranking)
     result = ranking.get_compile_result(_SIGNATURE)
     return ranking, int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
