@@ -87,13 +87,14 @@ def size_of(path: Path) -> int:
 
 
 def append_lines(path: Path, data: bytes) -> None:
-    """Append to a file, which is made if missing, all or nothing.
+    """Append to a file, which is made if missing, its folder too, all or nothing.
 
     They begin a line of their own, also where a writer before has died within one.
 
     Raises:
         OSError: it does not take all of it, and is as long as it was.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         # What is no file on a disk has no end to go back to.
         end = file.seek(0, os.SEEK_END) if file.seekable() else None

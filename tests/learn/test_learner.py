@@ -207,15 +207,15 @@ def test_an_edit_of_the_last_moment_is_not_overwritten(
 ) -> None:
     from lengthwise.learn import learner
 
-    real = learner.shutil.copymode
+    real = learner.read_bounded
     edits = ['{"predictor": "none", "policy": "srpt"}', '{"predictor": "declared"}']
 
-    def edit_meanwhile(source: Path, target: str) -> None:
-        real(source, target)
-        if edits:
-            place.settings.write_text(edits.pop(0))
+    def edit_meanwhile(path: Path, most_bytes: int) -> bytes:
+        if edits and list(path.parent.glob("*.part")):
+            path.write_text(edits.pop(0))
+        return real(path, most_bytes)
 
-    monkeypatch.setattr(learner.shutil, "copymode", edit_meanwhile)
+    monkeypatch.setattr(learner, "read_bounded", edit_meanwhile)
     assert not place_predictor(place.settings, "none", "p")
     assert json.loads(place.settings.read_text()) == {"predictor": "declared"}
     edits[:] = ['{"predictor": "declared", "policy": "srpt"}']
@@ -224,6 +224,31 @@ def test_an_edit_of_the_last_moment_is_not_overwritten(
     assert [path.name for path in place.settings.parent.iterdir() if path.is_file()] == [
         "settings.json"
     ]
+
+
+def test_a_link_to_the_settings_stays_one(place: Place, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.json"
+    link.parent.mkdir()
+    link.symlink_to(place.settings)
+    assert place_predictor(link, "none", "p")
+    assert link.is_symlink()
+    assert read_predictor(place.settings) == "p"
+
+
+def test_a_disk_that_refuses_is_left_as_it_was(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str, encoding: str) -> None:
+        path.touch()
+        raise OSError("no space left on device")
+
+    before = sorted(place.settings.parent.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", refuse)
+        with pytest.raises(OSError, match="no space"):
+            place_predictor(place.settings, "none", "p")
+    assert sorted(place.settings.parent.iterdir()) == before
+    assert read_predictor(place.settings) == "none"
 
 
 def test_a_learner_that_was_killed_goes_on_where_it_was(place: Place) -> None:
@@ -264,7 +289,18 @@ def test_a_log_that_was_removed_hides_no_new_answers(place: Place, restarts: int
     assert learner.state.trained == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema": "lengthwise.learner/9"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        '{"schema": "lengthwise.learner/9"}',
+        '{"schema": "lengthwise.learner/1", "placed": 7}',
+        '{"schema": "lengthwise.learner/1", "promise": [0.5]}',
+        '{"schema": "lengthwise.learner/1", "trained_until": null}',
+    ],
+)
 def test_a_damaged_state_is_begun_anew(place: Place, text: str) -> None:
     (place.log / STATE_FILE).write_text(text)
     learner = Learner(place.log, place.settings, every=200, restarts=1)

@@ -176,9 +176,20 @@ def test_a_url_names_a_server_of_this_machine(
     assert settings_file("http://localhost:8123") == path
     assert settings_file("http://localhost:8123/v1") == path
     assert settings_file(str(path)) == path
-    for url in ("http://localhost:8124", "http://localhost:port"):
+    assert settings_file("http://127.0.0.1:8123") == path
+    for url in ("http://localhost:8124", "http://localhost:port", "http://:8123"):
         with pytest.raises(InputError):
             settings_file(url)
+    with pytest.raises(InputError, match="is another machine's"):
+        settings_file("http://192.0.2.7:8123")  # an address of documentation, nobody's
+    with pytest.raises(InputError, match="not known here"):
+        settings_file("http://gpu-17.invalid:8123")
+
+
+def test_a_name_of_a_file_may_look_like_a_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "llama[70b].json"
+    status_path(path, 0).write_text(json.dumps({"off": False, "pid": os.getpid()}))
+    assert [status["off"] for status in statuses(path)] == [False]
 
 
 def test_an_earlier_switch_is_said_at_the_start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -149,6 +150,20 @@ def test_an_engine_whose_segment_made_room_begins_another(tmp_path: Path) -> Non
                 path.unlink()  # as a busier engine does
     log.close()
     answers, _ = read_answers(tmp_path)
+    assert [answer.output_tokens for answer in answers] == [2]
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    counters = Counters()
+    folder = tmp_path / "log"
+    log = log_to(folder, counters)
+    for length in (1, 2):
+        log.answer(Prompt([3], {}), 0.0, {**VALUES, "output_tokens": length})
+        wait_for(length, counters)
+        if length == 1:
+            shutil.rmtree(folder)
+    log.close()
+    answers, _ = read_answers(folder)
     assert [answer.output_tokens for answer in answers] == [2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,17 @@ def test_once_all_is_well_again_the_next_trouble_is_said(
         _wait_until_written(tmp_path, turn + 1 + (turn >= 1))
     journal.close()
     assert [record.levelname for record in log.records] == ["ERROR", "ERROR"]
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """As of the journal, so of the record, which appends in the same way."""
+    folder, counters = tmp_path / "journal", Counters()
+    journal = Journal(folder, 0, counters)
+    for turn in range(2):
+        journal.put(event="good", turn=turn)
+        wait_until(lambda: [*folder.rglob(SEGMENTS[-1])] and len(_written(folder)) == 1)
+        if turn == 0:
+            shutil.rmtree(folder)
+    journal.close()
+    assert [line["turn"] for line in _written(folder)] == [1]
+    assert counters.record_lost == 0

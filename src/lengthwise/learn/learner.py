@@ -26,20 +26,20 @@ have finished, as the held-out one was when the promise was made.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from lengthwise.errors import InputError
 from lengthwise.files import parse_json, read_bounded, replaced
@@ -103,16 +103,20 @@ class State:
     comparison: dict[str, float] = field(default_factory=dict)  # the last one's figures
 
 
+_STATE: Final = TypeAdapter(State)
+
+
+class _ChangedMeanwhileError(Exception):
+    """Somebody else has written the settings file."""
+
+
 def read_state(log: Path) -> State:
     """What a learner left in a log's folder; the beginning where there is none or it is damaged."""
     try:
-        values: Any = parse_json((log / STATE_FILE).read_bytes())
+        state = _STATE.validate_json((log / STATE_FILE).read_bytes())
     except (OSError, ValueError):
         return State()
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        return State()
-    known = {each.name for each in fields(State)}
-    return State(**{name: value for name, value in values.items() if name in known})
+    return state if state.schema == SCHEMA else State()
 
 
 def write_state(log: Path, state: State) -> None:
@@ -151,16 +155,13 @@ def place_predictor(settings: Path, expected: str, wanted: str) -> bool:
         if _predictor(settings, values) != expected:
             return False
         values["predictor"] = wanted
-        with tempfile.NamedTemporaryFile(dir=settings.parent, delete=False) as temporary:
-            temporary.write((json.dumps(values, indent=2) + "\n").encode())
-        try:
-            shutil.copymode(settings, temporary.name)
-            # As late as can be: what the user saved in the meantime is not overwritten.
-            if read_bounded(settings, MOST_BYTES) == data:
-                os.replace(temporary.name, settings)
-                return True
-        finally:
-            Path(temporary.name).unlink(missing_ok=True)
+        with contextlib.suppress(_ChangedMeanwhileError):
+            with replaced(settings) as part:
+                part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+                # As late as can be: what the user saved in the meantime is not overwritten.
+                if read_bounded(settings, MOST_BYTES) != data:
+                    raise _ChangedMeanwhileError
+            return True
     return False
 
 

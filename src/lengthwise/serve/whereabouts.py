@@ -8,13 +8,14 @@ outside: the file beside the settings, and word of the engines' answer.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import shutil
 import socket
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -40,11 +41,11 @@ class EnginesFolder(tempfile.TemporaryDirectory[str]):
 
     def __init__(self) -> None:
         for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-            with suppress(OSError):
+            with contextlib.suppress(OSError):
                 _remove_if_left(path)
         super().__init__(prefix=_PREFIX, ignore_cleanup_errors=True)
         self._lock = None
-        with suppress(OSError):  # a file system without locks: then what is left stays
+        with contextlib.suppress(OSError):  # a file system without locks: then what is left stays
             self._lock = take_lock(Path(self.name) / _LOCK)
 
     def cleanup(self) -> None:
@@ -94,6 +95,7 @@ def settings_file(target: str) -> Path:
     if "://" not in target:
         return Path(target)
     port = port_of(target)
+    _require_here(target)
     try:
         noted = parse_json((state_folder(port) / _SERVER).read_text())
         return Path(noted["settings"])
@@ -115,6 +117,23 @@ def port_of(url: str) -> int:
         return parts.port or {"https": 443}.get(parts.scheme, 80)
     except ValueError as error:
         raise InputError(f"{url!r} is no URL: {error}") from None
+
+
+def _require_here(url: str) -> None:
+    """Refuse a URL whose host is not this machine: a port that is also open here is another's."""
+    host = urlsplit(url).hostname or ""
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise InputError(f"{url}: the host {host!r} is not known here: {error}") from None
+    for family, kind, protocol, _, address in addresses:
+        # Only an address of this machine's own can be bound.
+        with socket.socket(family, kind, protocol) as tried, contextlib.suppress(OSError):
+            tried.bind(address)
+            return
+    raise InputError(
+        f"{url} is another machine's: run this there, or name the settings file that it watches"
+    )
 
 
 def switch(path: Path, off: bool, timeout_s: float) -> int:
@@ -164,7 +183,7 @@ def switch(path: Path, off: bool, timeout_s: float) -> int:
 def statuses(path: Path) -> list[dict[str, Any]]:
     """What the living engines that watch a settings file say, by server and number."""
     found = []
-    for file in sorted(path.parent.glob(f"{path.stem}.status*.json")):
+    for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}.status*.json")):
         try:
             status = parse_json(file.read_bytes())
             os.kill(int(status["pid"]), 0)

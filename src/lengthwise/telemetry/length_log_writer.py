@@ -163,6 +163,7 @@ class LengthLog(QueuedWriter[_Ended]):
     def _next_segment(self) -> None:
         """Begin a segment, after the oldest ones have made room for it."""
         self._close_segment()
+        self._folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up
         tokens = self._folder / f"tokens-{self._text.digest[:16]}.safetensors"
         if not tokens.exists():
             self._text.save(tokens)
