@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.hints.question import answers_of
+from lengthwise.hints.estimate import OwnEstimator
+from lengthwise.hints.question import Question, answers_of
+from lengthwise.predict.prediction import Prediction
 from lengthwise.reference import model_path
-from lengthwise.route import Bookings, Ranks
+from lengthwise.route import Bookings, Ranks, bookings
 from lengthwise.route.bookings import Prefixes, WorkPredictor, body_of, text_of
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
@@ -223,6 +228,50 @@ def test_a_predictor_that_cannot_be_loaded_costs_nobody_a_request(
     (tmp_path / "config.json").write_text(json.dumps({"kind": "lexical"}))
     assert asked(WorkPredictor(str(tmp_path), None), {"prompt": "Hi"}) == [None]
     assert log.text.count("routing without predictions") == 1
+
+
+class SlowPredictor:
+    """Takes its time, and fails of one prompt."""
+
+    name = "slow"
+
+    def predict(self, questions: Sequence[Question]) -> list[Prediction]:
+        time.sleep(0.02)
+        if any(question.prompt == "bad" for question in questions):
+            raise ValueError("a template that nobody foresaw")
+        return [Prediction(7.0, 7.0, 7.0, 7.0, 7.0) for _ in questions]
+
+
+class SlowEstimator(OwnEstimator):
+    def _load(self) -> Any:
+        return SlowPredictor()
+
+
+def test_whatever_a_predictor_raises_the_request_goes_on(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bookings, "estimator_of", SlowEstimator)
+    works = asked(WorkPredictor("p", None), {"prompt": "Hi"}, {"prompt": "bad"}, {"prompt": "Hi"})
+    assert works == [7.0, None, 7.0]
+    assert log.text.count("ValueError: a template that nobody foresaw") == 1
+
+
+def test_a_predictor_that_is_exchanged_answers_those_who_have_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    versions = itertools.count()
+    monkeypatch.setattr(bookings, "estimator_of", SlowEstimator)
+    monkeypatch.setattr(bookings, "_version", lambda predictor: next(versions))
+    monkeypatch.setattr(bookings, "_LOOK_S", 0.0)
+
+    async def ask() -> list[float | None]:
+        predictor = WorkPredictor("p", None)
+        await predictor.work({"prompt": "first"})
+        await predictor._opening
+        # The first of these finds a new version, while all of them are asking the old one.
+        return await asyncio.gather(*(predictor.work({"prompt": "Hi"}) for _ in range(4)))
+
+    assert asyncio.run(ask()) == [7.0] * 4
 
 
 def test_ranks_are_told_and_released(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,9 @@ class WorkPredictor:
         except TimeoutError:
             self._complain(f"no prediction within {_PATIENCE_S:g} s")
             return None
+        except Exception as error:  # a user's predictor may raise anything: the request has to go
+            self._complain(f"{type(error).__name__}: {one_line(error)}")
+            return None
         return expected * answers_of(body)
 
     def _look(self) -> None:
@@ -135,6 +138,8 @@ class WorkPredictor:
         before, self._estimator = self._estimator, estimator
         self._version, self._complained = version, False
         if before is not None:
+            # Whoever asks it now has an answer by then, or asks no longer.
+            await asyncio.sleep(2 * _PATIENCE_S)
             await before.close()
 
     def _complain(self, reason: object) -> None:
