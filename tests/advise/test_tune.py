@@ -27,6 +27,7 @@ from lengthwise.errors import LengthwiseError
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.simulate.simulation import simulate
+from lengthwise.workload.trace import Trace
 
 SLOTS = 8
 BASE = Cell(
@@ -142,6 +143,27 @@ def test_traffic_that_does_not_queue_has_nothing_to_gain(workload: Workload) -> 
     assert result.chosen.candidate.policy == "fcfs"
     assert "nothing to gain" in result.reason
     assert result.simulations < 5
+
+
+@pytest.mark.usefixtures("small")
+def test_what_only_pauses_gain_is_not_nothing() -> None:
+    """Below capacity nobody waits long, but for the few whose turn comes behind a runaway."""
+    random = np.random.default_rng(7)
+    count = 1_000
+    lengths = random.lognormal(3.5, 1.6, count).astype(np.int64) + 1
+    arrival_s = random.exponential(1.0, count).cumsum()
+    trace = Trace("runaways", arrival_s, np.full(count, 20), lengths, [], "synthetic")
+    engine = EngineSettings(slots=16, max_seqs=32)
+    base = replace(BASE, load="0.5", engine=engine)
+    result = tune(Workload(trace, None), base, "mean-ttft", (), jobs=1)
+    orders_alone = play(
+        Candidate("oracle-sjf"), Workload(trace, None), 0, load="0.5", engine=engine
+    )
+    fcfs = play(Candidate("fcfs"), Workload(trace, None), 0, load="0.5", engine=engine)
+    assert gain("mean-ttft", orders_alone, fcfs) < 1.01
+    assert result.ideal.candidate.policy == "oracle"
+    assert result.chosen.candidate.guards["pausing"]
+    assert result.chosen.gain > 1.05
 
 
 @pytest.mark.usefixtures("small")

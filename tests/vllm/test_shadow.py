@@ -22,6 +22,7 @@ from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine import EngineSettings
 from lengthwise.simulate.simulation import simulate
+from lengthwise.vllm.shadow import in_parts
 from tests.support.virtual_workloads import COST, LONGEST, Workload, random_engine, random_workload
 
 ENGINES = int(os.environ.get("LENGTHWISE_VIRTUAL_ENGINES", "6"))  #: engines of random limits
@@ -89,11 +90,29 @@ def test_the_gain_foretold_is_the_simulators(number: int) -> None:
     with open_virtual_engine(COST, engine, longest=LONGEST, scheduler=OURS) as virtual:
         virtual.use({**workload.settings, "shadow": True})
         virtual.run(workload.asked)
-        window = json.loads(json.dumps(virtual.scheduler._active.shadow.window()))
+        window = json.loads(b"".join(in_parts(virtual.scheduler._active.shadow.window())))
     estimate = foretell_gain(Window(**{**window, "engine": EngineSettings(**window["engine"])}))
     assert estimate["gain_mean"] == pytest.approx(gain(workload, engine), rel=0.05)
     assert abs(estimate["replay_error"]) < 0.05
     assert estimate["requests"] >= len(workload.asked) // 2
+
+
+def test_a_window_is_encoded_a_prompt_at_a_time() -> None:
+    """Not all of it in one call, for which the engine's thread would have to wait."""
+    window = {
+        "discipline": {"policy": "srpt", "parameters": {}},
+        "classes_decide": False,
+        "requests": {
+            "arrival_s": [0.5] * 100,
+            "predictions": [None, [1.0] * 5] * 50,
+            "blocks": [[2**62 + place] * 1000 for place in range(99)] + [[]],
+        },
+        "steps": {},
+        "nobody": {"blocks": []},
+    }
+    parts = list(in_parts(window))
+    assert json.loads(b"".join(parts)) == window
+    assert max(map(len, parts)) < 25_000
 
 
 def test_the_replay_is_a_process_of_its_own() -> None:

@@ -384,7 +384,8 @@ class Tuning:
     Attributes:
         chosen: the choice, on fresh seeds unless it is fcfs.
         reason: in a clause, why nothing but fcfs was left; else empty.
-        ideal: shortest first with true lengths and without bounds, for comparison.
+        ideal: shortest first with true lengths and without bounds, for comparison: what never
+            preempts or what does, whichever gains more.
         front: the choice, fcfs, and what was tried on the whole workload and is bettered by none
             both on the objective and on the first cap (p99-e2el without one); by that cap.
         finalists: what was judged on fresh seeds.
@@ -435,13 +436,14 @@ def tune(
         base = replace(base, load="trace")
     player = Player(base, objective, tuple(caps), jobs, stage, done)
     seed = (base.seed,)
-    fcfs, ideal = player.play(
-        "simulating fcfs and true lengths",
-        workload,
-        [Candidate("fcfs"), Candidate("oracle-sjf")],
-        seed,
+    pauses, looks = base.engine.places > base.engine.slots, base.probe is not None
+    told = [Candidate("oracle-sjf"), Candidate("oracle", {}, {"pausing": True} if pauses else {})]
+    fcfs, *told_apart = player.play(
+        "simulating fcfs and true lengths", workload, [Candidate("fcfs"), *told], seed
     )
-    if abs(ideal.gain - 1.0) < NOTHING_TO_GAIN:
+    ideal = max(told_apart, key=lambda each: each.gain)
+    # Shortest first is not what goodput asks for.
+    if objective != GOODPUT and all(abs(each.gain - 1.0) < NOTHING_TO_GAIN for each in told_apart):
         reason = (
             "there is nothing to gain: even with true lengths, shortest first changes "
             f"{objective} by {abs(ideal.gain - 1.0):.1%}, as hardly anything queues"
@@ -451,7 +453,6 @@ def tune(
     part = _stretch(workload, base)
     plain = list(orders(base.engine.slots, caps))
     tried = player.play("trying bounds", part, plain, seed)
-    pauses, looks = base.engine.places > base.engine.slots, base.probe is not None
     refined = list(_refinements(player.best(tried, _SLACK), pauses, looks))
     tried += player.play("trying preemption", part, refined, seed)
     if part is not workload:

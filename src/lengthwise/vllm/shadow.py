@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from lengthwise.errors import one_line
@@ -144,7 +144,7 @@ class Shadow:
         """Have what there is replayed; takes seconds, and as long as compiling the first time."""
         taken = self._fresh
         try:
-            self.estimate = self._replay(json.dumps(self.window()).encode())
+            self.estimate = self._replay(b"".join(in_parts(self.window())))
             with self._lock:
                 self._fresh = max(self._fresh - taken, 0)
         except Exception as error:  # an estimate that fails must not end the next one
@@ -187,6 +187,27 @@ class Shadow:
             raise RuntimeError(f"the replay ended with {child.returncode}: {' '.join(last)}")
         estimate: dict[str, Any] = json.loads(said)
         return estimate
+
+
+def in_parts(window: Mapping[str, Any]) -> Iterator[bytes]:
+    """A window as JSON, in parts of which none takes long to make.
+
+    As one it is tens of megabytes where prompts are long, and the engine's thread, which is in this
+    process, would stand still meanwhile.
+    """
+    opening = b"{"
+    for name, value in window.items():
+        yield opening + json.dumps(name).encode() + b":"
+        opening = b","
+        if isinstance(value, Mapping):
+            yield from in_parts(value)
+        elif isinstance(value, list) and all(isinstance(row, list) for row in value):
+            for place, row in enumerate(value):
+                yield (b"," if place else b"[") + json.dumps(row).encode()
+            yield b"]" if value else b"[]"
+        else:
+            yield json.dumps(value).encode()
+    yield b"}" if window else b"{}"
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
