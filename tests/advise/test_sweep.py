@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lengthwise.advise.sweep import Cell, Figures, Workload, run_cell, run_sweep
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.workload.arrivals import synthetic_trace
+from lengthwise.workload.trace import Trace
 from tests.support.command_line import Command, Run
 from tests.support.deadly_trace import deadly
 
@@ -93,6 +96,37 @@ def test_what_cannot_be_simulated_ends_the_sweep_with_one_line(workload: Workloa
     for jobs in (1, 2):
         with pytest.raises(InputError, match="needs predictions"):
             run_sweep(bad, workload, jobs=jobs)
+
+
+def conversations(count: int = 40, turns: int = 5) -> Trace:
+    """Sessions whose turns come 4 s after one another, if answers took no time."""
+    begins = np.repeat(np.arange(count) * 1.0, turns)
+    turn = np.tile(np.arange(turns), count)
+    order = np.argsort(begins + 4.0 * turn, kind="stable")
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    before = np.where(turn > 0, places[np.arange(len(turn)) - 1], -1)
+    return Trace(
+        name="conversations",
+        arrival_s=(begins + 4.0 * turn)[order],
+        prompt_tokens=np.full(len(order), 100),
+        output_tokens=np.full(len(order), 50),
+        rejected=[],
+        layout="made",
+        after=before[order],
+        delay_s=np.where(turn > 0, 4.0, 0.0)[order],
+    )
+
+
+@pytest.mark.parametrize("cv", [None, 1.0])
+def test_a_load_is_one_of_sessions_turns_too(cv: float | None) -> None:
+    served = Workload(conversations())
+    low, high = (run_cell(replace(cells()[0], load=load, cv=cv), served) for load in ("0.2", "0.8"))
+    assert high["duration"] < 0.5 * low["duration"]
+    assert high["mean_queue_ms"] > low["mean_queue_ms"]
+    # What came, and not what was asked for: answers take their time, which no load shortens.
+    for row, asked in ((low, 0.2), (high, 0.8)):
+        assert 0.5 * asked < row["offered_load"] < (asked if cv is None else 1.3 * asked)
 
 
 @pytest.fixture
@@ -180,8 +214,20 @@ def test_simulate_prints_a_table_and_draws(command: Command, trace_file: Path) -
     said = command(trace_file, *PRESET, *loads, "--out", out)
     assert said.code == 0
     assert "hrrn" in said.out
+    assert "really" not in said.err  # the loads are those that were asked for
     assert "grows as long as" in said.err
     assert (out / "mean_e2el.svg").stat().st_size > 1000
+
+
+def test_simulate_says_where_another_load_came(command: Command, tmp_path: Path) -> None:
+    trace = tmp_path / "sessions.jsonl"
+    turns = [{"delay": 100.0, "input_length": 100, "output_length": 200}] * 5
+    first = {"timestamp": 0, "input_length": 100, "output_length": 200}
+    rows = [{"session_id": f"{n}", **turn} for n in range(9) for turn in (first, *turns)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = command(trace, *PRESET, "--policy", "fcfs", "--slots", "8", "--load", "0.2,1.5")
+    assert said.code == 0
+    assert re.search(r"load 1\.5: really 0\.\d\d of what the engines can do", said.err)
 
 
 def test_simulate_reads_prompts(command: Command, prompts: Path) -> None:

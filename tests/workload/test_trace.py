@@ -103,6 +103,8 @@ def test_parts_and_speeds() -> None:
     assert part.output_tokens.tolist() == [20, 30]
     assert trace.scaled(2.0).arrival_s.tolist() == [0.0, 0.5, 0.5, 2.0]
     assert trace.scaled(2.0).rate == 2 * trace.rate
+    turns = made([0.0, 1.0, 4.0], after=np.array([-1, 0, -1]), delay_s=np.array([0.0, 1.0, 0.0]))
+    assert turns.scaled(2.0).delay_s.tolist() == [0.0, 0.5, 0.0]  # type: ignore[union-attr]
     moved = trace.with_arrivals([0.5, 1, 2, 3])
     assert moved.arrival_s.tolist() == [0.5, 1.0, 2.0, 3.0]
     assert moved.prompt_tokens is trace.prompt_tokens

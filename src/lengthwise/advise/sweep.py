@@ -138,14 +138,20 @@ def arrivals_of(cell: Cell, trace: Trace) -> Trace:
         rate = float(cell.load.removeprefix("rate="))
     else:
         rate = float(cell.load) * cell.replicas * capacity(trace, cell.cost, cell.engine)
-    if cell.cv is None and math.isfinite(trace.rate):
-        return trace.scaled(rate / trace.rate)
+    if math.isfinite(trace.rate):  # also with random gaps: sessions' turns keep their own times
+        trace = trace.scaled(rate / trace.rate)
+        if cell.cv is None:
+            return trace
     return trace.with_arrivals(gamma(n, rate, cell.cv or 1.0, cell.seed))
 
 
-def offered_load(trace: Trace, cell: Cell) -> float:
-    """Work offered over work that the engines can do in the time; inf for a burst."""
-    return trace.rate / (cell.replicas * capacity(trace, cell.cost, cell.engine))
+def offered_load(simulated: Simulation, trace: Trace, cell: Cell) -> float:
+    """Work that really came over work that the engines can do in the time; inf for a burst.
+
+    Later turns of sessions count when they came: the trace cannot know how long answers take.
+    """
+    came = trace.with_arrivals(np.sort(simulated.requests["arrival_s"]))
+    return came.rate / (cell.replicas * capacity(trace, cell.cost, cell.engine))
 
 
 def run_cell(cell: Cell, workload: Workload) -> Figures:
@@ -186,7 +192,7 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
         "replicas": cell.replicas,
         "router": cell.router if cell.replicas > 1 else None,
         "predictor": predictor if predictions is not None else None,
-        "offered_load": _finite(offered_load(trace, cell)),
+        "offered_load": _finite(offered_load(simulated, trace, cell)),
         **cell.tags,
         **summary(simulated, cell.objectives),
     }

@@ -156,7 +156,13 @@ def simulate(
 
     from lengthwise.advise.sweep import Cell, capacity, full_batch, run_sweep
     from lengthwise.cli.output import ConsoleProgress, print_json
-    from lengthwise.compare.simulated import choose_machine, read_workload, sweep_cells, with_ratios
+    from lengthwise.compare.simulated import (
+        choose_machine,
+        missed_loads,
+        read_workload,
+        sweep_cells,
+        with_ratios,
+    )
     from lengthwise.serve.places import MORE
 
     if on is Place.RAY:
@@ -235,6 +241,8 @@ def simulate(
         for row in rows:
             if "error" in row:
                 progress.note(f"{row['policy']} at {row['load']}: {row['error']}")
+        for line in missed_loads(rows):
+            progress.note(line)
         busy = {row["load"] for row in rows if (row.get("offered_load") or 0.0) >= 1.0}
         for label in sorted(busy):
             progress.note(

@@ -21,6 +21,7 @@ from lengthwise.compare.engine_log import EngineLog, read_engine_log
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, unknown_name
+from lengthwise.measure.comparison import LOAD_TOLERANCE
 from lengthwise.predict.extract import encode_prompts, prompt_counter
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import PredictionError, Prompt
@@ -362,6 +363,19 @@ def _axis(text: str) -> tuple[str, list[float]]:
     if not separator or not numbers:
         raise InputError(f"--sweep {text}: give numbers, as in {name}=1,2,4")
     return name, numbers
+
+
+def missed_loads(rows: Sequence[Figures]) -> Iterator[str]:
+    """A line for each load that is a number where another one came, as sessions can make it."""
+    offered: dict[str, list[float]] = {}
+    for row in rows:
+        if row["load"][0] in "0123456789." and row.get("offered_load") is not None:
+            offered.setdefault(row["load"], []).append(row["offered_load"])
+    for load, shares in offered.items():
+        if max(abs(share / float(load) - 1.0) for share in shares) > LOAD_TOLERANCE:
+            low, high = f"{min(shares):.2f}", f"{max(shares):.2f}"
+            really = low if low == high else f"{low} to {high}"
+            yield f"load {load}: really {really} of what the engines can do was asked of them"
 
 
 def with_ratios(rows: Sequence[Figures]) -> list[Figures]:

@@ -123,12 +123,16 @@ class Trace:
     def scaled(self, factor: float) -> Trace:
         """The same requests, arriving `factor` times as fast.
 
+        Later turns of sessions come so much sooner after the answers before them, which take as
+        long as they take: those are not sped up.
+
         Raises:
             InputError: the factor is no number above 0.
         """
         if not (math.isfinite(factor) and factor > 0):
             raise InputError(f"the speed of a trace must be a number above 0, got {factor}")
-        return replace(self, arrival_s=self.arrival_s / factor)
+        delay_s = None if self.delay_s is None else self.delay_s / factor
+        return replace(self, arrival_s=self.arrival_s / factor, delay_s=delay_s)
 
     def with_arrivals(self, times_s: ArrayLike) -> Trace:
         """The same requests at other times.
