@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lengthwise.advise import sweep
-from lengthwise.advise.sweep import Cell, Figures, Workload, run_cell, run_sweep
+from lengthwise.advise.sweep import Cell, Figures, Workload, arrivals_of, run_cell, run_sweep
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine import EngineSettings, StepCost
 from lengthwise.workload.arrivals import synthetic_trace
@@ -116,6 +116,11 @@ def conversations(count: int = 40, turns: int = 5) -> Trace:
         after=before[order],
         delay_s=np.where(turn > 0, 4.0, 0.0)[order],
     )
+
+
+def test_gaps_without_variation_are_even(workload: Workload) -> None:
+    gaps = np.diff(arrivals_of(replace(cells()[0], cv=0.0), workload.trace).arrival_s)
+    assert gaps == pytest.approx(gaps[0])
 
 
 @pytest.mark.parametrize("cv", [None, 1.0])
@@ -221,8 +226,10 @@ def test_simulate_prints_a_table_and_draws(command: Command, trace_file: Path) -
 
 def test_simulate_says_where_another_load_came(command: Command, tmp_path: Path) -> None:
     trace = tmp_path / "sessions.jsonl"
-    turns = [{"delay": 100.0, "input_length": 100, "output_length": 200}] * 5
-    first = {"timestamp": 0, "input_length": 100, "output_length": 200}
+    turns: list[dict[str, object]] = [
+        {"delay": 100.0, "input_length": 100, "output_length": 200}
+    ] * 5
+    first: dict[str, object] = {"timestamp": 0, "input_length": 100, "output_length": 200}
     rows = [{"session_id": f"{n}", **turn} for n in range(9) for turn in (first, *turns)]
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = command(trace, *PRESET, "--policy", "fcfs", "--slots", "8", "--load", "0.2,1.5")
@@ -248,6 +255,19 @@ def test_simulate_reads_prompts(command: Command, prompts: Path) -> None:
         ((*PRESET, "--policy", "sprt"), "srpt"),
         ((*PRESET, "--sweep", "k=1"), "max_overtakes"),
         ((*PRESET, "--sweep", "c=high"), "give numbers"),
+        ((*PRESET, "--policy", "trail", "--sweep", "c=nan"), "finite number"),
+        ((*PRESET, "--policy", "trail", "--sweep", "c=0.2", "--sweep", "c=0.5"), "given twice"),
+        ((*PRESET, "--policy", "srpt", "--sweep", "c=0.5"), "no policy here depends on it"),
+        ((*PRESET, "--sweep", "blend=2"), "less than or equal to 1"),
+        ((*PRESET, "--sweep", "blend=-1"), "greater than or equal to 0"),
+        ((*PRESET, "--sweep", "max_overtakes=-3"), "greater than or equal to 0"),
+        ((*PRESET, "--sweep", "max_overtakes=nan"), "whole number"),
+        ((*PRESET, "--sweep", "slots=2.5"), "slots=2.5: give a whole number"),
+        ((*PRESET, "--sweep", "slots=inf"), "whole number"),
+        ((*PRESET, "--sweep", "kv_blocks=1e300"), "from 1 to"),
+        ((*PRESET, "--sweep", "replicas=0"), "from 1 to"),
+        ((*PRESET, "--sweep", "tau=0"), "tau must be above 0"),
+        ((*PRESET, "--load", "0.9", "--cv", "-1"), "coefficient of variation"),
         ((*PRESET, "--predictor", "build/p"), "without prompts"),
         ((*PRESET, "--kv-blocks", "3"), "can never run"),
         ((*PRESET, "--replicas", "2", "--router", "best"), "round-robin"),

@@ -43,6 +43,10 @@ def test_times_never_decrease_and_repeat_with_the_seed(
     assert np.array_equal(times, arrivals.gamma(count, rate, cv, seed))
 
 
+def test_gaps_without_variation_are_even() -> None:
+    assert arrivals.gamma(3, rate=4.0, cv=0.0, seed=1).tolist() == [0.25, 0.5, 0.75]
+
+
 def test_replay_starts_at_zero_and_scales() -> None:
     assert arrivals.replay([10.0, 10.5, 14.0, 99.0], count=3, speed=2.0).tolist() == [0, 0.25, 2.0]
 
@@ -53,6 +57,9 @@ def test_replay_starts_at_zero_and_scales() -> None:
         (lambda: arrivals.poisson(3, rate=0.0, seed=0), "rate must be a number above 0"),
         (lambda: arrivals.poisson(3, rate=float("nan"), seed=0), "above 0"),
         (lambda: arrivals.gamma(3, rate=1.0, cv=-1.0, seed=0), "variation"),
+        (lambda: arrivals.gamma(3, rate=1.0, cv=float("nan"), seed=0), "variation"),
+        (lambda: arrivals.gamma(3, rate=1.0, cv=1e200, seed=0), "variation"),
+        (lambda: arrivals.gamma(3, rate=1.0, cv=1e-200, seed=0), "variation"),
         (lambda: arrivals.burst(-1), "must not be negative"),
         (lambda: arrivals.replay([0.0, 1.0], count=3), "has 2 arrivals, 3 requests"),
         (lambda: arrivals.replay([1.0, 0.5], count=2), "never decrease"),

@@ -71,7 +71,7 @@ def test_arrivals_have_the_rate_and_variation_that_were_asked_for() -> None:
         ({"count": 0}, "number of requests"),
         ({"rate": 0.0}, "rate"),
         ({"rate": math.nan}, "rate"),
-        ({"cv": 0.0}, "variation"),
+        ({"cv": -1.0}, "variation"),
         ({"mean_prompt": 0.5}, "mean length must be from 1"),
         ({"mean_output": math.nan}, "mean length"),
         ({"sigma": -1.0}, "sigma must be from 0 to 3"),

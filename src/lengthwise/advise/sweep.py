@@ -142,7 +142,8 @@ def arrivals_of(cell: Cell, trace: Trace) -> Trace:
         trace = trace.scaled(rate / trace.rate)
         if cell.cv is None:
             return trace
-    return trace.with_arrivals(gamma(n, rate, cell.cv or 1.0, cell.seed))
+    cv = 1.0 if cell.cv is None else cell.cv
+    return trace.with_arrivals(gamma(n, rate, cv, cell.seed))
 
 
 def offered_load(simulated: Simulation, trace: Trace, cell: Cell) -> float:

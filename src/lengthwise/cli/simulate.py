@@ -130,7 +130,7 @@ def simulate(
     ] = "least-outstanding",
     cv: Annotated[
         float | None,
-        typer.Option(help="Random gaps with this coefficient of variation; 1 is Poisson."),
+        typer.Option(help="Random gaps with this coefficient of variation; 1 is Poisson, 0 even."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,

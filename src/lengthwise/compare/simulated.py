@@ -27,7 +27,8 @@ from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import PredictionError, Prompt
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
 from lengthwise.serve.places import MORE
-from lengthwise.settings import Settings
+from lengthwise.settings import Settings, parse_settings
+from lengthwise.settings.fields import MOST
 from lengthwise.simulate.engine import EngineSettings, StepCost, read_cost, read_engine, replaced
 from lengthwise.simulate.presets import preset
 from lengthwise.workload.dataset import load_dataset, parse_where
@@ -35,6 +36,7 @@ from lengthwise.workload.open_trace import is_trace
 from lengthwise.workload.trace import Trace, load_trace
 
 SWEPT = ("c", "max_overtakes", "blend", "tau", "kv_blocks", "slots", "replicas")
+_WHOLE = ("max_overtakes", "kv_blocks", "slots", "replicas")
 _TOLD_APART = ("load", "seed", "replicas", "kv_blocks", "slots")  # each has an fcfs of its own
 
 
@@ -297,10 +299,11 @@ def sweep_cells(
     settings = parse_policies(policies, base.predictor, pausing=pausing)
     for label, chosen in settings.items():
         _refuse_impossible(label, chosen, pausing)
-    axes = [_axis(text) for text in sweeps]
+    axes = _axes(sweeps)
     seen: set[str] = set()
-    for values in itertools.product(*(values for _, values in axes)):
-        varied = dict(zip((name for name, _ in axes), values, strict=True))
+    used: set[str] = set()
+    for values in itertools.product(*axes.values()):
+        varied = dict(zip(axes, values, strict=True))
         for load in (part for text in loads for part in text.split(",")):
             for seed in seeds:
                 for label, chosen in settings.items():
@@ -310,9 +313,15 @@ def sweep_cells(
                         varied,
                         pausing,
                     )
+                    used |= cell.tags.keys()
                     if repr(cell.key()) not in seen:
                         seen.add(repr(cell.key()))
                         yield cell
+    for name in axes:
+        if name not in used:
+            raise InputError(
+                f"--sweep {name}: no policy here depends on it: add one that does, or leave it out"
+            )
 
 
 def _refuse_impossible(label: str, settings: Settings, pausing: bool) -> None:
@@ -352,7 +361,21 @@ def _vary(cell: Cell, settings: Settings, varied: dict[str, float], pausing: boo
     return replace(cell, discipline=arguments, predictor=predictor, tags=tags)
 
 
+def _axes(sweeps: Sequence[str]) -> dict[str, list[float]]:
+    """What is varied, each with its values."""
+    axes: dict[str, list[float]] = {}
+    for text in sweeps:
+        name, values = _axis(text)
+        if name in axes:
+            raise InputError(
+                f"--sweep {name} was given twice: give all its values in one, as in {name}=1,2,4"
+            )
+        axes[name] = values
+    return axes
+
+
 def _axis(text: str) -> tuple[str, list[float]]:
+    """One `name=values`, each value as the setting of that name may be."""
     name, separator, values = text.partition("=")
     if name not in SWEPT:
         raise unknown_name("sweep", name, SWEPT)
@@ -362,7 +385,27 @@ def _axis(text: str) -> tuple[str, list[float]]:
         numbers = []
     if not separator or not numbers:
         raise InputError(f"--sweep {text}: give numbers, as in {name}=1,2,4")
+    for number in numbers:
+        _check_swept(name, number)
     return name, numbers
+
+
+def _check_swept(name: str, number: float) -> None:
+    """Raise an InputError for a value that the setting or limit of that name cannot have."""
+    where = f"--sweep {name}={number:g}"
+    if name in _WHOLE and not number.is_integer():
+        raise InputError(f"{where}: give a whole number")
+    if name == "tau" and not 0.0 < number <= 1.0:
+        raise InputError(f"{where}: tau must be above 0 and at most 1")
+    if name in ("kv_blocks", "slots", "replicas") and not 1 <= number <= MOST:
+        raise InputError(f"{where}: give a number from 1 to {MOST:,}")
+    try:
+        if name == "c":
+            parse_settings({"policy": "trail", "predictor": "none", "parameters": {"c": number}})
+        elif name in Settings.model_fields:
+            parse_settings({name: number})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def missed_loads(rows: Sequence[Figures]) -> Iterator[str]:

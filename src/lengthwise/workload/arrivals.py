@@ -25,6 +25,8 @@ Times = NDArray[np.float64]
 # Of made-up lengths: above, the mean hangs on requests so long and rare that no feasible sample has
 # one.
 _LARGEST_SIGMA: Final = 3.0
+_LEAST_CV: Final = 1e-6
+_LARGEST_CV: Final = 1e6
 
 
 def burst(count: int) -> Times:
@@ -47,7 +49,8 @@ def gamma(count: int, rate: float, cv: float, seed: int) -> Times:
     """Independent Gamma gaps with mean 1/rate and coefficient of variation `cv`.
 
     Shape 1/cv² and scale cv²/rate, as in the evaluation of learning-to-rank scheduling
-    (Fu et al. 2024, arXiv 2408.15792): cv 1 is Poisson, above 1 burstier, below 1 more even.
+    (Fu et al. 2024, arXiv 2408.15792): cv 1 is Poisson, above 1 burstier, below 1 more even, and 0
+    evenly spaced.
 
     Args:
         count: number of requests.
@@ -56,7 +59,14 @@ def gamma(count: int, rate: float, cv: float, seed: int) -> Times:
         seed: same seed, same times.
     """
     _check_positive("the arrival rate", rate)
-    _check_positive("the coefficient of variation of the gaps", cv)
+    # Beyond, its square or the inverse of that is no number; nobody means such gaps.
+    if cv and not _LEAST_CV <= cv <= _LARGEST_CV:
+        raise InputError(
+            "the coefficient of variation of the gaps must be 0 or from "
+            f"{_LEAST_CV:g} to {_LARGEST_CV:g}, got {cv}"
+        )
+    if cv == 0:
+        return np.arange(1, _checked_count(count) + 1) / rate
     random = np.random.default_rng(seed)
     gaps = random.gamma(shape=1 / cv**2, scale=cv**2 / rate, size=_checked_count(count))
     return np.cumsum(gaps)
