@@ -278,6 +278,12 @@ def test_simulate_reads_prompts(command: Command, prompts: Path) -> None:
         ((*PRESET, "--split", "test"), "trace without prompts"),
         ((*PRESET, "--policy", "srpt:pausing=on", "--no-pausing"), "leave --no-pausing out"),
         ((*PRESET, "--policy", "srpt:pausing=on;peek=on"), "it is a probe that looks"),
+        ((*PRESET, "--policy", "srpt:shadow=true"), "'shadow' is for a server and not simulated"),
+        ((*PRESET, "--policy", "srpt:tau_floor=0.9"), "'tau_floor' is for a server"),
+        ((*PRESET, "--policy", "srpt:stand_in=oracle"), "'stand_in' is for a server"),
+        ((*PRESET, "--policy", "srpt:client_priority=true"), "a trace has no classes"),
+        ((*PRESET, "--policy", "srpt:max_tenant_lead=9"), "a trace has no tenants"),
+        ((*PRESET, "--policy", "srpt:journal=j"), "'journal' is for a server"),
     ],
 )
 def test_simulate_says_what_is_wrong(

@@ -324,8 +324,30 @@ def sweep_cells(
             )
 
 
+#: settings that no cell can honour, with why; `tau_floor` is off in a comparison of bare policies
+_SERVERS_OWN = {
+    "shadow": "nothing is served here, and fcfs is stock vLLM's order",
+    "tau_floor": "no rolling tau is simulated",
+    "stand_in": "simulated predictions are there at once",
+    "client_priority": "a trace has no classes",
+    "max_tenant_lead": "a trace has no tenants",
+    "record": "results are kept by --out",
+    "journal": "results are kept by --out",
+    "length_log": "results are kept by --out",
+    "metrics_port": "no server runs",
+    "metrics_host": "no server runs",
+}
+
+
 def _refuse_impossible(label: str, settings: Settings, pausing: bool) -> None:
     """Raise an InputError for a policy that asks for what no cell has."""
+    for name, why in _SERVERS_OWN.items():
+        off = None if name == "tau_floor" else Settings.model_fields[name].default
+        if getattr(settings, name) != off:
+            raise InputError(
+                f"policy {label!r}: setting {name!r} is for a server and not simulated: {why}; "
+                "leave it out"
+            )
     if settings.pausing is True and not pausing:
         raise InputError(f"policy {label!r} asks for pauses: leave --no-pausing out")
     if settings.peek is True:
