@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -121,6 +122,14 @@ def conversations(count: int = 40, turns: int = 5) -> Trace:
 def test_gaps_without_variation_are_even(workload: Workload) -> None:
     gaps = np.diff(arrivals_of(replace(cells()[0], cv=0.0), workload.trace).arrival_s)
     assert gaps == pytest.approx(gaps[0])
+
+
+@pytest.mark.parametrize("load", ["0.5", "1.5"])
+def test_random_gaps_offer_the_load_that_was_asked_for(load: str) -> None:
+    few = synthetic_trace(30, math.inf, mean_prompt=50, mean_output=50, sigma=0.8, seed=1)
+    for seed in range(3):
+        row = run_cell(replace(cells()[0], load=load, seed=seed), Workload(few))
+        assert row["offered_load"] == pytest.approx(float(load))
 
 
 @pytest.mark.parametrize("cv", [None, 1.0])

@@ -4,8 +4,10 @@ A client is two files: `chunk-N-trace.csv`, without a header, with a line for ea
 minutes (its beginning in s, requests a second, their coefficient of variation, Gamma or Weibull,
 shape and scale of the gaps between requests; no pattern where the rate is 0); and
 `chunk-N-dataset.json`, with histograms of the lengths by window, each as a text such as
-"{224: 0.0003, 225: 0.0008}" that Python would read (servegen/clientpool.py). As there, gaps are
-drawn and stretched to fill their window.
+"{224: 0.0003, 225: 0.0008}" that Python would read (servegen/clientpool.py). As there
+(servegen/construct.py), gaps are drawn and stretched to fill their window, and who arrives at its
+end is left out: but for rounding a client sends one request less in a window than its rate says,
+rounded up, and nothing where it says one.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Client:
 
     @property
     def requests(self) -> float:
-        """How many it would send, about."""
+        """How many its rates say; each window has about one less, see above."""
         return sum(window.rate * end for window, end in self.spans())
 
     def spans(self) -> Iterator[tuple[Window, float]]:
