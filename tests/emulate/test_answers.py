@@ -159,6 +159,9 @@ def test_the_executor_is_told_what_to_emulate() -> None:
     assert second >= first > 0.0
 
 
+COSTS = {"step_s": 1e-3, "prefill_s": 0.0, "decode_s": 0.0}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -166,7 +169,12 @@ def test_the_executor_is_told_what_to_emulate() -> None:
         ({"clock": "real"}, "what is emulated"),
         ({"preset": "a100:llama-3-8b", "speed": 2}, "unknown key of the emulation 'speed'"),
         ({"preset": "a100:llama-3-8b", "clock": "sun"}, "unknown clock 'sun'.*real, virtual"),
+        ({"preset": "a100:llama-3-8b", "clock": []}, "unknown clock"),
         ({"cost": {"step": 1}, "kv_blocks": 10}, "not a step cost"),
+        ({"cost": COSTS}, "needs kv_blocks"),
+        ({"cost": COSTS, "kv_blocks": "many"}, "kv_blocks must be a whole number"),
+        ({"cost": COSTS, "kv_blocks": float("nan")}, "kv_blocks must be a whole number"),
+        ({"cost": COSTS | {"step_s": "x"}, "kv_blocks": 10}, "step_s must be a number"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(config: object, message: str) -> None:

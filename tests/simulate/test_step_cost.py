@@ -16,7 +16,7 @@ BENT = replace(AFFINE, linear=((1, 2e-3), (8, 2e-3), (16, 3e-3), (64, 9e-3)))
 
 
 def test_costs_that_no_engine_has_are_refused(tmp_path: Any) -> None:
-    for bad in (-1.0, float("nan"), float("inf")):
+    for bad in (-1.0, float("nan"), float("inf"), 10**400, True):
         with pytest.raises(InputError, match="prefill_s"):
             StepCost(1e-3, bad, 1e-6)
     with pytest.raises(InputError, match="no time"):
@@ -30,6 +30,9 @@ def test_costs_that_no_engine_has_are_refused(tmp_path: Any) -> None:
         ((2, 1.0), (2, 2.0)),
         ((1, 2.0), (2, 1.0)),
         ((0, 1.0), (2, 2.0)),
+        ((1, 1.0), (float("inf"), 2.0)),
+        ((1, 1.0), (10**400, 2.0)),
+        ((1, 1.0), (2, 10**400)),
     ):
         with pytest.raises(InputError, match="knots"):
             replace(BENT, linear=bad_knots)

@@ -93,13 +93,17 @@ def test_the_command_reads_columns_of_a_table(tmp_path: Path) -> None:
         (("--size", "nowhere.csv#tokens"), "no such file"),
         (("--size", "{table}#token"), "did you mean 'tokens'"),
         (("--size", "{table}#tokens"), "row 2: tokens is not a number: 'many'"),
+        (("--size", "{huge}#tokens"), "row 1: tokens is not a number: 1000"),
         (("--size", "{table}#guess"), "every size must be above 0, got -3"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
     table = tmp_path / "table.csv"
     table.write_text("tokens,guess\n5,4\nmany,-3\n")
-    result = run(*(str(each).replace("{table}", str(table)) for each in arguments))
+    huge = tmp_path / "huge.jsonl"
+    huge.write_text('{"tokens": 1' + 400 * "0" + "}\n")
+    texts = (str(each).replace("{table}", str(table)) for each in arguments)
+    result = run(*(text.replace("{huge}", str(huge)) for text in texts))
     assert isinstance(result.exception, InputError)
     assert result.exception.exit_code == 2
     assert words in str(result.exception)

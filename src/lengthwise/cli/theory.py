@@ -151,7 +151,7 @@ def _column(path: Path, name: str) -> NDArray[np.float64]:
     """The numbers of a table's column, shape (rows,)."""
     import numpy as np
 
-    from lengthwise.errors import InputError
+    from lengthwise.errors import InputError, one_line
     from lengthwise.workload.records import read_table
 
     table = read_table(path)
@@ -162,8 +162,10 @@ def _column(path: Path, name: str) -> NDArray[np.float64]:
     for index, (row, cell) in enumerate(zip(table.numbers, table.column(name), strict=True)):
         try:
             numbers[index] = float(cell)
-        except (TypeError, ValueError):
-            raise InputError(f"{path}: row {row}: {name} is not a number: {cell!r}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"{path}: row {row}: {name} is not a number: {one_line(cell, repr)}"
+            ) from None
     return numbers
 
 

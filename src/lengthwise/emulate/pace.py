@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from lengthwise.errors import InputError, LengthwiseError, unknown_name
-from lengthwise.simulate.engine import StepCost, step_seconds
+from lengthwise.simulate.engine import EngineSettings, StepCost, step_seconds
 from lengthwise.simulate.presets import parse_preset
 
 
@@ -132,16 +132,20 @@ def emulation_settings(config: object, block_size: int) -> EmulationSettings:
     known = _PRESET if "preset" in config else _COSTS
     for name in config.keys() - known:
         raise unknown_name("key of the emulation", str(name), known)
-    clock = config.get("clock", "real")
+    clock = str(config.get("clock", "real"))
     if clock not in _CLOCKS:
-        raise unknown_name("clock", str(clock), _CLOCKS)
+        raise unknown_name("clock", clock, _CLOCKS)
     if "preset" in config:
         preset = parse_preset(str(config["preset"]))
         assert preset.engine.kv_blocks is not None
         cost, tokens = preset.cost, preset.engine.kv_blocks * preset.engine.block_size
     else:
         cost = _cost(config["cost"])
-        tokens = int(config["kv_blocks"]) * block_size
+        blocks = config.get("kv_blocks")
+        if blocks is None:
+            raise InputError("the emulation's cost needs kv_blocks beside it: give their number")
+        EngineSettings(kv_blocks=blocks)  # says what is wrong with it
+        tokens = blocks * block_size
     return EmulationSettings(cost, tokens, _CLOCKS[clock](), bool(config.get("asynchronous", True)))
 
 

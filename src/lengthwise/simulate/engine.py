@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, one_line
 from lengthwise.files import read_json
+
+_MOST: Final = 2**31 - 1  # tokens, blocks or requests
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Raise InputError for an engine that could not run."""
         for name in ("slots", "token_budget", "block_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kv_blocks is not None and self.kv_blocks < 1:
-            raise InputError(f"kv_blocks must be at least 1, got {self.kv_blocks}")
+            _require_whole(name, getattr(self, name), 1)
+        for name in ("kv_blocks", "max_seqs"):
+            if getattr(self, name) is not None:
+                _require_whole(name, getattr(self, name), 1)
         if self.token_budget < self.slots:
             raise InputError(
                 f"a token budget of {self.token_budget} is less than the {self.slots} slots, each "
@@ -70,12 +72,19 @@ class EngineSettings:
                 f"max_seqs, which paused requests take too, must be at least the {self.slots} "
                 f"slots, got {self.max_seqs}"
             )
-        if not 0.0 <= self.watermark < 1.0:
-            raise InputError(f"the watermark must be from 0 to below 1, got {self.watermark}")
-        if self.long_prefill_tokens < 0:
-            raise InputError("the limit for long prefills must not be negative")
+        if not (_is_number(self.watermark) and 0.0 <= self.watermark < 1.0):
+            raise InputError(
+                f"the watermark must be from 0 to below 1, got {one_line(self.watermark)}"
+            )
+        _require_whole(
+            "long_prefill_tokens, the limit for long prefills,", self.long_prefill_tokens, 0
+        )
+        if not isinstance(self.prefix_caching, bool):
+            raise InputError(
+                f"prefix_caching must be true or false, got {one_line(self.prefix_caching, repr)}"
+            )
         if self.lag not in (0, 1):
-            raise InputError(f"the lag must be 0 or 1 steps, got {self.lag}")
+            raise InputError(f"the lag must be 0 or 1 steps, got {one_line(self.lag)}")
 
     @property
     def places(self) -> int:
@@ -110,6 +119,20 @@ class EngineSettings:
         return int(self.watermark * (blocks + 1))
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is one; JSON's true and false are none."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _require_whole(name: str, value: Any, least: int) -> None:
+    """Raise InputError for a limit that is no whole number, or none that an engine could have."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and least <= value <= _MOST):
+        raise InputError(
+            f"{name} must be a whole number from {least} to {_MOST:,}, got {one_line(value)}"
+        )
+
+
 def replaced(limits: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """An engine's limits with others in the place of some; with the slots the places go."""
     kept = {name: value for name, value in limits.items() if name != "max_seqs"}
@@ -131,10 +154,7 @@ def read_engine(path: Path, given: Mapping[str, Any]) -> EngineSettings:
     known = {each.name for each in fields(EngineSettings)}
     if not isinstance(limits, dict) or not limits.keys() <= known:
         raise InputError(f"{path}: the key 'engine' may hold {', '.join(sorted(known))}")
-    try:
-        return EngineSettings(**replaced(limits, given))
-    except TypeError as error:
-        raise InputError(f"{path}: a limit of the engine is of the wrong type: {error}") from None
+    return EngineSettings(**replaced(limits, given))
 
 
 SCHEMA: Final = "lengthwise.cost/2"
@@ -186,8 +206,11 @@ class StepCost:
         """Raise InputError for costs that no engine has."""
         for name in _NUMBERS:
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise InputError(f"the cost {name} must be a number of seconds ≥ 0, got {value}")
+            if not (_is_number(value) and 0.0 <= value <= _LONGEST_S):
+                raise InputError(
+                    f"the cost {name} must be a number of seconds from 0 to {_LONGEST_S:,}, got "
+                    f"{one_line(value)}"
+                )
         object.__setattr__(self, "linear", _checked(self.linear))  # JSON has lists
         first_s = self.linear[0][1] if self.linear else 0.0
         if self.step_s + self.decode_s + self.request_s + first_s <= 0.0:
@@ -266,6 +289,8 @@ class StepCost:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+_LONGEST_S: Final = 10**9  # of a cost: beyond, sums of steps are no numbers any more
+_MOST_TOKENS: Final = 10**7  # of a knot
 _NUMBERS: Final = tuple(
     each.name for each in fields(StepCost) if each.name not in ("source", "linear")
 )
@@ -275,13 +300,20 @@ def _checked(given: Iterable[tuple[float, float]]) -> tuple[tuple[int, float], .
     """The knots, if more tokens never take less time by them; else InputError."""
     try:
         knots = tuple((int(tokens), float(seconds)) for tokens, seconds in given)
-    except (TypeError, ValueError):
-        raise InputError("linear must be a list of knots: tokens, seconds") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            "linear must be a list of knots: tokens and seconds, finite numbers"
+        ) from None
     if not knots:
         return ()
     tokens, seconds = zip(*knots, strict=True)
     if len(knots) < 2 or tokens[0] < 1 or any(b <= a for a, b in pairwise(tokens)):
         raise InputError("the knots of linear must be at two or more numbers of tokens, rising")
+    if tokens[-1] > _MOST_TOKENS:  # a table has a line for each number of tokens below
+        raise InputError(
+            f"the knots of linear must be at no more than {_MOST_TOKENS:,} tokens, got "
+            f"{one_line(tokens[-1])}"
+        )
     if not (seconds[0] >= 0.0 and math.isfinite(seconds[-1])) or any(
         not b >= a for a, b in pairwise(seconds)
     ):
@@ -326,7 +358,10 @@ def read_cost(path: Path) -> StepCost:
     for name in _NUMBERS:
         if not isinstance(cost.get(name, 0.0), int | float):
             raise InputError(f"{path}: the cost {name} is not a number")
-    return StepCost(**cost)
+    try:
+        return StepCost(**cost)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 @compiled
