@@ -92,6 +92,34 @@ def test_a_stopped_sweep_goes_on_where_it_was(
     assert [cell.seed for cell in ran] == [2, 2]
 
 
+def test_a_sweep_does_not_go_on_with_what_came_of_another_trace(workload: Workload) -> None:
+    """Traces that differ in one column each, also where arrivals and lengths are the same."""
+    plain = workload.trace
+    blocks = {"block_hashes": np.arange(300), "block_offsets": np.arange(301), "hash_tokens": 16}
+    turns = {"after": np.arange(300) - 1, "delay_s": np.zeros(300)}
+    traces = [
+        plain,
+        replace(plain, output_tokens=plain.output_tokens + 1),
+        replace(plain, **blocks),
+        replace(plain, **blocks | {"block_hashes": np.zeros(300, np.int64)}),
+        replace(plain, **blocks | {"block_offsets": np.append(np.arange(300), 299)}),
+        replace(plain, **blocks | {"hash_tokens": 32}),
+        replace(plain, **turns),
+        replace(plain, **turns | {"after": np.full(300, -1)}),
+        replace(plain, **turns | {"delay_s": np.ones(300)}),
+    ]
+    found = {sweep._identity(cells()[0], Workload(trace)) for trace in traces}
+    assert len(found) == len(traces)
+
+
+def test_a_sweep_does_not_go_on_with_figures_of_another_version(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sweep._identity(cells()[0], workload)
+    monkeypatch.setattr(sweep, "__version__", "0.0.1")
+    assert sweep._identity(cells()[0], workload) != before
+
+
 def test_what_cannot_be_simulated_ends_the_sweep_with_one_line(workload: Workload) -> None:
     bad = [*cells(2), Cell("srpt", {"policy": "srpt"}, "0.9", cells()[0].cost, EngineSettings())]
     for jobs in (1, 2):

@@ -15,7 +15,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise import __version__
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
 from lengthwise.files import json_objects
 from lengthwise.measure.metrics import good_requests, latency_figures
@@ -400,13 +401,16 @@ def _failure(cell: Cell, code: int | None) -> Figures:
 
 
 def _identity(cell: Cell, workload: Workload) -> str:
-    """What a finished cell is found again by."""
-    digest = hashlib.sha256(json.dumps(cell.key(), sort_keys=True, default=str).encode())
-    trace = workload.trace
-    for column in (trace.arrival_s, trace.prompt_tokens, trace.output_tokens):
-        digest.update(column.tobytes())
-    if workload.predictions is not None:
-        digest.update(workload.predictions.tobytes())
+    """What a finished cell is found again by: all that its figures depend on, the code included."""
+    said = {"version": __version__, "cell": cell.key(), "hash_tokens": workload.trace.hash_tokens}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    columns = {each.name: getattr(workload.trace, each.name) for each in fields(workload.trace)}
+    columns["predictions"] = workload.predictions
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray):
+            # The name and the length, so that no column's bytes are taken for another's.
+            digest.update(f"{name} {column.dtype} {column.shape}".encode())
+            digest.update(column.tobytes())
     return digest.hexdigest()
 
 
