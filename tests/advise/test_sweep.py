@@ -17,6 +17,7 @@ from lengthwise.advise import sweep
 from lengthwise.advise.sweep import Cell, Figures, Workload, arrivals_of, run_cell, run_sweep
 from lengthwise.errors import InputError
 from lengthwise.simulate.engine import EngineSettings, StepCost
+from lengthwise.simulate.simulation import Simulation, simulate
 from lengthwise.workload.arrivals import synthetic_trace
 from lengthwise.workload.trace import Trace
 from tests.support.command_line import Command, Run
@@ -95,8 +96,12 @@ def test_a_stopped_sweep_goes_on_where_it_was(
 def test_a_sweep_does_not_go_on_with_what_came_of_another_trace(workload: Workload) -> None:
     """Traces that differ in one column each, also where arrivals and lengths are the same."""
     plain = workload.trace
-    blocks = {"block_hashes": np.arange(300), "block_offsets": np.arange(301), "hash_tokens": 16}
-    turns = {"after": np.arange(300) - 1, "delay_s": np.zeros(300)}
+    blocks: dict[str, Any] = {
+        "block_hashes": np.arange(300),
+        "block_offsets": np.arange(301),
+        "hash_tokens": 16,
+    }
+    turns: dict[str, Any] = {"after": np.arange(300) - 1, "delay_s": np.zeros(300)}
     traces = [
         plain,
         replace(plain, output_tokens=plain.output_tokens + 1),
@@ -150,6 +155,22 @@ def conversations(count: int = 40, turns: int = 5) -> Trace:
 def test_gaps_without_variation_are_even(workload: Workload) -> None:
     gaps = np.diff(arrivals_of(replace(cells()[0], cv=0.0), workload.trace).arrival_s)
     assert gaps == pytest.approx(gaps[0])
+
+
+def test_a_probe_errs_in_other_requests_than_the_predictor(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: dict[str, Any] = {}
+
+    def watched(*arguments: Any, **named: Any) -> Simulation:
+        handed.update(named)
+        return simulate(*arguments, **named)
+
+    monkeypatch.setattr(sweep, "simulate", watched)
+    noise = "noisy-oracle:0.01"  # next to nothing else
+    run_cell(replace(cells(2)[1], predictor=noise, probe=noise), workload)
+    alike = np.corrcoef(handed["predictions"][:, 0], handed["probe"][:, 0])[0, 1]
+    assert abs(alike) < 0.3
 
 
 @pytest.mark.parametrize("load", ["0.5", "1.5"])

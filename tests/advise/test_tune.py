@@ -106,6 +106,13 @@ def test_where_the_first_token_counts_pauses_and_looks_are_chosen(workload: Work
     assert chosen.figures[0]["looks"] > 0
 
 
+def test_as_many_fresh_seeds_as_noise_needs(workload: Workload) -> None:
+    served = Workload(arrivals_of(BASE, workload.trace))
+    sure = replace(BASE, predictor="oracle", load="trace")
+    assert len(tuning._fresh(sure, served)) == 1
+    assert len(tuning._fresh(replace(sure, probe="noisy-oracle:0.8"), served)) == FRESH_SEEDS
+
+
 def test_nothing_on_the_front_is_bettered_on_both(tuned: Tuning) -> None:
     others = [each for each in tuned.front if each is not tuned.chosen]
     assert tuned.chosen in tuned.front

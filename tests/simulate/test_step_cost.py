@@ -25,6 +25,7 @@ def test_costs_that_no_engine_has_are_refused(tmp_path: Any) -> None:
     assert read_cost(tmp_path / "cost.json") == AFFINE
     BENT.write(tmp_path / "cost.json")
     assert read_cost(tmp_path / "cost.json") == BENT
+    bad_knots: Any
     for bad_knots in (
         ((1, 1.0),),
         ((2, 1.0), (2, 2.0)),

@@ -42,6 +42,7 @@ Done = Callable[[int], None]
 
 PLACES: Final = ("cores", "ray")  #: where a sweep can run
 _ATTEMPTS: Final = 2
+_PROBE_STREAM: Final = 2  # of a seed; 1 is that of made-up lengths
 _DRAWN: Final = (
     ("mean_e2el_ms", "Mean end-to-end latency (s)"),
     ("p99_e2el_ms", "p99 end-to-end latency (s)"),
@@ -176,7 +177,8 @@ def run_cell(cell: Cell, workload: Workload) -> Figures:
             predictions = trace_predictions(trace, predictor, cell.seed)
     probe = None
     if cell.probe is not None and discipline.refines:
-        probe = trace_predictions(trace, cell.probe, cell.seed)
+        # Noise of its own: with the prompt predictor's it would err in the same requests.
+        probe = trace_predictions(trace, cell.probe, [cell.seed, _PROBE_STREAM])
     simulated = simulate(
         trace,
         discipline,

@@ -506,7 +506,8 @@ def _distinct(some: Sequence[Judged]) -> list[Judged]:
 
 def _fresh(base: Cell, workload: Workload) -> range:
     """Seeds that nothing was chosen on; one is enough where nothing is drawn."""
-    drawn = str(base.predictor).startswith("noisy-oracle") or (
+    noisy = any(str(each).startswith("noisy-oracle") for each in (base.predictor, base.probe))
+    drawn = noisy or (
         base.load not in ("trace", "burst") and not math.isfinite(workload.trace.rate)
     )
     return range(base.seed + FRESH, base.seed + FRESH + (FRESH_SEEDS if drawn else 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,8 +19,15 @@ _QUANTILE_90: Final = float(ndtri(0.9))
 _POINTS: Final = ndtri((np.arange(32) + 0.5) / 32)  # where a posterior is evaluated for its mean
 
 
-def trace_predictions(trace: Trace, predictor: str, seed: int = 0) -> NDArray[np.float64]:
+def trace_predictions(
+    trace: Trace, predictor: str, seed: int | Sequence[int] = 0
+) -> NDArray[np.float64]:
     """Score, expected, low, median and high for each request, shape [n, 5].
+
+    Args:
+        trace: the requests.
+        predictor: one of KINDS.
+        seed: of the noise; a seed and the number of one of its streams, as numpy takes them.
 
     Raises:
         InputError: a predictor that needs the text of prompts, or none of that name.
@@ -50,7 +58,7 @@ def certain(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.repeat(np.maximum(tokens, 1).astype(np.float64)[:, None], 5, axis=1)
 
 
-def noisy(tokens: NDArray[np.int64], tau: float, seed: int) -> NDArray[np.float64]:
+def noisy(tokens: NDArray[np.int64], tau: float, seed: int | Sequence[int]) -> NDArray[np.float64]:
     """The truth with noise, so that its Kendall tau-b is about `tau`; calibrated.
 
     As `predict.load.NoisyOracle`, for which the whole trace is known: a length's normal score
