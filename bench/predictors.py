@@ -214,7 +214,7 @@ def other_row(label: str, kind: str, asked: Any, scores: Any) -> dict[str, Any]:
     """The row of what only orders: nothing but its tau is known."""
     from lengthwise.predict.kendall import tau_with_interval
 
-    tau, tau_low, tau_high = tau_with_interval(asked.lengths, scores)
+    tau, tau_low, tau_high = tau_with_interval(asked.lengths, scores, groups=asked.rows)
     nothing = dict.fromkeys(
         ("loss", "bucket", "floor", "reach", "ceiling_tau", "coverage_80", "microseconds_p50")
     )

@@ -37,6 +37,28 @@ def draws(rows: int, times: int, seed: int) -> Iterator[NDArray[np.int64]]:
         yield random.integers(rows, size=rows)
 
 
+def draws_of_groups(
+    groups: NDArray[np.int64], times: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of as many groups as there are, with replacement, so many times.
+
+    Rows of one group, such as the answers of a conversation, are alike: drawn one by one they would
+    promise more than they tell. The same as `draws` where every row is a group.
+
+    Args:
+        groups: shape (rows,), which group each row belongs to.
+        times: how often.
+        seed: of the draws.
+    """
+    _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if sizes.size == groups.size:
+        yield from draws(groups.size, times, seed)
+        return
+    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(sizes)[:-1])
+    for drawn in draws(sizes.size, times, seed):
+        yield np.concatenate([members[group] for group in drawn])
+
+
 def middle_95(drawn: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
     """Between which ends the middle 95 % of the draws' figures lie."""
     low, high = np.quantile(drawn, (0.025, 0.975))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from lengthwise.predict.ablation import ABLATIONS, ablate
 from lengthwise.predict.evaluate import (
     BATCH_SIZES,
     OTHER,
+    Evaluation,
+    Part,
     by_estimate,
     by_length,
     by_task,
@@ -69,7 +72,7 @@ def test_any_text_has_a_root_verb(text: str) -> None:
 def test_rare_tasks_are_put_together() -> None:
     lengths, predictions = made_up(200)
     tasks = ["write"] * 100 + ["list"] * 60 + ["sing"] * 29 + ["hum"] * 11
-    parts = by_task(tasks, lengths, predictions, 0)
+    parts = by_task(tasks, lengths, predictions, np.arange(200), 0)
     assert [(part.name, part.rows) for part in parts] == [("write", 100), ("list", 60), (OTHER, 40)]
     assert parts[0].mean_length == lengths[:100].mean()
     for part in parts:
@@ -81,7 +84,7 @@ def test_rare_tasks_are_put_together() -> None:
 
 def test_true_quantiles_are_seen_to_be_true() -> None:
     lengths, predictions = made_up(20_000)
-    parts = by_estimate(lengths, predictions, 0)
+    parts = by_estimate(lengths, predictions, np.arange(lengths.size), 0)
     assert [part.rows for part in parts] == [2_000] * 10
     for part in parts:
         assert part.below_low == pytest.approx(0.1, abs=0.03)
@@ -93,10 +96,12 @@ def test_true_quantiles_are_seen_to_be_true() -> None:
 
 def test_tenths_go_from_short_to_long() -> None:
     lengths, predictions = made_up(95)
-    means = [part.mean_length for part in by_length(lengths, predictions, 0)]
+    means = [
+        part.mean_length for part in by_length(lengths, predictions, np.arange(lengths.size), 0)
+    ]
     assert means == sorted(means)
     assert len(means) == 10
-    few = by_length(lengths[:3], predictions[:3], 0)
+    few = by_length(lengths[:3], predictions[:3], np.arange(3), 0)
     assert [part.rows for part in few] == [1, 1, 1]
     assert few[0].tau is None
 
@@ -111,6 +116,27 @@ def test_an_evaluation_has_all_its_parts() -> None:
         assert 0 < timed.microseconds_p50 <= timed.microseconds_p99
     assert 0 < result.microseconds_p50 <= result.microseconds_p99
     assert result.training_seconds == predictor.metadata.training.seconds
+
+
+def test_answers_of_one_conversation_do_not_narrow_an_interval() -> None:
+    """They are much alike: as many single answers would say far more."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(20, 400, 30).repeat(10) + random.integers(0, 9, 300)
+    rows = np.arange(1, 31).repeat(10)
+    conversations = replace(
+        table(300), lengths=lengths, rows=rows, tasks=["write"] * 300, samples=None
+    )
+    lone = replace(conversations, rows=np.arange(1, 301))
+    predictor = load_predictor("noisy-oracle:0.5", tokenizer="reference")
+    wide, narrow = (evaluate(predictor, each, REFERENCE) for each in (conversations, lone))
+    assert width(wide) > 1.5 * width(narrow)
+    assert width(wide.tau_by_task[0]) > 1.5 * width(narrow.tau_by_task[0])
+
+
+def width(measured: Evaluation | Part) -> float:
+    assert measured.tau_low is not None
+    assert measured.tau_high is not None
+    return measured.tau_high - measured.tau_low
 
 
 def test_batches_larger_than_the_table_are_not_timed() -> None:
@@ -139,12 +165,12 @@ def test_a_predictor_of_many_is_timed_on_many() -> None:
 
 @pytest.mark.parametrize("name", ["p.svg", "p.png", "p.pdf"])
 def test_calibration_is_drawn(tmp_path: Path, name: str) -> None:
-    plot_calibration(by_estimate(*made_up(500), 0), tmp_path / name)
+    plot_calibration(by_estimate(*made_up(500), np.arange(500), 0), tmp_path / name)
     assert (tmp_path / name).stat().st_size > 1_000
 
 
 def test_a_picture_that_cannot_be_drawn_is_one_line(tmp_path: Path) -> None:
-    parts = by_estimate(*made_up(50), 0)
+    parts = by_estimate(*made_up(50), np.arange(50), 0)
     with pytest.raises(InputError, match="a picture is one of"):
         plot_calibration(parts, tmp_path / "p.txt")
     with pytest.raises(InputError, match="cannot write"):

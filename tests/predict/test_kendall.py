@@ -61,3 +61,34 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         assert interval is not None
         covered += interval[0] <= truth <= interval[1]
     assert covered >= 33  # 38 of 40 are expected; 33 or fewer in one of 10,000 runs
+
+
+def test_an_interval_of_groups_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Of 60 conversations of 15 answers each: drawn one by one, about half of them would."""
+    covered = alone = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        shared = random.normal(size=(2, 60, 1))
+        noise = random.normal(size=(2, 60, 15))
+        scores = (0.9 * shared[0] + 0.44 * noise[0]).ravel()
+        truth = (0.5 * shared[0] + 0.75 * shared[1] + 0.43 * noise[1]).ravel()
+        groups = np.arange(60).repeat(15)
+        # Of normals of this correlation, whatever is shared.
+        tau = 2 / math.pi * math.asin(0.45 / math.hypot(0.9, 0.44) / math.hypot(0.5, 0.75, 0.43))
+        together, apart = (
+            tau_interval(truth, scores, seed, groups),
+            tau_interval(truth, scores, seed),
+        )
+        assert together is not None
+        assert apart is not None
+        covered += together[0] <= tau <= together[1]
+        alone += apart[0] <= tau <= apart[1]
+    assert covered >= 33
+    assert alone < 30
+
+
+def test_groups_of_one_row_change_nothing_and_one_group_has_no_interval() -> None:
+    random = np.random.default_rng(1)
+    truth, scores = random.normal(size=(2, 80))
+    assert tau_interval(truth, scores, 3, random.permutation(80)) == tau_interval(truth, scores, 3)
+    assert tau_interval(truth, scores, 3, np.zeros(80, dtype=np.int64)) is None

@@ -180,7 +180,7 @@ def measure_tau(predictor: Predictor, prompts: Sequence[Prompt], rows: Dataset, 
     else:
         said = [predictor.predict(prompt) for prompt in prompts]
     scores = np.array([prediction.score for prediction in said])
-    return Tau(len(prompts), *tau_with_interval(rows.lengths, scores, seed))
+    return Tau(len(prompts), *tau_with_interval(rows.lengths, scores, seed, rows.rows))
 
 
 class Parts(NamedTuple):

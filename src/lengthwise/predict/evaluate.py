@@ -65,6 +65,7 @@ _SHARES: Final = (
 )
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,36 +86,39 @@ class Part:
     above_high: float  #: share above the 90 % quantile: 0.1
 
 
-def by_task(tasks: Sequence[str], lengths: Floats, predictions: Floats, seed: int) -> list[Part]:
+def by_task(
+    tasks: Sequence[str], lengths: Floats, predictions: Floats, groups: Rows, seed: int
+) -> list[Part]:
     """A part for each of the most common tasks, the rest under `OTHER`; largest first.
 
     Args:
         tasks: of n rows.
         lengths: shape (n,), tokens.
         predictions: shape (n, 5), as in `Prediction`.
+        groups: shape (n,), which rows are answers of one conversation: they are drawn together.
         seed: of the intervals.
     """
     common = [task for task, rows in Counter(tasks).most_common(_MOST_TASKS) if rows >= _LEAST_ROWS]
     names = np.array([task if task in common else OTHER for task in tasks])
     return [
-        _part(name, lengths[names == name], predictions[names == name], seed)
+        _part(name, np.flatnonzero(names == name), lengths, predictions, groups, seed)
         for name in [*common, OTHER]
         if (names == name).any()
     ]
 
 
-def by_length(lengths: Floats, predictions: Floats, seed: int) -> list[Part]:
+def by_length(lengths: Floats, predictions: Floats, groups: Rows, seed: int) -> list[Part]:
     """A part for each tenth of the rows, from the shortest answers to the longest.
 
     Within a tenth lengths differ little, so its tau is far below that of all.
     """
-    return _tenths(lengths, lengths, predictions, seed)
+    return _tenths(lengths, lengths, predictions, groups, seed)
 
 
-def by_estimate(lengths: Floats, predictions: Floats, seed: int) -> list[Part]:
+def by_estimate(lengths: Floats, predictions: Floats, groups: Rows, seed: int) -> list[Part]:
     """A part for each tenth of the rows, by the expected length: is what is promised true?"""
     expected = predictions[:, Prediction._fields.index("expected")]
-    return _tenths(expected, lengths, predictions, seed)
+    return _tenths(expected, lengths, predictions, groups, seed)
 
 
 def root_verb(prompt: str) -> str:
@@ -127,20 +131,31 @@ def root_verb(prompt: str) -> str:
     return next((word for word in words if word not in _COURTEOUS), OTHER)
 
 
-def _tenths(keys: Floats, lengths: Floats, predictions: Floats, seed: int) -> list[Part]:
+def _tenths(
+    keys: Floats, lengths: Floats, predictions: Floats, groups: Rows, seed: int
+) -> list[Part]:
     parts = np.array_split(np.argsort(keys, kind="stable"), min(_PARTS, max(1, keys.size)))
     return [
         _part(
-            f"{keys[rows].min():.0f}–{keys[rows].max():.0f}", lengths[rows], predictions[rows], seed
+            f"{keys[rows].min():.0f}–{keys[rows].max():.0f}",
+            rows,
+            lengths,
+            predictions,
+            groups,
+            seed,
         )
         for rows in parts
         if rows.size
     ]
 
 
-def _part(name: str, lengths: Floats, predictions: Floats, seed: int) -> Part:
-    score, expected, low, median, high = predictions.T
-    tau, tau_low, tau_high = tau_with_interval(lengths, score, seed)
+def _part(
+    name: str, rows: Rows, lengths: Floats, predictions: Floats, groups: Rows, seed: int
+) -> Part:
+    """The figures of the rows at some places."""
+    lengths = lengths[rows]
+    score, expected, low, median, high = predictions[rows].T
+    tau, tau_low, tau_high = tau_with_interval(lengths, score, seed, groups[rows])
     return Part(
         name=name,
         rows=lengths.size,
@@ -317,7 +332,8 @@ def evaluate(
     said = predictions[usable]
     score, expected, low, median, high = said.T
     tasks = dataset.tasks or [root_verb(prompt) for prompt in dataset.prompts]
-    tau, tau_low, tau_high = tau_with_interval(truth, score, seed)
+    groups = dataset.rows[usable]  # a conversation is one row of the file, and many of these
+    tau, tau_low, tau_high = tau_with_interval(truth, score, seed, groups)
     ceiling, resample = _ceilings(dataset)
     metadata = getattr(predictor, "metadata", None)
     return Evaluation(
@@ -341,10 +357,14 @@ def evaluate(
         training_seconds=None if metadata is None else metadata.training.seconds,
         latency=timed,
         tau_by_task=by_task(
-            [task for task, kept in zip(tasks, usable, strict=True) if kept], truth, said, seed
+            [task for task, kept in zip(tasks, usable, strict=True) if kept],
+            truth,
+            said,
+            groups,
+            seed,
         ),
-        tau_by_decile=by_length(truth, said, seed),
-        calibration=by_estimate(truth, said, seed),
+        tau_by_decile=by_length(truth, said, groups, seed),
+        calibration=by_estimate(truth, said, groups, seed),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.compiled import compiled
-from lengthwise.intervals import draws, middle_95
+from lengthwise.intervals import draws_of_groups, middle_95
 
 _RESAMPLES: Final = 1_000
 _LEAST_RESAMPLES: Final = 100
@@ -31,34 +31,46 @@ def kendall_tau(truth: ArrayLike, scores: ArrayLike) -> float | None:
     return _tau_of_ranks(dense_ranks(truth), dense_ranks(scores))
 
 
-def tau_interval(truth: ArrayLike, scores: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
+def tau_interval(
+    truth: ArrayLike,
+    scores: ArrayLike,
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
+) -> tuple[float, float] | None:
     """The 95 % bootstrap interval of tau-b.
 
     Args:
         truth: shape (n,).
         scores: shape (n,).
         seed: of the draws.
+        groups: shape (n,), which rows are drawn together, such as the answers of a conversation;
+            None: each by itself.
 
     Returns:
-        the two ends, or None where tau is undefined.
+        the two ends, or None where tau is undefined, or all rows are one group.
     """
     truth_ranks, score_ranks = dense_ranks(truth), dense_ranks(scores)
     count = truth_ranks.size
-    if _tau_of_ranks(truth_ranks, score_ranks) is None:
+    groups = np.arange(count) if groups is None else groups
+    if _tau_of_ranks(truth_ranks, score_ranks) is None or (groups == groups[0]).all():
         return None
     times = int(np.clip(_RESAMPLED_ROWS // count, _LEAST_RESAMPLES, _RESAMPLES))
     taus = [
-        _tau_of_ranks(truth_ranks[drawn], score_ranks[drawn]) for drawn in draws(count, times, seed)
+        _tau_of_ranks(truth_ranks[drawn], score_ranks[drawn])
+        for drawn in draws_of_groups(groups, times, seed)
     ]
     known = [tau for tau in taus if tau is not None]
     return middle_95(known) if known else None  # of very few rows, each draw may be one row
 
 
 def tau_with_interval(
-    truth: ArrayLike, scores: ArrayLike, seed: int = 0
+    truth: ArrayLike,
+    scores: ArrayLike,
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[float | None, float | None, float | None]:
     """Tau-b and the ends of its interval, as from `kendall_tau` and `tau_interval`."""
-    low, high = tau_interval(truth, scores, seed) or (None, None)
+    low, high = tau_interval(truth, scores, seed, groups) or (None, None)
     return kendall_tau(truth, scores), low, high
 
 
