@@ -60,7 +60,9 @@ def test_figures_are_medians_of_rounds_and_counts_are_sums(tmp_path: Path) -> No
     summary = result_of(compared(tmp_path), "ltr").summary()
     assert summary["mean_e2el_ms"] == pytest.approx(3000)
     assert summary["completed"] == 6
-    assert summary["total_output_tokens"] == 6
+    assert summary["total_input_tokens"] == 60
+    assert summary["total_output_tokens"] == 12
+    assert summary["max_concurrent_requests"] == 3
 
 
 def test_without_fcfs_there_are_no_ratios(tmp_path: Path) -> None:

@@ -32,7 +32,15 @@ COMPARED = (
     "p90_latency_per_output_token_ms",
     "max_waiting_time_ms",
 )
-_COUNTS = ("completed", "failed", "preemptions", "recomputed_tokens", "overtakes")
+_COUNTS = (
+    "completed",
+    "failed",
+    "total_input_tokens",
+    "total_output_tokens",
+    "preemptions",
+    "recomputed_tokens",
+    "overtakes",
+)
 
 CAPACITY_TOLERANCE = 0.10  # share of the run's median capacity beyond which a round is flagged
 LOAD_TOLERANCE = 0.10  # share of the load asked for beyond which the load offered is flagged
