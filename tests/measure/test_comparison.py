@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lengthwise.measure import (
     compare,
     read_results,
 )
+from lengthwise.measure.results import VIRTUAL
 from lengthwise.measure.wording import headline, load_title, seconds
 from tests.support.measure_rounds import RUN, append_round, failed, write_run
 
@@ -113,6 +115,16 @@ def test_rounds_are_flagged_but_stay(tmp_path: Path) -> None:
     ]
     fcfs = result_of(comparison, "fcfs")
     assert (len(fcfs.rounds), fcfs.flagged) == (3, 1)
+
+
+def test_in_virtual_time_no_machine_drifts(tmp_path: Path) -> None:
+    """Each repeat is another draw of requests, with a capacity of its own."""
+    writer = ResultsWriter(tmp_path, replace(RUN, engine=VIRTUAL))
+    for number, capacity in enumerate((1000.0, 1200.0, 800.0)):
+        append_round(writer, number, "fcfs", [1.0], repeat=number, capacity=capacity)
+    comparison = compared(tmp_path)
+    assert comparison.capacity == Spread(1000.0, 800.0, 1200.0)
+    assert all(not each.flags for each in comparison.rounds)
 
 
 def test_a_client_that_sends_late_is_flagged(tmp_path: Path) -> None:

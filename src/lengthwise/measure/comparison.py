@@ -17,7 +17,7 @@ from itertools import groupby
 import numpy as np
 
 from lengthwise.measure.metrics import Summary, summarise
-from lengthwise.measure.results import LIVE, Results, RoundInfo
+from lengthwise.measure.results import LIVE, VIRTUAL, Results, RoundInfo
 
 #: Figures that are compared with the baseline; for all of them smaller is better.
 COMPARED = (
@@ -164,7 +164,9 @@ def compare(results: Results, objectives: dict[str, float] | None = None) -> Com
     for each in results.rounds:
         summary = summarise(each.records, objectives)
         summary["recomputed_tokens"] = each.info.counters.get("recomputed_tokens")
-        rounds.append(RoundResult(each.info, summary, _flags(each.info, summary, capacity)))
+        # In virtual time capacity is that of another draw of requests, and no machine drifted.
+        drifts = None if results.run.engine == VIRTUAL else capacity
+        rounds.append(RoundResult(each.info, summary, _flags(each.info, summary, drifts)))
     # What needs no clock carries the comparison, so it comes first.
     loads = sorted(dict.fromkeys(info.load for info in infos), key=depends_on_clock)
     compared = []
