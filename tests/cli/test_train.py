@@ -206,6 +206,14 @@ def test_the_transfer_matrix_of_two_tables(command: Command, table: Path, tmp_pa
     assert [list(each["taus"]) for each in found] == [names] * len(found)
     assert (found[0]["trained_on"], found[0]["rows"]) == (str(out), 300)
     assert {each["trained_on"] for each in found[1:]} == set(names)
+    (tmp_path / "b").mkdir()
+    same_name = tmp_path / "b" / table.name
+    same_name.write_bytes(table.read_bytes())
+    result = command.json("evaluate", out, "--across", f"{table},{same_name}", *columns)
+    assert list(result["across"][0]["taus"]) == [str(table), str(same_name)]
+    assert "twice: give each table once" in command.refusal(
+        "evaluate", out, "--across", f"{table},{table}", *columns
+    )
     assert "give a table" in command.refusal("evaluate", out)
     assert "learns nothing" in command.refusal(
         "evaluate", "oracle", "--across", f"{table}", *columns

@@ -279,7 +279,8 @@ def transfer_matrix(
         progress: see `transfer`.
 
     Raises:
-        InputError: the predictor learns nothing, or a table cannot be read or learnt from.
+        InputError: the predictor learns nothing, a table is named twice, or one cannot be read or
+            learnt from.
     """
     metadata = getattr(loaded, "metadata", None)
     if metadata is None:
@@ -289,7 +290,7 @@ def transfer_matrix(
         )
     rows = metadata.training.rows if limit is None else limit
     sets: dict[str, Parts] = {}
-    for source in sources:
+    for label, source in _labels(sources).items():
         place, _, condition = source.partition(":")
         path = Path(place)
         conditions = parse_where([condition] if condition else None)
@@ -300,9 +301,7 @@ def transfer_matrix(
         else:
             parts = divided(read(path, None, None, conditions))
         # At random: tables are often sorted, by model or by kind of prompt.
-        sets[path.stem + (f":{condition}" if condition else "")] = Parts(
-            parts.train.sample(rows, seed), parts.test.sample(limit, seed)
-        )
+        sets[label] = Parts(parts.train.sample(rows, seed), parts.test.sample(limit, seed))
     return transfer(
         name,
         loaded,
@@ -313,3 +312,22 @@ def transfer_matrix(
         seed=seed,
         progress=progress,
     )
+
+
+def _labels(sources: Sequence[str]) -> dict[str, str]:
+    """The sources by label: the file's name, or all that was given where two have one name.
+
+    Raises:
+        InputError: one is named twice.
+    """
+    short = []
+    for source in sources:
+        place, colon, condition = source.partition(":")
+        short.append(Path(place).stem + colon + condition)
+    found: dict[str, str] = {}
+    for name, source in zip(short, sources, strict=True):
+        label = name if short.count(name) == 1 else source
+        if label in found:
+            raise InputError(f"--across names {source} twice: give each table once")
+        found[label] = source
+    return found
