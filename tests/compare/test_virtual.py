@@ -15,15 +15,16 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.cli.main import app
+from lengthwise.compare import virtual
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import read_measured
-from lengthwise.compare.virtual import engine_prompt
+from lengthwise.compare.virtual import VirtualSession, engine_prompt
 from lengthwise.errors import InputError
 from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.results import read_results
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.load import load_predictor
-from lengthwise.predict.prediction import Prompt
+from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
 from lengthwise.simulate.presets import preset
@@ -190,6 +191,29 @@ def test_seeds_draw_requests_and_arrivals_anew(
     )  # fmt: skip
     assert one.output_tokens.tolist() != other.output_tokens.tolist()
     assert one.scheduled_s.tolist() != other.scheduled_s.tolist()
+
+
+def test_requests_of_another_draw_are_predicted_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a new list is often where an old one was; one list is asked about once."""
+    asked: list[int] = []
+
+    def said(spec: str, requests: list[ReplayRequest]) -> list[Prediction | None]:
+        asked.append(requests[0].number)
+        return [Prediction(request.number, 1, 1, 1, 1) for request in requests]
+
+    monkeypatch.setattr(virtual, "_predict", said)
+    machine = preset("a100", "llama-3-8b")
+    session = VirtualSession(machine.cost, machine.engine, tmp_path)
+    for number in range(20):
+        requests = [ReplayRequest(number, (1,), 1)]
+        for _ in range(2):
+            foretold = session._foretell(str(tmp_path), requests)
+            assert foretold is not None
+            assert [each.score for each in foretold if each is not None] == [number]
+        del requests, foretold
+    assert asked == list(range(20))
 
 
 def test_prompts_have_the_datas_length_and_are_predicted_from_their_text(

@@ -74,7 +74,8 @@ class VirtualSession:
         self.cost = cost
         self.engine = engine
         self._folder = out / SERVER_FOLDER / ROUNDS_FOLDER
-        self._predictions: dict[tuple[str, int], list[Prediction | None]] = {}
+        #: by predictor, of the requests that it was asked about last
+        self._predictions: dict[str, tuple[Sequence[ReplayRequest], list[Prediction | None]]] = {}
 
     def capacity(self, requests: Sequence[ReplayRequest]) -> float:
         """Requests of this kind that the engine finishes a second, with a full batch."""
@@ -191,10 +192,11 @@ class VirtualSession:
         """
         if spec is None or not Path(spec).is_dir():
             return None
-        key = (spec, id(requests))
-        if key not in self._predictions:
-            self._predictions[key] = _predict(spec, requests)
-        return self._predictions[key]
+        asked, foretold = self._predictions.get(spec, (None, []))
+        if asked is not requests:
+            foretold = _predict(spec, requests)
+            self._predictions[spec] = requests, foretold
+        return foretold
 
 
 def run_virtual_plan(
