@@ -315,3 +315,9 @@ def test_a_source_must_be_given_and_only_one(run: Run, tmp_path: Path) -> None:
         ended = run(*arguments)
         assert ended.code == 2
         assert "give --log DIR" in ended.err
+
+
+def test_a_time_without_an_end_is_one_line(run: Run, serve: Callable[..., str]) -> None:
+    ended = run("--url", serve(IDLE) + "/metrics", "--seconds", "inf")
+    assert ended.code == 2
+    assert ended.err.strip().splitlines()[-1].startswith("lengthwise: --seconds inf: give a number")

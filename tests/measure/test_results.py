@@ -89,7 +89,78 @@ def test_a_run_that_was_cut_off_keeps_its_whole_rounds(tmp_path: Path) -> None:
         file.write('{"round": 6, "policy": "fc')
     results = read_results(tmp_path)
     assert [each.info.round for each in results.rounds] == [0, 1, 2, 3, 4, 5]
-    assert results.problems == ["line 8 of rounds.jsonl was cut off and left out"]
+    assert results.problems == ["line 8 of rounds.jsonl is cut off or damaged: left out"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"round": 6, "policy": "\xff"}', "is cut off or damaged"),
+        (b'{"round": 6, "policy": 7, "load": "burst", "repeat": 0}', "is incomplete"),
+        (b'{"round": 6, "policy": "ltr", "load": "burst", "repeat": [1]}', "is incomplete"),
+        (b'{"round": 6, "policy": "ltr", "load": "burst"}', "is incomplete"),
+        (
+            b'{"round": 6, "policy": "l", "load": "1", "repeat": 0, "offered_load": "much"}',
+            "is incomplete",
+        ),
+        (
+            b'{"round": 6, "policy": "l", "load": "1", "repeat": 0, "counters": {"a": "x"}}',
+            "is incomplete",
+        ),
+        (b'["round"]', "is incomplete"),
+    ],
+)
+def test_a_line_that_says_no_round_is_left_out(tmp_path: Path, line: bytes, said: str) -> None:
+    write_run(tmp_path)
+    lines = (tmp_path / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "rounds.jsonl").write_bytes(b"".join([*lines[:3], line + b"\n", *lines[3:]]))
+    results = read_results(tmp_path)
+    assert len(results.rounds) == 6
+    assert results.problems == [f"line 4 of rounds.jsonl {said}: left out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "said"),
+    [
+        ("output_tokens", ["a few", "many"], "'output_tokens' is string, not int32"),
+        ("output_tokens", [3, None], "'output_tokens' lacks a value"),
+        ("sent_s", [[1.0], [2.0]], "'sent_s' is list"),
+        ("policy", ["fcfs", None], "'policy' lacks a value"),
+    ],
+)
+def test_a_column_of_other_things_is_one_line(
+    tmp_path: Path, name: str, column: list[object], said: str
+) -> None:
+    path = tmp_path / "records.parquet"
+    write_records([answered(0, [0.5]), answered(1, [0.5])], path)
+    table = pq.read_table(path)
+    place = table.column_names.index(name)
+    pq.write_table(table.set_column(place, name, [column]), path)
+    with pytest.raises(InputError) as raised:
+        read_records(path)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"request": "first"}', b'{"request": null}', b'{"policy": "\xff"}', b'{"round": 1e99}'],
+)
+def test_json_lines_of_other_things_are_one_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records([answered(0, [0.5])], path)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(InputError, match=r"run it again"):
+        read_records(path)
+
+
+def test_times_that_are_missing_never_happened(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    write_records([answered(0, [0.5]), answered(1, [0.5])], path)
+    table = pq.read_table(path)
+    place = table.column_names.index("finish_s")
+    pq.write_table(table.set_column(place, "finish_s", [[0.5, None]]), path)
+    assert read_records(path).completed.tolist() == [True, False]
 
 
 def test_a_round_without_its_requests_is_left_out(tmp_path: Path) -> None:

@@ -56,16 +56,41 @@ class _Kept:
         """Read what `to_json` gave; keys that this version does not know are left out.
 
         Raises:
-            TypeError: a field without a default is missing.
+            TypeError: it is no object, a field without a default is missing, or one is of another
+                type.
         """
+        if not isinstance(value, Mapping):
+            raise TypeError("not a JSON object")
         found: dict[str, object] = {}
         for each in fields(cls):  # type: ignore[arg-type]
             if each.default == ():
                 lines = value.get(each.name)
-                found[each.name] = tuple(lines) if isinstance(lines, list) else ()
+                found[each.name] = tuple(map(str, lines)) if isinstance(lines, list) else ()
             elif each.name in value:
+                _require_type(each.name, str(each.type), value[each.name])
                 found[each.name] = value[each.name]
         return cls(**found)
+
+
+#: What JSON has for the types of fields.
+_JSON_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "Mapping": (Mapping,),
+}
+
+
+def _require_type(name: str, annotation: str, value: object) -> None:
+    """Raise a TypeError where a field's value is of another type than its annotation says."""
+    kind, _, otherwise = annotation.partition(" | ")
+    name_of_kind, _, inside = kind.rstrip("]").partition("[")
+    fits = isinstance(value, _JSON_TYPES[name_of_kind]) or (otherwise == "None" and value is None)
+    if isinstance(value, Mapping) and inside.endswith("int"):
+        fits = all(isinstance(each, int) for each in value.values())
+    if not fits:
+        raise TypeError(f"{name} is no {annotation}")
 
 
 @dataclass(frozen=True)
@@ -236,6 +261,7 @@ _FIELDS: list[Any] = [
     pa.field("overtaken", pa.int32()),
     pa.field("error", pa.string()),
 ]
+_NAMES = ("policy", "load")  # texts that every request has
 _COLUMNS = pa.schema(_FIELDS, metadata={"schema": SCHEMA})
 
 
@@ -383,14 +409,33 @@ def read_records(path: Path) -> Records:
         table = _read_jsonl(path) if path.suffix == ".jsonl" else pq.read_table(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: give a file of records") from error
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DamagedFileError(f"{path} is damaged or no file of records: run it again") from error
     said = table.schema.metadata or {}
     check_schema(said.get(b"schema", b"").decode(), SCHEMA, path)
     missing = [name for name in _COLUMNS.names if name not in table.column_names]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]!r}: run it again")
-    return Records.from_table(table.select(_COLUMNS.names).cast(_COLUMNS))
+    columns = [_whole_column(table.column(member.name), member, path) for member in _COLUMNS]
+    return Records.from_table(pa.Table.from_arrays(columns, schema=_COLUMNS))
+
+
+def _whole_column(column: pa.ChunkedArray, member: pa.Field, path: Path) -> pa.ChunkedArray:
+    """A column of the schema's type.
+
+    Raises:
+        DamagedFileError: it is of another type, or lacks a value that every request has.
+    """
+    try:
+        cast = column.cast(member.type)
+    except pa.ArrowException as error:
+        raise DamagedFileError(
+            f"{path}: the column {member.name!r} is {column.type}, not {member.type}: run it again"
+        ) from error
+    # What never happened may be missing: an error, or a time, which is NaN then.
+    if cast.null_count and (pa.types.is_integer(member.type) or member.name in _NAMES):
+        raise DamagedFileError(f"{path}: the column {member.name!r} lacks a value: run it again")
+    return cast
 
 
 def _write_jsonl(records: Records, path: Path) -> None:
@@ -529,7 +574,7 @@ def _read_run(path: Path) -> RunInfo:
 
 def _read_rounds(path: Path) -> tuple[list[RoundInfo], list[str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: run `lengthwise bench` again") from error
     infos: list[RoundInfo] = []
@@ -538,7 +583,7 @@ def _read_rounds(path: Path) -> tuple[list[RoundInfo], list[str]]:
         try:
             value = parse_json(line)
         except ValueError:
-            problems.append(f"line {number} of {path.name} was cut off and left out")
+            problems.append(f"line {number} of {path.name} is cut off or damaged: left out")
             continue
         if number == 1:
             check_schema(
@@ -547,8 +592,8 @@ def _read_rounds(path: Path) -> tuple[list[RoundInfo], list[str]]:
             continue
         try:
             infos.append(RoundInfo.from_json(value))
-        except (TypeError, AttributeError):
-            problems.append(f"line {number} of {path.name} is incomplete and was left out")
+        except TypeError:
+            problems.append(f"line {number} of {path.name} is incomplete: left out")
     return infos, problems
 
 

@@ -97,8 +97,11 @@ def watch_server(
         progress: called with the number of looks taken.
 
     Raises:
-        InputError: the server does not answer, or not with the metrics of vLLM.
+        InputError: the server does not answer, or not with the metrics of vLLM; or the time has no
+            end.
     """
+    if not math.isfinite(seconds):
+        raise InputError(f"--seconds {seconds:g}: give a number of seconds, such as 10")
     samples: list[ServerSample] = []
     for _ in range(round(seconds / _EVERY_S) + 1):
         if samples:
