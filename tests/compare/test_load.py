@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,34 @@ def test_a_trace_is_read_from_its_column(tmp_path: Path) -> None:
         read_trace(path, 1.0)
     with pytest.raises(InputError, match="no such file"):
         read_trace(tmp_path / "absent.parquet", 1.0)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["0.5", "2"]),
+        pa.array(["2024-01-01T00:00:00", "2024-01-01T00:00:01.5"]),
+        pa.array([datetime(2024, 1, 1), datetime(2024, 1, 1, 0, 0, 1, 500_000)]),
+    ],
+    ids=["text", "ISO", "timestamps"],
+)
+def test_times_are_read_as_of_any_trace(tmp_path: Path, column: pa.Array) -> None:
+    path = tmp_path / "trace.parquet"
+    parquet.write_table(pa.table({"arrival_s": column}), path)
+    first, second = read_trace(path, 1.0).times_s
+    assert second - first == 1.5
+
+
+def test_a_time_that_is_none_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "trace.parquet"
+    for column, said in (
+        (["0", "soon"], "row 2: arrival_s is 'soon', not a time"),
+        ([1.0, float("nan")], "row 2: arrival_s is NaN"),
+        ([[1.0]], "row 1: arrival_s is [1.0], not a time"),
+    ):
+        parquet.write_table(pa.table({"arrival_s": column}), path)
+        with pytest.raises(InputError, match=re.escape(said)):
+            read_trace(path, 1.0)
 
 
 def test_a_trace_of_any_layout_brings_its_sessions(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lengthwise.errors import InputError
+from lengthwise.workload.dataset import load_dataset
 from lengthwise.workload.inspection import inspect_trace
 from lengthwise.workload.open_trace import is_trace
 from lengthwise.workload.records import UnusableError
@@ -200,6 +203,56 @@ def test_rows_of_litellm_are_sorted(tmp_path: Path) -> None:
         load_trace(path, where={"model": "x"})
     with pytest.raises(InputError, match="no column 'modle': did you mean 'model'"):
         load_trace(path, where={"modle": "x"})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("condition", "chosen"),
+    [
+        ({"ok": "true"}, [5, 7]),
+        ({"ok": "True"}, [5, 7]),
+        ({"t": "1"}, [6]),
+        ({"t": "1.0"}, [6]),
+        ({"n": "3"}, [6]),
+        ({"half": "0.1"}, [6]),
+        ({"name": "1"}, [5, 6]),
+    ],
+)
+def test_a_condition_means_the_same_of_traces_and_of_prompts(
+    tmp_path: Path, suffix: str, condition: dict[str, str], chosen: list[int]
+) -> None:
+    rows = [
+        {"output_tokens": 5, "ok": True, "t": 0.5, "n": 2, "half": 0.3, "name": "1"},
+        {"output_tokens": 6, "ok": False, "t": 1.0, "n": 3, "half": 0.1, "name": "1"},
+        {"output_tokens": 7, "ok": True, "t": 2.5, "n": 4, "half": 0.2, "name": "1.0"},
+    ]
+
+    def written(name: str, **beside: object) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        table = pa.Table.from_pylist([{**beside, **row} for row in rows])
+        if suffix == ".parquet":
+            pq.write_table(table, path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+        return path
+
+    trace = load_trace(written("trace", arrival_s=0.0, prompt_tokens=3), where=condition)
+    assert trace.output_tokens.tolist() == chosen
+    prompts = load_dataset(written("prompts", prompt="Say it"), where=condition)
+    assert prompts.lengths.tolist() == chosen
+
+
+def test_a_value_that_no_row_has_is_told_from_conditions_that_never_meet(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    row = {"arrival_s": 0, "prompt_tokens": 3, "output_tokens": 5}
+    path.write_text(
+        "".join(json.dumps({**row, "ok": place == 0, "n": place}) + "\n" for place in range(2))
+    )
+    with pytest.raises(InputError, match="no row has n=7: there are 0, 1"):
+        load_trace(path, where={"n": "7"})
+    with pytest.raises(InputError) as raised:
+        load_trace(path, where={"ok": "True", "n": "1"})
+    assert "ok=True" not in str(raised.value)
 
 
 def test_requests_of_the_same_second_are_spread(tmp_path: Path) -> None:

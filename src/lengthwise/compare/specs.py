@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from lengthwise.errors import InputError
 from lengthwise.policy import get_policy
 from lengthwise.settings import Settings, parse_spec
 from lengthwise.workload import arrivals
 from lengthwise.workload.column_files import open_columns
 from lengthwise.workload.trace import load_trace
+from lengthwise.workload.trace_rows import Origin, read_seconds, why_no_time
 
 
 def parse_policies(
@@ -105,10 +108,13 @@ def read_trace(path: Path, speed: float) -> Trace:
     if path.suffix == ".parquet":
         columns = open_columns(path)
         if "arrival_s" in columns.names:
-            times = columns.read("arrival_s").to_pylist()
-            if None in times:
-                raise InputError(f"{path}, row {times.index(None) + 1}: arrival_s is missing")
-            return Trace(tuple(map(float, times)), speed)
+            cells = columns.read("arrival_s")
+            times = read_seconds(cells, 1.0, Origin())
+            if not np.isfinite(times).all():
+                row = int(np.argmin(np.isfinite(times)))
+                why = why_no_time("arrival_s", cells[row].as_py())
+                raise InputError(f"{path}, row {row + 1}: {why}")
+            return Trace(tuple(times.tolist()), speed)
     # Whatever lengths it has: requests have their own.
     trace = load_trace(path, answer_tokens=1)
     trace.refuse_rejected()

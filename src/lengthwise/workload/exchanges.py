@@ -38,7 +38,14 @@ from lengthwise.workload.prompt_layouts.named_columns import (
     name_columns,
     plain_layout,
 )
-from lengthwise.workload.records import Record, Records, Rejection, open_records, require_column
+from lengthwise.workload.records import (
+    Record,
+    Records,
+    Rejection,
+    cell_is,
+    open_records,
+    require_column,
+)
 
 SYSTEM_COLUMNS: Final = ("system", "system_prompt")  #: ahead of the user's prompt
 TENANT_COLUMN: Final = "tenant"  #: who sends the prompt
@@ -301,10 +308,11 @@ def _layout(
 def _selected(record: Record, where: Mapping[str, str], seen: list[Counter[str]]) -> bool:
     """Whether a row meets all conditions; counts what was there among those that met the first."""
     for (name, value), found in zip(where.items(), seen, strict=True):
-        cell: Any = str(record.get(name))
-        if len(found) < 1_000 or cell == value:
-            found[cell] += 1
-        if cell != value:
+        cell = record.get(name)
+        meets = cell_is(cell, value)
+        if len(found) < 1_000 or meets:
+            found[value if meets else str(cell)] += 1
+        if not meets:
             return False
     return True
 

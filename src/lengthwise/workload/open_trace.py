@@ -27,7 +27,7 @@ from lengthwise.workload.column_files import Columns, columns_of_records, open_p
 from lengthwise.workload.layouts import CountPrompt, Layout, flattened, nested_layout, recognise
 from lengthwise.workload.length_log import segments
 from lengthwise.workload.prompt_layouts.named_columns import PROMPT_COLUMNS
-from lengthwise.workload.records import Rejection, open_records, require_column
+from lengthwise.workload.records import Rejection, cell_is, open_records, require_column
 from lengthwise.workload.servegen import LAYOUT, Client, draw, is_client, open_clients
 from lengthwise.workload.trace_rows import TraceRows, TraceState
 
@@ -245,16 +245,29 @@ def _parts(
 
 
 def _selected(columns: Columns, where: Mapping[str, str], seen: dict[str, Counter[str]]) -> Columns:
-    """The rows that meet all conditions; counts what was there."""
+    """The rows that meet all conditions; notes what was there."""
     import pyarrow
     import pyarrow.compute as pc
 
     for name, value in where.items():
         require_column(columns.path, columns.names, name)
-        cells = columns.read(name).cast(pyarrow.string())
+        cells = columns.read(name)
+        text = cells.cast(pyarrow.string())
+        if not pyarrow.types.is_floating(cells.type):
+            cells = text
+        wanted = []
         for each in pc.value_counts(cells).to_pylist():
-            seen[name][str(each["values"])] += each["counts"]
-        mask = pc.equal(cells, value).fill_null(False)
+            if cell_is(each["values"], value):
+                wanted.append(each["values"])
+            else:
+                seen[name][str(each["values"])] += each["counts"]
+        mask = pc.or_(
+            # The nearest number of 32 bits is another one than that of 64.
+            pc.equal(text, value).fill_null(False),
+            pc.is_in(cells, pyarrow.array(wanted, cells.type)),
+        )
+        if pc.any(mask).as_py():
+            seen[name][value] += 1
         columns = replace(
             columns,
             numbers=columns.numbers[mask.to_numpy(zero_copy_only=False)],

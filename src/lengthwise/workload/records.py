@@ -70,6 +70,25 @@ class UnusableError(InputError):
         self.layout, self.source = layout, source
 
 
+def cell_is(cell: object, value: str) -> bool:
+    """Whether a cell is what a condition says, in whatever way its kind of file writes it.
+
+    Args:
+        cell: of a row, or its text.
+        value: as the user gives it: `true` and `True` are the same, and so are 1 and 1.0 for a
+            number with a fraction. Other texts must be the same.
+    """
+    text = str(cell)
+    if text == value:
+        return True
+    if isinstance(cell, float):
+        try:
+            return float(value) == cell
+        except ValueError:
+            return False
+    return text.lower() in ("true", "false") and text.lower() == value.lower()
+
+
 def require_column(path: Path, names: Sequence[str], name: str) -> None:
     """Refuse the name of a column that a table has not.
 
