@@ -13,6 +13,7 @@ import pytest
 
 from lengthwise.advise.calibrate import fit_tokens
 from lengthwise.compare.client import EngineClock, Pace, WallClock
+from lengthwise.compare.engine_log import EngineLog
 from lengthwise.simulate.engine import StepCost
 
 COST = StepCost(step_s=0.008, prefill_s=0.0001, decode_s=0.0002)
@@ -36,6 +37,23 @@ def test_the_fit_finds_the_parts_of_a_step_and_overlooks_pauses() -> None:
     assert fitted is not None
     assert fitted.terms == pytest.approx(COST.terms)
     assert fit_tokens({name: column[8:9] for name, column in steps.items()}) is None
+
+
+def test_the_fit_to_an_asynchronous_engine_is_of_the_step_before() -> None:
+    """Its steps are planned while the one before is computed: that is what takes so long."""
+    random = np.random.default_rng(0)
+    prefill = random.integers(0, 200, 300).astype(np.float64)
+    decode = random.integers(1, 17, 300).astype(np.float64)
+    seconds = np.roll(COST.seconds(np.stack([prefill, decode, *np.zeros((3, 300))], axis=1)), 1)
+    seconds[0], seconds[100], seconds[101] = 2.0, np.nan, 2.5  # begun after a pause
+    steps = {"duration_s": seconds, "prefill_tokens": prefill, "decode_tokens": decode}
+    fitted = fit_tokens(steps, lag=1)
+    assert fitted is not None
+    assert fitted.terms == pytest.approx(COST.terms)
+    requests = {0: {"prompt_tokens": 500, "output_tokens": 100}}
+    columns = {**steps, "running": decode}
+    capacity = EngineLog(columns, requests, {"lag": 1}).capacity()
+    assert capacity == pytest.approx(600 / (500 * 0.0001 + 100 * (0.0002 + 0.008 / 16)))
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])

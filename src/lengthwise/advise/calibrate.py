@@ -365,23 +365,27 @@ def fit_cost(rounds: Sequence[MeasuredRound]) -> Fit:
     )
 
 
-def fit_tokens(steps: Mapping[str, Floats]) -> StepCost | None:
+def fit_tokens(steps: Mapping[str, Floats], lag: int = 0) -> StepCost | None:
     """What a step, a prefilled and a decoded token cost, from steps of one kind of traffic.
 
     Args:
         steps: columns `duration_s` (NaN where unknown), `prefill_tokens` and `decode_tokens`; a
             few will do.
+        lag: of the engine, see `EngineSettings`: a step's duration is that of the work so many
+            steps before.
 
     Returns:
         Costs of tokens alone, contexts in them; None where the steps do not tell.
     """
     seconds = steps["duration_s"]
     timed = np.isfinite(seconds) & (seconds > 0)
+    if lag:
+        timed[1:] &= np.isfinite(seconds[:-1])
+        timed[:1] = False
     if not timed.any():
         return None
-    design = np.stack(
-        [np.ones(len(seconds)), steps["prefill_tokens"], steps["decode_tokens"]], axis=1
-    )
+    work = np.stack([steps["prefill_tokens"], steps["decode_tokens"]], axis=1)
+    design = np.column_stack([np.ones(len(seconds)), np.roll(work, lag, axis=0)])
     (step_s, prefill_s, decode_s), _ = _fit_without_outliers([design[timed]], [seconds[timed]])
     if step_s + decode_s <= 0.0:
         return None

@@ -44,6 +44,11 @@ class EngineLog:
     requests: Mapping[int, Mapping[str, object]]
     limits: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def lag(self) -> int:
+        """By how many steps a duration is later than its work; 0 in older records."""
+        return 1 if self.limits.get("lag") == 1 else 0
+
     def capacity(self) -> float | None:
         """Tokens (prompt and answer) of this workload that the engine can do a second.
 
@@ -52,7 +57,7 @@ class EngineLog:
         capacity is that of the round's requests, whatever their order: a batch as large as the
         round's largest, always full. None where the steps do not tell.
         """
-        fitted = fit_tokens(self.steps)
+        fitted = fit_tokens(self.steps, self.lag)
         if fitted is None or not self.requests:
             return None
         prompts = self._total("prompt_tokens")

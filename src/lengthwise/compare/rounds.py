@@ -383,7 +383,7 @@ def calibrate(
         )
         require_answers(observed)
     capacity = observed.engine.capacity()
-    cost = fit_tokens(observed.engine.steps)
+    cost = fit_tokens(observed.engine.steps, observed.engine.lag)
     if capacity is None or cost is None:
         raise LengthwiseError("the engine recorded no step: its capacity is unknown")
     progress.note(f"capacity: {capacity:,.0f} tokens/s with a full batch")
