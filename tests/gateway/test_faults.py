@@ -55,6 +55,17 @@ def test_a_stream_that_breaks_off_ends_with_one_error() -> None:
     play_whole(scene)
 
 
+@pytest.mark.parametrize("policy", ["srpt", "fcfs", "srpt:max_lead=2"])
+def test_an_answer_that_says_it_is_longer_than_any_spoils_nothing(policy: str) -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        for user, said_tokens in (("a", 10**30), ("b", 2**63 - 1), ("c", 3)):
+            said = await client.ask(user, hints={"said_tokens": said_tokens})
+            assert said.status == 200
+        assert await client.outcome("answered") == 3
+
+    play_whole(scene, policy=policy)
+
+
 def test_an_upstream_that_falls_silent_is_given_up() -> None:
     async def scene(client: Client, upstream: SmallUpstream) -> None:
         said = await client.ask("a", 10, stream=True, hints={"fault": "stall"})

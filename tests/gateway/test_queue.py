@@ -19,9 +19,10 @@ from lengthwise.counters import Counters
 from lengthwise.gateway.limits import Limits, Room
 from lengthwise.gateway.ranked_queue import Dispatcher, Entry, Queue
 from lengthwise.gateway.upstream import Pool, Upstream
+from lengthwise.hints.question import MOST_ANSWERS
 from lengthwise.policy import register
 from lengthwise.policy.discipline import make_discipline
-from lengthwise.predict.prediction import Prediction
+from lengthwise.predict.prediction import MOST_TOKENS, Prediction
 
 STAND_IN = 128.0  # before anything is predicted
 OVERTAKES = 3
@@ -215,6 +216,21 @@ def test_work_done_since_a_request_came_brings_it_forward(
         went.append(entry.id)
     assert ("long" in went[4:9]) == goes
     assert ("long" in went) == goes
+
+
+def test_requests_that_ask_for_more_than_anybody_reads_do_not_overflow_the_work_done() -> None:
+    """Of an answer that said nothing, what was predicted counts, and a client may declare that."""
+    counters = Counters()
+    queue = Queue(make_discipline("sjf"), counters)
+    for number in range(5000):
+        entry = Entry(str(number), MOST_ANSWERS)
+        queue.add(entry, 0.0)
+        queue.predict(entry, Prediction(*[MOST_TOKENS] * 5), 1)
+        assert queue.next(0.0) is entry
+        queue.take(entry)
+        queue.forwarded(entry)
+        queue.remove(entry)
+    assert counters.switched_off == 0
 
 
 def test_a_policy_that_raises_gives_way_to_fcfs() -> None:

@@ -66,6 +66,8 @@ def test_usage_is_found_and_taken_out_however_the_stream_is_cut(
         b'data: {no json, "usage": {\n\n',
         event({"usage": {"completion_tokens": "many"}, "choices": [{"finish_reason": "stop"}]}),
         event({"usage": {"completion_tokens": -1}, "choices": [{"finish_reason": "stop"}]}),
+        event({"usage": {"completion_tokens": 2**31}, "choices": [{"finish_reason": "stop"}]}),
+        event({"usage": {"completion_tokens": 10**30}, "choices": [{"finish_reason": "stop"}]}),
         b'data: {"usage": {}, "choices": 5}\n\n',
         b"data: " + b'[{"usage": {' * 1000 + b"\n\n",
         b"\n\n\n\n",
@@ -101,6 +103,15 @@ def test_a_whole_answer_is_read_unless_it_is_too_long() -> None:
     long.feed(data)
     long.flush()
     assert long.found is None
+
+
+@pytest.mark.parametrize("prompt_tokens", [-1, 2**31, 10**30, True, 1.5])
+def test_a_prompt_of_no_possible_size_counts_as_not_said(prompt_tokens: Any) -> None:
+    said = {"completion_tokens": 7, "prompt_tokens": prompt_tokens}
+    reader = WholeUsage()
+    reader.feed(json.dumps({"choices": [{"finish_reason": "stop"}], "usage": said}).encode())
+    reader.flush()
+    assert reader.found == Usage(7, None, "stop")
 
 
 def test_how_an_answer_is_read_depends_on_its_head() -> None:

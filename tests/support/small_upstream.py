@@ -6,6 +6,7 @@ lengthwise_true_tokens   how many tokens it has, each an event of its own
 pause_s                  between two of them
 fault                    "status:503", "reset" (before the head), "break" (half-way),
                          "stall" (the same, but it only falls silent)
+said_tokens              how many its usage says that it has, where that is not true
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class SmallUpstream:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
-        usage = {"prompt_tokens": 5, "completion_tokens": tokens * body.get("n", 1)}
+        said = hints.get("said_tokens", tokens * body.get("n", 1))
+        usage = {"prompt_tokens": 5, "completion_tokens": said}
         if not body.get("stream"):
             await asyncio.sleep(tokens * pause_s)
             choice = {"index": 0, "text": "a " * tokens, "finish_reason": "stop"}

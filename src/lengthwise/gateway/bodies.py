@@ -26,7 +26,7 @@ from lengthwise.errors import InputError
 from lengthwise.files import parse_json
 from lengthwise.gateway.limits import Place, RefusedError
 from lengthwise.hints.question import Question, answers_of, read_request
-from lengthwise.predict.prediction import LORA, TTFT_DEADLINE_MS, deadline_ms
+from lengthwise.predict.prediction import LORA, MOST_TOKENS, TTFT_DEADLINE_MS, deadline_ms
 
 #: Requests to paths that end so have an answer that is generated, and are queued.
 GENERATE: Final = ("/chat/completions", "/completions", "/responses", "/messages")
@@ -180,10 +180,10 @@ class _Reader:
         """What was said so far; None while something is missing."""
         if self._tokens is None or self._finished is None:
             return None
-        output, prompt = (self._tokens.get(name) for name in ("completion_tokens", "prompt_tokens"))
-        if type(output) is not int or output < 0:
+        output = _count(self._tokens.get("completion_tokens"))
+        if output is None:
             return None
-        return Usage(output, prompt if type(prompt) is int else None, self._finished)
+        return Usage(output, _count(self._tokens.get("prompt_tokens")), self._finished)
 
     def _read(self, values: object) -> bool:
         """Take in an object of the API; whether it has nothing but what was used."""
@@ -198,6 +198,11 @@ class _Reader:
             self._tokens = values["usage"]
             return choices == []
         return False
+
+
+def _count(tokens: object) -> int | None:
+    """Tokens as an answer counts them; None where that is no number that there can be."""
+    return tokens if type(tokens) is int and 0 <= tokens <= MOST_TOKENS else None
 
 
 class StreamUsage(_Reader):

@@ -34,7 +34,7 @@ from lengthwise.policy.facts import new_facts
 from lengthwise.policy.guards import Tenants, take_leads
 from lengthwise.policy.length_law import UNKNOWN, stand_in
 from lengthwise.policy.prepass import StepOrder
-from lengthwise.predict.prediction import Prediction
+from lengthwise.predict.prediction import MOST_TOKENS, Prediction
 from lengthwise.request import RUNNING, WAITING, LiveTable
 
 logger = logging.getLogger("lengthwise.gateway")
@@ -212,7 +212,9 @@ class Queue:
             output_tokens = 0
         else:
             if output_tokens is None:
-                output_tokens = round(float(columns["expected"])) * entry.answers
+                # No more than an answer can say: the sum of all has 64 bits.
+                expected = float(columns["expected"]) * entry.answers
+                output_tokens = round(min(expected, MOST_TOKENS))
             self._tokens += output_tokens
             self._ended += 1
         self._tenants.leave(int(columns["tenant"]), int(columns["prompt_tokens"]), output_tokens)
