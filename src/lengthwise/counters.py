@@ -79,8 +79,9 @@ HELP: Final = {
     "floor_falls": "Times that the rolling tau fell below `tau_floor`: the order is then fcfs",
     "floor_rises": "Times that it recovered: predictions decide again",
     "logged": "Answers written to the length log",
-    "log_lost": "Answers not written to it: the disk was full or too slow",
-    "record_lost": "Lines not written to the record, for the same reasons",
+    "log_lost": "Answers not written to it: the disk was full or too slow, or prompts came faster "
+    "than a gateway tokenises them",
+    "record_lost": "Lines not written to the record: the disk was full or too slow",
     "switched_off": "Parts that raised an exception and were switched off: the rank function of a "
     "policy (the order is then fcfs), the record, the length log, tau",
     "settings_changes": "Settings taken up while serving",

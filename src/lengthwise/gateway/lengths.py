@@ -2,6 +2,9 @@
 
 Prompts are rendered and predicted in a thread, in the order in which they came. A request that goes
 before its turn there is not predicted any more, unless its answer is to be learnt from.
+
+For that its prompt has to be kept after its body was let go, and the thread may be far behind. What
+is kept so is bounded; answers beyond that are lost to the log, and counted.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ from lengthwise.workload.length_log import FULL
 
 logger = logging.getLogger("lengthwise.gateway")
 
+MOST_BEHIND: Final = 16_000_000  #: bytes of bodies whose prompts are kept only to be learnt from
 _PART: Final = 16  #: requests that are predicted before what is known is told
 _ENDED_BY_ITSELF: Final = ("stop", "tool_calls", "function_call")
 
@@ -55,6 +59,7 @@ class Measured:
         questions: its prompts, as long as they may have to be predicted.
         arrival_s: by the monotonic clock.
         arrival_index: its place among all.
+        size: bytes of its body.
         went_s: when it went, by the same clock; None while it waits.
         begun: whether its answer has: it cannot wait again.
         prompt: its tokens and hints, once rendered.
@@ -63,6 +68,7 @@ class Measured:
         cut_to: its prediction as it ranks it.
         usage: what its answer said of itself.
         looked_at: whether the thread has been at it.
+        behind: of its size, what counts as kept only to be learnt from.
     """
 
     entry: Entry
@@ -70,6 +76,7 @@ class Measured:
     questions: Sequence[Question]
     arrival_s: float
     arrival_index: int
+    size: int
     went_s: float | None = None
     begun: bool = False
     prompt: Prompt | None = None
@@ -78,6 +85,7 @@ class Measured:
     cut_to: Prediction | None = None
     usage: Usage | None = None
     looked_at: bool = False
+    behind: int = 0
 
 
 class Lengths:
@@ -93,7 +101,8 @@ class Lengths:
         self._counters = counters
         self._source = Source(None, None, None, None)
         self._thread = ThreadPoolExecutor(1, "lengthwise-predict")
-        self._pending: deque[Measured] = deque()
+        self._pending: OrderedDict[Measured, None] = OrderedDict()
+        self._behind = 0  # bytes of bodies whose prompts are kept only to be learnt from
         self._live: dict[Entry, Measured] = {}
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
         self._since_median = 0
@@ -121,7 +130,7 @@ class Lengths:
         """A request was queued."""
         self._live[measured.entry] = measured
         if self._source.encoder is not None and measured.questions:
-            self._pending.append(measured)
+            self._pending[measured] = None
             self._work()
         elif self._source.predictor is not None:
             self._counters.fallbacks += 1
@@ -138,21 +147,29 @@ class Lengths:
             self._look_again([measured])
 
     def begun(self, measured: Measured) -> None:
-        """The answer to a request has begun."""
+        """The answer to a request has begun: its prompt is kept only to be learnt from."""
         measured.begun = True
-        self._forget_prompt(measured)
+        learns = self._source.log is not None and measured.asked.single
+        if measured.looked_at or not learns or self._behind + measured.size > MOST_BEHIND:
+            self._forget_prompt(measured)
+        else:
+            measured.behind = measured.size
+            self._behind += measured.behind
 
     def _look_again(self, those: Sequence[Measured]) -> None:
         for each in those:
-            each.prediction = each.cut_to = each.by = None
-            each.looked_at = False
-        self._pending = deque(dict.fromkeys([*self._pending, *those]))
+            if each.questions:
+                each.prediction = each.cut_to = each.by = None
+                each.looked_at = False
+                self._pending[each] = None
         self._work()
 
     def _forget_prompt(self, measured: Measured) -> None:
-        """Keep no text longer than it may be needed: for a ranking, or to be learnt from."""
-        if measured.begun and (measured.looked_at or self._source.log is None):
-            measured.questions = ()
+        """It is needed no longer: neither for a ranking nor to be learnt from."""
+        measured.questions = ()
+        self._pending.pop(measured, None)
+        self._behind -= measured.behind
+        measured.behind = 0
 
     def ended(self, measured: Measured, usage: Usage | None) -> None:
         """A request ended; without usage nothing is learnt from it. The queue still has it."""
@@ -172,6 +189,10 @@ class Lengths:
         self._judge()
         if measured.prompt is not None:
             self._log(measured)
+        elif measured.usage is None:
+            self._forget_prompt(measured)
+        elif self._source.log is not None and not measured.questions and not measured.looked_at:
+            self._counters.log_lost += 1
 
     def close(self) -> None:
         """End the thread."""
@@ -195,10 +216,11 @@ class Lengths:
             source = self._source
             part: list[Measured] = []
             while self._pending and len(part) < _PART:
-                measured = self._pending.popleft()
-                wanted = source.log is not None or self._queue.is_waiting(measured.entry)
-                if wanted and measured.questions:
+                measured, _ = self._pending.popitem(last=False)
+                if source.log is not None or self._queue.is_waiting(measured.entry):
                     part.append(measured)
+                elif measured.begun:
+                    self._forget_prompt(measured)
             if not part or source.encoder is None:
                 continue
             asked = [measured.questions for measured in part]
@@ -218,7 +240,8 @@ class Lengths:
         prediction: Prediction | LengthwiseError | None,
     ) -> None:
         measured.prompt, measured.looked_at = prompt, True
-        self._forget_prompt(measured)
+        if measured.begun:
+            self._forget_prompt(measured)
         if source.predictor is not None:
             if isinstance(prediction, Prediction) and usable(prediction):
                 measured.prediction, measured.by = prediction, source.name

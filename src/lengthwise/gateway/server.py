@@ -228,7 +228,8 @@ class Gateway:
             asked.deadline_s,
             self._tenant_of(request, place),
         )
-        measured = Measured(entry, asked, body.questions, now_s, dispatcher.add(entry))
+        index = dispatcher.add(entry)
+        measured = Measured(entry, asked, body.questions, now_s, index, len(place.body))
         self._lengths.arrived(measured)
         del body
 

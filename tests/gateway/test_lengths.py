@@ -1,0 +1,77 @@
+"""What is predicted and learnt while requests pass: what is kept for it, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lengthwise.gateway.lengths import Lengths
+from lengthwise.settings import LengthLogSettings, Settings
+from lengthwise.workload.length_log import read_answers
+from tests.support.gateways import Client, play_whole, until
+from tests.support.small_upstream import SmallUpstream
+
+
+@contextmanager
+def held(lengths: Lengths) -> Iterator[None]:
+    """The thread that tokenises does something else."""
+    goes_on = threading.Event()
+    lengths._thread.submit(goes_on.wait)
+    try:
+        yield
+    finally:
+        goes_on.set()
+
+
+def learning(folder: Path) -> Settings:
+    return Settings(policy="fcfs", length_log=LengthLogSettings(folder=str(folder)))
+
+
+def test_prompts_of_answers_that_teach_nothing_are_not_kept(tmp_path: Path) -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        lengths, counters = client.gateway._lengths, client.gateway._counters
+        with held(lengths):
+            failed = [client.ask(str(each), hints={"fault": "status:400"}) for each in range(20)]
+            assert {said.status for said in await asyncio.gather(*failed)} == {400}
+            assert (await client.ask("several", n=2)).status == 200
+            upstream.hold.clear()
+            leaving = [client.begin(f"leaves-{each}") for each in range(5)]
+            await until(lambda: client.gateway.dispatcher.queue.waiting == 3)
+            for each in leaving:
+                each.cancel()
+            await until(lambda: not lengths._live)
+            upstream.hold.set()
+            assert not lengths._pending
+            assert lengths._behind == 0
+        assert counters.log_lost == 0
+
+    play_whole(scene, settings=learning(tmp_path))
+
+
+def test_what_is_kept_to_be_learnt_from_is_bounded_and_the_rest_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = 1000
+    monkeypatch.setattr("lengthwise.gateway.lengths.MOST_BEHIND", bound)
+    lost = 0
+
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        nonlocal lost
+        lengths = client.gateway._lengths
+        with held(lengths):
+            for each in range(20):
+                assert (await client.ask(str(each))).status == 200
+                assert lengths._behind <= bound
+            lost = client.gateway._counters.log_lost
+            assert 0 < len(lengths._pending) < 20
+        await until(lambda: not lengths._pending and lengths._behind == 0)
+
+    play_whole(scene, settings=learning(tmp_path))
+    answers, _ = read_answers(tmp_path)
+    assert lost > 0
+    assert len(answers) + lost == 20
