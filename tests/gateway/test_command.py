@@ -23,7 +23,8 @@ from tests.support.command_line import Run
 from tests.support.gateways import body, until
 from tests.support.small_upstream import small_upstream
 
-COMMAND = [sys.executable, "-c", "from lengthwise.cli.main import main; main()", "gateway"]
+LENGTHWISE = [sys.executable, "-c", "from lengthwise.cli.main import main; main()"]
+COMMAND = [*LENGTHWISE, "gateway"]
 KEY = "sk-in-the-highlands"
 GOOD = ["--upstream", "http://127.0.0.1:9", "--max-inflight", "2", "--port", "0"]
 
@@ -100,6 +101,20 @@ async def started(folder: Path, *arguments: str) -> AsyncIterator[tuple[str, Any
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+async def told(folder: Path, *arguments: str) -> Any:
+    """What a command says of a gateway of this folder, as JSON."""
+    process = await asyncio.create_subprocess_exec(
+        *LENGTHWISE,
+        *arguments,
+        "--json",
+        stdout=subprocess.PIPE,
+        env=os.environ | {"XDG_STATE_HOME": str(folder)},
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return json.loads(out)
 
 
 async def ask(session: aiohttp.ClientSession, url: str, user: str, tokens: int, **more: Any) -> Any:
@@ -201,10 +216,17 @@ def test_it_starts_before_its_upstream_and_the_settings_are_watched(tmp_path: Pa
                 await until(lambda: json.loads(status.read_text())["policy"] == "sjf", 60)
                 async with session.get(url + "/health") as response:
                     assert (await response.json())["policy"] == "sjf"
-                off = tmp_path / "settings.json.off"
-                off.touch()
-                await until(lambda: "settings.json.off is there" in errors.read_text(), 60)
-                off.unlink()
+                said = await told(tmp_path, "status", url)
+                assert (said[0]["policy"], said[0]["off"]) == ("sjf", False)
+                assert said[0]["rolling_tau"] is None
+                assert said[0]["below_tau_floor"] is False
+                assert (await told(tmp_path, "off", url))["engines"] == 1
+                (said,) = await told(tmp_path, "status", url)
+                assert (said["policy"], said["off"], said["server"]) == ("fcfs", True, url)
+                assert "settings.json.off is there" in errors.read_text()
+                assert (await told(tmp_path, "on", url))["engines"] == 1
+                (said,) = await told(tmp_path, "status", url)
+                assert (said["policy"], said["off"]) == ("sjf", False)
                 settings.write_text('{"policy": "trail", "predictor": "declared"}')
                 await until(lambda: json.loads(status.read_text())["state"] == "refused", 60)
                 assert "hidden states" in json.loads(status.read_text())["error"]

@@ -174,7 +174,8 @@ def gateway(
         counters = Counters()
         model = ", ".join(dict.fromkeys(addresses))
         opener = Opener(tokenizer, model, options.slots, counters)
-        life = Life(options, opener, path, counters)
+        address = address_of(listener, host, "https" if tls else "http")
+        life = Life(options, opener, path, counters, address)
         chosen = opener.opened
 
         def ready(absent: list[Upstream]) -> None:
@@ -183,7 +184,6 @@ def gateway(
                     f"{each.url} cannot be reached yet ({each.refusal}): requests get 503 while no "
                     "upstream can, and it is tried until it can"
                 )
-            address = address_of(listener, host, "https" if tls else "http")
             if json:
                 from lengthwise.cli.output import print_json
 

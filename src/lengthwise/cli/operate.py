@@ -26,7 +26,7 @@ Target = Annotated[
     str,
     typer.Argument(
         help="The settings file that the server watches, or the URL of a server that `lengthwise "
-        "serve` started on this machine.",
+        "serve` or `lengthwise gateway` started on this machine.",
         metavar="SETTINGS|URL",
         show_default=False,
     ),
@@ -161,7 +161,7 @@ def status(
         str,
         typer.Argument(
             help="The settings file that servers watch, or the URL of a server that `lengthwise "
-            "serve` started on this machine, for its engines alone.",
+            "serve` or `lengthwise gateway` started on this machine, for its engines alone.",
             metavar="SETTINGS|URL",
             show_default=False,
         ),

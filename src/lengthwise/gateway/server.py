@@ -290,6 +290,18 @@ class Gateway:
         """Serve in the order of arrival, whatever the settings say, until it is switched on."""
         self.dispatcher.queue.off = off
 
+    def state(self) -> dict[str, Any]:
+        """What the status file says beside the settings and the counters; asked in any thread."""
+        tau = self._lengths.tau
+        shown = tau.tau
+        off = self.dispatcher.queue.off
+        return {
+            **({"policy": "fcfs"} if off else {}),
+            "off": off,
+            "rolling_tau": None if shown is None else round(shown, 3),
+            "below_tau_floor": tau.below_floor,
+        }
+
     def _class_of(self, request: web.Request, asked: Asked) -> int:
         header = self._options.priority_header
         if header is not None:
@@ -351,20 +363,23 @@ class Life:
         opener: makes settings ready.
         settings: the file, which is watched.
         counters: the scheduler's.
+        url: where it will listen, by which the status file calls it.
 
     Raises:
         InputError: the settings, or what they name, cannot be used.
     """
 
     def __init__(
-        self, options: Options, opener: Opener, settings: Path, counters: Counters
+        self, options: Options, opener: Opener, settings: Path, counters: Counters, url: str
     ) -> None:
         self._options, self._opener, self._counters = options, opener, counters
         self._gateway: Gateway | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._offered: Configuration
         self._off = False
-        self._watcher = SettingsWatcher(settings, self._offer, counters, settle=self._is_settled)
+        self._watcher = SettingsWatcher(
+            settings, self._offer, counters, self._state, self._is_settled, server=url
+        )
         self._switch = OffSwitch(off_path(settings), self._switch_off)
 
     async def serve(
@@ -433,6 +448,10 @@ class Life:
         self._off = off
         if self._gateway is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._gateway.switch_off, off)
+
+    def _state(self) -> dict[str, Any]:
+        """In the watcher's thread. What is switched off counts once the gateway has taken it up."""
+        return {"off": self._off} if self._gateway is None else self._gateway.state()
 
     def _is_settled(self) -> bool:
         return self._gateway is not None and self._gateway.configuration is self._offered

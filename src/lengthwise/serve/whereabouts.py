@@ -101,8 +101,8 @@ def settings_file(target: str) -> Path:
         return Path(noted["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"`lengthwise serve` has noted no server of port {port} on this machine, for {target}: "
-            "name the settings file that it watches instead"
+            f"`lengthwise serve` or `gateway` has noted no server of port {port} on this machine, "
+            f"for {target}: name the settings file that it watches instead"
         ) from None
 
 

@@ -207,6 +207,7 @@ class SettingsWatcher:
         state: what else the status file says, by name.
         settle: called at every look: whether what was offered last is in force.
         engine: the engine's number among those of a data-parallel server.
+        server: the server's URL; None is what the environment variable `SERVER` says.
 
     Raises:
         InputError: the file is not usable at the start.
@@ -220,6 +221,7 @@ class SettingsWatcher:
         state: Callable[[], dict[str, Any]] = dict,
         settle: Callable[[], bool] = lambda: True,
         engine: int = 0,
+        server: str | None = None,
     ) -> None:
         self.path = path
         self._apply = apply
@@ -227,7 +229,7 @@ class SettingsWatcher:
         self._state = state
         self._settle = settle
         self._engine = engine
-        self._server = os.environ.get(SERVER)
+        self._server = server or os.environ.get(SERVER)
         self._seen = self._signature()
         settings, self._latest = read_settings(path)  # its digest: in force, or about to be
         self._policy = settings.policy
