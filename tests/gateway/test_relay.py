@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lengthwise.gateway.limits import Limits
+from lengthwise.gateway.relay import through_gateway
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, body, play, until
@@ -53,6 +54,42 @@ def test_everything_passes_as_it_is() -> None:
         assert (await client.send("GET", "/ws", headers={"Upgrade": "websocket"})).status == 501
 
     play(scene)
+
+
+def test_a_redirection_does_not_lead_past_the_queue() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        asked, path = body("moved"), "/v1/moved?to=/v1/completions"
+        said = await client.send("POST", path, json=asked, allow_redirects=False)
+        assert (said.status, said.headers["Location"]) == (307, "/v1/completions")
+        assert (await client.send("POST", path, json=asked)).status == 200
+        assert await client.outcome("answered") == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("address", "upstream", "meant"),
+    [
+        ("http://a:1/v1/x?b=%2F#c", "http://a:1", "/v1/x?b=%2F#c"),
+        ("http://A:1", "http://a:1", "/"),
+        ("http://a/v1/x", "https://a:443", "/v1/x"),  # behind whoever ends its TLS
+        ("http://a/openai/v1/x", "http://a/openai", "/v1/x"),
+        ("/openai/v1/x", "http://a/openai", "/v1/x"),
+        ("/v1/x", "http://a", "/v1/x"),
+        ("http://a//b/x", "http://a", "/b/x"),  # no name of a host
+        ("x", "http://a", "x"),
+        ("", "http://a", ""),
+        ("http://a/openaix/x", "http://a/openai", "http://a/openaix/x"),
+        ("http://a:2/x", "http://a:1", "http://a:2/x"),
+        ("http://b/x", "http://a", "http://b/x"),
+        ("http://a:x/", "http://a", "http://a:x/"),
+        ("mailto:a", "http://a", "mailto:a"),
+    ],
+)
+def test_an_address_within_the_upstream_is_one_at_the_gateway(
+    address: str, upstream: str, meant: str
+) -> None:
+    assert through_gateway(address, upstream) == meant
 
 
 def learning(folder: Path) -> Settings:

@@ -62,6 +62,7 @@ class SmallUpstream:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/echo", self._echo)
+        app.router.add_route("*", "/v1/moved", self._moved)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=ssl)
@@ -83,6 +84,11 @@ class SmallUpstream:
 
     async def _echo(self, request: web.Request) -> web.Response:
         return web.Response(body=await request.read(), content_type="application/x-own")
+
+    async def _moved(self, request: web.Request) -> web.Response:
+        """Redirects, as a server does that names itself by the `Host` it was called with."""
+        to = f"http://{request.host}{request.query['to']}"
+        return web.Response(status=307, headers={"Location": to})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         data = await request.read()

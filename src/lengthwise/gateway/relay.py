@@ -37,6 +37,7 @@ _HOP_BY_HOP: Final = (
 )
 _OURS: Final = ("Host", "Expect")  # answered here, or written anew
 _NOT_MADE_UP: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_ADDRESSES: Final = ("Location", "Content-Location")  # headers that may name the upstream
 _LARGE: Final = 1 << 20  # bytes of a body that is written in parts
 
 
@@ -139,7 +140,7 @@ class Relay:
         async with answer:
             begun()
             looking = None if passing is None else passing(answer.headers)
-            return await self._pass_on(request, answer, looking)
+            return await self._pass_on(request, upstream, answer, looking)
 
     async def _send(
         self,
@@ -170,9 +171,16 @@ class Relay:
         )
 
     async def _pass_on(
-        self, request: web.Request, answer: aiohttp.ClientResponse, passing: Passing | None
+        self,
+        request: web.Request,
+        upstream: Upstream,
+        answer: aiohttp.ClientResponse,
+        passing: Passing | None,
     ) -> tuple[web.StreamResponse, str]:
         headers = _end_to_end(answer.headers)
+        for name in _ADDRESSES:
+            if name in headers:
+                headers[name] = through_gateway(headers[name], upstream.url)
         if passing is not None and passing.changes:
             headers.pop("Content-Length", None)
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
@@ -263,6 +271,31 @@ async def _broken(
     else:
         _hang_up(request)
     return response
+
+
+def through_gateway(address: str, upstream: str) -> str:
+    """An address that an upstream's answer names, as a client reaches it: within the upstream, by
+    the path at the gateway; elsewhere, unchanged.
+
+    A server that redirects (`/v1/completions/` to `/v1/completions`) names itself as it was called,
+    and clients would leave the queue.
+    """
+    try:
+        there, base = URL(address, encoded=True), URL(upstream)
+        host, own_host = there.host_port_subcomponent, base.host_port_subcomponent
+    except ValueError:
+        return address
+    # Whatever the scheme: behind whoever ends its TLS a server believes that it is http.
+    if there.absolute and str(host).lower() != str(own_host).lower():
+        return address
+    if not there.absolute and not address.startswith("/"):
+        return address
+    prefix = base.raw_path.rstrip("/")
+    if not f"{there.raw_path}/".startswith(f"{prefix}/"):
+        return address
+    # One slash at the beginning: two would begin the name of a host.
+    path = "/" + there.raw_path_qs.removeprefix(prefix).lstrip("/")
+    return f"{path}#{there.raw_fragment}" if there.raw_fragment else path
 
 
 def _hang_up(request: web.Request) -> None:
