@@ -13,7 +13,7 @@ from lengthwise.gateway.limits import Limits
 from lengthwise.policy import register
 from lengthwise.settings import Settings
 from tests.support.gateways import Client, body, gateway_before, play, until
-from tests.support.small_upstream import SmallUpstream, small_upstream
+from tests.support.small_upstream import OTHERS_THAT_GENERATE, SmallUpstream, small_upstream
 
 
 async def queued(client: Client, asked: list[tuple[str, int]], **more: Any) -> list[Any]:
@@ -55,6 +55,24 @@ def test_who_waits_goes_in_the_policys_order(policy: str, order: list[str]) -> N
         assert upstream.most_in_flight == 1
 
     play(scene, slots=1, policy=policy)
+
+
+def test_every_path_that_generates_is_queued() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        queue = client.gateway.dispatcher.queue
+        upstream.hold.clear()
+        first = client.begin("first")
+        await until(lambda: upstream.in_flight == 1)
+        asked = [
+            asyncio.create_task(client.send("POST", path, json={"user": path, "input": "a"}))
+            for path in OTHERS_THAT_GENERATE
+        ]
+        await until(lambda: queue.waiting == len(asked))
+        upstream.hold.set()
+        assert {said.status for said in await asyncio.gather(first, *asked)} == {200}
+        assert upstream.most_in_flight == 1
+
+    play(scene, slots=1)
 
 
 def test_several_answers_take_several_slots() -> None:

@@ -163,6 +163,10 @@ def test_a_body_says_how_many_answers_it_asks_for() -> None:
     for odd in ("many", -3, 0, True, None, 1.5):
         assert read(prompt="a", n=odd).asked.answers == 1
     assert read(input="of another API", n=2).asked.answers == 2
+    conversation = [{"role": "user", "content": "a"}]
+    assert read(messages=[conversation] * 3).asked.answers == 3
+    assert read(token_ids=[1], sampling_params={"n": 4}).asked.answers == 4
+    assert read(token_ids=[1], sampling_params=[]).asked.answers == 1
     deadline = read(prompt="a", vllm_xargs={"lengthwise_ttft_deadline_ms": "250"})
     assert deadline.asked.deadline_s == 0.25
 

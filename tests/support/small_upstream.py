@@ -22,6 +22,18 @@ from aiohttp import web
 
 from lengthwise.predict.load import TRUE_TOKENS
 
+#: paths of vLLM's whose answers are generated as well, which differ in form and not here
+OTHERS_THAT_GENERATE = (
+    "/v1/chat/completions/batch",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/cohere/v2/chat",
+    "/inference/v1/generate",
+    "/invocations",
+)
+
 
 class SmallUpstream:
     """The server.
@@ -58,7 +70,8 @@ class SmallUpstream:
         """Listen: at the port of last time, if there was one."""
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/v1/chat/completions", self._answer)
-        app.router.add_post("/v1/completions", self._answer)
+        for path in ("/v1/completions", *OTHERS_THAT_GENERATE):
+            app.router.add_post(path, self._answer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/echo", self._echo)

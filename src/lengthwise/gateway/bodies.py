@@ -28,8 +28,20 @@ from lengthwise.gateway.limits import Place, RefusedError
 from lengthwise.hints.question import Question, answers_of, read_request
 from lengthwise.predict.prediction import LORA, MOST_TOKENS, TTFT_DEADLINE_MS, deadline_ms
 
-#: Requests to paths that end so have an answer that is generated, and are queued.
-GENERATE: Final = ("/chat/completions", "/completions", "/responses", "/messages")
+#: Requests to paths that end so have an answer that is generated, and are queued: those of OpenAI's
+#: API and Anthropic's, and all others of vLLM's that decode.
+GENERATE: Final = (
+    "/chat/completions",
+    "/chat/completions/batch",
+    "/completions",
+    "/responses",
+    "/messages",
+    "/audio/transcriptions",
+    "/audio/translations",
+    "/cohere/v2/chat",
+    "/inference/v1/generate",
+    "/invocations",
+)
 
 _MOST_PRIORITY: Final = 2**31 - 1  # clamped: more than anybody means
 _MOST_BYTES: Final = 1 << 20  #: of one event, or of a whole answer: more is passed on unread

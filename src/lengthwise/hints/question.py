@@ -110,10 +110,14 @@ def read_request(request: Mapping[str, Any]) -> list[Question]:
 
 def answers_of(request: Mapping[str, Any]) -> int:
     """How many answers a request asks for, of all its prompts; 1 where it cannot be told."""
-    n, prompt = request.get("n"), request.get("prompt")
+    prompt, messages = request.get("prompt"), request.get("messages")
+    sampling = request.get("sampling_params")  # where /inference/v1/generate has it
+    n = request.get("n", sampling.get("n") if isinstance(sampling, dict) else None)
     prompts = 1
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         prompts = len(prompt)
+    elif isinstance(messages, list) and messages and isinstance(messages[0], list):
+        prompts = len(messages)  # the conversations of /v1/chat/completions/batch
     return min(prompts * max(n if type(n) is int else 1, 1), MOST_ANSWERS)
 
 
