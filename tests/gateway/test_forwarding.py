@@ -70,6 +70,27 @@ def test_what_one_upstream_does_not_take_goes_to_another() -> None:
     asyncio.run(run())
 
 
+def test_what_is_passed_on_and_not_taken_goes_to_another() -> None:
+    async def run() -> None:
+        async with small_upstream() as here, small_upstream() as absent:
+            async with gateway_before(absent, here) as client:
+                await absent.stop()
+                data = b"a body of some size " * 50_000
+                said = await asyncio.gather(
+                    *(client.send("GET", "/v1/models") for _ in range(5)),
+                    *(client.send("POST", "/echo", data=data) for _ in range(5)),
+                )
+                assert {each.status for each in said} == {200}
+                assert {each.text for each in said[5:]} == {data.decode()}
+                await here.stop()
+                assert (await client.send("POST", "/echo", data=data)).status == 503
+                assert [each.passing for each in client.gateway.pool.upstreams] == [0, 0]
+            await absent.start()
+            await here.start()
+
+    asyncio.run(run())
+
+
 def test_a_client_that_leaves_before_its_request_is_forwarded_is_not_counted() -> None:
     """The upstream takes connections, and never says what makes them https."""
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.gateway.upstream import adapted, parse_upstreams, waiting_of
+from lengthwise.gateway.upstream import (
+    Pool,
+    Upstream,
+    adapted,
+    parse_upstreams,
+    waiting_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,32 @@ def test_a_limit_follows_what_waits() -> None:
     assert adapted(40, 10, 0) == 40
     assert adapted(40, 40, 100) == 20
     assert adapted(1, 1, 5) == 1
+
+
+def test_what_is_passed_on_goes_where_least_of_it_is_under_way() -> None:
+    large, small = Upstream("http://large", 30), Upstream("http://small", 10)
+    pool = Pool([large, small])
+    for _ in range(40):
+        pool.any_reachable().passing += 1
+    assert (large.passing, small.passing) == (30, 10)
+    large.passing = small.passing = 0
+    taken = [pool.any_reachable() for _ in range(4)]  # one after the other
+    assert taken[:2] == taken[2:]
+    assert set(taken) == {large, small}
+
+
+def test_an_upstream_that_was_away_is_not_flooded() -> None:
+    """What it was not sent meanwhile is no reason to send it everything now."""
+    here, away = Upstream("http://here", 4), Upstream("http://away", 4)
+    pool = Pool([here, away])
+    away.reachable = False
+    for _ in range(100):
+        assert pool.any_reachable() is pool.choose(1) is here
+    away.reachable = True
+    passed_on = [pool.any_reachable() for _ in range(10)]
+    assert passed_on.count(away) == 5
+    queued = [pool.choose(1) for _ in range(10)]  # each ends before the next one comes
+    assert queued.count(away) == 5
 
 
 def test_what_waits_is_read_of_all_engines() -> None:

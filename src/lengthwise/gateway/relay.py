@@ -111,7 +111,6 @@ class Relay:
         Raises:
             NotTakenError: nothing was sent.
         """
-        upstream.sent += 1
         try:
             answer = await self._send(
                 request, upstream, body, plain=passing is not None, forwarded=forwarded
@@ -125,7 +124,6 @@ class Relay:
             aiohttp.ClientConnectorError,
             aiohttp.ConnectionTimeoutError,
         ) as error:
-            upstream.sent -= 1
             raise NotTakenError(reason_of(error)) from None
         except TimeoutError:
             reason = f"the upstream said nothing for {self._patience.upstream_s:g} s"

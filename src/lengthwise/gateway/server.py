@@ -192,13 +192,18 @@ class Gateway:
         return response
 
     async def _pass_on(self, request: web.Request) -> tuple[web.StreamResponse, str]:
-        upstream = self.pool.any_reachable()
-        try:
-            with self._begins():
-                return await self._relay(request, upstream, None)
-        except NotTakenError as error:
-            self.reachability.lost(upstream, str(error))
-            raise self._unreachable() from None
+        while True:
+            upstream = self.pool.any_reachable()
+            upstream.passing += 1
+            try:
+                with self._begins():
+                    return await self._relay(request, upstream, None)
+            except NotTakenError as error:
+                self.reachability.lost(upstream, str(error))
+                if not self.pool.reachable:
+                    raise self._unreachable() from None
+            finally:
+                upstream.passing -= 1
 
     async def _generate(self, request: web.Request) -> tuple[web.StreamResponse, str]:
         if not self.pool.reachable:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -53,7 +54,8 @@ class Upstream:
         refusal: why it did not, "" where it did.
         known: whether it is known how much it has to do. Where that is asked for and has not been
             answered for a while, it counts as full.
-        sent: requests that were sent so far.
+        passing: requests that are passed on without a queue, and under way.
+        turn: of the request that was sent there last; the lower, the longer ago.
     """
 
     url: str
@@ -62,7 +64,8 @@ class Upstream:
     reachable: bool = True
     refusal: str = ""
     known: bool = True
-    sent: int = field(default=0)
+    passing: int = 0
+    turn: int = 0
 
     @property
     def free(self) -> int:
@@ -81,6 +84,7 @@ class Pool:
 
     def __init__(self, upstreams: list[Upstream]) -> None:
         self.upstreams = upstreams
+        self._turns = itertools.count(1)
 
     @property
     def slots(self) -> int:
@@ -105,10 +109,14 @@ class Pool:
     def choose(self, answers: int) -> Upstream | None:
         """Where a request for so many answers goes: the most room, in parts of what there is.
 
-        None where it has to wait.
+        Of several with as much, whose last turn is longest ago. None where it has to wait.
         """
         able = [each for each in self.upstreams if each.free >= max(each.slots_of(answers), 1)]
-        return max(able, key=lambda each: (each.free / each.limit, -each.sent), default=None)
+        if not able:
+            return None
+        chosen = max(able, key=lambda each: (each.free / each.limit, -each.turn))
+        chosen.turn = next(self._turns)
+        return chosen
 
     @property
     def refusals(self) -> str:
@@ -116,9 +124,13 @@ class Pool:
         return ", ".join(dict.fromkeys(each.refusal for each in self.upstreams if each.refusal))
 
     def any_reachable(self) -> Upstream:
-        """Where a request goes that is not queued: whoever can be reached and was asked least."""
+        """Where a request goes that is not queued: whoever can be reached and has fewest of them
+        under way, for what it may have; of several, whose last turn is longest ago.
+        """
         able = [each for each in self.upstreams if each.reachable] or self.upstreams
-        return min(able, key=lambda each: each.sent)
+        chosen = min(able, key=lambda each: (each.passing / each.limit, each.turn))
+        chosen.turn = next(self._turns)
+        return chosen
 
 
 def parse_upstreams(text: str) -> list[str]:
