@@ -42,6 +42,33 @@ def test_an_upstream_that_breaks_off_before_it_answers_is_not_asked_again() -> N
     play_whole(scene)
 
 
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "POST", "PATCH"])
+def test_what_changes_something_is_sent_once_also_over_a_kept_connection(method: str) -> None:
+    seen: list[str] = []
+
+    async def run() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                seen.append(head.split()[0].decode())
+                if seen[-1] != "GET":
+                    break
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            upstream = SmallUpstream()
+            upstream.port = server.sockets[0].getsockname()[1]
+            async with gateway_before(upstream) as client:
+                assert (await client.send("GET", "/v1/files")).status == 200
+                said = await client.send(method, "/v1/files/a")
+                assert said.status == 502
+                assert "not sent again" in said.error
+
+    asyncio.run(run())
+    assert seen == ["GET", method]
+
+
 def test_a_stream_that_breaks_off_ends_with_one_error() -> None:
     async def scene(client: Client, upstream: SmallUpstream) -> None:
         said = await client.ask("a", 10, stream=True, hints={"fault": "break"})

@@ -38,11 +38,16 @@ _HOP_BY_HOP: Final = (
 _OURS: Final = ("Host", "Expect")  # answered here, or written anew
 _NOT_MADE_UP: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _ADDRESSES: Final = ("Location", "Content-Location")  # headers that may name the upstream
+_HARMLESS: Final = ("GET", "HEAD", "OPTIONS")  # methods that change nothing, however often
 _LARGE: Final = 1 << 20  # bytes of a body that is written in parts
 
 
 class NotTakenError(LengthwiseError):
     """The upstream did not take the connection: nothing of the request was sent."""
+
+
+class BrokenOffError(LengthwiseError):
+    """The upstream took the connection and closed it before it answered."""
 
 
 class Passing(Protocol):
@@ -128,10 +133,11 @@ class Relay:
         except TimeoutError:
             reason = f"the upstream said nothing for {self._patience.upstream_s:g} s"
             return error_response(504, reason), "silent"
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, BrokenOffError) as error:
+            why = str(error) if isinstance(error, BrokenOffError) else reason_of(error)
             reason = (
-                f"the upstream broke off before it answered ({reason_of(error)}); the request was "
-                "not sent again, since it may have begun"
+                f"the upstream broke off before it answered ({why}); the request was not sent "
+                "again, since it may have begun"
             )
             return error_response(502, reason), "failed"
         del body  # large ones are not kept while an answer takes its time
@@ -166,6 +172,7 @@ class Relay:
             allow_redirects=False,
             skip_auto_headers=_NOT_MADE_UP,
             trace_request_ctx=forwarded,
+            middlewares=() if request.method in _HARMLESS else (_send_once,),
         )
 
     async def _pass_on(
@@ -239,6 +246,18 @@ def new_session(
         trust_env=False,
         trace_configs=[trace],
     )
+
+
+async def _send_once(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a DELETE or PUT again whose connection was closed."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:  # nothing was sent
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise BrokenOffError(reason_of(error)) from None
 
 
 async def _tell_forwarded(_: aiohttp.ClientSession, context: Any, __: object) -> None:
