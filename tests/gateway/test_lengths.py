@@ -53,6 +53,30 @@ def test_prompts_of_answers_that_teach_nothing_are_not_kept(tmp_path: Path) -> N
     play_whole(scene, settings=learning(tmp_path))
 
 
+def test_what_cannot_be_predicted_is_counted_once_and_under_its_own_name() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        counters, queue = client.gateway._counters, client.gateway.dispatcher.queue
+        upstream.hold.clear()
+        at_once = [client.begin(str(each)) for each in range(2)]  # before anybody predicts
+        await until(lambda: upstream.in_flight == 2)
+        asked = [
+            asyncio.create_task(client.send("POST", path, json={"user": path, **asked}))
+            for path, asked in (
+                ("/v1/responses", {"input": "a"}),
+                ("/v1/chat/completions", {"messages": []}),
+                ("/v1/messages", {"prompt": "without a declared length"}),
+                ("/invocations", {"prompt": []}),
+            )
+        ]
+        await until(lambda: queue.waiting == 4 and counters.fallbacks == 4)
+        upstream.hold.set()
+        await asyncio.gather(*at_once, *asked)
+        await until(lambda: not client.gateway._lengths._live)
+        assert (counters.predictions, counters.fallbacks, counters.unpredicted) == (0, 4, 2)
+
+    play_whole(scene)
+
+
 def test_what_is_kept_to_be_learnt_from_is_bounded_and_the_rest_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

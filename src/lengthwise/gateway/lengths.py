@@ -67,7 +67,7 @@ class Measured:
         by: who predicted it.
         cut_to: its prediction as it ranks it.
         usage: what its answer said of itself.
-        looked_at: whether the thread has been at it.
+        looked_at: whether it is known what its prediction is, or that it has none.
         behind: of its size, what counts as kept only to be learnt from.
     """
 
@@ -133,6 +133,7 @@ class Lengths:
             self._pending[measured] = None
             self._work()
         elif self._source.predictor is not None:
+            measured.looked_at = True
             self._counters.fallbacks += 1
 
     def went(self, measured: Measured, now_s: float) -> None:
