@@ -160,6 +160,24 @@ def test_a_client_that_stops_sending_is_cut_off() -> None:
     play_whole(scene, patience=Patience(client_s=0.3))
 
 
+def test_a_client_that_drips_does_not_hold_its_place_for_long() -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n")
+        answer = asyncio.create_task(reader.read())
+        while not answer.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+        assert b" 408 " in answer.result()
+        assert b"was not whole after" in answer.result()
+        writer.close()
+        assert client.gateway.room.requests == 0
+        assert not upstream.begun
+
+    play_whole(scene, patience=Patience(client_s=0.4))
+
+
 def test_clients_that_go_are_forgotten_and_the_others_answered() -> None:
     async def scene(client: Client, upstream: SmallUpstream) -> None:
         asked = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lengthwise.gateway.lengths import Lengths
+from lengthwise.hints.question import Question
+from lengthwise.predict.prediction import LORA
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, play_whole, until
@@ -75,6 +78,27 @@ def test_what_cannot_be_predicted_is_counted_once_and_under_its_own_name() -> No
         assert (counters.predictions, counters.fallbacks, counters.unpredicted) == (0, 4, 2)
 
     play_whole(scene)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "sjf"])
+def test_nothing_that_was_read_of_a_body_is_kept_while_it_waits(policy: str) -> None:
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        upstream.hold.clear()
+        asked = [client.begin(str(each), model=f"kept-{policy}") for each in range(8)]
+        await until(lambda: client.gateway.dispatcher.queue.waiting == 6)
+        await until(lambda: not client.gateway._lengths._pending)
+        await until(
+            lambda: (
+                not any(
+                    isinstance(each, Question) and each.hints.get(LORA) == f"kept-{policy}"
+                    for each in gc.get_objects()
+                )
+            )
+        )
+        upstream.hold.set()
+        assert {(await each).status for each in asked} == {200}
+
+    play_whole(scene, policy=policy)
 
 
 def test_what_is_kept_to_be_learnt_from_is_bounded_and_the_rest_is_counted(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from lengthwise.counters import Counters
+from lengthwise.gateway.bodies import LARGE, Body, read_body
 from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.limits import Limits
 from lengthwise.policy import register
@@ -73,6 +75,24 @@ def test_every_path_that_generates_is_queued() -> None:
         assert upstream.most_in_flight == 1
 
     play(scene, slots=1)
+
+
+def test_a_large_body_is_not_read_by_the_thread_that_serves_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by: list[tuple[bool, bool]] = []
+
+    def read(data: bytes) -> Body:
+        by.append((len(data) > LARGE, threading.current_thread() is threading.main_thread()))
+        return read_body(data)
+
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        assert (await client.ask("small")).status == 200
+        assert (await client.ask("large", prompt="a" * LARGE)).status == 200
+        assert set(by) == {(False, True), (True, False)}
+
+    monkeypatch.setattr("lengthwise.gateway.bodies.read_body", read)
+    play(scene, policy="fcfs")
 
 
 def test_several_answers_take_several_slots() -> None:

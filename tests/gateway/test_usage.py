@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.gateway.bodies import (
+    MOST_BRACKETS,
+    MOST_COMMAS,
     AnswerUsage,
     StreamUsage,
     Usage,
@@ -187,7 +189,20 @@ def test_more_answers_than_anybody_means_are_bounded() -> None:
         assert read_body(json.dumps(values).encode()).asked.answers == MOST_ANSWERS
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"[" * 100_000, b'{"prompt": "\xff"}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"[" * 100_000,
+        b'{"prompt": "\xff"}',
+        json.dumps({"prompt": "a", "n": 2, "tools": [{}] * MOST_BRACKETS}).encode(),
+        json.dumps({"prompt": [1] * (MOST_COMMAS + 2), "n": 2}).encode(),
+    ],
+    ids=lambda data: str(data[:20]),
+)
 def test_a_body_that_cannot_be_read_is_one_answer(data: bytes) -> None:
     body = read_body(data)
     assert (body.asked.answers, body.asked.single, body.values) == (1, False, None)

@@ -3,8 +3,11 @@
 Prompts are rendered and predicted in a thread, in the order in which they came. A request that goes
 before its turn there is not predicted any more, unless its answer is to be learnt from.
 
-For that its prompt has to be kept after its body was let go, and the thread may be far behind. What
-is kept so is bounded; answers beyond that are lost to the log, and counted.
+For that its body has to be kept after it was let go elsewhere, and the thread may be far behind.
+What is kept so is bounded; answers beyond that are lost to the log, and counted.
+
+Kept are bodies, and never what was read of them, which may be twenty times as large: the thread
+reads them once more.
 """
 
 from __future__ import annotations
@@ -22,10 +25,9 @@ import numpy as np
 
 from lengthwise.counters import Counters
 from lengthwise.errors import LengthwiseError, one_line
-from lengthwise.gateway.bodies import Asked, Usage
+from lengthwise.gateway.bodies import Asked, Usage, read_body
 from lengthwise.gateway.ranked_queue import Entry, Queue
 from lengthwise.hints.estimate import PromptEncoder, PromptPredictor
-from lengthwise.hints.question import Question
 from lengthwise.policy.length_law import MEDIAN_EVERY, RECENT
 from lengthwise.predict.prediction import Prediction, Prompt, usable
 from lengthwise.request import RECORDED_PREDICTION
@@ -35,7 +37,7 @@ from lengthwise.workload.length_log import FULL
 
 logger = logging.getLogger("lengthwise.gateway")
 
-MOST_BEHIND: Final = 16_000_000  #: bytes of bodies whose prompts are kept only to be learnt from
+MOST_BEHIND: Final = 16_000_000  #: bytes of bodies that are kept only to be learnt from
 _PART: Final = 16  #: requests that are predicted before what is known is told
 _ENDED_BY_ITSELF: Final = ("stop", "tool_calls", "function_call")
 
@@ -56,10 +58,9 @@ class Measured:
     Attributes:
         entry: as the queue knows it.
         asked: what it asks for.
-        questions: its prompts, as long as they may have to be predicted.
+        body: with its prompts, as long as they may have to be predicted; b"" where there are none.
         arrival_s: by the monotonic clock.
         arrival_index: its place among all.
-        size: bytes of its body.
         went_s: when it went, by the same clock; None while it waits.
         begun: whether its answer has: it cannot wait again.
         prompt: its tokens and hints, once rendered.
@@ -68,15 +69,14 @@ class Measured:
         cut_to: its prediction as it ranks it.
         usage: what its answer said of itself.
         looked_at: whether it is known what its prediction is, or that it has none.
-        behind: of its size, what counts as kept only to be learnt from.
+        behind: bytes of its body that are kept only to be learnt from.
     """
 
     entry: Entry
     asked: Asked
-    questions: Sequence[Question]
+    body: bytes
     arrival_s: float
     arrival_index: int
-    size: int
     went_s: float | None = None
     begun: bool = False
     prompt: Prompt | None = None
@@ -102,7 +102,7 @@ class Lengths:
         self._source = Source(None, None, None, None)
         self._thread = ThreadPoolExecutor(1, "lengthwise-predict")
         self._pending: OrderedDict[Measured, None] = OrderedDict()
-        self._behind = 0  # bytes of bodies whose prompts are kept only to be learnt from
+        self._behind = 0  # bytes of bodies that are kept only to be learnt from
         self._live: dict[Entry, Measured] = {}
         self._recent: deque[Prediction] = deque(maxlen=RECENT)
         self._since_median = 0
@@ -129,7 +129,7 @@ class Lengths:
     def arrived(self, measured: Measured) -> None:
         """A request was queued."""
         self._live[measured.entry] = measured
-        if self._source.encoder is not None and measured.questions:
+        if self._source.encoder is not None and measured.body:
             self._pending[measured] = None
             self._work()
         elif self._source.predictor is not None:
@@ -148,26 +148,27 @@ class Lengths:
             self._look_again([measured])
 
     def begun(self, measured: Measured) -> None:
-        """The answer to a request has begun: its prompt is kept only to be learnt from."""
+        """The answer to a request has begun: its body is kept only to be learnt from."""
         measured.begun = True
         learns = self._source.log is not None and measured.asked.single
-        if measured.looked_at or not learns or self._behind + measured.size > MOST_BEHIND:
-            self._forget_prompt(measured)
+        size = len(measured.body)
+        if measured.looked_at or not learns or self._behind + size > MOST_BEHIND:
+            self._forget_body(measured)
         else:
-            measured.behind = measured.size
-            self._behind += measured.behind
+            measured.behind = size
+            self._behind += size
 
     def _look_again(self, those: Sequence[Measured]) -> None:
         for each in those:
-            if each.questions:
+            if each.body:
                 each.prediction = each.cut_to = each.by = None
                 each.looked_at = False
                 self._pending[each] = None
         self._work()
 
-    def _forget_prompt(self, measured: Measured) -> None:
+    def _forget_body(self, measured: Measured) -> None:
         """It is needed no longer: neither for a ranking nor to be learnt from."""
-        measured.questions = ()
+        measured.body = b""
         self._pending.pop(measured, None)
         self._behind -= measured.behind
         measured.behind = 0
@@ -191,8 +192,8 @@ class Lengths:
         if measured.prompt is not None:
             self._log(measured)
         elif measured.usage is None:
-            self._forget_prompt(measured)
-        elif self._source.log is not None and not measured.questions and not measured.looked_at:
+            self._forget_body(measured)
+        elif self._source.log is not None and not measured.body and not measured.looked_at:
             self._counters.log_lost += 1
 
     def close(self) -> None:
@@ -221,11 +222,12 @@ class Lengths:
                 if source.log is not None or self._queue.is_waiting(measured.entry):
                     part.append(measured)
                 elif measured.begun:
-                    self._forget_prompt(measured)
+                    self._forget_body(measured)
             if not part or source.encoder is None:
                 continue
-            asked = [measured.questions for measured in part]
-            answers = await loop.run_in_executor(self._thread, _look_at_all, source, asked)
+            bodies = [measured.body for measured in part]
+            answers = await loop.run_in_executor(self._thread, _look_at_all, source, bodies)
+            del bodies
             for measured, (prompt, prediction) in zip(part, answers, strict=True):
                 self._note(source, measured, prompt, prediction)
             if self._since_median >= min(len(self._recent), MEDIAN_EVERY) > 0:
@@ -242,7 +244,7 @@ class Lengths:
     ) -> None:
         measured.prompt, measured.looked_at = prompt, True
         if measured.begun:
-            self._forget_prompt(measured)
+            self._forget_body(measured)
         if source.predictor is not None:
             if isinstance(prediction, Prediction) and usable(prediction):
                 measured.prediction, measured.by = prediction, source.name
@@ -296,16 +298,17 @@ class Lengths:
 
 
 def _look_at_all(
-    source: Source, asked: Sequence[Sequence[Question]]
+    source: Source, bodies: Sequence[bytes]
 ) -> list[tuple[Prompt | None, Prediction | LengthwiseError | None]]:
-    return [_look_at(source, questions) for questions in asked]
+    return [_look_at(source, body) for body in bodies]
 
 
 def _look_at(
-    source: Source, questions: Sequence[Question]
+    source: Source, body: bytes
 ) -> tuple[Prompt | None, Prediction | LengthwiseError | None]:
     """A request's prompt, and the prediction of its answer: the longest, where it has several."""
     assert source.encoder is not None
+    questions = read_body(body).questions
     try:
         prompts = [
             Prompt(array("i", ids), question.hints)

@@ -33,7 +33,7 @@ from lengthwise.gateway.bodies import (
     Asked,
     asking_for_usage,
     clamped_priority,
-    read_body,
+    read_aside,
     take_in,
 )
 from lengthwise.gateway.configuration import Configuration, Opener, Options, discipline_of
@@ -220,7 +220,7 @@ class Gateway:
         """A request whose body is here: its turns, until an upstream takes it, and its answer."""
         dispatcher, now_s = self.dispatcher, time.monotonic()
         # A compressed body is for whoever understands it.
-        body = read_body(b"" if "Content-Encoding" in request.headers else place.body)
+        body = await read_aside(b"" if "Content-Encoding" in request.headers else place.body)
         asked = body.asked
         usage = self._usage_of(request, asked)
         if usage is not None and usage.hide and body.values is not None:
@@ -233,10 +233,11 @@ class Gateway:
             asked.deadline_s,
             self._tenant_of(request, place),
         )
-        index = dispatcher.add(entry)
-        measured = Measured(entry, asked, body.questions, now_s, index, len(place.body))
+        told = place.body if body.questions else b""
+        del body  # what was read of it may be twenty times as large
+        measured = Measured(entry, asked, told, now_s, dispatcher.add(entry))
+        del told
         self._lengths.arrived(measured)
-        del body
 
         def forwarded() -> None:
             dispatcher.forwarded(entry)
