@@ -10,6 +10,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.hints import Middleware, write_hints
+from lengthwise.hints.estimate import MOST_CHARACTERS
 from lengthwise.hints.middleware import PREDICTOR, TOKENIZER, WRITE
 from lengthwise.hints.question import parse_targets
 from tests.support.asgi import CHAT, OURS, Message, Seen, counts, send
@@ -153,7 +154,9 @@ def test_hints_that_contradict_each_other_are_kept_counted_and_said(
         json.dumps(CHAT | {"nvext": {"agent_hints": []}}).encode(),
         json.dumps(CHAT | {"max_tokens": -1}).encode(),
         json.dumps({"prompt": ["a"] * 100_000}).encode(),
+        json.dumps({"prompt": "a" * (MOST_CHARACTERS + 1)}).encode(),
     ],
+    ids=lambda body: str(body[:30]),
 )
 def test_what_cannot_be_read_is_passed_on_byte_by_byte(body: bytes) -> None:
     with counts(unreadable=1):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from lengthwise.errors import InputError
-from lengthwise.hints import service
-from lengthwise.hints.estimate import PART, PromptPredictor
+from lengthwise.hints import estimate, service
+from lengthwise.hints.estimate import MOST_CHARACTERS, PART, PromptPredictor
+from lengthwise.hints.question import Question
 from lengthwise.predict import Prediction, Prompt, load_predictor
 from lengthwise.predict.kinds import Recipe
 from lengthwise.predict.tokenizer import load_tokenizer
@@ -181,6 +183,53 @@ def test_bad_input_is_one_reason(running: Running, body: Any, words: str) -> Non
     assert words in answer["error"]["message"]
     assert "\n" not in answer["error"]["message"]
     assert answer["error"]["code"] == 400
+
+
+def test_a_prompt_that_would_keep_everybody_waiting_is_refused(running: Running) -> None:
+    long, most = "x" * (MOST_CHARACTERS + 1), "river " * (MOST_CHARACTERS // 6)
+    tool = {"type": "function", "function": {"name": "f", "description": long}}
+    for body in (
+        {"prompt": ["a", long]},
+        {"messages": chat("a"), "tools": [tool]},
+        {"messages": chat(long[: MOST_CHARACTERS // 2], "a", long[MOST_CHARACTERS // 2 :])},
+    ):
+        status, answer = running.ask(body)
+        assert status == 400
+        assert "250,000 characters" in answer["error"]["message"]
+    assert "prompt 1: " in running.ask({"prompt": ["a", long]})[1]["error"]["message"]
+    short, *others = running.predictions({"prompt": ["a", most, most, "a"]})
+    assert others[-1] == short != others[0]
+    assert running.predictions({"prompt": [5] * 200_000})
+
+
+def test_a_part_is_small_by_its_prompts_and_by_their_text() -> None:
+    def parts(*sizes: int) -> list[list[int]]:
+        questions = [Question("x" * size, {}, 0) for size in sizes]
+        return [[each.characters for each in part] for part in estimate._parts(questions)]
+
+    assert parts() == []
+    assert parts(*[1] * (PART + 1)) == [[1] * PART, [1]]
+    half = MOST_CHARACTERS // 2
+    assert parts(half, half, 1, half, half) == [[half, half], [1, half], [half]]
+
+
+def test_nothing_is_predicted_for_clients_that_have_gone(running: Running) -> None:
+    def value(name: str) -> float:
+        with DIRECT.open(running.url + "/metrics", timeout=60) as response:
+            page = response.read().decode()
+        return float(page.split(f"\n{name} ")[1].split()[0])
+
+    prompts = "lengthwise_predict_prompts_total"
+    before = value(prompts)
+    data = json.dumps({"prompt": ["a b c"] * 4096}).encode()
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as gone:
+            gone.sendall(head.encode() + data)
+    running.predictions({"prompt": "a"})
+    while value("lengthwise_predict_waiting_prompts"):
+        time.sleep(0.01)
+    assert value(prompts) == before + 1
 
 
 def test_a_body_may_be_too_large_and_a_path_wrong(running: Running) -> None:

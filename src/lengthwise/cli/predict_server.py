@@ -57,4 +57,10 @@ def predict_server(
             file=sys.stderr,
             flush=True,
         )
-        web.run_app(app, sock=listener, print=None, access_log=None)
+        web.run_app(
+            app,
+            sock=listener,
+            print=None,
+            access_log=None,
+            handler_cancellation=True,  # nothing is predicted for a client that has gone
+        )

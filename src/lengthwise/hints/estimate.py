@@ -1,9 +1,10 @@
 """The expected length of a request's answer: from a predictor in this process, or from a server.
 
 In this process questions become predictions by the artifact's tokenizer and its predictor, with one
-thread for both. The thread keeps prompts of any size from holding up an event loop, and a
-predictor's objects serve one thread only. Questions of one caller are answered in small parts, so
-that a single prompt never waits behind somebody's thousand.
+thread for both. The thread keeps prompts from holding up an event loop, and a predictor's objects
+serve one thread only. Questions of one caller are answered in small parts, so that a single prompt
+never waits behind somebody's thousand, nor behind one that is as long as a thousand: that has no
+prediction. It is not cut instead, since predictors read how long a prompt is.
 
 Who asks sees an `Estimator`, whichever of the two it is.
 """
@@ -30,6 +31,7 @@ from lengthwise.predict.tokenizer import PromptTokenizer, load_tokenizer
 from lengthwise.workload.conversation import USER, Chat, Message
 
 PART: Final = 16  #: prompts that are predicted before the next caller has its turn
+MOST_CHARACTERS: Final = 250_000  #: of such a part, and so of a prompt: a quarter of a second
 
 _PAUSE_S: Final = 1.0  #: a server that failed is not asked again for so long
 _REFUSED: Final = (400, 413)  #: statuses that say that the request is at fault
@@ -46,6 +48,10 @@ class UnpredictableError(PredictionError):
     def __init__(self, place: int, reason: str) -> None:
         super().__init__(reason)
         self.place = place
+
+
+class LongPromptError(UnpredictableError):
+    """A prompt with more text than is tokenised for a prediction."""
 
 
 class PromptEncoder:
@@ -177,13 +183,18 @@ class PredictorThread:
         self._thread = ThreadPoolExecutor(1, "lengthwise-predict")
 
     async def predict(self, questions: Sequence[Question]) -> list[Prediction]:
-        """As `PromptPredictor.predict`. What a cancelled caller has not had yet is left out."""
+        """As `PromptPredictor.predict`. What a cancelled caller has not had yet is left out.
+
+        Raises:
+            LongPromptError: one of them has more than `MOST_CHARACTERS`; nothing is predicted.
+        """
         loop = asyncio.get_running_loop()
         predictions: list[Prediction] = []
+        parts = _parts(questions)
         self.waiting += len(questions)
         try:
-            for start in range(0, len(questions), PART):
-                part = questions[start : start + PART]
+            for part in parts:
+                start = len(predictions)
                 try:
                     predictions += await loop.run_in_executor(
                         self._thread, self.predictor.predict, part
@@ -197,6 +208,26 @@ class PredictorThread:
     def close(self) -> None:
         """End the thread, after the part that it is at."""
         self._thread.shutdown(cancel_futures=True)
+
+
+def _parts(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions in order, in parts that keep nobody else waiting for long."""
+    parts: list[list[Question]] = []
+    room = 0  # characters that the last part may still have
+    for place, question in enumerate(questions):
+        characters = question.characters
+        if characters > MOST_CHARACTERS:
+            raise LongPromptError(
+                place,
+                f"more than {MOST_CHARACTERS:,} characters are not tokenised for a prediction: "
+                "send a shorter prompt, or its token ids",
+            )
+        if not parts or len(parts[-1]) == PART or characters > room:
+            parts.append([])
+            room = MOST_CHARACTERS
+        parts[-1].append(question)
+        room -= characters
+    return parts
 
 
 class Estimator(Protocol):
@@ -248,7 +279,10 @@ class OwnEstimator:
     async def expected(self, body: Mapping[str, Any]) -> float:
         """The mean over the request's prompts."""
         assert self._thread is not None, "open comes first"
-        predictions = await self._thread.predict(read_request(body))
+        try:
+            predictions = await self._thread.predict(read_request(body))
+        except LongPromptError as error:  # what is at fault is the request
+            raise InputError(str(error)) from None
         return mean(prediction.expected for prediction in predictions)
 
     async def close(self) -> None:

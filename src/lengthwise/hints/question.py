@@ -6,6 +6,7 @@ the request's body as hints; what the client wrote itself is never changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -60,6 +61,16 @@ class Question(NamedTuple):
     prompt: Chat | str | Sequence[int]  #: a conversation, plain text, or the model's own token ids
     hints: Mapping[str, object]  #: `vllm_xargs`, {} if none
     most_tokens: int  #: the answer is cut there; 0: it is not, as far as the request says
+
+    @property
+    def characters(self) -> int:
+        """How much there is to be tokenised."""
+        if not isinstance(self.prompt, Chat):
+            return len(self.prompt) if isinstance(self.prompt, str) else 0
+        messages, tools = self.prompt.messages(), self.prompt.tools
+        offered = [*tools, *(call for message in messages for call in message.calls)]
+        said = sum(len(message.content) for message in messages)
+        return said + (len(json.dumps(offered)) if offered else 0)
 
 
 def read_body(body: object) -> list[Question]:

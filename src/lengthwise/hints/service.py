@@ -46,7 +46,8 @@ OUTCOMES: Final = {
     "declared": "it named a length itself, which was written where it was missing",
     "kept": "all that would be written was there already, and agreed",
     "contradictory": "its own hints name different lengths: they were kept",
-    "unreadable": "its body is no request that a length can be predicted of: passed on without one",
+    "unreadable": "no length can be predicted of what its body says, or its prompt has more than "
+    "250,000 characters: passed on without one",
     "too_large": "its body is larger than is read: passed on unchanged",
     "late": "the prediction took too long: passed on unchanged",
     "failed": "the predictor or its server failed: passed on unchanged",
