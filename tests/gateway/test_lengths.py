@@ -90,7 +90,7 @@ def test_nothing_that_was_read_of_a_body_is_kept_while_it_waits(policy: str) -> 
         await until(
             lambda: (
                 not any(
-                    isinstance(each, Question) and each.hints.get(LORA) == f"kept-{policy}"
+                    type(each) is Question and each.hints.get(LORA) == f"kept-{policy}"
                     for each in gc.get_objects()
                 )
             )

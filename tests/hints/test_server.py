@@ -223,7 +223,7 @@ def test_nothing_is_predicted_for_clients_that_have_gone(running: Running) -> No
     before = value(prompts)
     data = json.dumps({"prompt": ["a b c"] * 4096}).encode()
     head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
-    for _ in range(5):
+    for _ in range(3):  # and there is still room for another
         with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as gone:
             gone.sendall(head.encode() + data)
     running.predictions({"prompt": "a"})
