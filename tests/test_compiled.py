@@ -121,12 +121,11 @@ def test_rankings_of_our_policies_are_kept_and_those_of_users_are_not(tmp_path: 
 
     assert hits("ltr", "users") == ["ltr 0", "users 0"]
     # The same function with other parameters is another ranking.
-    assert hits("ltr", "own", "users", "sjf") == ["ltr 1", "own 0", "users 0", "sjf 0"]
+    assert hits("ltr", "own") == ["ltr 1", "own 0"]
     kept = (tmp_path / "cache").rglob("*rank_requests*.nbc")
     assert sorted(path.name.split(".")[4].rsplit("-", 1)[0] for path in kept) == [
         "ltr-a",
         "ltr-unused",
-        "sjf-unused",
     ]
     with (tmp_path / "lengthwise" / "policy" / "ranks.py").open("a") as file:
         file.write("\n# another version\n")

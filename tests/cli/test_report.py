@@ -59,9 +59,9 @@ def test_a_run_that_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "rounds.jsonl").write_text("\n".join([*lines[:4], lines[4][:30]]))
     result = run(tmp_path, "--json")
     assert result.exit_code == 0
-    assert "line 5 of rounds.jsonl was cut off" in result.stderr
+    assert "line 5 of rounds.jsonl is cut off" in result.stderr
     assert [row["rounds"] for row in json.loads(result.stdout)] == [1, 1, 1]
-    assert "was cut off" in (tmp_path / "report.html").read_text()
+    assert "is cut off" in (tmp_path / "report.html").read_text()
 
 
 def test_folders_without_results(tmp_path: Path) -> None:

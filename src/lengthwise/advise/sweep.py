@@ -25,10 +25,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise import __version__
 from lengthwise.errors import InputError, LengthwiseError, missing_extra
 from lengthwise.files import json_objects
 from lengthwise.measure.metrics import good_requests, latency_figures
+from lengthwise.measure.results import package_versions
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.policy.replicas import PREDICTS
 from lengthwise.simulate.engine import EngineSettings, StepCost
@@ -404,7 +404,8 @@ def _failure(cell: Cell, code: int | None) -> Figures:
 
 def _identity(cell: Cell, workload: Workload) -> str:
     """What a finished cell is found again by: all that its figures depend on, the code included."""
-    said = {"version": __version__, "cell": cell.key(), "hash_tokens": workload.trace.hash_tokens}
+    code = package_versions(["lengthwise", "numpy"])  # numpy draws
+    said = {"code": code, "cell": cell.key(), "hash_tokens": workload.trace.hash_tokens}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     columns = {each.name: getattr(workload.trace, each.name) for each in fields(workload.trace)}
     columns["predictions"] = workload.predictions
