@@ -34,7 +34,7 @@ from lengthwise.policy.facts import (
     prepare_one,
     swaps_are_due,
 )
-from lengthwise.policy.guards import new_shares, take_leads
+from lengthwise.policy.guards import new_shares, note_done, take_leads
 from lengthwise.policy.memory import let_in
 from lengthwise.policy.offloading import loads_are_due
 from lengthwise.policy.order import Order, first_in_order, victims_last
@@ -341,6 +341,7 @@ def warm_up(discipline: Discipline) -> None:
     prepare_one(whole.rules, facts, prices.times, state)
     begin_one(whole.rules, facts, runners, table, whole.values)
     take_leads(new_shares(1), table, 2)
+    note_done(table[1], 0, 0)
     order.rank(discipline, table, facts)
     ranked = order.of(table)
     waiting = look_one(whole.rules, facts, runners, ranked)
