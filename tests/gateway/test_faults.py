@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,18 @@ from lengthwise.gateway.limits import Limits
 from lengthwise.gateway.relay import Patience
 from tests.support.gateways import Client, body, gateway_before, play_whole, until
 from tests.support.small_upstream import SmallUpstream
+
+
+@asynccontextmanager
+async def gateway_before_bytes(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[Client]:
+    """A gateway whose upstream writes what it likes to a connection."""
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        upstream = SmallUpstream()
+        upstream.port = server.sockets[0].getsockname()[1]
+        async with gateway_before(upstream) as client:
+            yield client
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
@@ -56,14 +70,11 @@ def test_what_changes_something_is_sent_once_also_over_a_kept_connection(method:
                 await writer.drain()
             writer.close()
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            upstream = SmallUpstream()
-            upstream.port = server.sockets[0].getsockname()[1]
-            async with gateway_before(upstream) as client:
-                assert (await client.send("GET", "/v1/files")).status == 200
-                said = await client.send(method, "/v1/files/a")
-                assert said.status == 502
-                assert "not sent again" in said.error
+        async with gateway_before_bytes(answer) as client:
+            assert (await client.send("GET", "/v1/files")).status == 200
+            said = await client.send(method, "/v1/files/a")
+            assert said.status == 502
+            assert "not sent again" in said.error
 
     asyncio.run(run())
     assert seen == ["GET", method]
@@ -120,13 +131,10 @@ def test_a_body_that_is_no_stream_breaks_off_where_the_upstreams_did() -> None:
             await writer.drain()
             writer.close()
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            upstream = SmallUpstream()
-            upstream.port = server.sockets[0].getsockname()[1]
-            async with gateway_before(upstream) as client:
-                with pytest.raises(aiohttp.ClientError):
-                    await client.ask()
-                assert await client.outcome("broken") == 1
+        async with gateway_before_bytes(answer) as client:
+            with pytest.raises(aiohttp.ClientError):
+                await client.ask()
+            assert await client.outcome("broken") == 1
 
     asyncio.run(run())
 
