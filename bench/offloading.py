@@ -36,11 +36,9 @@ import numpy as np
 from bench.figures.cell import made_up_prompts
 from bench.pausing import STALL_S
 from bench.support.cases import CASES, RATIOS, engine_of, latencies, measured_capacity, said
-from lengthwise.emulate.driver import Asked, open_virtual_engine
-from lengthwise.emulate.link import BANDWIDTH
+from lengthwise.emulate.driver import Asked, host_memory, open_virtual_engine
 from lengthwise.predict.load import PREDICTION, Foretold
-from lengthwise.simulate.presets import AFFINE, parse_preset
-from lengthwise.vllm.compat.offloading import CONNECTOR
+from lengthwise.simulate.presets import AFFINE, MODELS, parse_preset
 from lengthwise.workload.arrivals import gamma
 from lengthwise.workload.trace import Trace
 
@@ -52,10 +50,7 @@ LOAD: Final = 1.15
 WORKLOADS: Final = ("log-normal", "azure-conversations")  # where memory for a batch is short
 MEMORY: Final = "1.0"  # of what a full batch holds
 KEPT: Final = ("nothing", "prompts", "answers")
-HOST_BYTES: Final = 1 << 32  # more than all requests need
-LINK_GBIT_PER_S: Final = 200.0  # PCI Express 4.0
-#: Bytes of a token's KV, of an 8B model and of the made-up one that virtual engines serve.
-TOKEN_BYTES: Final = (131072, 512)
+HOST_BYTES: Final = 1 << 40  # more than all requests need
 POLICIES: Final[dict[str, dict[str, Any]]] = {
     "fcfs": {"policy": "fcfs"},
     "srpt:preemption=never": {"policy": "srpt", "preemption": "never"},
@@ -91,16 +86,7 @@ def connector(kept: str) -> dict[str, object] | None:
     """vLLM's `--kv-transfer-config` of an engine that keeps so much; None for nothing."""
     if kept == "nothing":
         return None
-    scale = TOKEN_BYTES[1] / TOKEN_BYTES[0]
-    return {
-        "kv_connector": CONNECTOR,
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {
-            "cpu_bytes_to_use": HOST_BYTES,
-            "offload_prompt_only": kept == "prompts",
-            BANDWIDTH: LINK_GBIT_PER_S * scale,
-        },
-    }
+    return host_memory(HOST_BYTES, MODELS["llama-3-8b"].kv_bytes(), answers=kept == "answers")
 
 
 def draw(workload: str, data: Path, seed: int, lag: int) -> dict[Place, dict[str, float]]:

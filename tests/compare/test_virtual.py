@@ -19,6 +19,8 @@ from lengthwise.compare import virtual
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import read_measured
 from lengthwise.compare.virtual import VirtualSession, engine_prompt
+from lengthwise.compare.virtual_bench import offload_to
+from lengthwise.emulate.link import BANDWIDTH
 from lengthwise.errors import InputError
 from lengthwise.measure.metrics import request_metrics
 from lengthwise.measure.results import read_results
@@ -150,6 +152,41 @@ def test_a_round_with_pauses_is_simulated_again_with_them(table: Path, tmp_path:
     assert pauses[0] > 0 == pauses[1]
 
 
+def test_where_memory_is_short_kv_is_loaded_from_the_hosts(table: Path, tmp_path: Path) -> None:
+    options = (
+        "--requests", "60", "--max-num-seqs", "8", "--kv-blocks", "40", "--load", "1.2",
+        "--policy", "fcfs,srpt", "--predictor", "noisy-oracle:0.5", "--pausing",
+    )  # fmt: skip
+    rows = {
+        gib: bench(table, tmp_path / gib, *options, *(("--kv-offloading-size", gib) * (gib != "0")))
+        for gib in ("0", "1")
+    }
+    for plain, loaded in zip(*rows.values(), strict=True):
+        assert (plain["completed"], loaded["completed"]) == (60, 60)
+        assert plain["recomputed_tokens"] > 16 * plain["preemptions"] > 0
+        assert 16 * loaded["preemptions"] > loaded["recomputed_tokens"] >= 0
+    run = read_results(tmp_path / "1").run
+    assert "copied to 1 GiB of host memory" in run.engine_note
+    assert run.server["kv_offloading_gib"] == 1.0
+    assert "kv_offloading_gib" not in read_results(tmp_path / "0").run.server
+    assert read_measured(tmp_path / "0")[1] == []
+    (note,) = read_measured(tmp_path / "1")[1]
+    assert "which is not simulated" in note
+
+
+def test_host_memory_and_its_link_are_a_models_however_small_the_engines_tokens_are() -> None:
+    """Llama 3 8B has 128 KiB a token, Llama 3 70B 320 KiB, half of it on each of two GPUs."""
+    each = {
+        gpu: offload_to(10.0, gpu, model, 16).connector["kv_connector_extra_config"]
+        for gpu, model in (("a100", "llama-3-8b"), ("2xa100", "llama-3-70b"))
+    }
+    tokens = {gpu: extra["cpu_bytes_to_use"] / 512 for gpu, extra in each.items()}
+    assert tokens == {"a100": 10 * 2**30 / 2**17, "2xa100": 10 * 2**30 / (320 * 2**10)}
+    token_s = {gpu: 512 * 8e-9 / extra[BANDWIDTH] for gpu, extra in each.items()}
+    expected = {"a100": 2**17 / 25e9, "2xa100": 160 * 2**10 / 25e9}
+    assert token_s == pytest.approx(expected)
+
+
 def test_the_table_and_the_page_say_which_engine_it_was(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +302,11 @@ def test_a_table_without_counts_is_counted_by_the_tokenizer(table: Path, tmp_pat
         ([*VIRTUAL, "--kv-blocks", "2"], "needs .* KV blocks"),
         (["--gpu", "a100"], "--gpu is for virtual time: add --engine virtual"),
         (["--seeds", "2"], "--seeds is for virtual time"),
+        ([*VIRTUAL, "--kv-offloading-size", "0"], "--kv-offloading-size 0 is no memory"),
+        ([*VIRTUAL, "--kv-offloading-size", "inf"], "--kv-offloading-size inf is no memory"),
+        ([*VIRTUAL, "--kv-offloading-size", "nan"], "--kv-offloading-size nan is no memory"),
+        ([*VIRTUAL, "--kv-offloading-size", "1", "--forward"], "engines that compute nothing"),
+        (["--kv-offloading-size", "0"], "--kv-offloading-size is for virtual time"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

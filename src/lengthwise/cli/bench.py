@@ -121,6 +121,13 @@ def bench(
         int | None,
         typer.Option(min=1, help="For `--engine virtual`: KV blocks; default: the GPU's."),
     ] = None,
+    kv_offloading_size: Annotated[
+        float | None,
+        typer.Option(
+            help="For `--engine virtual`: GiB of host memory that vLLM's own connector copies KV "
+            "to, answers too, at 25 GB/s. A live server takes it after two dashes."
+        ),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -207,6 +214,7 @@ def bench(
         choose_pace,
         computed_model,
         learn_from_corpus,
+        offload_to,
         predictor_tokenizer,
         refuse_options,
         run_forward_bench,
@@ -231,7 +239,7 @@ def bench(
         refuse_given(context, ["--cv"], "is for gaps at random: add --arrivals gamma")
     if arrivals is not Arrivals.TRACE:
         refuse_given(context, ("--trace", "--speed"), "is for a trace: add --arrivals trace")
-    machine = computed = None
+    machine = computed = host = None
     pace = ""
     if engine is Engine.VIRTUAL:
         refuse_options(
@@ -239,6 +247,10 @@ def bench(
             because="makes no sense in virtual time: leave it out, or take --engine live",
         )
         if forward:
+            refuse_options(
+                {"--kv-offloading-size": kv_offloading_size},
+                because="is for engines that compute nothing: leave it out, or --forward",
+            )
             model = model or REFERENCE
             slots = max_num_seqs
             if model == REFERENCE and slots is None:  # as a server has with this model
@@ -251,6 +263,10 @@ def bench(
                 because="reads hidden states, which nothing computes here: add --forward",
             )
             machine = choose_gpu(gpu, model, slots=max_num_seqs, kv_blocks=kv_blocks)
+            if kv_offloading_size is not None:
+                assert gpu is not None
+                size = machine.engine.block_size
+                host = offload_to(kv_offloading_size, gpu, model or DEFAULT_MODEL, size)
         pausing = forward if pausing is None else pausing
         if pausing:
             machine = with_places(machine)
@@ -261,6 +277,7 @@ def bench(
                 "--gpu": gpu,
                 "--pausing": pausing,
                 "--kv-blocks": kv_blocks,
+                "--kv-offloading-size": kv_offloading_size,
                 "--seeds": seeds,
             },
             because="is for virtual time: add --engine virtual, or leave it out",
@@ -330,7 +347,7 @@ def bench(
                 learnt = learn_from_corpus(out / PREDICTOR_FOLDER, tokenizer, seed, progress)
             name = f"{gpu}:{model or DEFAULT_MODEL}"
             run_virtual_bench(
-                VirtualBench(plan, machine, name, tokenizer, requests, out, progress),
+                VirtualBench(plan, machine, name, tokenizer, requests, out, progress, host),
                 corpus_table(tokenizer, 2 * requests, TEST, seed)
                 if own
                 else read_workload(tokenizer, prompt_tokens=True),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lengthwise.advise.calibrate import Floats, MeasuredRound, fit_tokens
 from lengthwise.errors import InputError
 from lengthwise.files import parse_json
-from lengthwise.measure.results import Records, Round, read_results
+from lengthwise.measure.results import Records, Round, RunInfo, read_results
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine import EngineSettings
@@ -138,6 +138,10 @@ def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
     """
     results = read_results(folder)
     notes = dict.fromkeys(results.problems)
+    if _offloads(results.run):
+        notes[
+            "KV was copied to host memory, which is not simulated: what was freed is computed again"
+        ] = None
     rounds = []
     for each in results.rounds:
         log = read_engine_log(folder / SERVER_FOLDER / ROUNDS_FOLDER / f"{each.info.round:03d}", 0)
@@ -157,6 +161,15 @@ def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
             ": give the --out folder of `lengthwise bench`, whole"
         )
     return rounds, list(notes)
+
+
+def _offloads(run: RunInfo) -> bool:
+    """Whether the server had host memory for its KV, in virtual time or by vLLM's flag."""
+    arguments = run.server.get("arguments")
+    flags = arguments if isinstance(arguments, list) else []
+    return "kv_offloading_gib" in run.server or any(
+        str(flag).replace("_", "-").startswith("--kv-offloading-size") for flag in flags
+    )
 
 
 def _measured(each: Round, log: EngineLog) -> MeasuredRound:

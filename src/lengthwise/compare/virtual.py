@@ -69,10 +69,24 @@ class VirtualSession:
         engine: its limits.
     """
 
-    def __init__(self, cost: StepCost, engine: EngineSettings, out: Path) -> None:
-        """Use the run's folder `out` for what the scheduler records of each round."""
+    def __init__(
+        self,
+        cost: StepCost,
+        engine: EngineSettings,
+        out: Path,
+        connector: Mapping[str, object] | None = None,
+    ) -> None:
+        """Use the run's folder `out` for what the scheduler records of each round.
+
+        Args:
+            cost: of a step.
+            engine: its limits.
+            out: see above.
+            connector: vLLM's `--kv-transfer-config`, such as `emulate.driver.host_memory`.
+        """
         self.cost = cost
         self.engine = engine
+        self._connector = connector
         self._folder = out / SERVER_FOLDER / ROUNDS_FOLDER
         #: by predictor, of the requests that it was asked about last
         self._predictions: dict[str, tuple[Sequence[ReplayRequest], list[Prediction | None]]] = {}
@@ -171,7 +185,13 @@ class VirtualSession:
     ) -> AbstractContextManager[VirtualEngine]:
         """A new engine for a round of these requests."""
         longest = max(each.prompt_tokens + each.answer_tokens for each in requests)
-        return open_virtual_engine(self.cost, self.engine, longest=longest, settings=settings)
+        return open_virtual_engine(
+            self.cost,
+            self.engine,
+            longest=longest,
+            settings=settings,
+            connector=self._connector,
+        )
 
     def _asked(self, request: ReplayRequest, time_s: float, prediction: Prediction | None) -> Asked:
         """A request as the engine gets it."""

@@ -5,10 +5,11 @@ With `--forward` a model computes, and a GPU's clock counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lengthwise.compare.own_answers import (
     LEARNT_FROM,
@@ -28,7 +29,7 @@ from lengthwise.measure.results import VIRTUAL, ResultsWriter, RunInfo, describe
 from lengthwise.predict.load import load_predictor
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.serve.command import REFERENCE_FLAGS, model_path, probe_of, require_vllm
-from lengthwise.simulate.presets import MODELS
+from lengthwise.simulate.presets import MODELS, parse_group
 from lengthwise.workload.dataset import TRAIN, Dataset
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ DEFAULT_GPU = "a100"
 SAYS = "Virtual, forward pass computed; same machine only."
 
 _PLACES = 512  # for paused requests, in the worker
+
+
+class HostMemory(NamedTuple):
+    """Memory that KV is copied to: its GiB, and vLLM's `--kv-transfer-config` of it."""
+
+    gib: float
+    connector: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class VirtualBench:
         count: requests in a round.
         out: folder for the results.
         progress: told what happens.
+        host: memory that KV is copied to, answers too; None for none.
     """
 
     plan: Plan
@@ -62,6 +71,7 @@ class VirtualBench:
     count: int
     out: Path
     progress: Progress
+    host: HostMemory | None = None
 
 
 def refuse_options(given: Mapping[str, object], *, because: str) -> None:
@@ -72,7 +82,7 @@ def refuse_options(given: Mapping[str, object], *, because: str) -> None:
         because: why they cannot be.
     """
     for name, value in given.items():
-        if value not in (None, False, []):
+        if not (value is None or value is False or value == []):
             raise InputError(f"{name} {because}")
 
 
@@ -99,6 +109,30 @@ def with_places(machine: Machine) -> Machine:
     """The same with room for paused requests in the worker."""
     engine = machine.engine
     return machine._replace(engine=replace(engine, max_seqs=engine.slots + _PLACES))
+
+
+def offload_to(gib: float, gpu: str, model: str, block_size: int) -> HostMemory:
+    """Host memory for the KV of a model.
+
+    Args:
+        gib: its size, shared by all GPUs of the model.
+        gpu: the preset's.
+        model: the preset's.
+        block_size: tokens of a KV block.
+
+    Raises:
+        InputError: it does not hold one KV block.
+    """
+    require_vllm()
+    from lengthwise.emulate.driver import host_memory
+
+    count, _ = parse_group(gpu)
+    each, token_bytes = gib * 2**30 / count, MODELS[model].kv_bytes(count)
+    if not token_bytes * block_size <= each < math.inf:
+        raise InputError(
+            f"--kv-offloading-size {gib:g} is no memory for KV blocks: name its GiB, such as 64"
+        )
+    return HostMemory(gib, host_memory(each, token_bytes))
 
 
 def predictor_tokenizer(predictor: str | None) -> PromptTokenizer:
@@ -132,6 +166,7 @@ def describe_virtual_run(
     notes: Sequence[str],
     engine_note: str,
     forward: bool = False,
+    host: HostMemory | None = None,
 ) -> RunInfo:
     """`describe_run` in virtual time; `forward` where a model computes in it."""
     run = describe_run(
@@ -149,6 +184,7 @@ def describe_virtual_run(
             "kv_blocks": engine.kv_blocks,
             "block_size": engine.block_size,
             "step_costs": machine.cost.source,
+            **({} if host is None else {"kv_offloading_gib": host.gib}),
         },
     )
 
@@ -178,7 +214,7 @@ def run_virtual_bench(
         notes.append(f"{len(table.rejected)} malformed rows were left out")
     for line in (describe_requests(first.requests), *notes):
         progress.note(line)
-    machine, name = bench.machine, bench.name
+    machine, name, host = bench.machine, bench.name, bench.host
     engine = machine.engine
     counted = (
         f"as the data counts them (column {table.prompt_tokens_column})"
@@ -194,10 +230,13 @@ def run_virtual_bench(
         engine_note=(
             f"{name}: {engine.slots} slots, {engine.token_budget:,} tokens a step. Prompt tokens: "
             f"{counted}."
+            + ("" if host is None else f" KV is copied to {host.gib:g} GiB of host memory.")
         ),
+        host=host,
     )
-    writer = ResultsWriter(bench.out, run)
-    run_virtual_plan(plan, VirtualSession(machine.cost, engine, bench.out), draw, writer, progress)
+    connector = None if host is None else host.connector
+    session = VirtualSession(machine.cost, engine, bench.out, connector)
+    run_virtual_plan(plan, session, draw, ResultsWriter(bench.out, run), progress)
 
 
 def choose_pace(

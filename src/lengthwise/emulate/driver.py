@@ -19,10 +19,12 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, Final
 
+from lengthwise.emulate.link import BANDWIDTH, OFFLOAD_GBIT_PER_S
 from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.simulate.engine import EngineSettings, StepCost
+from lengthwise.vllm.compat import offloading
 from lengthwise.vllm.compat.workers import engine_in_process
 
 
@@ -143,21 +145,47 @@ class Coming:
 OURS: Final = "lengthwise.vllm.Scheduler"
 END_OF_ANSWER: Final = 1  #: the token that ends an answer
 
+_HEAD_SIZE: Final = 128
+
 #: A model that is never loaded: what vLLM reads of it is its shape.
 _SHAPE: Final[Mapping[str, object]] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 128,
+    "hidden_size": _HEAD_SIZE,
     "intermediate_size": 384,
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
-    "head_dim": 128,
+    "head_dim": _HEAD_SIZE,
     "vocab_size": 1024,
     "eos_token_id": END_OF_ANSWER,
     "bos_token_id": None,
     "dtype": "bfloat16",
 }
+
+
+_TOKEN_BYTES: Final = 2 * _HEAD_SIZE * 2  # of its KV of a token: keys and values, bfloat16
+
+
+def host_memory(size_bytes: float, token_bytes: float, *, answers: bool = True) -> dict[str, Any]:
+    """vLLM's `--kv-transfer-config` of an engine whose KV is copied to host memory.
+
+    Args:
+        size_bytes: of host memory, for each GPU.
+        token_bytes: of a token's KV on each GPU, where the engine is another's stand-in: memory and
+            link (`link.OFFLOAD_GBIT_PER_S`) shrink as far as a token's KV does.
+        answers: copy answers, too, and not prompts alone.
+    """
+    scale = _TOKEN_BYTES / token_bytes
+    return {
+        "kv_connector": offloading.CONNECTOR,
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "cpu_bytes_to_use": int(size_bytes * scale),
+            "offload_prompt_only": not answers,
+            BANDWIDTH: OFFLOAD_GBIT_PER_S * scale,
+        },
+    }
 
 
 def limits_of(engine: EngineSettings, longest: int) -> dict[str, Any]:

@@ -374,8 +374,7 @@ def preset(gpu: str, model: str) -> Preset:
     """
     if model not in MODELS:
         raise unknown_name("model", model, MODELS)
-    several = re.fullmatch(r"(\d+)x(.+)", gpu)
-    count, card = (int(several[1]), several[2]) if several else (1, gpu)
+    count, card = parse_group(gpu)
     if card not in GPUS:
         raise unknown_name("GPU", card, GPUS)
     times = layer_times(card, model, count)
@@ -398,6 +397,12 @@ def preset(gpu: str, model: str) -> Preset:
         derived=times.derived,
         sources=sources,
     )
+
+
+def parse_group(gpu: str) -> tuple[int, str]:
+    """How many GPUs share a model, and which: `2xh100`, or `h100` for one."""
+    several = re.fullmatch(r"(\d+)x(.+)", gpu)
+    return (int(several[1]), several[2]) if several else (1, gpu)
 
 
 def achieved_speeds(card: str, model: str) -> tuple[float, float]:
