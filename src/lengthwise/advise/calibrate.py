@@ -51,6 +51,33 @@ _PASSES: Final = 10
 _DRAWS: Final = 500
 
 
+def timed_steps(seconds: Floats, lag: int) -> NDArray[np.bool_]:
+    """Which durations are those of some work; after the other steps the engine idled.
+
+    Args:
+        seconds: of each step, NaN where unknown; shape [steps].
+        lag: of the engine, see `timed_work`: a step after one of unknown duration tells nothing.
+    """
+    timed: NDArray[np.bool_] = np.isfinite(seconds)
+    if lag:
+        timed[1:] &= np.isfinite(seconds[:-1])
+        timed[:1] = False
+    return timed
+
+
+def timed_work(work: Floats, lag: int) -> Floats:
+    """The work whose duration each step's is, shape [steps, kinds].
+
+    That is the step's own or, with asynchronous scheduling, that of the one before: the next step
+    is planned as soon as the one before is done.
+
+    Args:
+        work: of each step, shape [steps, kinds].
+        lag: of the engine, see `EngineSettings`.
+    """
+    return np.roll(work, lag, axis=0)
+
+
 @dataclass(frozen=True)
 class MeasuredRound:
     """What was measured, under what, and what the engine did.
@@ -84,8 +111,6 @@ class MeasuredRound:
     def timed(self) -> NDArray[np.bool_]:
         """Shape [steps]: those whose duration is that of some `work`.
 
-        After the others the engine idled or, with asynchronous scheduling, before them.
-
         Raises:
             InputError: a step took less than no time.
         """
@@ -96,25 +121,20 @@ class MeasuredRound:
                 f"{self.name}: step {step + 1} took {durations[step]:g} s: its record is damaged; "
                 "run `lengthwise bench` again"
             )
-        timed: NDArray[np.bool_] = np.isfinite(durations)
-        if self.engine.lag:
-            timed[1:] &= np.isfinite(durations[:-1])
-            timed[:1] = False
-        return timed
+        return timed_steps(durations, self.engine.lag)
 
     @property
     def work(self) -> Floats:
         """What the engine did in each step's duration, shape [steps, 5] in the order of WORK.
 
-        That is the step itself or, with asynchronous scheduling, the one before: the next step is
-        planned as soon as the one before is done. What was not recorded is NaN.
+        What was not recorded is NaN.
         """
         columns = dict(self.steps)
         if np.isnan(columns["requests"]).any():
             # Older records: nearly the same, since a request without tokens in a step is rare.
             columns["requests"] = columns["running"]
         work = np.stack([columns[name] for name in WORK], axis=1)
-        return np.roll(work, self.engine.lag, axis=0)
+        return timed_work(work, self.engine.lag)
 
 
 @dataclass(frozen=True)
@@ -371,21 +391,17 @@ def fit_tokens(steps: Mapping[str, Floats], lag: int = 0) -> StepCost | None:
     Args:
         steps: columns `duration_s` (NaN where unknown), `prefill_tokens` and `decode_tokens`; a
             few will do.
-        lag: of the engine, see `EngineSettings`: a step's duration is that of the work so many
-            steps before.
+        lag: of the engine, see `timed_work`.
 
     Returns:
         Costs of tokens alone, contexts in them; None where the steps do not tell.
     """
     seconds = steps["duration_s"]
-    timed = np.isfinite(seconds) & (seconds > 0)
-    if lag:
-        timed[1:] &= np.isfinite(seconds[:-1])
-        timed[:1] = False
+    timed = timed_steps(seconds, lag) & (seconds > 0)
     if not timed.any():
         return None
     work = np.stack([steps["prefill_tokens"], steps["decode_tokens"]], axis=1)
-    design = np.column_stack([np.ones(len(seconds)), np.roll(work, lag, axis=0)])
+    design = np.column_stack([np.ones(len(seconds)), timed_work(work, lag)])
     (step_s, prefill_s, decode_s), _ = _fit_without_outliers([design[timed]], [seconds[timed]])
     if step_s + decode_s <= 0.0:
         return None

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.advise.calibrate import fit_steps
+from lengthwise.advise.calibrate import fit_steps, timed_steps, timed_work
 from lengthwise.errors import InputError, LengthwiseError, one_line
 from lengthwise.measure.metrics import latency_figures
 from lengthwise.policy.discipline import make_discipline
@@ -156,13 +156,8 @@ def _trace(rows: Mapping[str, list[Any]], engine: EngineSettings) -> Trace:
 def _fitted(window: Window) -> StepCost:
     seconds = np.array(window.steps["duration_s"], np.float64)
     work = np.stack([np.array(window.steps[name], np.float64) for name in WORK], axis=1)
-    timed = np.isfinite(seconds) & (seconds > 0.0)
-    if window.engine.lag:
-        # The next step is planned as soon as the one before is done: that is what took so long.
-        work = np.roll(work, 1, axis=0)
-        timed[1:] &= np.isfinite(seconds[:-1])
-        timed[:1] = False
-    return fit_steps(work[timed], seconds[timed])
+    timed = timed_steps(seconds, window.engine.lag) & (seconds > 0.0)
+    return fit_steps(timed_work(work, window.engine.lag)[timed], seconds[timed])
 
 
 def _times(simulation: Simulation) -> dict[str, float]:
