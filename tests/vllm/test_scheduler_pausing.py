@@ -255,6 +255,36 @@ def test_adapters_of_those_that_run_stay_within_the_limit(lag: int) -> None:
     assert_whole(engine)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("change", [{"pausing": False}, {"policy": "fcfs"}])
+def test_who_goes_on_once_pausing_has_ended_brings_no_adapter_too_many(
+    change: dict[str, Any], lag: int
+) -> None:
+    """A slot is free while c runs with another adapter: a, who was paused for it, goes on when that
+    has ended, and before those that come with c's."""
+    from lengthwise.settings import parse_settings
+
+    engine = SteppedEngine(
+        scheduler(active=2, max_loras=1, asynchronous=bool(lag)), lag, check_memory=True
+    )
+    engine.add(ask("a", 90, lora=1))
+    engine.add(ask("b", 15))
+    for _ in range(9):
+        engine.step()
+    engine.add(ask("c", 20, lora=2))
+    for _ in range(2):
+        engine.step()
+    assert paused(engine) == ["a"]
+    engine.scheduler.apply_now(parse_settings({**SETTINGS, **change}))
+    for place in range(40):
+        engine.add(ask(f"d{place}", 20, lora=2))
+        engine.step()
+    assert "c" in engine.finished
+    assert "d0" not in engine.finished
+    assert not paused(engine)
+    assert_whole(engine)
+
+
 def test_a_session_between_two_turns_keeps_its_place_in_the_worker() -> None:
     engine = SteppedEngine(scheduler(active=2, most=3), check_memory=True)
     engine.add(ask("s", 3, resumable=True, max_tokens=3))

@@ -123,6 +123,9 @@ class Planner:
         self._gathered, self._ranked, self._handed_out = False, False, 0
         if self.paused:
             self._take_out()
+            still = bool(self.paused) and not self.discipline.pauses
+            if still and schedulers.free_slots(self._scheduler) > 0:
+                return True, []  # slots are kept for those whose adapters do not fit yet
         if self.discipline.is_fcfs and not self._scheduler.waiting.classes_matter:
             return False, None
         if not self.facts.may_decide(self.discipline, step, self.paused):
@@ -273,12 +276,17 @@ class Planner:
         self.left_out = len(self.paused)
 
     def _go_on(self) -> None:
-        """Nobody is paused any longer: those that are go on as slots get free, before newcomers."""
-        count = min(max(schedulers.free_slots(self._scheduler), 0), len(self.paused))
-        for request in self.paused[:count]:
-            self._live.table["state"][self._live.row(request.request_id)] = RUNNING
-        self._scheduler.running.extend(self.paused[:count])
-        del self.paused[:count]
+        """Nobody is paused any longer: those that are go on before newcomers, as soon as there is a
+        slot, and room for their adapters, of which vLLM takes no more than a batch may hold."""
+        scheduler, live = self._scheduler, self._live
+        room, rest = schedulers.Room(scheduler, adapters=True), []
+        for request in self.paused:
+            if schedulers.free_slots(scheduler) > 0 and room.take(request):
+                live.table["state"][live.row(request.request_id)] = RUNNING
+                scheduler.running.append(request)
+            else:
+                rest.append(request)
+        self.paused = rest
 
     # Order ----------------------------------------------------------------------------------
 
