@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
+from lengthwise.request import LOOKED, RUNNING
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.hidden_states import ProbeOutput, attach
 from tests.support.digest_runner import FirstRunner, SecondRunner, digest_answer
@@ -125,6 +126,35 @@ def test_answers_that_were_looked_at_are_right(lag: int, model_runner: int) -> N
     assert [ask.request_id for ask in asked if not right(engine, ask)] == []
     assert engine.scheduler.counters.peeks > 10
     assert engine.scheduler.counters.recomputed_tokens == 0
+
+
+@pytest.mark.parametrize("policy", ["srpt", "sjf"])
+def test_who_was_looked_at_waits_no_more_once_nobody_is(policy: str) -> None:
+    """Settings change while some have been looked at: once they run, nobody overtakes them."""
+    engine = digest_engine(lag=0, model_runner=1)
+    look(engine)
+    live, asked = engine.scheduler._live, asks(80, seed=7, said=3.0)
+
+    def looked_at() -> list[str]:
+        return [name for name in live.request_ids() if live.table["look"][live.row(name)] == LOOKED]
+
+    for ask in asked:
+        engine.add(ask)
+        engine.step()
+    while not looked_at():
+        engine.step()
+    names = looked_at()
+    ordinary = {"policy": policy, "peek": False, "pausing": False, "preemption": "never"}
+    engine.scheduler.apply_now(engine.scheduler._active.settings.model_copy(update=ordinary))
+    begun: dict[str, int] = {}
+    while len(engine.finished) < len(asked):
+        engine.step()
+        rows = {name: live.table[live.row(name)] for name in names if name in live}
+        for name, row in rows.items():
+            if row["state"] == RUNNING:
+                assert begun.setdefault(name, row["overtaken"]) == row["overtaken"], name
+    assert begun
+    assert [ask.request_id for ask in asked if not right(engine, ask)] == []
 
 
 def with_one_paused(lag: int, model_runner: int) -> tuple[SteppedEngine, list[Ask]]:

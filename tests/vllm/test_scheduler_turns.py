@@ -10,7 +10,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.errors import InputError
-from lengthwise.request import PARKED, RUNNING, WAITING
+from lengthwise.request import LOOKING, PARKED, RUNNING, WAITING
 from lengthwise.telemetry.rolling_tau import GROUP
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.compat import schedulers
@@ -39,7 +39,7 @@ def test_a_turn_waits_for_itself_alone() -> None:
     table, row = live.table, live.row("session")
     assert engine.requests["session"].status.name == "WAITING_FOR_STREAMING_REQ"
     assert table["state"][row] == PARKED
-    table["overtaken"][row] = 7
+    table["overtaken"][row], table["look"][row] = 7, LOOKING
     for name in ("a", "b"):
         engine.add(declared(name, 300))
     seconds[0] = 100.0
@@ -51,6 +51,7 @@ def test_a_turn_waits_for_itself_alone() -> None:
     assert table["arrival_s"][row] == 100.0
     assert table["arrival_index"][row] > max(table["arrival_index"][live.row(x)] for x in "ab")
     assert table["overtaken"][row] == 0
+    assert table["look"][row] == 0
     assert table["state"][row] in (PARKED, RUNNING, WAITING)
     engine.abort(["a", "b"])
     for _ in range(3):

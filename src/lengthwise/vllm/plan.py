@@ -103,7 +103,10 @@ class Planner:
         discipline = self._disciplines[self._observers.doubts_policy]
         if discipline is self.discipline:
             return
+        looks_end = self.discipline.peeks and not discipline.peeks
         self.discipline = discipline
+        if looks_end:
+            self._end_looks()
         self._parent_chooses_victims = self._by_priority and discipline.is_fcfs
         schedulers.let_parent_choose_victims(self._scheduler, self._parent_chooses_victims)
 
@@ -226,12 +229,7 @@ class Planner:
             looked = (seen == LOOKING) | (seen == LOOKED)
             here = runners["row"][kept[looked[kept]]]
             # Those whose turn has come count as admitted from now on.
-            admitted = here[table["look"][here] == 0]
-            self._admitted += zip(
-                table["arrival_index"][admitted].tolist(),
-                table["priority"][admitted].tolist(),
-                strict=True,
-            )
+            self._count_admitted(here[table["look"][here] == 0])
         return [*failed, *front.tolist()] if limited else None
 
     def _recorded(self, runners: NDArray[np.void], ready: NDArray[np.bool_]) -> RecordedStep:
@@ -263,6 +261,23 @@ class Planner:
             self.preempting = False
 
     # Pauses ---------------------------------------------------------------------------------
+
+    def _end_looks(self) -> None:
+        """Nobody is looked at any longer: who has been runs, or is paused, as if its turn had come,
+        and waits no more."""
+        table = self._live.table[: self._live.count]
+        looked = (table["look"] == LOOKING) | (table["look"] == LOOKED)
+        holds = (table["state"] == RUNNING) | (table["state"] == PAUSED)
+        if self._reorders:
+            self._count_admitted(np.flatnonzero(looked & holds))
+        table["look"] = 0
+
+    def _count_admitted(self, rows: NDArray[np.int64]) -> None:
+        """At the next ranking these count for those that they have overtaken."""
+        table = self._live.table
+        self._admitted += zip(
+            table["arrival_index"][rows].tolist(), table["priority"][rows].tolist(), strict=True
+        )
 
     def _take_out(self) -> None:
         """Who is paused and has not ended or been preempted since is kept out of the parent's

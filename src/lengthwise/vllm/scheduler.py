@@ -133,7 +133,7 @@ class LengthwiseMixin:
         columns["arrival_s"] = self._clock()
         columns["last_step"] = self._step
         columns["ahead"] = self.waiting.of_class(int(columns["priority"]))
-        columns["overtaken"] = columns["promoted"] = 0
+        columns["overtaken"] = columns["promoted"] = columns["look"] = 0
         facts = self._planner.facts
         columns["decoded_before"] = columns["decoded_ranked"] = facts.decoded
         columns["prefilled_before"] = columns["prefilled_ranked"] = facts.prefilled
