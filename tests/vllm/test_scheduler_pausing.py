@@ -15,6 +15,7 @@ pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
 from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.errors import InputError
+from lengthwise.policy.prices import batch_s
 from lengthwise.request import RUNNING
 from lengthwise.vllm import Scheduler
 from tests.support.checked_engine import CheckedEngine
@@ -228,17 +229,21 @@ def test_counts_tell_of_paused_requests() -> None:
     assert here.make_stats().num_running_reqs == 2
     assert here._report.gauges()["paused_requests"] == 1.0
     assert here._report.gauges()["running_requests"] == 2.0
+    prices = here._planner.facts.step_time.counted
+    assert here._report.gauges()["step_decode_seconds"] == batch_s(prices, 2)
     assert here.counters.pauses == 1
     inside = []
     allocate = here.kv_cache_manager.new_step_starts
 
     def note() -> None:
-        inside.append((len(here.running), here.get_request_counts()))
+        gauges = here._report.gauges()  # a thread of metrics may ask at any time
+        shown = gauges["running_requests"], gauges["paused_requests"]
+        inside.append((len(here.running), here.get_request_counts(), shown))
         allocate()
 
     here.kv_cache_manager.new_step_starts = note
     engine.step()
-    assert inside == [(2, (3, 0))]
+    assert inside == [(2, (3, 0), (2.0, 1.0))]
 
 
 @pytest.mark.parametrize("lag", [0, 1])

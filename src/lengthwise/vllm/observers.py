@@ -407,15 +407,18 @@ class Report:
         here = self._scheduler
         planner, tau = here._planner, here._observers.tau
         prices, shadow = planner.facts.step_time.counted, here._settings.offered.shadow
+        paused = planner.paused_now
+        # While a step is planned, vLLM's running requests are without the paused ones.
+        running = len(here.running) + planner.left_out - paused
         return {
             "off": float(here._settings.off),
             "shadow": float(shadow is not None),
             "rolling_tau": math.nan if tau.tau is None else tau.tau,
             "below_tau_floor": float(tau.below_floor),
-            "running_requests": float(len(here.running) - planner.paused_now),
-            "paused_requests": float(planner.paused_now),
+            "running_requests": float(running),
+            "paused_requests": float(paused),
             "waiting_requests": float(len(here.waiting)),
-            "step_decode_seconds": batch_s(prices, max(len(here.running), 1)),
+            "step_decode_seconds": batch_s(prices, max(running, 1)),
             "prefill_token_seconds": float(prices["prefill_s"]),
             **({} if shadow is None else shadow.gauges()),
         }
