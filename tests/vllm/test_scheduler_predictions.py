@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
 
-from bench.support.engine_harness import Ask, build_scheduler
+from bench.support.engine_harness import Ask, SteppedEngine, build_scheduler
 from lengthwise.policy.length_law import PER_STEP, READ, READ_PER_STEP
 from lengthwise.predict.extract import token_text_of
 from lengthwise.predict.features import find_features, new_scratch
@@ -18,6 +18,7 @@ from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import PredictionError, Predictor
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.reference import model_path
+from lengthwise.settings import parse_settings
 from lengthwise.vllm import Scheduler
 from lengthwise.vllm.compat.requests import prompt_of
 from tests.support.checked_engine import CheckedEngine
@@ -92,3 +93,27 @@ def test_requests_that_a_slow_predictor_never_saw_are_counted(
     counters = scheduler.counters
     assert counters.predictions + counters.fallbacks + counters.unpredicted == 301
     scheduler.shutdown()
+
+
+@pytest.mark.parametrize("preemption", ["pays", "greedy"])
+@pytest.mark.parametrize("off", [False, True])
+def test_where_nothing_is_predicted_nobody_makes_way_for_who_came_under_fcfs(
+    off: bool, preemption: str
+) -> None:
+    """Some came while the policy was another one, or switched off: all look alike after it, too."""
+    settings = {"policy": "srpt", "predictor": "none", "preemption": preemption}
+    before = settings if off else {"policy": "fcfs"}
+    scheduler = build_scheduler(Scheduler, max_num_seqs=2, lengthwise={"settings": before})
+    scheduler.switch_off(off)
+    engine = SteppedEngine(scheduler)
+    for number in range(6):
+        engine.add(Ask(f"r{number}", [5 + number] * 20, answer=60))
+    for _ in range(10):
+        engine.step()
+    scheduler.switch_off(False)
+    scheduler.apply_now(parse_settings(settings))
+    for number in range(6, 9):
+        engine.add(Ask(f"r{number}", [5 + number] * 20, answer=60))
+    admitted = [name for step in engine.run() for name in step.admitted]
+    assert admitted == [f"r{number}" for number in range(2, 9)]
+    assert scheduler.counters.preemptions == 0

@@ -204,10 +204,14 @@ class Predictions:
         self._since_median = 0
         self._complained = False
         self._live.table["predicted"] = 0
-        stand_in(self._live.table, self._live.count, *self._median)
+        self.stand_in()
         self.pending = deque(self._live.request_ids() if source is not None else ())
         self._open = set(self.pending)
         return True
+
+    def stand_in(self) -> None:
+        """Every live request that has no prediction ranks as the median."""
+        stand_in(self._live.table, self._live.count, *self._median)
 
     def expect(self, request_id: str) -> None:
         """Note that a request wants a prediction; it ranks as the median until it has one.
@@ -265,7 +269,7 @@ class Predictions:
         if self._since_median >= min(len(self._recent), MEDIAN_EVERY) > 0:
             self._since_median = 0
             self._median = Prediction(*np.median(np.array(self._recent), axis=0).tolist())
-            stand_in(self._live.table, self._live.count, *self._median)
+            self.stand_in()
 
     def _ask_worker(self, source: Source, request_id: str, row: int) -> None:
         """Queue a request for the worker, and let the stand-in predict it at once."""

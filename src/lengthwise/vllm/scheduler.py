@@ -268,6 +268,8 @@ class LengthwiseMixin:
         self._active = active
         self.counters.settings_changes += 1
         self._observers.use(active, other_predictor=self._predictions.use(active.source))
+        if active.predicts and not before.predicts:
+            self._predictions.stand_in()  # those that came meanwhile expect none
         self.waiting.believe_clients(active.settings.believes_priority)
         self._planner.use(active)
         if (active.recorder, active.shadow) != (before.recorder, before.shadow):
