@@ -156,3 +156,32 @@ def test_limits_of_callers_do_not_make_predictions_look_wrong() -> None:
     engine.run()
     assert sorted(length for length in seen if length is not None) == sorted(expected)
     assert len(seen) == 2 * GROUP
+
+
+@pytest.mark.parametrize("answer", [6, 7, 8])
+def test_a_session_whose_turn_ends_by_a_token_on_its_way_is_not_lost(answer: int) -> None:
+    """It looks long, so that somebody shorter would preempt it; vLLM would then forget it."""
+    settings = {"policy": "srpt", "predictor": "declared", "preemption": "greedy"}
+    scheduler = build_scheduler(
+        Scheduler, max_num_seqs=2, asynchronous=True, lengthwise={"settings": settings}
+    )
+    engine = SteppedEngine(scheduler, lag=1)
+    engine.add(declared("session", 500, answer, resumable=True))
+    engine.add(declared("b", 60))
+    for step in range(30):
+        if step == 7:
+            engine.add(declared("c", 10))
+        engine.step()
+    assert engine.requests["session"].status.name == "WAITING_FOR_STREAMING_REQ"
+    assert [each.request_id for each in scheduler.kv_holding_waiting] == ["session"]
+
+
+def test_a_request_that_is_queued_twice_is_counted_once() -> None:
+    """vLLM adds a preempted session anew when its turn ends, and removes it once."""
+    scheduler = served().scheduler
+    request = declared("a", 5).request(None)
+    scheduler.add_request(request)
+    scheduler.waiting.add_request(request)
+    assert (len(scheduler.waiting), scheduler.waiting.of_class(0)) == (1, 1)
+    scheduler.waiting.remove_request(request)
+    assert (len(scheduler.waiting), scheduler.waiting.of_class(0)) == (0, 0)

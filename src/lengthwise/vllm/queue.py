@@ -88,7 +88,8 @@ class PolicyQueue(RequestQueue):
         ]
 
     def add_request(self, request: Any) -> None:
-        """Append at the tail."""
+        """Append at the tail; vLLM adds a session anew whose turn ends while it is queued."""
+        self.remove_request(request)
         self._tail += 1
         self._queued[request.request_id] = request
         self._place(request, self._tail)

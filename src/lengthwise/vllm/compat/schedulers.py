@@ -279,8 +279,14 @@ def may_swap(scheduler: Any, throttled: bool) -> bool:
 
 
 def may_make_way(scheduler: Any, request: Any) -> bool:
-    """Whether a running request may be preempted now."""
-    return may_pause(request) and bool(scheduler._request_blocks_can_be_freed(request))
+    """Whether a running request may be preempted now.
+
+    Not a session with a token on its way: if that ends its turn, vLLM takes the session out of all
+    its queues, where it would wait for ever.
+    """
+    ends_unseen = request.resumable and request.num_output_placeholders > 0
+    freed = scheduler._request_blocks_can_be_freed(request)
+    return may_pause(request) and bool(freed and not ends_unseen)
 
 
 def admitted(output: Any) -> list[tuple[str, int]]:
