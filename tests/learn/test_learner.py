@@ -270,6 +270,89 @@ def test_a_learner_that_was_killed_goes_on_where_it_was(place: Place) -> None:
     assert read_predictor(place.settings) == "declared"
 
 
+class _KilledError(BaseException):
+    """Where the process would have ended."""
+
+
+@pytest.mark.parametrize("is_placed", [False, True])
+@pytest.mark.parametrize("what", ["accepted", "rolled_back"])
+def test_a_learner_killed_while_it_places_knows_its_own_predictor(
+    place: Place, monkeypatch: pytest.MonkeyPatch, what: str, is_placed: bool
+) -> None:
+    """Just before, and just after, the settings file is exchanged."""
+    from lengthwise.learn import learner as module
+
+    learner = Learner(place.log, place.settings, every=200)
+    place.answer(300, seed=1)
+    if what == "rolled_back":
+        learner.step()
+        place.answer_as_predicted(250, 3, -0.9)
+    was = read_predictor(place.settings)
+
+    def place_and_die(settings: Path, expected: str, wanted: str) -> bool:
+        if is_placed:
+            place_predictor(settings, expected, wanted)
+        raise _KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "place_predictor", place_and_die)
+        with pytest.raises(_KilledError):
+            learner.step()
+    assert (read_predictor(place.settings) != was) == is_placed
+    again = Learner(place.log, place.settings, every=10_000, restarts=1)
+    again.step()
+    assert again.state.placed == read_predictor(place.settings)
+    if what == "accepted":
+        assert (again.state.accepted, again.state.is_mine) == (is_placed, is_placed)
+    else:  # what had not been taken back is now
+        assert (again.state.rolled_back, again.state.is_mine) == (1, False)
+    assert (again.state.restarts, again.state.ahead) == (1, None)
+    assert "it stays" not in again.state.said
+    # And it learns on.
+    place.answer(400, seed=5)
+    third = Learner(place.log, place.settings, every=200, restarts=2)
+    third.step()
+    assert third.state.trained > again.state.trained
+
+
+def test_a_server_begins_with_what_was_being_placed_when_all_was_killed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lengthwise.learn import learner as module
+
+    def die(settings: Path, expected: str, wanted: str) -> bool:
+        raise _KilledError
+
+    learner = Learner(place.log, place.settings, every=200)
+    place.answer(300, seed=1)
+    monkeypatch.setattr(module, "place_predictor", die)
+    with pytest.raises(_KilledError):
+        learner.step()
+    latest = latest_predictor(place.log)
+    assert latest is not None
+    assert Path(latest).parent == place.log.resolve() / "predictors"
+
+
+def test_another_servers_settings_are_not_taken_for_the_users_choice(place: Place) -> None:
+    """Two servers log in one folder; the second learner goes on when the first has ended."""
+    first = Learner(place.log, place.settings, every=200)
+    place.answer(300, seed=1)
+    first.step()
+    assert first.state.accepted == 1
+    theirs = place.settings.with_name("theirs.json")
+    theirs.write_text('{"policy": "ltr", "predictor": "none"}')
+    second = Learner(place.log, theirs, every=200, goes_on=True)
+    second.step()
+    assert "it stays" not in second.state.said
+    assert read_predictor(theirs) == second.state.placed
+    assert second.state.accepted == 1
+    # Of one settings file, it is still known who has changed it.
+    third = Learner(place.log, theirs, every=200, goes_on=True)
+    third.step()
+    assert third.state.placed == second.state.placed
+    assert third.state.is_mine
+
+
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_log_that_was_removed_hides_no_new_answers(place: Place, restarts: int) -> None:
     """While the learner runs, and between two of them."""

@@ -84,6 +84,7 @@ class State:
     """The fields of learner.json."""
 
     schema: str = SCHEMA  # with its version
+    settings: str | None = None  # the file whose key `predictor` this is about
     said: str = "nothing learnt yet"  # the last decision, in one line
     placed: str | None = None  # what the key `predictor` says, as far as the learner knows
     is_mine: bool = False  # whether the learner placed it
@@ -101,6 +102,7 @@ class State:
     restarts: int = 0  # times that the learner had to be started again
     damaged: int = 0  # lines of the log that were left out
     comparison: dict[str, float] = field(default_factory=dict)  # the last one's figures
+    ahead: State | None = None  # what is so once its predictor is placed, which is under way
 
 
 _STATE: Final = TypeAdapter(State)
@@ -312,8 +314,11 @@ class Learner:
         self._answers: deque[Answer] = deque(maxlen=_MOST_ANSWERS)
         self._unseen = 0
         self._yielded = False
-        self.state = read_state(log) if goes_on or restarts else State()
-        self.state.restarts = restarts
+        self._restarts = restarts
+        mine = str(settings.resolve())
+        left = read_state(log) if goes_on or restarts else State()
+        # What another server's learner has placed is in another settings file than ours.
+        self.state = replace(left if left.settings in (None, mine) else State(), settings=mine)
         self._written: State | None = None
 
     def step(self) -> None:
@@ -325,15 +330,19 @@ class Learner:
         for answer in self._reader.read_new():
             self._answers.append(answer)
             self._unseen += 1
-        self.state.answers = len(self._answers)
-        self.state.damaged = self._reader.damaged
         if self._may_place() and self._unseen >= min(_LOOK_EVERY, self._every):
             self._unseen = 0
             if not self._roll_back():
                 self._retrain_if_due()
+        self.state.answers = len(self._answers)
+        self.state.damaged = self._reader.damaged
+        self.state.restarts = self._restarts
         if self.state != self._written:
-            write_state(self._log, self.state)
-            self._written = replace(self.state)
+            self._write(self.state)
+
+    def _write(self, state: State) -> None:
+        write_state(self._log, state)
+        self._written = replace(state)
 
     def _may_place(self) -> bool:
         """Whether the settings file is as the learner left it."""
@@ -341,6 +350,10 @@ class Learner:
             there = read_predictor(self._settings)
         except (OSError, ValueError):
             return False  # being written, or gone: the scheduler keeps its settings too
+        if self.state.ahead is not None:
+            # A learner was killed while it placed that one: the settings say whether it had.
+            came_so_far = there == self.state.ahead.placed
+            self.state = replace(self.state.ahead if came_so_far else self.state, ahead=None)
         if self.state.placed is None:
             self.state.placed = there
             self.state.promise = own_promise(there)
@@ -381,18 +394,19 @@ class Learner:
         before = tau_or_0(lengths, scores_of(state.before, live))
         if before < tau:
             return False  # drift: neither is good, and the one before is worse
-        promised = state.promise[0]
-        if not self._place(state.before):
-            return False
-        state.rolled_back += 1
-        state.promise, state.is_mine = state.promise_before, False
-        state.before, state.promise_before = NO_PREDICTOR, None
-        state.trained_until = self._reader.reached()
-        self._say(
-            f"rolled back from {name} to {state.placed}: tau {tau:.2f} on {len(live)} live "
-            f"answers, {promised:.2f} was promised; the one before has {before:.2f}"
+        after = replace(
+            state,
+            placed=state.before,
+            is_mine=False,
+            promise=state.promise_before,
+            before=NO_PREDICTOR,
+            promise_before=None,
+            trained_until=self._reader.reached(),
+            rolled_back=state.rolled_back + 1,
+            said=f"rolled back from {name} to {state.before}: tau {tau:.2f} on {len(live)} live "
+            f"answers, {state.promise[0]:.2f} was promised; the one before has {before:.2f}",
         )
-        return True
+        return self._place(after)
 
     # Training ---------------------------------------------------------------------------------
 
@@ -446,22 +460,27 @@ class Learner:
             state.refused += 1
             self._say(f"refused a new predictor: {_in_words(found)}")
             return
-        before = state.placed
         try:
             folder = self._save(candidate)
         except (OSError, InputError) as error:
             self._say(f"cannot keep a new predictor: {error}")
             return
-        if not self._place(str(folder)):
-            shutil.rmtree(folder)
-            return
-        state.accepted += 1
-        state.before, state.promise_before = before, state.promise
-        state.promise, state.is_mine = (found.tau, found.tau_low, found.tau_high), True
-        state.live_tau = None
-        self._tidy_up()
         taught = candidate.metadata.training.rows
-        self._say(f"placed {folder.name}, trained on {taught:,} answers: {_in_words(found)}")
+        after = replace(
+            state,
+            placed=str(folder),
+            is_mine=True,
+            promise=(found.tau, found.tau_low, found.tau_high),
+            live_tau=None,
+            before=state.placed,
+            promise_before=state.promise,
+            accepted=state.accepted + 1,
+            said=f"placed {folder.name}, trained on {taught:,} answers: {_in_words(found)}",
+        )
+        if self._place(after):
+            self._tidy_up()
+        else:
+            shutil.rmtree(folder)
 
     def _full(self) -> list[Answer]:
         """The remembered answers whose whole length is known."""
@@ -477,16 +496,30 @@ class Learner:
         predictor.save(path)
         return path
 
-    def _place(self, predictor: str) -> bool:
-        """Make the scheduler use a predictor, unless the user has just chosen one."""
-        assert self.state.placed is not None
+    def _place(self, after: State) -> bool:
+        """Make the scheduler use another predictor, unless the user has just chosen one.
+
+        What is so afterwards is written first: a learner that is killed in between would take what
+        it has placed itself for the user's choice.
+
+        Args:
+            after: the state in which that predictor is placed.
+
+        Raises:
+            OSError: the log's folder cannot be written, and nothing was placed.
+        """
+        before = self.state
+        assert before.placed is not None
+        assert after.placed is not None
+        self._write(replace(before, ahead=after))
         try:
-            placed = place_predictor(self._settings, self.state.placed, predictor)
+            placed = place_predictor(self._settings, before.placed, after.placed)
         except (OSError, ValueError) as error:
             self._say(f"cannot change {self._settings}: {error}")
             return False
         if placed:
-            self.state.placed = predictor
+            self.state = after
+            logger.info("%s", after.said)
         return placed
 
     def _tidy_up(self) -> None:
@@ -503,7 +536,8 @@ class Learner:
 
 def latest_predictor(log: Path) -> str | None:
     """The predictor that was placed when learning from a log last ended, if it is still there."""
-    placed = read_state(log).placed
+    state = read_state(log)
+    placed = (state.ahead or state).placed
     return placed if placed is not None and Path(placed).is_dir() else None
 
 
