@@ -229,3 +229,44 @@ def test_several_columns_of_lengths_are_several_answers(tmp_path: Path) -> None:
     assert [(each.row, each.reason) for each in dataset.rejected] == [(2, "cold is missing")]
     with pytest.raises(InputError, match="no column 'hot'"):
         load_dataset(path, length_column="served,hot")
+
+
+def test_a_line_of_csv_with_too_many_cells_is_left_out(tmp_path: Path) -> None:
+    """A comma that is not quoted would cut the prompt short; one at the end of lines is empty."""
+    path = tmp_path / "t.csv"
+    path.write_text("response_tokens,prompt\n5,Hello\n6,Hello, how are you\n7,Bye,\n")
+    dataset = load_dataset(path)
+    assert (dataset.prompts, dataset.lengths.tolist()) == (["Hello", "Bye"], [5, 7])
+    assert [tuple(each) for each in dataset.rejected] == [
+        (2, "it has 3 cells, the header has 2"),
+    ]
+    path.write_text("theirs,others\n1,2\n3,4,5\n")
+    with pytest.raises(InputError, match="no column of prompts found; the columns are theirs, oth"):
+        load_dataset(path)
+
+
+def test_columns_of_times_are_read_beside_prompts(tmp_path: Path) -> None:
+    """Python has no nanoseconds, and no year 100,000; neither is asked for here."""
+    path = tmp_path / "t.parquet"
+    prompts = {"prompt": ["a", "b"], "response_tokens": [5, 6]}
+    nanoseconds = pa.array([1_000_000_000_000_000_001, None], pa.timestamp("ns", "UTC"))
+    nested = pa.array(
+        [{"at": 1, "took": [1_001]}, None],
+        pa.struct({"at": pa.timestamp("ns"), "took": pa.list_(pa.duration("ns"))}),
+    )
+    pq.write_table(pa.table({**prompts, "at": nanoseconds, "nested": nested}), path)
+    assert load_dataset(path).lengths.tolist() == [5, 6]
+    assert load_dataset(path, where={"at": "2001-09-09 01:46:40+00:00"}).prompts == ["a"]
+    late = pa.array([2**62, 0], pa.timestamp("us"))
+    pq.write_table(pa.table({**prompts, "at": late}), path)
+    with pytest.raises(InputError, match="not a readable parquet file: date value out of range"):
+        load_dataset(path)
+
+
+def test_lengths_may_be_decimals_of_a_database(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    lengths = pa.array([5, None, 7], pa.decimal128(38, 0))
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "response_tokens": lengths}), path)
+    dataset = load_dataset(path)
+    assert dataset.lengths.tolist() == [5, 7]
+    assert [tuple(each) for each in dataset.rejected] == [(2, "response_tokens is missing")]

@@ -306,17 +306,57 @@ def _rows(path: Path) -> Any:  # a generator of Numbered | Rejection
 
 def _parquet(path: Path) -> Iterator[Numbered]:
     with open_parquet(path) as file:
-        batches = file.iter_batches(_PARQUET_ROWS)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        batches = map(_in_microseconds, file.iter_batches(_PARQUET_ROWS))
+        try:
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        except (ValueError, OverflowError) as error:  # a date that Python has none for
+            raise unreadable(path, error) from None
 
 
-def _csv(path: Path) -> Iterator[Numbered]:
+def _in_microseconds(batch: Any) -> Any:
+    """A batch whose times are none finer than Python's, which it refuses to make of them."""
+    import pyarrow
+
+    kinds = [_coarser(kind) for kind in batch.schema.types]
+    columns = [
+        column if column.type == kind else column.cast(kind, safe=False)
+        for column, kind in zip(batch.columns, kinds, strict=True)
+    ]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _coarser(kind: Any) -> Any:
+    """The same Arrow type in microseconds where it is, or holds, one in nanoseconds."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
+        return pyarrow.timestamp("us", kind.tz)
+    if pyarrow.types.is_duration(kind) and kind.unit == "ns":
+        return pyarrow.duration("us")
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_coarser(kind.value_type)))
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([each.with_type(_coarser(each.type)) for each in kind])
+    return kind
+
+
+def _csv(path: Path) -> Iterator[Numbered | Rejection]:
     # Answers and prompts may be longer than the module's default of 128 KiB a cell.
     csv.field_size_limit(2**31 - 1)
     with open_bytes(path) as stream:
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
-            yield from enumerate(csv.DictReader(lines), 1)
+            reader = csv.DictReader(lines)
+            for number, record in enumerate(reader, 1):
+                # Kept under no name. Empty ones are of a comma at the end of each line; others are
+                # of a comma that should have been quoted, so that a cell lacks what is behind it.
+                beyond: Any = record.pop(None, ())
+                if any(beyond):
+                    header = len(reader.fieldnames or ())
+                    cells = header + len(beyond)
+                    yield Rejection(number, f"it has {cells} cells, the header has {header}")
+                else:
+                    yield number, record
         except csv.Error as error:
             raise InputError(f"{path}: not a readable CSV file: {error}") from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -87,6 +88,8 @@ def read_length(cell: Any, column: str) -> int:
             number = float(cell)
         except ValueError:
             number = None
+    elif isinstance(cell, Decimal):  # what databases write sums and unlimited integers as
+        number = float(cell)
     if number is None or isinstance(number, bool) or not isinstance(number, int | float):
         shown = "missing" if cell is None or cell == "" else f"{cell!r}, not a number"
         raise MalformedError(f"{column} is {shown}")
