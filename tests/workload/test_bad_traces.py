@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lengthwise.errors import InputError
@@ -156,3 +158,29 @@ def test_damage_inside_a_parquet_file_is_refused(tmp_path: Path) -> None:
     content[100:4000] = bytes(3900)
     path.write_bytes(content)
     assert "not a readable parquet file" in refused(path)
+
+
+def test_times_that_python_has_not_are_left_out_with_their_reasons(tmp_path: Path) -> None:
+    """Nanoseconds, which no date of Python's has."""
+    path = tmp_path / "t.parquet"
+    lengths = {"prompt_tokens": [1, 2, 3], "output_tokens": [1, 2, 3]}
+    first = 1_000_000_000_000_000_001
+    times = pa.array([first, first - 6, first + 6], pa.timestamp("ns"))
+    pq.write_table(pa.table({**lengths, "arrival_s": times}), path)
+    trace = load_trace(path)
+    np.testing.assert_allclose(trace.arrival_s, [0.0, 6e-9])
+    (rejected,) = trace.rejected
+    assert "goes back in time, to 2001-09-09 01:46:39.999999995: sort" in rejected.reason
+    durations = pa.array([1, 2, 3], pa.duration("ns"))
+    pq.write_table(pa.table({**lengths, "arrival_s": durations}), path)
+    with pytest.raises(InputError, match="row 1: arrival_s is '1', not a time"):
+        load_trace(path)
+
+
+def test_conditions_on_a_column_of_lists_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    rows = {"arrival_s": [0, 1], "prompt_tokens": [1, 2], "output_tokens": [1, 2]}
+    objects = pa.array([{"a": 1}, None])
+    pq.write_table(pa.table({**rows, "beside": objects}), path)
+    with pytest.raises(InputError, match=r"--where beside=1: this column of .* neither texts nor"):
+        load_trace(path, where={"beside": "1"})

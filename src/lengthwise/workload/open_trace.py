@@ -252,7 +252,13 @@ def _selected(columns: Columns, where: Mapping[str, str], seen: dict[str, Counte
     for name, value in where.items():
         require_column(columns.path, columns.names, name)
         cells = columns.read(name)
-        text = cells.cast(pyarrow.string())
+        try:
+            text = cells.cast(pyarrow.string())
+        except pyarrow.ArrowException:
+            raise InputError(
+                f"--where {name}={value}: this column of {columns.path} holds neither texts nor "
+                "numbers: name another"
+            ) from None
         if not pyarrow.types.is_floating(cells.type):
             cells = text
         wanted = []

@@ -214,6 +214,16 @@ def _cast(text: Any, kind: Any, pattern: str) -> Any:
         return pa.concat_arrays([_cast(half, kind, pattern) for half in halves])
 
 
+def _said(cell: Any) -> object:
+    """What an Arrow cell says; as text where Python has no such time."""
+    import pyarrow as pa
+
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError):
+        return cell.cast(pa.string()).as_py()
+
+
 def _number(cell: object) -> float | None:
     try:
         return float(cell)  # type: ignore[arg-type]
@@ -360,7 +370,7 @@ class TraceRows:
             cells = self._columns.cells(name)
             for row in np.flatnonzero(rows).tolist():
                 if row not in self._reasons:
-                    self._reasons[row] = why(name, cells[row].as_py())
+                    self._reasons[row] = why(name, _said(cells[row]))
 
     def _without_reasons(self) -> NDArray[np.int64]:
         sound = ~self.failed
