@@ -56,6 +56,7 @@ def test_the_version_is_printed(run: Run) -> None:
         (["bench", "{table}", "--policy", "fcfs", "--model", "./nothing"], "config.json"),
         (["bench", "{table}", "--policy", "fcfs", "--", "--scheduler-cls", "x"], "--scheduler-cls"),
         (["serve"], "model"),
+        (["serve", "reference", "--port", "0"], "--port"),
         (["compile"], "--into DIR"),
         (["compile", "--into", "/proc/nothing"], "--into"),
         (["serve", "--policy", "srpt", "--max-num-seqs", "4"], "name the model first"),

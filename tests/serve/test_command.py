@@ -13,6 +13,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.serve.command import EXECUTOR, REFERENCE, ServerCommand, server_command
+from lengthwise.serve.config_file import require_same_address
 from lengthwise.serve.listen import free_port, require_free_port
 from lengthwise.settings import settings_of
 from lengthwise.simulate.presets import parse_preset
@@ -182,3 +183,64 @@ def test_a_host_that_cannot_be_looked_up_is_refused(host: str) -> None:
 def test_clients_reach_a_server_on_all_addresses_by_loopback() -> None:
     assert ServerCommand([], {}, "0.0.0.0", 8000).url == "http://127.0.0.1:8000"
     assert ServerCommand([], {}, "::1", 8000).url == "http://[::1]:8000"
+
+
+def test_what_a_file_of_vllms_options_says_is_no_less_said(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "model: elsewhere\nmax_num_seqs: 4\nblock-size: 64\nenforce-eager: false\n"
+        "shutdown-timeout: 30\nssl-certfile: c\nadditional-config:\n  theirs: 1\n"
+    )
+    built = command("--config", str(file), "--block-size", "128")
+    for flag in ("--max-num-seqs", "--enforce-eager", "--shutdown-timeout"):
+        assert flag not in built.arguments  # the file has it
+    assert value_of("--block-size", built.arguments) == ["128"]
+    assert (built.url.split(":")[0], built.shutdown_timeout_s) == ("https", 30.0)
+    (config,) = value_of("--additional-config", built.arguments)
+    assert json.loads(config)["theirs"] == 1
+    assert "lengthwise" in json.loads(config)
+    file.write_text("scheduler-cls: mine.Scheduler\n")
+    with pytest.raises(InputError, match="--scheduler-cls cannot be passed on"):
+        command("--config", str(file))
+
+
+def test_a_file_that_vllm_would_ignore_or_not_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    with pytest.raises(InputError, match=r"c\.yaml: cannot be read: .*No such file"):
+        command("--config", str(file))
+    file.write_text("[1, 2")
+    with pytest.raises(InputError, match=r"c\.yaml: cannot be read: while parsing"):
+        command("--config", str(file))
+    file.write_text("")
+    with pytest.raises(InputError, match="it holds no options"):
+        command("--config", str(file))
+    with pytest.raises(InputError, match="vLLM ignores --config=FILE"):
+        command(f"--config={file}")
+
+
+def test_another_address_in_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("port: 12323\n")
+    flags = ["--config", str(file)]
+    with pytest.raises(InputError, match="--port 12323"):
+        require_same_address(flags, "0.0.0.0", 8000)
+    require_same_address(flags, "0.0.0.0", 12323)
+    require_same_address([], "0.0.0.0", 8000)
+
+
+def test_a_part_of_the_additional_configuration_does_not_replace_ours() -> None:
+    with pytest.raises(InputError, match=r"^--additional-config\.theirs is a part of"):
+        command("--additional-config.theirs=1")
+
+
+@pytest.mark.parametrize("flag", ["-tp", "--speculative-config.method", "-sc"])
+def test_other_spellings_of_what_does_not_go_with_an_emulated_server(flag: str) -> None:
+    with pytest.raises(InputError, match="does not go with --emulate"):
+        server_command(
+            REFERENCE,
+            Path("/state/settings.json"),
+            host="127.0.0.1",
+            port=free_port(),
+            flags=[flag, "2"],
+            emulate=parse_preset("a100:llama-3-8b"),
+        )

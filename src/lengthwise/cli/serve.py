@@ -84,7 +84,7 @@ def serve(
     learn: LearnOption = False,
     learn_every: LearnEveryOption = 1000,
     host: Annotated[str, typer.Option(help="Address to listen on, for metrics too.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, help="TCP port to listen on.")] = 8000,
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -112,6 +112,7 @@ def serve(
     """
     from lengthwise.policy import get_policy
     from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
+    from lengthwise.serve.config_file import require_same_address
     from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset
@@ -132,6 +133,7 @@ def serve(
             f"name the model first: lengthwise serve {' '.join(['MODEL', *flags[:1]])} …",
             ctx=context,
         )
+    require_same_address(flags, host, port)
     theirs = settings is not None and settings.exists()
     asked = AskedFor(policy, predictor, log, log_text, learn, shadow)
     chosen = asked.settings(settings, host, pausing=True)

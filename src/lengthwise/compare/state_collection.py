@@ -38,10 +38,11 @@ from lengthwise.serve.command import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
     REFERENCE_FLAGS,
-    flag_name,
+    given_flags,
     model_path,
     require_vllm,
 )
+from lengthwise.serve.config_file import flags_in_file
 from lengthwise.vllm.compat.workers import (
     engine_in_process,
     llvmlite_unseen,
@@ -297,7 +298,7 @@ def open_engine(
         LengthwiseError: vLLM failed; the message has its own words.
     """
     require_vllm()
-    given = {flag_name(flag) for flag in flags if flag.startswith("--")}
+    given = given_flags([*flags_in_file(flags), *flags])
     for flag in given.intersection(_OWN_FLAGS):
         raise InputError(f"{flag} cannot be passed on to vLLM here: Lengthwise sets it itself")
     path = model_path(model)

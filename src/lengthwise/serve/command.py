@@ -20,6 +20,7 @@ from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.files import parse_json
 from lengthwise.probe.probe_folder import Probe
+from lengthwise.serve.config_file import flags_in_file
 from lengthwise.serve.listen import require_free_port
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
 from lengthwise.settings.file import SERVER
@@ -148,9 +149,27 @@ def model_path(model: str) -> str:
     return str(path) if looks_like_a_path else model
 
 
+#: vLLM's short names of flags that are looked for here.
+_SHORT: Mapping[str, str] = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-sc": "--speculative-config",
+}
+
+
 def flag_name(flag: str) -> str:
-    """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings."""
-    return flag.split("=", 1)[0].replace("_", "-")
+    """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings.
+
+    A part of one that is JSON stands for all of it: `--speculative-config.method` is one, too.
+    """
+    name = flag.split("=", 1)[0].split(".", 1)[0]
+    return _SHORT.get(name, name.replace("_", "-"))
+
+
+def given_flags(flags: Sequence[str]) -> set[str]:
+    """The names of some flags, without their values."""
+    names = {flag_name(flag) for flag in flags if flag.startswith("-")}
+    return {name for name in names if name.startswith("--")}
 
 
 def last_value(flag: str, flags: Sequence[str]) -> str | None:
@@ -179,6 +198,11 @@ def take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, o
     for flag in remaining:
         if not flag.startswith("--") or flag_name(flag) != "--additional-config":
             passed_on.append(flag)
+        elif "." in flag.split("=", 1)[0]:  # vLLM would take it instead of what is there beside it
+            raise InputError(
+                f"{flag.split('=', 1)[0]} is a part of --additional-config: give all of that as "
+                "one JSON object"
+            )
         elif "=" in flag:
             texts.append(flag.split("=", 1)[1])
         else:
@@ -266,7 +290,8 @@ def server_command(
             port is taken, or the model's folder does not exist.
     """
     require_vllm()
-    given = {flag_name(flag) for flag in flags if flag.startswith("--")}
+    told = [*flags_in_file(flags), *flags]
+    given = given_flags(told)
     for flag in given & _OWN_FLAGS.keys():
         raise InputError(f"{flag} cannot be passed on to vLLM: {_OWN_FLAGS[flag]}")
     require_free_port(host, port)
@@ -277,7 +302,8 @@ def server_command(
         path = str(cached_model_folder(emulate))
     arguments = ["--model", path, "--host", host, "--port", str(port)]
     arguments += ["--scheduler-cls", "lengthwise.vllm.Scheduler"]
-    passed_on, additional = take_additional_config(flags)
+    passed_on, _ = take_additional_config(flags)
+    told, additional = take_additional_config(told)
     if "lengthwise" in additional:
         raise InputError(
             "the key 'lengthwise' of --additional-config is set by Lengthwise itself: "
@@ -304,12 +330,12 @@ def server_command(
         defaults = REFERENCE_FLAGS
         for name, text in REFERENCE_ENVIRONMENT.items():
             environment.setdefault(name, text)
-    seqs, active = (last_value(flag, passed_on) for flag in (SEQS, ACTIVE))
+    seqs, active = (last_value(flag, told) for flag in (SEQS, ACTIVE))
     default = int(defaults[SEQS] or 0) if SEQS in defaults else None
     places = given_places(seqs, active, default, more)
     if more > 1 and places is not None and seqs is None:
         defaults = {**defaults, **places.flags}
-    refuse_offloading_without_memory(passed_on)
+    refuse_offloading_without_memory(told)
     additional["lengthwise"] = ours
     arguments += ["--additional-config", json.dumps(additional)]
     for flag, value in defaults.items():
@@ -326,7 +352,7 @@ def server_command(
         host,
         port,
         tls=bool(given & _TLS_FLAGS),
-        shutdown_timeout_s=seconds_of(last_value("--shutdown-timeout", passed_on)),
+        shutdown_timeout_s=seconds_of(last_value("--shutdown-timeout", told)),
         places=places if more > 1 else None,
         sizes_worker=more if more > 1 and seqs is None and places is None else 0,
     )
