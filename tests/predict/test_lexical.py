@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -260,3 +262,25 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         predictor.save(tmp_path / "file" / "p")
+
+
+def test_a_disk_that_fills_up_leaves_the_predictor_that_was_there(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its configuration beside the weights of the new one."""
+
+    def refuse(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(b"{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    other = train(table(300, seed=2), seed=2)
+    before = {path.name: path.read_bytes() for path in artifact.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", refuse)
+        with pytest.raises(InputError, match=r"cannot write .*: No space left"):
+            other.save(artifact)
+    assert {path.name: path.read_bytes() for path in artifact.iterdir()} == before
+    other.save(artifact)
+    loaded = load_predictor(str(artifact))
+    assert isinstance(loaded, LexicalPredictor)
+    assert loaded.metadata == other.metadata

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
-from lengthwise.files import parse_json
+from lengthwise.files import parse_json, replaced
 
 _CONFIG: Final = "config.json"
 _TENSORS: Final = "model.safetensors"
@@ -49,16 +49,23 @@ class WeightsFolder(NamedTuple):
         """Write the folder, over one that is there.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written; what was there before is unchanged.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / _TENSORS).write_bytes(save(dict(tensors)))
-            (folder / _CARD).write_text(card, encoding="utf-8")
-            # Last, since a folder without it is none of ours.
-            (folder / _CONFIG).write_text(
-                config.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
-            )
+            # All is written before any of it takes its place: tensors beside the configuration of
+            # others would be read as what they are not. That one comes last, as a folder without it
+            # is none of ours.
+            with (
+                replaced(folder / _CONFIG) as config_part,
+                replaced(folder / _CARD) as card_part,
+                replaced(folder / _TENSORS) as tensors_part,
+            ):
+                tensors_part.write_bytes(save(dict(tensors)))
+                card_part.write_text(card, encoding="utf-8")
+                config_part.write_text(
+                    config.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
+                )
         except OSError as error:
             raise InputError(f"cannot write {folder}: {error.strerror}") from None
 
