@@ -203,3 +203,20 @@ def test_help_loads_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the full disk is Linux's")
+def test_a_full_disk_below_the_output_is_one_line(table: Path) -> None:
+    code = (
+        f"import sys; sys.argv = ['lengthwise', 'inspect', {str(table)!r}, '--json']\n"
+        "from lengthwise.cli.main import main\n"
+        "main()"
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last == "lengthwise: output cannot be written: No space left on device"
+    assert "Traceback" not in ended.stderr
