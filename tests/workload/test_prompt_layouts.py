@@ -244,6 +244,19 @@ def test_a_batch_is_read_with_its_input(tmp_path: Path) -> None:
         read(out, prompts=out)
 
 
+def test_a_file_of_prompts_beside_prompts_is_refused(tmp_path: Path) -> None:
+    """It would not be looked at, whether there is one or not."""
+    path = tmp_path / "t.jsonl"
+    write_jsonl(path, [{"prompt": "one", "response_tokens": 3}])
+    with pytest.raises(
+        InputError, match=r"has prompts of its own: leave --prompts .*in\.jsonl out"
+    ):
+        read(path, prompts=tmp_path / "in.jsonl")
+    write_jsonl(path, [{"instruction": "one", "output": "two"}])
+    with pytest.raises(InputError, match="has prompts of its own"):
+        read(path, prompts=tmp_path / "in.jsonl")
+
+
 def test_aiperf_is_read_with_the_inputs_beside_it(tmp_path: Path) -> None:
     def record(turn: int, tokens: int | None) -> Row:
         metrics = {"error_isl": {"value": 5, "unit": "tokens"}}

@@ -287,11 +287,15 @@ def _layout(
     Raises:
         InputError: there are no prompts or no answers in it.
     """
-    named = columns != Columns()
-    if not named:
+    layout = None
+    if columns == Columns():
         layout = recognise(records.names, records.head)
-        if layout is not None:
-            return with_prompts(layout, records.path, prompts) if layout.no_prompts else layout
+        if layout is not None and layout.no_prompts:
+            return with_prompts(layout, records.path, prompts)
+    if prompts is not None:
+        raise InputError(f"{records.path} has prompts of its own: leave --prompts {prompts} out")
+    if layout is not None:
+        return layout
     return plain_layout(
         name_columns(
             records.path,
