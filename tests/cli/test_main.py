@@ -15,6 +15,7 @@ from lengthwise.serve.settings_file import AskedFor, own_settings_file
 from tests.support.command_line import Run
 
 PRESET = ("--model", "llama-3-8b", "--gpu", "h100")
+LONG = "x" * 300  #: a name that no file can have: to look whether there is one is an error
 VERBS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -57,6 +58,9 @@ def test_the_version_is_printed(run: Run) -> None:
         (["bench", "{table}", "--policy", "fcfs", "--", "--scheduler-cls", "x"], "--scheduler-cls"),
         (["serve"], "model"),
         (["serve", "reference", "--port", "0"], "--port"),
+        (["serve", "reference", "--settings", LONG], "File name too long"),
+        (["report", LONG], "File name too long"),
+        (["train", f"{LONG}.csv", "--out", "p"], f"{LONG}.csv: File name too long"),
         (["compile"], "--into DIR"),
         (["compile", "--into", "/proc/nothing"], "--into"),
         (["serve", "--policy", "srpt", "--max-num-seqs", "4"], "name the model first"),

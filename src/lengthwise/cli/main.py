@@ -30,7 +30,7 @@ from lengthwise.cli.theory import theory
 from lengthwise.cli.train import train
 from lengthwise.cli.train_probe import train_probe
 from lengthwise.cli.tune import tune
-from lengthwise.errors import LengthwiseError
+from lengthwise.errors import LengthwiseError, one_line
 
 app = typer.Typer(
     name="lengthwise",
@@ -56,6 +56,10 @@ for _group, _verbs in _VERBS.items():
         app.command(
             rich_help_panel=_group, context_settings=_PASSES_ON if _verb is serve else None
         )(_verb)
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+#: What even a look at a path may fail with that a user gave, wherever that is.
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 # The base of typer's usage errors, which it does not export under this name.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -100,7 +104,9 @@ def main() -> None:
         _print_no_more()
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _REFUSED and error.filename is not None:
+            _leave(f"{one_line(error.filename)}: {error.strerror}", 2)
+        if error.errno not in _FULL:
             raise
         _print_no_more()  # it may be standard output that is on the full disk
         _leave(f"{error.filename or 'output'} cannot be written: {error.strerror}", 1)
