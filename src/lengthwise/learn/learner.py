@@ -92,8 +92,7 @@ class State:
     live_tau: float | None = None  # of the newest answers that it predicted
     before: str = NO_PREDICTOR  # the last good one: what is placed again if it fails
     promise_before: Promise | None = None  # of that one
-    #: bytes of each segment of the log, at the last training
-    trained_until: dict[str, int] = field(default_factory=dict)
+    trained_until: dict[str, int] = field(default_factory=dict)  # bytes of each segment of the log
     answers: int = 0  # remembered
     trained: int = 0  # predictors trained
     accepted: int = 0  # of them, found better and placed

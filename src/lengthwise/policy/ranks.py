@@ -7,8 +7,9 @@ HRRN (highest response ratio next) is Brinch Hansen's, 1971. The Gittins index i
 `policy.length_law`. TIE is Zheng et al., "Scheduling LLM Inference with Uncertainty-Aware Output
 Length Predictions", ICML 2026 (arXiv 2604.00499).
 
-Every rank that is a length counts `prefill_work` too, which is 0 unless the setting `service_time`
-is on: then it is a time, in output tokens of work.
+A rank that is a length counts `prefill_work` too, which is 0 unless the setting `service_time` is
+on: then it is a time, in output tokens of work. TRAIL's comparisons (trail-bert, trail+, sjf-bert)
+do not.
 """
 
 from __future__ import annotations

@@ -21,11 +21,13 @@ FACTS: Final = "lengthwise_facts"  #: its `Facts`, what it says beside its promp
 class Prompt(NamedTuple):
     """All of a request that a predictor may look at.
 
-    `max_tokens` is deliberately missing: when a trace is replayed it equals the true length.
+    `max_tokens` is among the `FACTS` of its hints, but never with `ignore_eos`: when a trace is
+    replayed it equals the true length.
     """
 
     token_ids: Sequence[int]  #: the prompt in the served model's tokens, chat template applied
-    hints: Mapping[str, object]  #: what the caller sent along (`vllm_xargs` over HTTP), {} if none
+    #: what the caller sent along (`vllm_xargs` over HTTP), with `FACTS` and `LORA`; {} if none
+    hints: Mapping[str, object]
 
 
 def deadline_ms(said: object) -> float | None:
