@@ -95,7 +95,7 @@ def bench(
         typer.Option(
             "--forward",
             help="For `--engine virtual`: MODEL really computes its tokens and hidden states, and "
-            "a probe may read them; steps are as long as GPU's.",
+            "a probe may read them; its steps are as long as on `--gpu`.",
         ),
     ] = False,
     gpu: Annotated[

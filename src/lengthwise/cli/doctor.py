@@ -77,7 +77,7 @@ def doctor(
     jobs: JobsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say whether a server's traffic queues enough for length-aware scheduling to help, and limits.
+    """Say whether traffic queues enough for length-aware scheduling to help, and what limits it.
 
     With a log, how much it would help is simulated, for predictors of several qualities. A running
     server's counters tell whether it queues.

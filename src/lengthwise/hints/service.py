@@ -49,8 +49,8 @@ OUTCOMES: Final = {
     "unreadable": "no length can be predicted of what its body says, or its prompt has more than "
     "250,000 characters: passed on without one",
     "too_large": "its body is larger than is read: passed on unchanged",
-    "late": "the prediction took too long: passed on unchanged",
-    "failed": "the predictor or its server failed: passed on unchanged",
+    "late": "the prediction took too long: passed on without one",
+    "failed": "the predictor or its server failed: passed on without one",
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
