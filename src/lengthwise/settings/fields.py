@@ -127,8 +127,8 @@ class Settings(BaseModel):
     )
     max_lead: Annotated[float, Field(ge=0.0, le=MOST)] | Literal["auto"] | None = Field(
         default=None,
-        description="a request goes ahead of all others once as much work has been done since it "
-        "came as waited at most meanwhile, and that of this many mean requests more; auto: "
+        description="a request goes ahead of all others once the engine has done, since it came, "
+        "the most work that waited at once meanwhile and that of this many mean requests; auto: "
         f"{MAX_LEAD:g}, or {MAX_LEAD_PAUSING:g} with pausing; null: no bound, but see "
         "max_overtakes",
     )
