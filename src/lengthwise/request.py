@@ -44,7 +44,7 @@ REQUEST: Final = np.dtype(
         ("score", np.float64),  # predicted score, lower means shorter; no unit
         ("remaining", np.float64),  # predicted output tokens still to come
         ("arrival_s", np.float64),  # s, scheduler's monotonic clock, when first seen
-        ("overtaken", np.int32),  # see `policy.ranking.overtakers`
+        ("overtaken", np.int32),  # later arrivals that got a slot before it did
         ("promoted", np.int32),  # iterations of promotion left to run (LTR's quantum M)
         # The prediction, in output tokens.
         ("expected", np.float64),  # mean of the total
@@ -60,17 +60,16 @@ REQUEST: Final = np.dtype(
         ("cached_tokens", np.int32),  # prompt tokens found in the prefix cache when last looked up
         ("computed_tokens", np.int32),  # tokens whose KV is held now
         ("preemptions", np.int32),  # times preempted for another so far
-        ("memory_preemptions", np.int32),  # and for want of memory
+        ("memory_preemptions", np.int32),  # times that it lost its KV for want of memory
         ("last_step", np.int64),  # scheduler step in which it last ran, or arrived
         ("ahead", np.int64),  # requests of its class that waited when it arrived
-        # Tokens that the engine had computed, of answers and of prompts, when it arrived and when
-        # it was ranked last, and those that it has computed while this one ran.
-        ("decoded_before", np.int64),
-        ("prefilled_before", np.int64),
-        ("decoded_ranked", np.int64),
-        ("prefilled_ranked", np.int64),
-        ("decoded_meanwhile", np.int64),
-        ("prefilled_meanwhile", np.int64),
+        # What the guard `max_lead` counts, see `policy.guards`.
+        ("decoded_before", np.int64),  # answers' tokens that the engine had computed when it came
+        ("prefilled_before", np.int64),  # prompts' tokens, likewise
+        ("decoded_ranked", np.int64),  # answers' tokens when it was ranked last
+        ("prefilled_ranked", np.int64),  # prompts' tokens, likewise
+        ("decoded_meanwhile", np.int64),  # answers' tokens computed while it ran
+        ("prefilled_meanwhile", np.int64),  # prompts' tokens, likewise
         ("queued_work", np.int64),  # the most that waited at once while it did, in output tokens
         ("deadline_s", np.float64),  # s from arrival to when its first token is due; 0: none
         ("adapter", np.int64),  # its LoRA adapter; 0 for none

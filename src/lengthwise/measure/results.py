@@ -271,17 +271,17 @@ class RequestRecord:
 
     round: int  # which round of the run, from 0
     policy: str  # the policy's label, as given on the command line
-    load: str  # "burst", "1.2" (of capacity), "rate=3" (requests/s), "trace=2" (times as fast),
-    # ^ "concurrency=8" (clients in a closed loop) or "burst=256" (of several bursts, that of 256)
+    load: str  # as asked for: burst, 1.2, rate=3, trace=2, concurrency=8 or burst=256
+    # ^ of capacity, requests/s, times as fast, clients in a closed loop, that burst of several
     request: int  # which request of the workload; the same number is the same request everywhere
     scheduled_s: float  # when it was to be sent, s from the start of the round
     sent_s: float = math.nan  # when it was sent, s from the start of the round
     first_token_s: float = math.nan  # when its first token came, s from the start of the round
     finish_s: float = math.nan  # when its last token came, s from the start of the round
-    token_times: Sequence[float] | NDArray[np.float32] = field(default_factory=list)
-    # ^ when each piece of its answer came, s from sent_s
-    prompt_tokens: int = 0
-    output_tokens: int = 0
+    token_times: Sequence[float] | NDArray[np.float32] = field(default_factory=list)  # of pieces, s
+    # ^ when each piece of its answer came, from sent_s
+    prompt_tokens: int = 0  # of its prompt
+    output_tokens: int = 0  # of its answer
     expected_tokens: float = math.nan  # what the predictor said its answer's length would be
     queue_s: float = math.nan  # from its arrival in the engine to its first step there
     preemptions: int = 0  # how often it lost its place in the batch
