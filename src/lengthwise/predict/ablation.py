@@ -25,7 +25,7 @@ from lengthwise.predict.kinds import BACKBONE, Recipe, kind_named, recipe_of
 from lengthwise.predict.prediction import Prediction, Predictor, Prompt, SlowPredictor
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer
 from lengthwise.predict.train import LEAST_ROWS, train
-from lengthwise.workload.dataset import TEST, TRAIN, Dataset, parse_where, split_of
+from lengthwise.workload.dataset import TEST, TRAIN, Dataset, first_words, parse_where, split_of
 from lengthwise.workload.records import open_records
 
 FEW: Final = (250, 1_000)  #: rows that a predictor is trained on anew, to see how soon it pays
@@ -204,15 +204,6 @@ def divided(table: Dataset) -> Parts:
     """Train and test rows by a hash of the prompt; of a conversation, of what is said first."""
     parts = np.array([split_of(text) for text in first_words(table)])
     return Parts(table.of(np.flatnonzero(parts == TRAIN)), table.of(np.flatnonzero(parts == TEST)))
-
-
-def first_words(table: Dataset) -> list[str]:
-    """What each prompt begins with: rows of one conversation begin with the same."""
-    chats = table.chats or [None] * len(table.prompts)
-    return [
-        prompt if chat is None else "\n".join(message.content for message in chat.messages()[:2])
-        for prompt, chat in zip(table.prompts, chats, strict=True)
-    ]
 
 
 def transfer(

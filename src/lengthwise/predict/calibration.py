@@ -9,11 +9,13 @@ with probability k / (n + 1), so that is the rank that is taken, not k / n.
 Doubt is told by rows that a model was not trained on. That is split-conformal prediction (of the
 same authors): whatever the model, the quantiles of held-out answers at a score hold for new answers
 too, as long as these come from the same source. For that no row may be calibrated by a model that
-was trained on it: rows are dealt into folds, and each is scored by a model of the others.
+was trained on it: rows are dealt into folds, and each is scored by a model of the others. Copies of
+a prompt, and answers of one conversation, are dealt together, see `groups_of`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,9 +26,10 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.predict.artifact import HeldOut, Training
+from lengthwise.predict.features import WORD_BUCKETS, FeatureRows
 from lengthwise.predict.kendall import kendall_tau
 from lengthwise.predict.losses import QUANTILES, all_lengths
-from lengthwise.workload.dataset import Dataset
+from lengthwise.workload.dataset import Dataset, digest_of, first_words
 
 #: Columns of a calibration table.
 SCORE, EXPECTED, LOW, MEDIAN, HIGH = range(5)
@@ -202,14 +205,69 @@ def calibrate_many(scores: NDArray[np.float64], table: NDArray[np.float64]) -> N
     return lengths
 
 
+def groups_of(dataset: Dataset, features: FeatureRows | None = None) -> Rows:
+    """Which rows must stay together where some are held out: those of one number, shape (rows,).
+
+    Answers of one conversation, as what was said in it is in the prompts of all; and all that
+    begins with the same prompt, as the model has learnt the lengths of copies.
+
+    Args:
+        dataset: the rows.
+        features: of each row, ascending within a row. They tell prompts apart where a length log
+            has kept no words.
+    """
+    if dataset.prompts or features is None:
+        digests = [digest_of(text) for text in first_words(dataset)]
+    else:
+        each = np.split(features.buckets, features.starts[1:-1])
+        digests = [_digest_of_features(buckets) for buckets in each]
+    _, firsts, conversations = np.unique(dataset.rows, return_index=True, return_inverse=True)
+    numbers: dict[bytes, int] = {}
+    found = [numbers.setdefault(digests[first], len(numbers)) for first in firsts]
+    return np.array(found, dtype=np.int64)[conversations]
+
+
+def _digest_of_features(buckets: NDArray[np.int32]) -> bytes:
+    """Whoever sends the same words, and however they are to be answered: these are copies."""
+    words = buckets[: np.searchsorted(buckets, WORD_BUCKETS)]
+    return hashlib.blake2b(words.tobytes(), digest_size=8).digest()
+
+
+def hold_out(groups: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
+    """Places of about so many rows to measure on, at most half, and of those to learn from.
+
+    Args:
+        groups: see `groups_of`; none is in both parts.
+        count: rows to measure on.
+        seed: of the draw.
+    """
+    numbers = _apart(groups)
+    order = np.random.default_rng(seed).permutation(numbers.max() + 1)
+    sizes = np.bincount(numbers)
+    taken: list[int] = []
+    held_out = 0
+    for number in order.tolist():
+        if held_out >= count:
+            break
+        # A prompt that most rows are copies of is learnt from.
+        if held_out + sizes[number] <= groups.size // 2:
+            taken.append(number)
+            held_out += int(sizes[number])
+    places = np.argsort(np.argsort(order)[numbers], kind="stable")
+    is_taken = np.isin(numbers[places], taken)
+    return places[is_taken], places[~is_taken]
+
+
 def cross_fit(
-    rows: Rows, seed: int, fit: Callable[[Rows, Rows, int], Floats], report: Callable[[float], None]
+    groups: Rows,
+    seed: int,
+    fit: Callable[[Rows, Rows, int], Floats],
+    report: Callable[[float], None],
 ) -> Floats:
     """What models say of rows that they were not trained on.
 
     Args:
-        rows: shape (count,), the rows of the file that they are from: answers of one conversation
-            are in the same fold, as what was said in it is in the prompts of all.
+        groups: shape (count,), see `groups_of`; each is in one fold.
         seed: of the folds.
         fit: from rows to train on, rows to score and a seed to outputs, shape (rows, outputs).
         report: called with the part that is done, 0 to 1.
@@ -217,9 +275,9 @@ def cross_fit(
     Returns:
         shape (count, outputs); NaN where no fold scored the row, see `ENOUGH_ROWS`.
     """
-    count = rows.size
-    folds = _folds(rows, seed)
-    used = min(FOLDS, -(-ENOUGH_ROWS // folds[0].size))
+    count = groups.size
+    folds = _folds(groups, seed)
+    used = min(len(folds), -(-ENOUGH_ROWS // folds[0].size))
     scored = []
     for index in range(used):
         report(index / used)
@@ -231,24 +289,33 @@ def cross_fit(
     return outputs
 
 
-def _folds(rows: Rows, seed: int) -> list[Rows]:
-    """The places of the rows, divided at random, those of one row of the file together."""
-    apart, places = np.unique(rows, return_inverse=True)
-    parts = np.array_split(np.random.default_rng(seed).permutation(apart.size), FOLDS)
-    if apart.size == rows.size:
+def _folds(groups: Rows, seed: int) -> list[Rows]:
+    """The places of the rows, divided at random, those of one group together."""
+    numbers = _apart(groups)
+    count = numbers.max() + 1
+    parts = np.array_split(np.random.default_rng(seed).permutation(count), min(FOLDS, count))
+    if count == groups.size:
         return parts
-    return [np.flatnonzero(np.isin(places, part)) for part in parts]
+    return [np.flatnonzero(np.isin(numbers, part)) for part in parts]
 
 
-def calibrate_held_out(dataset: Dataset, scores: Floats) -> tuple[Floats, HeldOut]:
+def _apart(groups: Rows) -> Rows:
+    """The number of each row's group, from 0; where all rows are one, nothing keeps them apart."""
+    apart, numbers = np.unique(groups, return_inverse=True)
+    return np.arange(groups.size) if apart.size in (1, groups.size) else numbers
+
+
+def calibrate_held_out(dataset: Dataset, groups: Rows, scores: Floats) -> tuple[Floats, HeldOut]:
     """A calibration table, see `fit_calibration`, and how it does on rows that it has not seen.
 
     Args:
         dataset: the training rows. All answers count where a prompt has several.
+        groups: shape (rows,), see `groups_of`.
         scores: shape (rows,), of models that had not seen the row; NaN where there is none.
     """
     return _calibrate(
         dataset,
+        groups,
         scores[:, np.newaxis],
         scores,
         lambda outputs, lengths: fit_calibration(np.ravel(outputs), lengths),
@@ -256,11 +323,14 @@ def calibrate_held_out(dataset: Dataset, scores: Floats) -> tuple[Floats, HeldOu
     )
 
 
-def calibrate_quantiles(dataset: Dataset, outputs: Floats) -> tuple[tuple[Floats, Floats], HeldOut]:
+def calibrate_quantiles(
+    dataset: Dataset, groups: Rows, outputs: Floats
+) -> tuple[tuple[Floats, Floats], HeldOut]:
     """The same for a model that gives quantiles itself: conformalised quantile regression.
 
     Args:
         dataset: the training rows.
+        groups: shape (rows,), see `groups_of`.
         outputs: shape (rows, 3), logarithms of the quantiles, NaN where there are none.
 
     Returns:
@@ -274,11 +344,12 @@ def calibrate_quantiles(dataset: Dataset, outputs: Floats) -> tuple[tuple[Floats
         expected = calibrate_many(outputs[:, 1].copy(), fitted[0])[:, :1]
         return np.hstack([expected, quantile_lengths(outputs, fitted[1])])
 
-    return _calibrate(dataset, outputs, outputs[:, 1], fit, apply)
+    return _calibrate(dataset, groups, outputs, outputs[:, 1], fit, apply)
 
 
 def _calibrate(
     dataset: Dataset,
+    groups: Rows,
     outputs: Floats,
     scores: Floats,
     fit: Callable[[Floats, Floats], Any],
@@ -288,11 +359,11 @@ def _calibrate(
     (rows,) = np.nonzero(np.isfinite(scores))
     truth = dataset.lengths[rows].astype(np.float64)
     predicted = np.empty((rows.size, 4))
+    halves = _apart(groups[rows]) % 2
     for half in (0, 1):
-        places, lengths = all_lengths(dataset, rows[half::2])
-        predicted[1 - half :: 2] = apply(
-            outputs[rows[1 - half :: 2]], fit(outputs[rows[half::2]][places], lengths)
-        )
+        fitted, measured = rows[halves == half], halves != half
+        places, lengths = all_lengths(dataset, fitted)
+        predicted[measured] = apply(outputs[rows[measured]], fit(outputs[fitted][places], lengths))
     expected, low, _, high = predicted.T
     places, lengths = all_lengths(dataset, rows)
     return fit(outputs[rows][places], lengths), HeldOut(

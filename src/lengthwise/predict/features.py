@@ -301,6 +301,7 @@ GROUP_NAMES: Final = ("words", "pairs", "skips", "places", "openings", "shape", 
 GROUPS: Final = len(GROUP_NAMES)
 GROUP_BITS: Final = 17  #: log2 of the buckets of a group
 BUCKETS: Final = GROUPS << GROUP_BITS  #: buckets in all
+WORD_BUCKETS: Final = GROUP_NAMES.index("origin") << GROUP_BITS  #: the first ones: of what is asked
 
 _MOST_FEATURES: Final = 6 * MOST_WORDS + 256
 _ENTRIES: Final = 1 << 15  #: of the table that finds repeated features; above _MOST_FEATURES

@@ -27,6 +27,7 @@ from lengthwise.predict.calibration import (
     calibrate_held_out,
     calibrate_quantiles,
     cross_fit,
+    groups_of,
     training_record,
 )
 from lengthwise.predict.descent import (
@@ -214,7 +215,7 @@ def fit_lexical(
     models that had not seen the row, see `calibration.cross_fit`.
 
     Args:
-        dataset: lengths; its prompts are not looked at.
+        dataset: lengths; its prompts, if it has them, only tell which rows are copies.
         features: of each row, ascending within a row.
         text: what features were extracted with.
         recipe: completed by its kind.
@@ -224,9 +225,10 @@ def fit_lexical(
     loss = loss_named(recipe.loss or "listmle")
     fit = _Fit(dataset, features, recipe, loss)
     count = dataset.lengths.size
+    groups = groups_of(dataset, features)
     outputs = _without_noise(
         cross_fit(
-            dataset.rows,
+            groups,
             recipe.seed,
             fit.predict,
             lambda part: progress("cross-fitting", 0.8 * part),
@@ -236,10 +238,10 @@ def fit_lexical(
     model = fit.model(np.arange(count), recipe.seed)
     factors = np.zeros(0)
     if loss.name == "pinball":
-        (calibration, factors), metrics = calibrate_quantiles(dataset, outputs)
+        (calibration, factors), metrics = calibrate_quantiles(dataset, groups, outputs)
     else:
         scores = np.where(np.isnan(outputs[:, 0]), np.nan, scores_of(outputs, loss.name))
-        calibration, metrics = calibrate_held_out(dataset, scores)
+        calibration, metrics = calibrate_held_out(dataset, groups, scores)
     progress("training", 1.0)
     return LexicalPredictor(
         Metadata(
@@ -396,7 +398,7 @@ def train_on_features(
     """Train a predictor of words where the features are known and the prompts need not be.
 
     Args:
-        dataset: lengths; its prompts are not looked at.
+        dataset: lengths; its prompts, if it has them, only tell which rows are copies.
         features: of each row, ascending within a row.
         text: what features were extracted with.
         recipe: as in `train`, of a kind that looks at words.

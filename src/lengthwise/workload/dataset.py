@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.workload.conversation import NOTHING, Chat, Facts, Turns
+from lengthwise.workload.conversation import NOTHING, USER, Chat, Facts, Turns
 from lengthwise.workload.exchanges import (
     LORA_COLUMN,
     SYSTEM_COLUMNS,
@@ -350,7 +350,28 @@ def split_of(prompt: str) -> int:
     The same prompt, whatever its case and white space, is always in the same part: what is trained
     on never comes back in a test.
     """
-    normalised = " ".join(prompt.casefold().split())
-    digest = hashlib.blake2b(normalised.encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "little") % 10
+    place = int.from_bytes(digest_of(prompt), "little") % 10
     return {8: VALID, 9: TEST}.get(place, TRAIN)
+
+
+def digest_of(prompt: str) -> bytes:
+    """The same for the same prompt, whatever its case and white space."""
+    normalised = " ".join(prompt.casefold().split())
+    return hashlib.blake2b(normalised.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def first_words(table: Dataset) -> list[str]:
+    """What each prompt begins with: rows of one conversation begin with the same."""
+    chats = table.chats or [None] * len(table.prompts)
+    return [
+        prompt if chat is None else _first_question(chat)
+        for prompt, chat in zip(table.prompts, chats, strict=True)
+    ]
+
+
+def _first_question(chat: Chat) -> str:
+    """What the user says first, and what stands ahead of it."""
+    messages = chat.messages()
+    asked = [place for place, message in enumerate(messages) if message.role == USER]
+    end = asked[0] + 1 if asked else len(messages)
+    return "\n".join(message.content for message in messages[:end])

@@ -27,6 +27,8 @@ from lengthwise.predict.artifact import Metadata, Tensors, write_artifact
 from lengthwise.predict.calibration import (
     calibrate_held_out,
     calibrate_many,
+    groups_of,
+    hold_out,
     score_at,
     training_record,
 )
@@ -223,9 +225,8 @@ def train_encoder(
     loss = loss_named(recipe.loss or "listmle")
     bucket = recipe.bucket or 1
     lengths = typical_lengths(dataset)
-    order = np.random.default_rng(recipe.seed).permutation(lengths.size)
-    held_out = order[: held_out_rows(lengths.size)]
-    learnt = order[held_out.size :]
+    groups = groups_of(dataset)
+    held_out, learnt = hold_out(groups, held_out_rows(lengths.size), recipe.seed)
     outputs = 1
     if loss.name == "cross-entropy":
         outputs = int(loss.targets(lengths, bucket).max()) + 1
@@ -260,7 +261,7 @@ def train_encoder(
     served = encoder.in_precision(recipe.precision)
     outputs_there = served.scores([texts[row] for row in held_out])
     scores[held_out] = scores_of(outputs_there, loss.name)
-    calibration, metrics = calibrate_held_out(dataset, scores)
+    calibration, metrics = calibrate_held_out(dataset, groups, scores)
     progress("calibrating", 1.0)
     return EncoderPredictor(
         Metadata(
