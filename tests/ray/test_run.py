@@ -41,6 +41,7 @@ def test_without_ray_one_line_says_what_to_install(
         (("--", "--api-server-count", "2"), "--api-server-count does not go with --replicas"),
         (("--", "--data-parallel-size", "2"), "--data-parallel-size does not go with --replicas"),
         (("--", "--ssl-keyfile", "key"), "--ssl-keyfile does not go with --replicas"),
+        (("--", "--ssl-certfile", "c"), "--ssl-certfile does not go with --replicas"),
     ],
 )
 def test_what_ray_has_its_own_way_for_is_refused(

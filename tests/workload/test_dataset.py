@@ -245,6 +245,16 @@ def test_a_line_of_csv_with_too_many_cells_is_left_out(tmp_path: Path) -> None:
         load_dataset(path)
 
 
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Which of them is meant nobody knows; empty names, of commas at the end of lines, are none."""
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,response_tokens,response_tokens,,\nHello,3,4,,\n")
+    with pytest.raises(InputError, match="several columns are called 'response_tokens': rename al"):
+        load_dataset(path)
+    path.write_text("prompt,response_tokens,,\nHello,3,,\n")
+    assert load_dataset(path).lengths.tolist() == [3]
+
+
 def test_columns_of_times_are_read_beside_prompts(tmp_path: Path) -> None:
     """Python has no nanoseconds, and no year 100,000; neither is asked for here."""
     path = tmp_path / "t.parquet"

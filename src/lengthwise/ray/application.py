@@ -48,7 +48,9 @@ _NOT_WITH_REPLICAS: Final = {
     "worker_cls": "leave --probe out: Ray has its own workers",
     "api_server_count": "the ingress is Ray's",
     "data_parallel_size": "--replicas is the number of engines",
-    "ssl_keyfile": "Ray's proxy speaks no TLS; put one before it that does",
+    **dict.fromkeys(
+        ("ssl_certfile", "ssl_keyfile"), "Ray's proxy speaks no TLS; put one before it that does"
+    ),
 }
 
 

@@ -347,6 +347,13 @@ def _csv(path: Path) -> Iterator[Numbered | Rejection]:
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
             reader = csv.DictReader(lines)
+            names = [name for name in reader.fieldnames or () if name]
+            for name in names:
+                if names.count(name) > 1:
+                    # Of a row only the last one's value would be left.
+                    raise InputError(
+                        f"{path}: several columns are called {name!r}: rename all but one"
+                    )
             for number, record in enumerate(reader, 1):
                 # Kept under no name. Empty ones are of a comma at the end of each line; others are
                 # of a comma that should have been quoted, so that a cell lacks what is behind it.
