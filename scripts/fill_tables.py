@@ -138,6 +138,7 @@ def kept_run(folder: Path) -> dict[str, Any]:
         "versions": dict(results.run.versions),
         "requests": results.run.requests,
         "notes": list(results.run.notes),
+        "engine_note": results.run.engine_note,
         "server": dict(results.run.server),
         "twins": twin_rows(read_twins(folder, results)),
         "rounds": len(comparison.rounds),
