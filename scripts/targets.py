@@ -16,9 +16,17 @@ TARGETS = Path(__file__).with_suffix(".toml")
 COMPUTED: dict[str, Callable[[Row, Rows], float]] = {
     # From the times, since shares are kept rounded.
     "added_percent_unrounded": lambda row, _: 100 * row["added_us"] / row["stock_us"],
+    "closed_of_the_rest": lambda row, rows: share_of_rest(
+        row["gap_closed"], only(rows, policy="trail-bert")["gap_closed"]
+    ),
     "coverage_error": lambda row, _: abs(row["coverage_80"] - 0.8),
     "tau_below_ranker": lambda row, rows: only(rows, label="Vicuna-7B")["tau"] - row["tau"],
 }
+
+
+def share_of_rest(closed: float, by_prompt: float) -> float:
+    """Of what ordering by the prompt leaves of the oracle's gain, how much is closed."""
+    return (closed - by_prompt) / (1.0 - by_prompt)
 
 
 @dataclass(frozen=True)
