@@ -32,7 +32,7 @@ app = build_app(
             },
         },
         "router": {"predictor": "declared", "tokenizer": "reference", "slots": SLOTS},
-        "environment": {"RAYLLM_VLLM_ENGINE_CLS": "lengthwise.ray.engine.EmulatedEngine"},
+        "environment": {"RAYLLM_VLLM_ENGINE_CLS": "lengthwise.ray.emulated_engine.EmulatedEngine"},
         "cpus": 0.25,
     }
 )

@@ -51,7 +51,7 @@ def test_they_change_while_serving_and_what_is_refused_changes_nothing(folder: P
         },
         "settings": {"policy": "srpt", "predictor": "declared"},
         "environment": {
-            "RAYLLM_VLLM_ENGINE_CLS": "lengthwise.ray.engine.EmulatedEngine",
+            "RAYLLM_VLLM_ENGINE_CLS": "lengthwise.ray.emulated_engine.EmulatedEngine",
             "TMPDIR": str(folder),  # of its own file, with the status beside it
         },
         "cpus": 0.25,

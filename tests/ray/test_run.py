@@ -90,7 +90,10 @@ def test_a_replica_is_what_one_server_would_be(policy: str, order: str, tmp_path
         "emulate": {"preset": "a100:llama-3-8b"},
     }
     assert not {"model", "port", "middleware"} & told.engine_kwargs.keys()
-    assert told.environment["RAYLLM_VLLM_ENGINE_CLS"] == "lengthwise.ray.engine.EmulatedEngine"
+    assert (
+        told.environment["RAYLLM_VLLM_ENGINE_CLS"]
+        == "lengthwise.ray.emulated_engine.EmulatedEngine"
+    )
     assert told.router == {
         "predictor": "build/p",
         "tokenizer": "reference",

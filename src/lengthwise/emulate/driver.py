@@ -24,7 +24,7 @@ from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.load import TRUE_TOKENS
 from lengthwise.simulate.engine import EngineSettings, StepCost
-from lengthwise.vllm.compat import offloading
+from lengthwise.vllm.compat import offloading_connector
 from lengthwise.vllm.compat.workers import engine_in_process
 
 
@@ -178,7 +178,7 @@ def host_memory(size_bytes: float, token_bytes: float, *, answers: bool = True) 
     """
     scale = _TOKEN_BYTES / token_bytes
     return {
-        "kv_connector": offloading.CONNECTOR,
+        "kv_connector": offloading_connector.CONNECTOR,
         "kv_role": "kv_both",
         "kv_connector_extra_config": {
             "cpu_bytes_to_use": int(size_bytes * scale),

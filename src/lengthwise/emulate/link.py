@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from lengthwise.errors import InputError
-from lengthwise.vllm.compat import offloading
+from lengthwise.vllm.compat import offloading_connector
 
 OFFLOAD_GBIT_PER_S: Final = 200.0  #: 25 GB/s, PCI Express 4.0 with 16 lanes
 
@@ -180,12 +180,12 @@ def link_of(vllm_config: Any, block_bytes: int, virtual: bool) -> Transfers | Of
     wanted = vllm_config.kv_transfer_config
     if wanted is None or wanted.kv_connector is None:
         return None
-    if wanted.kv_connector not in (CONNECTOR, offloading.CONNECTOR):
+    if wanted.kv_connector not in (CONNECTOR, offloading_connector.CONNECTOR):
         raise InputError(
-            f"an emulated server moves KV as {CONNECTOR} or {offloading.CONNECTOR} does, "
+            f"an emulated server moves KV as {CONNECTOR} or {offloading_connector.CONNECTOR} does, "
             f"not as {wanted.kv_connector}"
         )
-    offloads = wanted.kv_connector == offloading.CONNECTOR
+    offloads = wanted.kv_connector == offloading_connector.CONNECTOR
     if virtual and not offloads:
         raise InputError("KV is sent to other engines in real time only: leave the connector out")
     default = OFFLOAD_GBIT_PER_S if offloads else TRANSFER_GBIT_PER_S

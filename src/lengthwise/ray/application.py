@@ -35,7 +35,7 @@ SCHEDULER: Final = "lengthwise.vllm.Scheduler"
 SERVER: Final = "lengthwise.ray.server.Server"
 
 _NAME: Final = "lengthwise"  # of the application
-_ENGINE: Final = "lengthwise.ray.engine.EmulatedEngine"
+_ENGINE: Final = "lengthwise.ray.emulated_engine.EmulatedEngine"
 _ENGINE_VARIABLE: Final = "RAYLLM_VLLM_ENGINE_CLS"  # Ray Serve LLM's own
 _SLOTS: Final = 256  # vLLM's own choice of --max-num-seqs, roughly
 #: Ray's own. It kills a proxy that takes over 5 s to start, as on a busy machine, and begins anew.

@@ -26,7 +26,7 @@ from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
 from lengthwise.settings.file import SERVER
 from lengthwise.simulate.presets import Preset
 from lengthwise.telemetry.prometheus import ENGINES
-from lengthwise.vllm.compat import offloading
+from lengthwise.vllm.compat import offloading_connector
 from lengthwise.vllm.hidden_states import DEFAULT_INTERVAL, PROBE, WORKER, ProbeWanted
 
 REFERENCE = "reference"  #: the name of the built-in model
@@ -370,6 +370,6 @@ def refuse_offloading_without_memory(flags: Sequence[str]) -> None:
     except ValueError:
         return  # vLLM refuses it in its own words
     if isinstance(wanted, dict):
-        offloading.refuse_without_memory(
+        offloading_connector.refuse_without_memory(
             wanted.get("kv_connector"), wanted.get("kv_connector_extra_config") or {}
         )

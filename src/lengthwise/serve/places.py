@@ -101,7 +101,7 @@ def served_model(arguments: list[str]) -> ServedModel | str:
 
     The model's configuration is read, and fetched where it is not on this machine yet.
     """
-    from lengthwise.vllm.compat import offloading
+    from lengthwise.vllm.compat import offloading_connector
     from lengthwise.vllm.compat.serving import default_slots, engine_arguments
 
     engine = engine_arguments(arguments)
@@ -114,7 +114,7 @@ def served_model(arguments: list[str]) -> ServedModel | str:
     if engine.enable_chunked_prefill is False:
         return "not without chunked prefill"
     transfer = engine.kv_transfer_config
-    if transfer is not None and transfer.kv_connector not in (None, offloading.CONNECTOR):
+    if transfer is not None and transfer.kv_connector not in (None, offloading_connector.CONNECTOR):
         return "not with a KV connector that sends KV elsewhere"
     model = engine.create_model_config()
     if model.runner_type != "generate" or model.is_encoder_decoder:

@@ -18,7 +18,7 @@ from lengthwise.policy.facts import RUNNER, EngineState, may_decide, new_facts, 
 from lengthwise.policy.prices import StepTime
 from lengthwise.policy.select import Rows, blocks_for, host_tokens
 from lengthwise.request import LiveTable
-from lengthwise.vllm.compat import offloading, requests, schedulers
+from lengthwise.vllm.compat import offloading_connector, requests, schedulers
 
 # A few numbers each: to call the compiled function from here costs more than what it does.
 observed: Callable[..., float] = prices.observed.py_func  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ class EngineFacts:
         self._most_blocks = blocks_for(limits["token_budget"], limits["block_size"])
         # A token takes a place in a block of every group of layers.
         self._kv_groups = schedulers.kv_groups(scheduler)
-        self._token_bytes = offloading.token_bytes(scheduler)
+        self._token_bytes = offloading_connector.token_bytes(scheduler)
         self._loads_measured = False
 
     def may_decide(self, chosen: Discipline, step: int, paused: Sequence[Any]) -> bool:
@@ -235,7 +235,7 @@ class EngineFacts:
 
     def loaded(self, output: Any) -> None:
         """Note what a step's output says of loads from host memory, and of how long they took."""
-        size, seconds = offloading.loaded(output)
+        size, seconds = offloading_connector.loaded(output)
         if size == 0.0:
             return
         token_s = seconds / size * self._token_bytes

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from typing import Any, Final
 
 from lengthwise.errors import InputError
-from lengthwise.vllm.compat import offloading
+from lengthwise.vllm.compat import offloading_connector
 from lengthwise.vllm.compat.requests import may_pause
 from lengthwise.vllm.compat.version import cannot
 
@@ -71,7 +71,9 @@ def refuse_unsupported(vllm_config: Any) -> None:
         InputError: names the feature.
     """
     if (wanted := vllm_config.kv_transfer_config) is not None:
-        offloading.refuse_without_memory(wanted.kv_connector, wanted.kv_connector_extra_config)
+        offloading_connector.refuse_without_memory(
+            wanted.kv_connector, wanted.kv_connector_extra_config
+        )
     model = vllm_config.model_config
     if getattr(model, "is_diffusion", False):
         raise InputError("Lengthwise does not support diffusion models: leave --scheduler-cls out")
@@ -107,7 +109,7 @@ def refusal_to_pause(scheduler: Any, config: Any) -> str | None:
         )
     if config.speculative_config is not None:
         return "not with speculative decoding: leave --speculative-config out"
-    if scheduler.connector is not None and not offloading.offloads(scheduler):
+    if scheduler.connector is not None and not offloading_connector.offloads(scheduler):
         return (
             "not with a KV connector that sends KV elsewhere: leave --kv-transfer-config out, or "
             "offload to host memory with --kv-offloading-size"
@@ -162,7 +164,7 @@ def step_limits(scheduler: Any) -> dict[str, Any]:
         "lookahead_tokens": int(scheduler.num_lookahead_tokens),
         "caching": bool(scheduler.cache_config.enable_prefix_caching),
         "max_adapters": 0 if scheduler.lora_config is None else scheduler.lora_config.max_loras,
-        **offloading.limits(scheduler),
+        **offloading_connector.limits(scheduler),
     }
 
 
@@ -199,7 +201,7 @@ def free_places(scheduler: Any) -> int:
 def ready_holders(scheduler: Any) -> int:
     """Waiting requests that hold KV and could run now, or as soon as it is loaded from host memory:
     the parent admits them before all others."""
-    if offloading.offloads(scheduler):
+    if offloading_connector.offloads(scheduler):
         return len(scheduler.kv_holding_waiting) - int(scheduler.num_waiting_for_streaming_input)
     return sum(
         request.status.name in ("WAITING", "PREEMPTED") for request in scheduler.kv_holding_waiting
@@ -266,7 +268,7 @@ def may_swap(scheduler: Any, throttled: bool) -> bool:
         throttled: it was told to hold prefills back.
     """
     connects, holders = scheduler.connector is not None, scheduler.kv_holding_waiting
-    if connects and not offloading.offloads(scheduler):
+    if connects and not offloading_connector.offloads(scheduler):
         return False
     return bool(
         not throttled
