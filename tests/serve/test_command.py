@@ -78,16 +78,26 @@ def test_an_emulated_server_gets_the_defaults_of_the_gpu(
 
 
 @pytest.mark.parametrize(
-    "flag", ["--tensor-parallel-size=2", "--distributed-executor-backend=mp", "--worker-cls=w"]
+    "flags",
+    [
+        ["--tensor-parallel-size=2"],
+        ["--distributed-executor-backend=mp"],
+        ["--worker-cls=w"],
+        # other spellings
+        ["-tp", "2"],
+        ["--speculative-config.method", "2"],
+        ["-sc", "2"],
+    ],
+    ids=" ".join,
 )
-def test_what_does_not_go_with_an_emulated_server_is_refused(flag: str) -> None:
+def test_what_does_not_go_with_an_emulated_server_is_refused(flags: list[str]) -> None:
     with pytest.raises(InputError, match="does not go with --emulate"):
         server_command(
             REFERENCE,
             Path("/state/settings.json"),
             host="127.0.0.1",
             port=free_port(),
-            flags=[flag],
+            flags=flags,
             emulate=parse_preset("a100:llama-3-8b"),
         )
 
@@ -231,16 +241,3 @@ def test_another_address_in_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_part_of_the_additional_configuration_does_not_replace_ours() -> None:
     with pytest.raises(InputError, match=r"^--additional-config\.theirs is a part of"):
         command("--additional-config.theirs=1")
-
-
-@pytest.mark.parametrize("flag", ["-tp", "--speculative-config.method", "-sc"])
-def test_other_spellings_of_what_does_not_go_with_an_emulated_server(flag: str) -> None:
-    with pytest.raises(InputError, match="does not go with --emulate"):
-        server_command(
-            REFERENCE,
-            Path("/state/settings.json"),
-            host="127.0.0.1",
-            port=free_port(),
-            flags=[flag, "2"],
-            emulate=parse_preset("a100:llama-3-8b"),
-        )
