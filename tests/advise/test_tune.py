@@ -18,6 +18,7 @@ from lengthwise.advise.tune import (
     MAX_WAIT,
     Candidate,
     Cap,
+    Judged,
     Tuning,
     gain,
     grid,
@@ -178,6 +179,29 @@ def test_a_cap_that_nothing_keeps_leaves_fcfs(workload: Workload) -> None:
     result = tune(workload, BASE, "mean-e2el", [Cap(MAX_WAIT, 0.05)], jobs=1)
     assert result.chosen.candidate.policy == "fcfs"
     assert "neither does fcfs" in result.reason
+
+
+def test_where_a_cap_is_kept_and_nothing_gained_the_reason_is_not_the_cap() -> None:
+    """Waits can be kept short by what is worse on average, where fcfs keeps nobody's short."""
+    cap = Cap(MAX_WAIT, 10.0)
+    player = tuning.Player(
+        BASE, "mean-e2el", (cap,), 1, lambda title, total: None, lambda done: None
+    )
+
+    def judged(policy: str, gained: float, waited_s: float) -> Judged:
+        return Judged(Candidate(policy), [], [], np.array([gained]), np.array([[waited_s]]))
+
+    fcfs, keeps, breaks = judged("fcfs", 1.0, 20.0), judged("hrrn", 0.9, 5.0), judged("sjf", 2, 30)
+    assert player.why_none(fcfs, [breaks]) == (
+        "no candidate keeps max-wait ≤ 10 s, and neither does fcfs"
+    )
+    assert player.why_none(fcfs, [breaks, keeps]) == (
+        "no candidate is better on mean-e2el within max-wait ≤ 10 s, which fcfs itself does not "
+        "keep"
+    )
+    quick = judged("fcfs", 1.0, 5.0)
+    assert player.why_none(quick, [breaks]) == "no other candidate keeps max-wait ≤ 10 s"
+    assert player.why_none(quick, [keeps]).endswith("on mean-e2el within max-wait ≤ 10 s")
 
 
 @pytest.mark.usefixtures("small")

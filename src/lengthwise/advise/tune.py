@@ -364,12 +364,16 @@ class Player:
     def why_none(self, fcfs: Judged, tried: Sequence[Judged]) -> str:
         """Why nothing but fcfs was left."""
         caps = " and ".join(map(str, self.caps))
-        if self.use(fcfs) > 1.0:
-            return f"no candidate keeps {caps}, and neither does fcfs"
+        broken = self.use(fcfs) > 1.0
         if not any(self.use(each) <= 1.0 - MARGIN for each in tried):
-            return f"no other candidate keeps {caps}"
+            return (
+                f"no candidate keeps {caps}, and neither does fcfs"
+                if broken
+                else f"no other candidate keeps {caps}"
+            )
         within = f" within {caps}" if caps else ""
-        return f"no candidate is better on {self.objective}{within}"
+        beyond = ", which fcfs itself does not keep" if broken else ""
+        return f"no candidate is better on {self.objective}{within}{beyond}"
 
 
 def _first(judged: Judged) -> float:
