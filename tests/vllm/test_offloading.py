@@ -111,6 +111,16 @@ def test_whatever_the_engine_nothing_is_lost(seed: int) -> None:
     assert [len(each.token_s) for each in answers] == [each.output_tokens for each in asked()]
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_round_finds_nothing_of_the_one_before(lag: int) -> None:
+    """Neither in host memory nor on the link, whose clock begins anew."""
+    engine = EngineSettings(slots=4, kv_blocks=34, block_size=16, lag=lag, token_budget=128)
+    with open_virtual_engine(COST, engine, longest=255, connector=connector()) as virtual:
+        rounds = [virtual.run(asked()) for _ in range(2)]
+    first, second = ([(each.token_s, each.cached_tokens) for each in answers] for answers in rounds)
+    assert first == second
+
+
 def test_a_swap_is_priced_by_the_load_of_whole_blocks() -> None:
     request = np.zeros(1, REQUEST)[0]
     request["prompt_tokens"], request["computed_tokens"] = 40, 90

@@ -19,7 +19,7 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, Final
 
-from lengthwise.emulate.link import BANDWIDTH, OFFLOAD_GBIT_PER_S
+from lengthwise.emulate.link import BANDWIDTH, OFFLOAD_GBIT_PER_S, Offload
 from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import LengthwiseError
 from lengthwise.predict.load import TRUE_TOKENS
@@ -359,8 +359,11 @@ class VirtualEngine:
     def begin(self, durations: Sequence[float] | None = None) -> None:
         """Begin a round at 0 s, with nothing in memory; see `run` for the durations."""
         assert not self._live
-        self._core.scheduler.reset_prefix_cache()
+        self._core.scheduler.reset_prefix_cache(reset_connector=True)  # host memory, too
         self._pace.restart(durations)
+        link = getattr(self._core.model_executor, "link", None)
+        if isinstance(link, Offload):
+            link.restart()
         if hasattr(self.scheduler, "begin_anew"):
             self.scheduler.begin_anew(self._clock.now)
 

@@ -148,6 +148,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
 
     Attributes:
         pace: says when steps end; its clock, if it is virtual, is the driver's.
+        link: over which KV leaves and comes back; None without a connector.
     """
 
     supports_pp = False
@@ -178,7 +179,7 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             dtype=torch.bfloat16,
         )
         self._layers = model.get_num_layers(self.parallel_config)
-        self._link = link_of(
+        self.link = link_of(
             self.vllm_config,
             self._layers * self._spec.page_size_bytes,
             isinstance(wanted.clock, VirtualClock),
@@ -289,10 +290,10 @@ class Executor(VllmExecutor):  # type: ignore[misc]
 
     def _transfer(self, output: Any) -> None:
         """Begin what a plan asks of the link; it also lists the requests that have ended."""
-        if self._link is None or output.kv_connector_metadata is None:
+        if self.link is None or output.kv_connector_metadata is None:
             return
-        if isinstance(self._link, Offload):
-            start_s = self._link.take(output.kv_connector_metadata, self.pace.start_s)
+        if isinstance(self.link, Offload):
+            start_s = self.link.take(output.kv_connector_metadata, self.pace.start_s)
             self.pace.start_no_sooner(start_s)
             return
         blocks = {
@@ -300,18 +301,18 @@ class Executor(VllmExecutor):  # type: ignore[misc]
             for name, answer in self._answers.items()
             if name in output.finished_req_ids
         }
-        self._link.take(output.kv_connector_metadata, self.pace.clock.now(), blocks)
+        self.link.take(output.kv_connector_metadata, self.pace.clock.now(), blocks)
 
     def _wait_for_copies(self) -> None:
         """A step in which nothing runs takes until something is there that others wait for."""
-        if isinstance(self._link, Offload) and isinstance(self.pace.clock, VirtualClock):
-            end_s = self._link.next_end_s
+        if isinstance(self.link, Offload) and isinstance(self.pace.clock, VirtualClock):
+            end_s = self.link.next_end_s
             if end_s is not None:
                 self.pace.clock.wait_until(end_s)
 
     def _transferred(self, by_s: float) -> Any:
         """What the scheduler is told of transfers that are over by then."""
-        return None if self._link is None else self._link.done(by_s)
+        return None if self.link is None else self.link.done(by_s)
 
     def _token(self, answer: _Answer, position: int) -> int:
         """The token behind `position` tokens; hardly two requests' answers begin alike."""
