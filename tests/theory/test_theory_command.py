@@ -90,6 +90,7 @@ def test_the_command_reads_columns_of_a_table(tmp_path: Path) -> None:
         (("--size", "lognormal"), "lognormal:0.8"),
         (("--size", "weibull:x"), "weibull:0.8"),
         (("--size", "pareto:2"), "unknown law of sizes"),
+        (("--size", "exponential:2"), "unknown law of sizes 'exponential:2': did you mean 'expon"),
         (("--size", "nowhere.csv#tokens"), "no such file"),
         (("--size", "{table}#token"), "did you mean 'tokens'"),
         (("--size", "{table}#tokens"), "row 2: tokens is not a number: 'many'"),

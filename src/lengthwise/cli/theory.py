@@ -136,11 +136,11 @@ def _size_law(text: str) -> SizeLaw:
 
     plain = {"exponential": laws.exponential, "deterministic": laws.deterministic}
     shaped = {"lognormal": laws.lognormal, "weibull": laws.weibull}
-    name, colon, parameter = text.partition(":")
-    if name in plain and not colon:
-        return plain[name]()
+    if text in plain:
+        return plain[text]()
+    name, _, parameter = text.partition(":")
     if name not in shaped:
-        raise unknown_name("law of sizes", name, (*plain, *shaped, "TABLE#COLUMN"))
+        raise unknown_name("law of sizes", text, (*plain, *shaped, "TABLE#COLUMN"))
     try:
         return shaped[name](float(parameter))
     except ValueError:
