@@ -7,13 +7,16 @@ import pytest
 from lengthwise.advise.tune import (
     LATENCIES,
     MAX_WAIT,
+    MOST_S,
     OBJECTIVES,
     Cap,
     gain,
+    orders,
     parse_caps,
     require_objective,
 )
 from lengthwise.errors import InputError
+from lengthwise.settings import parse_settings
 
 
 def test_caps_are_read() -> None:
@@ -32,11 +35,20 @@ def test_caps_are_read() -> None:
         ("p99-e2el=-1", "above 0"),
         ("p99-e2el=inf", "above 0"),
         ("max-wait-s=long", "in seconds"),
+        ("max-wait-s=1e10", "at most 1,000,000,000 seconds"),
     ],
 )
 def test_a_wrong_cap_is_one_line(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         parse_caps([text])
+
+
+def test_the_guard_of_any_cap_on_waiting_is_one_that_settings_take() -> None:
+    (cap,) = parse_caps([f"{MAX_WAIT}={MOST_S}"])
+    (guard,) = {
+        each.guards["max_wait_s"] for each in orders(8, [cap]) if "max_wait_s" in each.guards
+    }
+    assert parse_settings({"max_wait_s": guard}).max_wait_s == guard
 
 
 def test_a_cap_twice_and_an_unknown_objective_are_refused() -> None:

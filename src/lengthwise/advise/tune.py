@@ -60,6 +60,7 @@ OBJECTIVES: Final = (
 )
 
 MAX_WAIT: Final = "max-wait-s"
+MOST_S: Final = 10**9  #: of a cap on waiting: a bound of half of it is one that settings can have
 MARGIN: Final = 0.01  #: of a cap, to spare on every seed
 
 FRESH_SEEDS: Final = 8
@@ -112,7 +113,7 @@ class Cap:
         metric: one of LATENCIES, for which the limit is a multiple of that under fcfs on the same
             arrivals; or MAX_WAIT, the longest that any request waits for its first or its next
             token, for which the limit is in s.
-        limit: above 0.
+        limit: above 0, and at most MOST_S of a wait.
     """
 
     metric: str
@@ -135,7 +136,7 @@ def parse_caps(texts: Iterable[str]) -> list[Cap]:
 
     Raises:
         InputError: an unknown metric (the message lists them), one given twice, or a limit that is
-            not above 0.
+            not above 0 or, of a wait, above MOST_S.
     """
     caps: dict[str, Cap] = {}
     for text in texts:
@@ -146,6 +147,8 @@ def parse_caps(texts: Iterable[str]) -> list[Cap]:
             limit = float(value)
         except ValueError:
             limit = math.nan
+        if metric == MAX_WAIT and limit > MOST_S:
+            raise InputError(f"--cap {text}: give at most {MOST_S:,} seconds, or leave it out")
         if not separator or not (math.isfinite(limit) and limit > 0.0):
             meaning = "seconds" if metric == MAX_WAIT else "times the figure of fcfs"
             raise InputError(
