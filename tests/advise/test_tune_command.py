@@ -6,10 +6,13 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lengthwise.advise.sweep import Workload
+from lengthwise.advise.tune import Candidate, Judged, Tuning
 from lengthwise.compare.specs import parse_policies
+from lengthwise.compare.tuned import chosen_settings
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
 from lengthwise.settings import Settings, read_settings
 from tests.support.command_line import Run
@@ -71,6 +74,17 @@ def test_the_command_says_what_it_chose(run: Run, trace_file: Path, tmp_path: Pa
     assert "× better than fcfs" in ended.out
     assert "What more would cost" in ended.out
     assert "the queue grows" in ended.err
+
+
+def test_the_settings_name_what_they_can_and_the_rest_is_said() -> None:
+    judged = Judged(Candidate("srpt"), [], [], np.ones(1), np.ones((1, 1)))
+    result = Tuning(judged, "", judged, [judged], [], 0)
+    settings, to_do = chosen_settings(result, "prompt-length", probed=False)
+    assert (settings.predictor, to_do) == ("prompt-length", "")
+    settings, to_do = chosen_settings(result, "noisy-oracle:0.7", probed=True)
+    assert settings.predictor == "declared"
+    assert "--predictor DIR" in to_do
+    assert "serve with --probe DIR" in to_do
 
 
 def test_a_quiet_trace_gets_fcfs_and_is_told_why(run: Run, trace_file: Path) -> None:

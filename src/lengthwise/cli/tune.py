@@ -73,8 +73,8 @@ def tune(
     predictor: Annotated[
         str | None,
         typer.Option(
-            help="Folder made by `lengthwise train`, which the settings will name; or "
-            "`noisy-oracle:TAU` for one that orders so well.",
+            help="Folder made by `lengthwise train`, or `prompt-length`, which the settings will "
+            "name; or `noisy-oracle:TAU` for one that orders so well.",
             show_default="noisy-oracle:0.5",
         ),
     ] = None,
@@ -196,7 +196,7 @@ def tune(
                 f"load {offered:.2f}: more is offered than the engine can do, so the queue grows "
                 "as long as requests come; the choice is for this stretch only"
             )
-    settings, note = chosen_settings(result, predictor)
+    settings, note = chosen_settings(result, predictor, probed=probe_tau is not None)
     try:
         settings.write(out)
     except OSError as error:

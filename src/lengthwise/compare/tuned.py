@@ -15,7 +15,7 @@ from lengthwise.advise.tune import MAX_WAIT, Cap, Judged, Tuning, times_fcfs
 from lengthwise.compare.progress import Progress
 from lengthwise.errors import InputError
 from lengthwise.intervals import t_interval
-from lengthwise.predict.load import load_predictor
+from lengthwise.predict.load import PromptLength, load_predictor
 from lengthwise.serve.settings_file import predictor_setting
 from lengthwise.settings import Settings, parse_settings
 
@@ -36,20 +36,37 @@ def as_good_as(predictor: str, progress: Progress) -> str:
     return f"noisy-oracle:{tau:.2f}"
 
 
-def chosen_settings(result: Tuning, predictor: str | None) -> tuple[Settings, str]:
-    """The settings of the choice, and what is left for the user to do."""
+def chosen_settings(
+    result: Tuning, predictor: str | None, probed: bool = False
+) -> tuple[Settings, str]:
+    """The settings of the choice, and what is left for the user to do.
+
+    Args:
+        result: what was chosen.
+        predictor: what predicted in the simulations, as the user named it.
+        probed: whether a probe was simulated.
+    """
     # What was simulated without a bound must not be given the default one.
     values = {"max_overtakes": None, "max_lead": None, **result.chosen.candidate.discipline}
     # Where the engine turns out not to be able to, it serves all the same.
     values |= {name: "auto" for name in ("pausing", "peek") if values.get(name)}
     if values["policy"] == "fcfs":
         return parse_settings(values), ""
+    to_do = []
     if predictor is not None and Path(predictor).is_dir():
-        return parse_settings({**values, "predictor": predictor_setting(predictor)}), ""
-    return parse_settings({**values, "predictor": "declared"}), (
-        "the settings say predictor `declared`: callers state lengths themselves. Put the folder "
-        "of a predictor made by `lengthwise train` there, or give it here with --predictor DIR"
-    )
+        values["predictor"] = predictor_setting(predictor)
+    elif predictor == PromptLength.name:
+        values["predictor"] = predictor
+    else:
+        values["predictor"] = "declared"
+        to_do.append(
+            "the settings say predictor `declared`: callers state lengths themselves. Put the "
+            "folder of a predictor made by `lengthwise train` there, or give it here with "
+            "--predictor DIR"
+        )
+    if probed:
+        to_do.append("settings name no probe, and the choice counts on one: serve with --probe DIR")
+    return parse_settings(values), "; ".join(to_do)
 
 
 _SHOWN = (
@@ -101,10 +118,9 @@ def tuned_text(document: dict[str, Any], caps: list[Cap]) -> RenderableType:
             f"{_interval(chosen['gain_interval'], ' ({} to {})')}; with true lengths and no bounds "
             f"{document['true_lengths_gain']:.2f}×"
         )
+        seen = f", on {chosen['seeds']} fresh seeds" if chosen["seeds"] > 1 else ""
         lines += [
-            f"{cap}: at worst {chosen['caps'][cap.metric]['worst']:.3f}, on {chosen['seeds']} "
-            "fresh seeds"
-            for cap in caps
+            f"{cap}: at worst {chosen['caps'][cap.metric]['worst']:.3f}{seen}" for cap in caps
         ]
         parts = [Text(), _expected(chosen)]
     if document["load"] == "as recorded" and (document["offered_load"] or 1.0) < 0.7:
