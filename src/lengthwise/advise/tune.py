@@ -354,7 +354,7 @@ class Player:
         return sorted(some, key=lambda each: (max(self.use(each), slack), -round(each.gain, 3)))
 
     def front(self, some: Sequence[Judged], chosen: Judged | None = None) -> list[Judged]:
-        """The choice, and those that nothing betters both on the objective and the first cap.
+        """The choice, and all that nothing betters both on the objective and the first cap.
 
         Steps of less than two per cent are left out.
         """
@@ -393,8 +393,8 @@ class Tuning:
         reason: in a clause, why nothing but fcfs was left; else empty.
         ideal: shortest first with true lengths and without bounds, for comparison: what never
             preempts or what does, whichever gains more.
-        front: the choice, fcfs, and what was tried on the whole workload and is bettered by none
-            both on the objective and on the first cap (p99-e2el without one); by that cap.
+        front: the choice, and what of fcfs and all that was tried on the whole workload is bettered
+            by none both on the objective and on the first cap (p99-e2el without one); by that cap.
         finalists: what was judged on fresh seeds.
         simulations: how many it took.
     """
