@@ -245,7 +245,22 @@ def test_rounds_without_steps_or_answers_are_left_out_and_said(folder: Path) -> 
     (folder / "server/rounds/001/steps.jsonl").unlink()
     rounds, notes = read_measured(folder)
     assert [each.info.round for each in rounds] == [0, 2, 3]
-    assert notes == ["round 1 was left out: its steps were not recorded"]
+    assert notes == ["round 1 was left out: nothing tells what its steps took"]
+
+
+def test_a_round_whose_steps_are_each_alone_is_left_out(tmp_path: Path) -> None:
+    """With asynchronous scheduling it is the step after one that tells what that took."""
+    write_folder(tmp_path, lag=1)
+    path = tmp_path / "server/rounds/000/steps.jsonl"
+    header, *steps = path.read_text().splitlines()
+    alone = [
+        json.dumps({**json.loads(line), **({"duration_s": None} if place % 2 else {})})
+        for place, line in enumerate(steps)
+    ]
+    path.write_text("\n".join([header, *alone]) + "\n")
+    rounds, notes = read_measured(tmp_path)
+    assert notes == ["round 0 was left out: nothing tells what its steps took"]
+    assert len(compare(rounds, rounds)) == len(rounds) * len(SPEEDS)
 
 
 def test_the_record_of_a_server_that_was_started_again_is_read_on(folder: Path) -> None:

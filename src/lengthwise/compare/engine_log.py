@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.advise.calibrate import Floats, MeasuredRound, fit_tokens
+from lengthwise.advise.calibrate import Floats, MeasuredRound, fit_tokens, timed_steps
 from lengthwise.errors import InputError
 from lengthwise.files import parse_json
 from lengthwise.measure.results import Records, Round, RunInfo, read_results
@@ -145,8 +145,8 @@ def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
     rounds = []
     for each in results.rounds:
         log = read_engine_log(folder / SERVER_FOLDER / ROUNDS_FOLDER / f"{each.info.round:03d}", 0)
-        if not np.isfinite(log.steps["duration_s"]).any():
-            notes[f"round {each.info.round} was left out: its steps were not recorded"] = None
+        if not timed_steps(log.steps["duration_s"], log.lag).any():
+            notes[f"round {each.info.round} was left out: nothing tells what its steps took"] = None
             continue
         failed = int((~each.records.completed).sum())
         if failed == len(each.records):
