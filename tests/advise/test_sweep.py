@@ -282,6 +282,24 @@ def test_simulate_prints_a_table_and_draws(command: Command, trace_file: Path) -
     assert (out / "mean_e2el.svg").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cells.jsonl", "cannot read"),
+        ("results.json", "cannot write"),
+        ("mean_e2el.svg", "cannot write"),
+    ],
+)
+def test_what_the_folder_does_not_take_is_one_line(
+    command: Command, trace_file: Path, name: str, message: str
+) -> None:
+    taken = trace_file.parent / "out" / name
+    taken.mkdir(parents=True)
+    arguments = (*PRESET, "--policy", "fcfs", "--load", "0.5,0.9", "--out", taken.parent)
+    last = command.refusal(trace_file, *arguments)
+    assert f"{message} {taken}: Is a directory" in last
+
+
 def test_simulate_says_where_another_load_came(command: Command, tmp_path: Path) -> None:
     trace = tmp_path / "sessions.jsonl"
     turns: list[dict[str, object]] = [

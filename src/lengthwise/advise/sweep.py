@@ -421,7 +421,10 @@ def _read(path: Path) -> dict[str, Figures]:
     """Finished cells of an earlier run; a line still being written when it was stopped is left."""
     if not path.exists():
         return {}
-    rows = json_objects(path)
+    try:
+        rows = list(json_objects(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     return {row["cell"]: row["figures"] for row in rows if {"cell", "figures"} <= row.keys()}
 
 

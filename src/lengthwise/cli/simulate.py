@@ -154,7 +154,7 @@ def simulate(
 
     from rich.console import Console
 
-    from lengthwise.advise.sweep import Cell, capacity, full_batch, run_sweep
+    from lengthwise.advise.sweep import Cell, capacity, full_batch, run_sweep, write_plots
     from lengthwise.cli.output import ConsoleProgress, print_json
     from lengthwise.compare.simulated import (
         choose_machine,
@@ -163,6 +163,8 @@ def simulate(
         sweep_cells,
         with_ratios,
     )
+    from lengthwise.errors import InputError
+    from lengthwise.files import replace_file
     from lengthwise.serve.places import MORE
 
     if on is Place.RAY:
@@ -259,10 +261,13 @@ def simulate(
         "results": with_ratios(rows),
     }
     if out is not None:
-        from lengthwise.advise.sweep import write_plots
-
-        (out / "results.json").write_text(json_module.dumps(document, indent=2) + "\n")
-        write_plots(document["results"], out)
+        text = json_module.dumps(document, indent=2) + "\n"
+        try:
+            replace_file(out / "results.json", text.encode())
+            write_plots(document["results"], out)
+        except OSError as error:
+            path = error.filename2 or error.filename or out
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     if json:
         print_json(document)
     else:
