@@ -328,6 +328,8 @@ def test_simulate_reads_prompts(command: Command, prompts: Path) -> None:
         (("--cost", "missing.json"), "cannot read"),
         ((*PRESET, "--load", "fast"), "must be a number"),
         ((*PRESET, "--load", "-1"), "must be a number"),
+        ((*PRESET, "--load", "inf"), "load 'inf' must be a number"),
+        ((*PRESET, "--load", "rate=inf"), "load 'rate=inf' must be a number"),
         ((*PRESET, "--policy", "sprt"), "srpt"),
         ((*PRESET, "--sweep", "k=1"), "max_overtakes"),
         ((*PRESET, "--sweep", "c=high"), "give numbers"),

@@ -8,6 +8,7 @@ A sweep's cells are every combination of what is varied, and what each gains ove
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -159,10 +160,10 @@ def parse_load(text: str) -> str:
     if text in ("burst", "trace"):
         return text
     try:
-        positive = float(text.removeprefix("rate=")) > 0.0
+        number = float(text.removeprefix("rate="))
     except ValueError:
-        positive = False
-    if not positive:
+        number = math.nan
+    if not 0.0 < number < math.inf:
         raise InputError(
             f"load {text!r} must be a number above 0, `burst`, `trace` or rate=R, such as 0.9"
         )
