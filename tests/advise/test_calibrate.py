@@ -271,12 +271,19 @@ def test_the_record_of_a_server_that_was_started_again_is_read_on(folder: Path) 
     assert len(read_measured(folder)[0][0].steps["t"]) == before
 
 
-def test_unknown_limits_are_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"slots": 4, "warp": 9}, "limits that this Lengthwise does not know"),
+        ({}, "do not say what the engine's limits are"),  # no engine of 256 slots in its place
+    ],
+)
+def test_unknown_limits_are_refused(folder: Path, engine: dict[str, int], message: str) -> None:
     path = folder / "server/rounds/000/steps.jsonl"
     lines = path.read_text().splitlines()[1:]
-    header = {"schema": "lengthwise.steps/1", "engine": {"slots": 4, "warp": 9}}
+    header = {"schema": "lengthwise.steps/1", "engine": engine}
     write_lines(path, [header, *map(json.loads, lines)])
-    with pytest.raises(InputError, match="limits that this Lengthwise does not know"):
+    with pytest.raises(InputError, match=message):
         read_measured(folder)
 
 

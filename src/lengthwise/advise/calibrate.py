@@ -85,8 +85,8 @@ class MeasuredRound:
     Attributes:
         info: which round.
         records: its requests as the client saw them; n of them.
-        steps: the engine's steps as columns: `t` and `duration_s` (s; NaN where it idled), WORK,
-            and `running`. What was not recorded is NaN.
+        steps: the engine's steps as columns: `t` and `duration_s` (s; NaN where it idled), and
+            WORK. What was not recorded is NaN.
         engine: its limits.
         discipline: what decided who ran.
         predictions: shape [n, 5] as `simulate` takes them, NaN for a request without.
@@ -129,11 +129,7 @@ class MeasuredRound:
 
         What was not recorded is NaN.
         """
-        columns = dict(self.steps)
-        if np.isnan(columns["requests"]).any():
-            # Older records: nearly the same, since a request without tokens in a step is rare.
-            columns["requests"] = columns["running"]
-        work = np.stack([columns[name] for name in WORK], axis=1)
+        work = np.stack([self.steps[name] for name in WORK], axis=1)
         return timed_work(work, self.engine.lag)
 
 
@@ -218,23 +214,15 @@ def _unexplained(measured: MeasuredRound) -> Floats:
     metrics = request_metrics(measured.records)
     arrival_s = measured.arrival_s[measured.records.completed]
     starts, durations = measured.steps["t"], measured.steps["duration_s"]
-    prefills = durations[measured.timed & (measured.work[:, 0] > 0)]
-    if len(prefills) == 0:
-        return np.full(len(arrival_s), np.nan)
-    if np.isfinite(arrival_s).any():
-        # Requests join the queue between two steps: their wait for the first of them is no part of
-        # what was recorded as the queue. Requests without a time of arrival give NaN.
-        before = durations[np.maximum(np.searchsorted(starts, arrival_s) - 1, 0)]
-        admitted_s = arrival_s + metrics.queue + 1e-6  # a hair later: sums of seconds are rounded
-        step = np.searchsorted(starts, admitted_s) - 1
-        own = durations[step]
-        if measured.engine.lag:
-            own = own + durations[np.minimum(step + 1, len(durations) - 1)]
-        own = np.where(np.isfinite(arrival_s), own, np.nan)
-    else:
-        # Older records do not say when requests arrived, hence not in which step they began.
-        before = np.full(len(arrival_s), np.nanmean(durations))
-        own = np.full(len(arrival_s), np.median(prefills))
+    # Requests join the queue between two steps: their wait for the first of them is no part of what
+    # was recorded as the queue. Requests without a time of arrival give NaN.
+    before = durations[np.maximum(np.searchsorted(starts, arrival_s) - 1, 0)]
+    admitted_s = arrival_s + metrics.queue + 1e-6  # a hair later: sums of seconds are rounded
+    step = np.searchsorted(starts, admitted_s) - 1
+    own = durations[step]
+    if measured.engine.lag:
+        own = own + durations[np.minimum(step + 1, len(durations) - 1)]
+    own = np.where(np.isfinite(arrival_s), own, np.nan)
     rest: Floats = metrics.ttft - metrics.queue - own - 0.5 * np.nan_to_num(before)
     return rest
 

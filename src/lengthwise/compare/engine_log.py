@@ -189,6 +189,11 @@ def _measured(each: Round, log: EngineLog) -> MeasuredRound:
 
 def _limits(log: EngineLog) -> EngineSettings:
     """The engine's limits as it recorded them."""
+    if not log.limits:
+        raise InputError(
+            "the recorded steps do not say what the engine's limits are: run `lengthwise bench` "
+            "again"
+        )
     try:
         return EngineSettings(**log.limits)  # type: ignore[arg-type]
     except TypeError as error:
