@@ -119,6 +119,9 @@ def test_a_json_file_may_be_lines_or_one_object(tmp_path: Path) -> None:
     rows = next(case for case in CASES if case.layout == "alpaca").rows * 2
     write_jsonl(tmp_path / "lines.json", rows)
     assert len(read(tmp_path / "lines.json").prompts) == 2
+    lines = (tmp_path / "lines.json").read_bytes().replace(b"\n", b"\n\n")
+    (tmp_path / "lines.json").write_bytes(b"\xef\xbb\xbf\n" + lines)
+    assert read(tmp_path / "lines.json").rows.tolist() == [2, 4]
     for document in (
         {"data": rows},
         {"version": 1, "train": rows},

@@ -403,20 +403,14 @@ def _json(path: Path) -> Iterator[Numbered | Rejection]:
         if peeked.peek(1).lstrip()[:1] == b"[":
             yield from _array(path, peeked)
             return
+        lines = ((number, line) for number, line in enumerate(peeked, 1) if line.strip())
+        begun = list(itertools.islice(lines, 2))
         # The first line of JSONL is a whole object, and another line follows.
-        first = peeked.readline()
-        second = peeked.readline()
-        while second and not second.strip():
-            second = peeked.readline()
-        whole = parse_line(1, first.decode())
-        if second and not isinstance(whole, Rejection):
-            rest = itertools.chain([second], peeked)
-            yield whole
-            for number, line in enumerate(rest, start=2):
-                if line.strip():
-                    yield parse_line(number, line.decode())
+        if len(begun) == 2 and not isinstance(parse_line(1, begun[0][1].decode()), Rejection):
+            for number, line in itertools.chain(begun, lines):
+                yield parse_line(number, line.decode())
             return
-        text = first + second + peeked.read(_LARGEST_DOCUMENT)
+        text = b"".join(line for _, line in begun) + peeked.read(_LARGEST_DOCUMENT)
     if len(text) > _LARGEST_DOCUMENT:
         raise InputError(
             f"{path}: a JSON file that is one object may have {_LARGEST_DOCUMENT >> 30} GiB: "
