@@ -373,6 +373,7 @@ def test_requests_are_drawn_from_clients(tmp_path: Path) -> None:
     assert not np.array_equal(load_trace(path, seed=2).arrival_s, trace.arrival_s)
     assert len(load_trace(path, limit=7)) == 7
     client(tmp_path, 4, windows)
+    (tmp_path / "chunk-4-trace.csv.bak").write_text("an editor's copy is no client")
     assert len(load_trace(tmp_path)) == pytest.approx(2 * len(trace), abs=8)
 
 
@@ -384,9 +385,40 @@ def test_clients_need_their_lengths(tmp_path: Path) -> None:
     (tmp_path / "chunk-3-dataset.json").write_text('{"0": {"output_tokens": "__import__(1)"}}')
     with pytest.raises(InputError, match="not the lengths of a client"):
         load_trace(path)
-    client(tmp_path, 5, "0,0.5,2.0,Weibull,0.5,1.0\n600,1,1,Pareto,1,1\n")
-    with pytest.raises(InputError, match=r"row 2: unknown pattern 'Pareto'"):
-        load_trace(tmp_path / "chunk-5-trace.csv")
+
+
+def test_a_window_before_the_first_lengths_has_those(tmp_path: Path) -> None:
+    path = client(tmp_path, 3, "0,0.5,2.0,Gamma,0.5,1.0\n")
+    lengths = path.with_name("chunk-3-dataset.json")
+    lengths.write_text(lengths.read_text().replace('"0"', '"600"'))
+    assert np.isin(load_trace(path).output_tokens, [5, 6]).all()
+
+
+@pytest.mark.parametrize(
+    ("windows", "reason"),
+    [
+        ("0,0.5,2,Gamma,1,1\n600,1,1,Pareto,1,1\n", "row 2: unknown pattern 'Pareto'"),
+        ("0,nan,2,Gamma,1,1\n", "row 1: a number that is negative or not finite"),
+        ("0,1e999,2,Gamma,1,1\n", "row 1: a number that is negative or not finite"),
+        ("0,-1,2,Gamma,1,1\n", "row 1: a number that is negative or not finite"),
+        ("0,1,2,Gamma,-1,1\n", "row 1: a number that is negative or not finite"),
+        ("600,1,2,Gamma,1,1\n0,1,2,Gamma,1,1\n", "each after the one before"),
+        ("0,1,2,Gamma,1,1\n\ud800", "not the windows of a client"),
+    ],
+)
+def test_windows_that_are_none_are_refused(tmp_path: Path, windows: str, reason: str) -> None:
+    client(tmp_path, 3, "").write_bytes(windows.encode(errors="surrogatepass"))
+    with pytest.raises(InputError, match=reason):
+        load_trace(tmp_path)
+
+
+@pytest.mark.parametrize("shares", ["{10.5: 1.0}", "{-3: 1.0}", "{3: -1.0}", "{9999999999999: 1}"])
+def test_lengths_that_are_none_are_refused(tmp_path: Path, shares: str) -> None:
+    path = client(tmp_path, 3, "0,0.5,2.0,Gamma,0.5,1.0\n")
+    lengths = {"0": {"input_tokens": shares, "output_tokens": "{5: 1.0}"}}
+    path.with_name("chunk-3-dataset.json").write_text(json.dumps(lengths))
+    with pytest.raises(InputError, match="not the lengths of a client"):
+        load_trace(path)
 
 
 @pytest.mark.parametrize(

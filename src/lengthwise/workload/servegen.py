@@ -27,6 +27,7 @@ from lengthwise.errors import InputError
 from lengthwise.files import parse_json
 from lengthwise.workload.layouts import Layout
 from lengthwise.workload.records import UnusableError
+from lengthwise.workload.trace_rows import LONGEST
 
 #: of ServeGen's clients
 LAYOUT: Final = Layout(
@@ -106,7 +107,9 @@ def open_clients(path: Path) -> list[Client]:
     """
     if not path.is_dir():
         return [_client(path)]
-    found = [(int(match[1]), each) for each in path.iterdir() if (match := _TRACE.match(each.name))]
+    found = [
+        (int(match[1]), each) for each in path.iterdir() if (match := _TRACE.fullmatch(each.name))
+    ]
     return [_client(each) for _, each in sorted(found)]
 
 
@@ -149,7 +152,8 @@ def _draw_window(
     client: Client, window: Window, span_s: float, random: np.random.Generator
 ) -> Drawn:
     count = int(np.ceil(window.rate * span_s)) if window.pattern else 0
-    lengths = client.lengths[max((t for t in client.lengths if t <= window.start_s), default=0.0)]
+    told = [start_s for start_s in client.lengths if start_s <= window.start_s]
+    lengths = client.lengths[max(told, default=min(client.lengths))]
     if window.pattern == "Gamma":
         gaps = random.gamma(window.shape, window.scale, count)
     else:
@@ -175,10 +179,16 @@ def _drawn(
 
 
 def _client(path: Path) -> Client:
-    with path.open(encoding="utf-8", newline="") as lines:
-        windows = [
-            _window(path, number, cells) for number, cells in enumerate(csv.reader(lines), 1)
-        ]
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            windows = [
+                _window(path, number, cells) for number, cells in enumerate(csv.reader(lines), 1)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not the windows of a client of ServeGen: {error}") from None
+    starts = [window.start_s for window in windows]
+    if not starts or starts != sorted(set(starts)):
+        raise InputError(f"{path}: not windows of a client of ServeGen, each after the one before")
     beside = path.with_name(path.name.replace("-trace.csv", "-dataset.json"))
     known = beside != path and beside.is_file()
     return Client(path, windows, _histograms(beside) if known else {})
@@ -190,6 +200,9 @@ def _window(path: Path, number: int, cells: list[str]) -> Window:
         window = Window(float(start), float(rate), pattern, float(shape or 0), float(scale or 0))
     except ValueError:
         raise InputError(f"{path}, row {number}: not a window of a client of ServeGen") from None
+    told = (window.start_s, window.rate, *((window.shape, window.scale) if pattern else ()))
+    if not all(0 <= value < np.inf for value in told):
+        raise InputError(f"{path}, row {number}: a number that is negative or not finite")
     if pattern not in (*_PATTERNS, ""):
         known = ", ".join(_PATTERNS)
         raise InputError(f"{path}, row {number}: unknown pattern {pattern!r}: known are {known}")
@@ -207,7 +220,7 @@ def _histograms(path: Path) -> dict[float, dict[str, NDArray[np.float64]]]:
             }
             for start, fields in document.items()
         }
-    except (OSError, ValueError, SyntaxError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, AttributeError) as error:
         raise InputError(f"{path}: not the lengths of a client of ServeGen: {error}") from None
     return {
         start: found
@@ -217,8 +230,15 @@ def _histograms(path: Path) -> dict[float, dict[str, NDArray[np.float64]]]:
 
 
 def _shares(histogram: dict[int, float]) -> NDArray[np.float64]:
-    """The share of each length from 0 on."""
+    """The share of each length from 0 on.
+
+    Raises:
+        ValueError: something in it is no length, or no share.
+    """
+    for length, share in histogram.items():
+        if not (isinstance(length, int) and 0 <= length <= LONGEST and 0 <= share < np.inf):
+            raise ValueError(f"{length!r}: {share!r}")
     shares = np.zeros(max(histogram, default=-1) + 1)
     for length, share in histogram.items():
-        shares[int(length)] = share
+        shares[length] = share
     return shares
