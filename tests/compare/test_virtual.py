@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from lengthwise.compare import virtual
 from lengthwise.compare.client import ReplayRequest
 from lengthwise.compare.engine_log import read_measured
 from lengthwise.compare.virtual import VirtualSession, engine_prompt
-from lengthwise.compare.virtual_bench import offload_to
+from lengthwise.compare.virtual_bench import offload_to, predictor_tokenizer
 from lengthwise.emulate.link import BANDWIDTH
 from lengthwise.errors import InputError
 from lengthwise.measure.metrics import request_metrics
@@ -29,6 +30,7 @@ from lengthwise.predict.load import load_predictor
 from lengthwise.predict.prediction import Prediction, Prompt
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.predict.train import train
+from lengthwise.reference import model_path
 from lengthwise.simulate.presets import preset
 from lengthwise.simulate.simulation import simulate
 from lengthwise.workload.dataset import load_dataset
@@ -320,3 +322,31 @@ def test_what_makes_no_sense_is_one_line(
             standalone_mode=False,
         )
     assert "\n" not in str(refused.value)
+
+
+def test_predictors_are_looked_at_before_anything_runs(
+    table: Path, predictor: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(predictor, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"tokenizer_fingerprint": "0"}))
+    for specs, words in (
+        (f"srpt:predictor={predictor},ltr:predictor={other}", "another vocabulary"),
+        (f"ltr:predictor={other}", "another vocabulary"),
+        ("srpt:predictor=nowhere", "no folder 'nowhere'"),
+        (f"srpt:predictor={tmp_path}/nowhere", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            bench(table, tmp_path / "out", "--policy", f"fcfs,{specs}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_predictor_that_a_policy_names_reads_the_tokens_of_its_own_tokenizer(
+    predictor: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_path(), tmp_path / "model")
+    own = shutil.copytree(predictor, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"tokenizer": str(folder)}))
+    assert predictor_tokenizer([None, "none", "oracle", str(own)]).name == str(folder)
+    assert predictor_tokenizer(["oracle"]).name == "reference"

@@ -285,10 +285,10 @@ def bench(
         model = model or REFERENCE
         if own and model != REFERENCE:
             raise InputError("`bench reference` serves the built-in model: leave --model out")
-    chosen_predictor = predictor_setting(predictor)
-    if own and predictor is None:
-        chosen_predictor = str((out / PREDICTOR_FOLDER).absolute())
-    settings = parse_policies(policy, chosen_predictor, pausing=bool(pausing))
+    learn_into = out / PREDICTOR_FOLDER if own and predictor is None else None
+    chosen = predictor_setting(predictor) if learn_into is None else str(learn_into.absolute())
+    settings = parse_policies(policy, chosen, pausing=bool(pausing))
+    there = [each for each in settings.values() if learn_into is None or each.predictor != chosen]
     recorded = read_trace(trace or workload, speed) if arrivals is Arrivals.TRACE else None
     if recorded is not None and (load or rate):
         raise InputError("--arrivals trace says when requests arrive: leave --load and --rate out")
@@ -325,9 +325,8 @@ def bench(
             raise InputError(
                 "`bench reference` has the built-in model's prompts: leave --model out"
             )
-        if not own or predictor is not None:
-            for each in settings.values():
-                require_matching_predictor(each, model)
+        for each in there:
+            require_matching_predictor(each, model)
         tokenizer = load_tokenizer(model_path(model))
         with ConsoleProgress() as progress:
             run_forward_bench(
@@ -335,16 +334,16 @@ def bench(
                 computed,
                 None if own else lambda: read_workload(tokenizer, prompt_tokens=False),
                 model_name=model,
-                learn_into=out / PREDICTOR_FOLDER if own and predictor is None else None,
+                learn_into=learn_into,
             )
         show_results(out, json=json)
         return
     if machine is not None:
-        tokenizer = predictor_tokenizer(predictor)
+        tokenizer = predictor_tokenizer(each.predictor for each in there)
         with ConsoleProgress() as progress:
             learnt = None
-            if own and predictor is None:
-                learnt = learn_from_corpus(out / PREDICTOR_FOLDER, tokenizer, seed, progress)
+            if learn_into is not None:
+                learnt = learn_from_corpus(learn_into, tokenizer, seed, progress)
             name = f"{gpu}:{model or DEFAULT_MODEL}"
             run_virtual_bench(
                 VirtualBench(plan, machine, name, tokenizer, requests, out, progress, host),
@@ -357,9 +356,8 @@ def bench(
         show_results(out, json=json)
         return
     assert model is not None
-    if not own or predictor is not None:
-        for each in settings.values():
-            require_matching_predictor(each, model)
+    for each in there:
+        require_matching_predictor(each, model)
     wanted = probe_of(probe, interval, model)
     flags = [] if max_num_seqs is None else ["--max-num-seqs", str(max_num_seqs)]
     flags += server_flags or []
@@ -378,7 +376,7 @@ def bench(
                 session,
                 tokenizer,
                 out,
-                learn_into=None if predictor else out / PREDICTOR_FOLDER,
+                learn_into=learn_into,
                 count=requests,
                 probe=wanted,
                 progress=progress,

@@ -6,7 +6,7 @@ With `--forward` a model computes, and a GPU's clock counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +26,7 @@ from lengthwise.compare.simulated import Machine, choose_machine
 from lengthwise.compare.virtual import Draw, VirtualSession, run_virtual_plan
 from lengthwise.errors import InputError
 from lengthwise.measure.results import VIRTUAL, ResultsWriter, RunInfo, describe_run, read_results
-from lengthwise.predict.load import load_predictor
+from lengthwise.predict.load import NO_PREDICTOR, load_predictor
 from lengthwise.predict.tokenizer import REFERENCE, PromptTokenizer, load_tokenizer
 from lengthwise.serve.command import REFERENCE_FLAGS, model_path, probe_of, require_vllm
 from lengthwise.simulate.presets import MODELS, parse_group
@@ -135,16 +135,21 @@ def offload_to(gib: float, gpu: str, model: str, block_size: int) -> HostMemory:
     return HostMemory(gib, host_memory(each, token_bytes))
 
 
-def predictor_tokenizer(predictor: str | None) -> PromptTokenizer:
-    """The tokenizer whose tokens a trained predictor reads; the built-in one for all others.
+def predictor_tokenizer(predictors: Iterable[str | None]) -> PromptTokenizer:
+    """The tokenizer whose tokens trained predictors read; the built-in one where none is trained.
+
+    Args:
+        predictors: as `load_predictor` takes them; None for none.
 
     Raises:
-        InputError: the predictor or its tokenizer cannot be loaded.
+        InputError: one of them or their tokenizer cannot be loaded, or they read the tokens of
+            several: a round gives all its predictors the same.
     """
-    name = REFERENCE
-    if predictor is not None and Path(predictor).is_dir():
-        metadata = getattr(load_predictor(predictor), "metadata", None)
-        name = REFERENCE if metadata is None else metadata.tokenizer
+    named = [each for each in dict.fromkeys(predictors) if each and each != NO_PREDICTOR]
+    found = [getattr(load_predictor(each), "metadata", None) for each in named]
+    name = next((metadata.tokenizer for metadata in found if metadata is not None), REFERENCE)
+    for each in named:
+        load_predictor(each, name)
     return load_tokenizer(name)
 
 
