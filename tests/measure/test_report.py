@@ -140,6 +140,17 @@ def test_a_run_in_which_every_request_failed(tmp_path: Path) -> None:
     assert "No requests were completed" in (tmp_path / "report.html").read_text()
 
 
+def test_a_policy_whose_options_are_longer_than_a_drawing_is_wide(tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path, RUN)
+    label = f"srpt:max_overtakes=50;predictor=/{'a-long-way/' * 8}p"
+    for number, policy in enumerate(("fcfs", label)):
+        append_round(writer, number, policy, [1.0, 2.0])
+    write_report(tmp_path, read_results(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert "max_overtakes=50" in page
+    assert page.count("a-long-way/") >= 8
+
+
 def test_the_terminal_table_fits_80_columns(folder: Path) -> None:
     console = Console(file=StringIO(), width=80)
     console.print(comparison_table(compare(read_results(folder))))

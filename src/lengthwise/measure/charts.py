@@ -14,6 +14,7 @@ import html
 import io
 import re
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ STYLE = {
 _WIDTH, _HEIGHT = 4.0, 2.7  # inches; shown at about 340 CSS pixels
 _DASHES: tuple[Dashes, ...] = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5), (9, 2), (3, 1))
 _POINTS = 200  # points a curve
+_LABEL = 32  # characters of a line beside a bar
 
 
 def inline_svg(figure: Any, identifier: str, description: str) -> str:
@@ -189,7 +191,13 @@ def _bars(
     title: str,
     identifier: str,
 ) -> Drawing:
-    labels = [broken_label(result.policy) for result in results]
+    # A path that an option names may be longer than the drawing is wide.
+    labels = [
+        "\n".join(
+            part for line in broken_label(result.policy).split("\n") for part in wrap(line, _LABEL)
+        )
+        for result in results
+    ]
     lines = max(label.count("\n") + 1 for label in labels)
     width = max(len(line) for label in labels for line in label.split("\n"))
     height = 0.4 + (0.2 + 0.14 * lines) * len(results)
