@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'lengthwise[cpu]'")
@@ -27,6 +29,7 @@ def test_more_states_are_kept_where_there_is_room() -> None:
     fewest, most = TRAIN_STATES
     assert _train_states(META, 100, 8 * GIB) == most
     assert _train_states(META, 100_000, 8 * GIB) == fewest
+    assert _train_states(META, 100_000, math.inf) == most
     between = _train_states(META, 2_000, 8 * GIB)
     assert fewest < between < most
     assert 2_000 * _request_bytes(META, between) <= 4 * GIB < 2_000 * _request_bytes(META, most)

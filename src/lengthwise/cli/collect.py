@@ -91,7 +91,7 @@ def collect(
                 asked.texts,
                 tokenizer.encode_conversations(asked.conversations()),
                 out,
-                max_bytes=int(max_gib * 2**30),
+                max_bytes=max_gib * 2**30,
                 progress=progress,
             )
     if json:

@@ -145,7 +145,7 @@ class ShardFolder:
         first = self.first(shard)
         return range(first, min(first + self._per_shard, len(self._sizes)))
 
-    def start(self, shard: int, max_bytes: int) -> bool:
+    def start(self, shard: int, max_bytes: float) -> bool:
         """Begin a shard, if the folder will then still be within `max_bytes`.
 
         Raises:
@@ -380,7 +380,7 @@ def collect(
     encoded: Sequence[Sequence[int]],
     folder: Path,
     *,
-    max_bytes: int,
+    max_bytes: float,
     progress: Progress,
 ) -> Collected:
     """Answer all prompts and write their states.
@@ -458,7 +458,7 @@ class _Run:
         self._progress = progress
         self.dropped = 0
 
-    def answer_all(self, max_bytes: int) -> None:
+    def answer_all(self, max_bytes: float) -> None:
         """Answer every request of the shards that are missing, in order."""
         missing = self._shards.missing()
         slots: int = self._engine.vllm_config.scheduler_config.max_num_seqs
@@ -518,7 +518,7 @@ class _Run:
         return len(ended)
 
 
-def _train_states(meta: StatesMeta, requests: int, max_bytes: int) -> int:
+def _train_states(meta: StatesMeta, requests: int, max_bytes: float) -> int:
     """How many decode states of a training answer to keep, so that half of the room is enough."""
     fewest, most = TRAIN_STATES
     beside = _request_bytes(meta, 0)
