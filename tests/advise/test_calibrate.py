@@ -49,6 +49,15 @@ def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda line: {key: value for key, value in line.items() if key not in names}
 
 
+@pytest.mark.parametrize("line", ['{"t": 1, "durat', "5", "[1]", '{"duration_s": "soon"}'])
+def test_a_round_whose_steps_are_damaged_is_left_out_and_said(folder: Path, line: str) -> None:
+    with (folder / "server" / "rounds" / "001" / "steps.jsonl").open("a") as file:
+        file.write(line + "\n")
+    rounds, notes = read_measured(folder)
+    assert [each.info.round for each in rounds] == [0, 2, 3]
+    assert notes == ["round 1 was left out: its steps are damaged"]
+
+
 def test_known_costs_are_found_again(recorded: Path) -> None:
     rounds, notes = read_measured(recorded)
     assert notes == []

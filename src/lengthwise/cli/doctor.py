@@ -147,7 +147,8 @@ def _of_log(
 
     from lengthwise.advise.doctor import PREDICTORS, limiting, prospects, signs_of_log, verdict
     from lengthwise.advise.sweep import Cell, Workload
-    from lengthwise.compare.simulated import machine_of_log, read_steps
+    from lengthwise.compare.engine_log import read_steps
+    from lengthwise.compare.simulated import machine_of_log
     from lengthwise.serve.places import MORE
     from lengthwise.settings import Settings
     from lengthwise.workload.open_trace import recorded_requests

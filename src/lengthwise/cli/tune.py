@@ -121,12 +121,12 @@ def tune(
     from lengthwise.advise.tune import GOODPUT, parse_caps, require_objective
     from lengthwise.advise.tune import tune as choose
     from lengthwise.cli.output import ConsoleProgress, print_json
+    from lengthwise.compare.engine_log import read_steps
     from lengthwise.compare.simulated import (
         choose_machine,
         machine_of_log,
         or_default_machine,
         parse_load,
-        read_steps,
         read_workload,
     )
     from lengthwise.compare.tuned import as_good_as, chosen_settings, described, tuned_text

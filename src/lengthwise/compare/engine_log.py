@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lengthwise.advise.calibrate import Floats, MeasuredRound, fit_tokens, timed_steps
 from lengthwise.errors import InputError
 from lengthwise.files import parse_json
-from lengthwise.measure.results import Records, Round, RunInfo, read_results
+from lengthwise.measure.results import DamagedFileError, Records, Round, RunInfo, read_results
 from lengthwise.policy.discipline import make_discipline
 from lengthwise.settings import parse_settings
 from lengthwise.simulate.engine import EngineSettings
@@ -115,6 +115,21 @@ def read_engine_log(folder: Path, finished: int) -> EngineLog:
     return EngineLog(columns, by_number, limits if isinstance(limits, dict) else {})
 
 
+def read_steps(folder: Path) -> EngineLog:
+    """The steps that were recorded in a folder; none without a file of them.
+
+    Raises:
+        DamagedFileError: what was recorded cannot be read.
+    """
+    try:
+        return read_engine_log(folder, 0)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedFileError(
+            f"{folder / STEPS_FILE} is damaged ({error}): record again, or move it away to "
+            "simulate without it"
+        ) from None
+
+
 def _read_lines(path: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
     """The header of a JSON-lines file and its objects; a line still being written is left."""
     try:
@@ -144,7 +159,11 @@ def read_measured(folder: Path) -> tuple[list[MeasuredRound], list[str]]:
         ] = None
     rounds = []
     for each in results.rounds:
-        log = read_engine_log(folder / SERVER_FOLDER / ROUNDS_FOLDER / f"{each.info.round:03d}", 0)
+        try:
+            log = read_steps(folder / SERVER_FOLDER / ROUNDS_FOLDER / f"{each.info.round:03d}")
+        except DamagedFileError:
+            notes[f"round {each.info.round} was left out: its steps are damaged"] = None
+            continue
         if not timed_steps(log.steps["duration_s"], log.lag).any():
             notes[f"round {each.info.round} was left out: nothing tells what its steps took"] = None
             continue

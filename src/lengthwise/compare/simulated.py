@@ -18,7 +18,7 @@ import numpy as np
 
 from lengthwise.advise.doctor import cost_of_steps, recorded_limits
 from lengthwise.advise.sweep import Cell, Figures, Workload
-from lengthwise.compare.engine_log import EngineLog, read_engine_log
+from lengthwise.compare.engine_log import EngineLog
 from lengthwise.compare.progress import Progress
 from lengthwise.compare.specs import parse_policies
 from lengthwise.errors import InputError, unknown_name
@@ -93,21 +93,6 @@ def or_default_machine(
         "measures yours"
     )
     return model, gpu, line
-
-
-def read_steps(folder: Path) -> EngineLog:
-    """The steps that were recorded in a folder; none without a file of them.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        return read_engine_log(folder, 0)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder / 'steps.jsonl'} is damaged ({error}): record again, or move it away to "
-            "simulate without it"
-        ) from None
 
 
 def machine_of_log(
