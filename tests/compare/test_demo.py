@@ -13,12 +13,14 @@ from lengthwise.cli.demo import PRESET
 from lengthwise.compare import demonstration
 from lengthwise.compare.own_answers import corpus_table
 from lengthwise.compare.progress import Silent
+from lengthwise.compare.rounds import keeping
 from lengthwise.measure.report import write_report
-from lengthwise.measure.results import read_results
+from lengthwise.measure.results import ResultsWriter, read_results
 from lengthwise.measure.twins import LIVE_FOLDER, read_twins
 from lengthwise.predict.tokenizer import load_tokenizer
 from lengthwise.simulate.presets import parse_preset
 from lengthwise.workload.dataset import TEST, TRAIN, split_of
+from tests.support.measure_rounds import RUN
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +62,7 @@ def test_the_demo_compares_four_policies_at_four_loads(
         tokenizer = load_tokenizer("reference")
         with data.open("w") as file:
             for split, part, count in (("train", TRAIN, 300), ("test", TEST, 60)):
+                file.write(json.dumps({"prompt": "", "output_tokens": -1, "split": split}) + "\n")
                 table = corpus_table(tokenizer, count, part, seed=1)
                 for prompt, length in zip(table.prompts, table.lengths.tolist(), strict=True):
                     line = {"prompt": prompt, "output_tokens": length, "split": split}
@@ -70,6 +73,8 @@ def test_the_demo_compares_four_policies_at_four_loads(
     demonstration.run_demo(out, parse_preset(PRESET), slots=8, data=data, seed=0, progress=notes)
     assert [line for line in notes.lines if "live part is left out: cannot write" in line]
     results = read_results(out)
+    assert sum("1 malformed rows" in line for line in notes.lines) == 2 * (source == "table")
+    assert ("1 malformed rows were left out" in results.run.notes) == (source == "table")
     assert read_twins(out, results) == []
     write_report(out, results)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -80,6 +85,13 @@ def test_the_demo_compares_four_policies_at_four_loads(
     assert rows[3]["factor_mean_e2el"] > 1.0
     page = (tmp_path / "out" / "report.html").read_text()
     assert ("answers.jsonl" in page) == (source == "table")
+
+
+def test_whoever_stops_the_live_part_stops_the_demo(tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path, RUN)
+    live_part = demonstration._or_leave_out(Silent())
+    with pytest.raises(KeyboardInterrupt), live_part, keeping(writer, 2):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.measure.results import RoundInfo
 from lengthwise.settings import OVERTAKE_SHARE, Settings, parse_settings
 from lengthwise.workload.dataset import Dataset
+from lengthwise.workload.records import Rejection
 
 
 class Characters:
@@ -57,6 +58,9 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
     assert any(note.startswith("2 of 4 rows were left out: longer") for note in notes)
     assert any("an answer of 0 tokens" in note for note in notes)
     assert "9 requests were asked for, 1 rows fit" in notes
+    malformed = replace(table, rejected=[Rejection(5, "no prompt")])
+    _, notes = choose_requests(malformed, Characters(), count=9, max_model_len=10, seed=0)
+    assert notes[-1] == "1 malformed rows were left out"
     with pytest.raises(InputError, match="none of the 4 rows"):
         choose_requests(table, Characters(), count=9, max_model_len=4, seed=0)
 

@@ -249,6 +249,8 @@ def _or_leave_out(progress: Progress) -> Iterator[None]:
     try:
         yield
     except (LengthwiseError, OSError) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None  # whoever stops it stops all of it
         progress.note(f"the live part is left out: {error}")
 
 
@@ -264,6 +266,9 @@ def _learn(
     tokenizer = load_tokenizer(REFERENCE)
     progress.stage("reading prompts")
     learnt, served = _tables(tokenizer, data, seed)
+    if data is not None:
+        for line in (*learnt.account(), *served.account()):
+            progress.note(line)
     requests, notes = choose_requests(
         served, tokenizer, count=REQUESTS, max_model_len=preset.model.context, seed=seed
     )

@@ -92,6 +92,8 @@ def choose_requests(
         notes.append(f"{empty} rows were left out: an answer of 0 tokens")
     if len(chosen) < count:
         notes.append(f"{count:,} requests were asked for, {len(chosen):,} rows fit")
+    if table.rejected:
+        notes.append(f"{len(table.rejected)} malformed rows were left out")
     return chosen, notes
 
 
@@ -317,8 +319,6 @@ def run_table(
     chosen, notes = choose_requests(
         table, tokenizer, count=count, max_model_len=session.max_model_len, seed=plan.seed
     )
-    if table.rejected:
-        notes.append(f"{len(table.rejected)} malformed rows were left out")
     for line in (describe_requests(chosen), *notes):
         progress.note(line)
     notes.append("Every answer was given the length that the table says (ignore_eos).")

@@ -215,8 +215,6 @@ def run_virtual_bench(
 
     first = draw(plan.seed)
     notes = [*([learnt] if learnt else []), *first.notes]
-    if table.rejected:
-        notes.append(f"{len(table.rejected)} malformed rows were left out")
     for line in (describe_requests(first.requests), *notes):
         progress.note(line)
     machine, name, host = bench.machine, bench.name, bench.host
@@ -357,8 +355,6 @@ def run_forward_bench(
             "Once their prompts had been computed, the probe's Kendall tau on these requests was "
             f"{probe_tau:.2f}."
         )
-    if table is not None and table.rejected:
-        notes.append(f"{len(table.rejected)} malformed rows were left out")
     for line in (describe_requests(first.requests), *notes):
         progress.note(line)
     engine = machine.engine
