@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -137,6 +138,37 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` to be filled in the block, which then takes its place.
+
+    Where the block fails, the old one stays and nothing is left beside it. For the moment between
+    two renamings there is neither.
+
+    Raises:
+        OSError: it cannot be made, or cannot take the place.
+    """
+    target = path.resolve()
+    part, old = (
+        target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.{end}")
+        for end in ("part", "old")
+    )
+    part.mkdir(parents=True)
+    try:
+        yield part
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, old)
+        try:
+            os.replace(part, target)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(old, target)
+            raise
+    finally:
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_file(path: Path, data: bytes) -> None:

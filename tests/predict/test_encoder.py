@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 from collections.abc import Callable
@@ -178,6 +179,32 @@ def test_the_artifact_is_whole_and_safe(
     assert scores(loaded, texts) == pytest.approx(scores(own, texts), abs=1e-6)
     assert isinstance(loaded, EncoderPredictor)
     assert loaded.metadata == own.metadata
+
+
+def test_a_backbone_that_cannot_be_written_leaves_the_one_that_was_there(
+    predictor: EncoderPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor.save(tmp_path / "p")
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+
+    def fail(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predictor._trained(), "save_backbone", fail)
+    with pytest.raises(InputError, match=r"cannot write .*p: No space left on device"):
+        predictor.save(tmp_path / "p")
+    assert files() == before
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+        "README.md",
+        "backbone",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_the_same_seed_gives_the_same_predictor(backbones: dict[str, Path]) -> None:

@@ -8,8 +8,10 @@ comes from; what the tensors mean is its reader's affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lengthwise.errors import InputError
-from lengthwise.files import parse_json, replaced
+from lengthwise.files import parse_json, replaced, replaced_folder
 
 _CONFIG: Final = "config.json"
 _TENSORS: Final = "model.safetensors"
@@ -44,9 +46,21 @@ class WeightsFolder(NamedTuple):
         return f"{self.schema}/{self.version}"
 
     def write(
-        self, folder: Path, config: BaseModel, tensors: Mapping[str, NDArray[Any]], card: str
+        self,
+        folder: Path,
+        config: BaseModel,
+        tensors: Mapping[str, NDArray[Any]],
+        card: str,
+        inner: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
     ) -> None:
         """Write the folder, over one that is there.
+
+        Args:
+            folder: to write.
+            config: config.json.
+            tensors: model.safetensors.
+            card: README.md.
+            inner: by the names of folders within it, what fills them.
 
         Raises:
             InputError: the folder cannot be written; what was there before is unchanged.
@@ -60,14 +74,18 @@ class WeightsFolder(NamedTuple):
                 replaced(folder / _CONFIG) as config_part,
                 replaced(folder / _CARD) as card_part,
                 replaced(folder / _TENSORS) as tensors_part,
+                contextlib.ExitStack() as inner_parts,
             ):
+                for name, fill in inner.items():
+                    fill(inner_parts.enter_context(replaced_folder(folder / name)))
                 tensors_part.write_bytes(save(dict(tensors)))
                 card_part.write_text(card, encoding="utf-8")
                 config_part.write_text(
                     config.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
                 )
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror}") from None
+        except (OSError, SafetensorError) as error:  # the second is a full disk, too
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write {folder}: {reason}") from None
 
     def read_config(self, folder: Path, config: type[Config]) -> Config:
         """What config.json says.
@@ -214,17 +232,6 @@ class Metadata(BaseModel):
     training: Training
     held_out: HeldOut
     settings: dict[str, JsonValue] = {}  #: what else a kind needs to know
-
-
-def write_artifact(
-    folder: Path, metadata: Metadata, tensors: Mapping[str, NDArray[Any]], card: str
-) -> None:
-    """Write an artifact, over one that is there; `card` is its README.md.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    PREDICTOR.write(folder, metadata, tensors, card)
 
 
 def read_artifact(folder: Path) -> tuple[Metadata, Tensors]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lengthwise.compiled import compiled
 from lengthwise.errors import InputError
-from lengthwise.predict.artifact import Metadata, Tensors, read_artifact, write_artifact
+from lengthwise.predict.artifact import PREDICTOR, Metadata, Tensors, read_artifact
 from lengthwise.predict.calibration import calibrate, quantile_lengths, score_at
 from lengthwise.predict.descent import SparseRows
 from lengthwise.predict.features import (
@@ -301,7 +301,7 @@ class LexicalPredictor:
             "calibration": calibration,
             "factors": factors,
         }
-        write_artifact(folder, self.metadata, tensors, model_card(self.metadata))
+        PREDICTOR.write(folder, self.metadata, tensors, model_card(self.metadata))
 
     def predict(self, prompt: Prompt) -> Prediction:
         """The prediction for any token ids; those that the tokenizer does not know are skipped."""

@@ -11,7 +11,6 @@ It is trained in single precision here.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -22,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from lengthwise.errors import InputError, LengthwiseError, missing_extra
-from lengthwise.predict.artifact import Metadata, Tensors, write_artifact
+from lengthwise.errors import LengthwiseError, missing_extra
+from lengthwise.predict.artifact import PREDICTOR, Metadata, Tensors
 from lengthwise.predict.calibration import (
     calibrate_held_out,
     calibrate_many,
@@ -139,14 +138,7 @@ class EncoderPredictor:
             InputError: the folder cannot be written.
         """
         encoder = self._trained()
-        backbone = folder / BACKBONE
-        try:
-            shutil.rmtree(backbone, ignore_errors=True)
-            backbone.mkdir(parents=True)
-            encoder.save_backbone(backbone)
-        except OSError as error:
-            raise InputError(f"cannot write {backbone}: {error.strerror or error}") from None
-        write_artifact(
+        PREDICTOR.write(
             folder,
             self.metadata,
             {
@@ -156,6 +148,7 @@ class EncoderPredictor:
                 "calibration": self._calibration,
             },
             model_card(self.metadata),
+            {BACKBONE: encoder.save_backbone},
         )
 
     @cached_property
