@@ -29,8 +29,14 @@ from lengthwise.predict.prediction import PredictionError, Prompt
 from lengthwise.predict.tokenizer import REFERENCE, load_tokenizer
 from lengthwise.serve.places import MORE
 from lengthwise.settings import Settings, parse_settings
-from lengthwise.settings.fields import MOST
-from lengthwise.simulate.engine import EngineSettings, StepCost, read_cost, read_engine, replaced
+from lengthwise.simulate.engine import (
+    EngineSettings,
+    StepCost,
+    read_cost,
+    read_engine,
+    replaced,
+    require_whole,
+)
 from lengthwise.simulate.presets import preset
 from lengthwise.workload.dataset import load_dataset, parse_where
 from lengthwise.workload.open_trace import is_trace
@@ -401,13 +407,12 @@ def _axis(text: str) -> tuple[str, list[float]]:
 def _check_swept(name: str, number: float) -> None:
     """Raise an InputError for a value that the setting or limit of that name cannot have."""
     where = f"--sweep {name}={number:g}"
-    if name in _WHOLE and not number.is_integer():
-        raise InputError(f"{where}: give a whole number")
     if name == "tau" and not 0.0 < number <= 1.0:
         raise InputError(f"{where}: tau must be above 0 and at most 1")
-    if name in ("kv_blocks", "slots", "replicas") and not 1 <= number <= MOST:
-        raise InputError(f"{where}: give a number from 1 to {MOST:,}")
     try:
+        if name in _WHOLE:
+            whole = int(number) if number.is_integer() else number
+            require_whole(name, whole, 0 if name == "max_overtakes" else 1)
         if name == "c":
             parse_settings({"policy": "trail", "predictor": "none", "parameters": {"c": number}})
         elif name in Settings.model_fields:

@@ -58,10 +58,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Raise InputError for an engine that could not run."""
         for name in ("slots", "token_budget", "block_size"):
-            _require_whole(name, getattr(self, name), 1)
+            require_whole(name, getattr(self, name), 1)
         for name in ("kv_blocks", "max_seqs"):
             if getattr(self, name) is not None:
-                _require_whole(name, getattr(self, name), 1)
+                require_whole(name, getattr(self, name), 1)
         if self.token_budget < self.slots:
             raise InputError(
                 f"a token budget of {self.token_budget} is less than the {self.slots} slots, each "
@@ -76,7 +76,7 @@ class EngineSettings:
             raise InputError(
                 f"the watermark must be from 0 to below 1, got {one_line(self.watermark)}"
             )
-        _require_whole(
+        require_whole(
             "long_prefill_tokens, the limit for long prefills,", self.long_prefill_tokens, 0
         )
         if not isinstance(self.prefix_caching, bool):
@@ -124,7 +124,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def _require_whole(name: str, value: Any, least: int) -> None:
+def require_whole(name: str, value: Any, least: int) -> None:
     """Raise InputError for a limit that is no whole number, or none that an engine could have."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not (whole and least <= value <= _MOST):
