@@ -106,6 +106,10 @@ def test_bad_input_is_one_line(command: Command, table: Path, tmp_path: Path) ->
     assert "--out" in command.refusal("train", table)
     assert "does not exist" in command.refusal("evaluate", tmp_path / "p", table)
     assert "unknown predictor 'orcale'" in command.refusal("evaluate", "orcale", table)
+    # A picture that cannot be is refused first: predicting may take long.
+    plot = ("evaluate", "orcale", table, "--plot")
+    assert "a picture is one of" in command.refusal(*plot, tmp_path / "p.txt")
+    assert "no such folder" in command.refusal(*plot, tmp_path / "none" / "p.svg")
     assert "holds no tokenizer" in command.refusal("train", table, "--tokenizer", tmp_path, *out)
 
 

@@ -9,7 +9,9 @@ import typer
 
 from lengthwise.cli.options import (
     AnswerColumnOption,
+    DatasetArgument,
     JsonOption,
+    LengthColumnOption,
     PromptColumnOption,
     PromptsOption,
     SkipMalformedOption,
@@ -38,18 +40,12 @@ def evaluate(
             help="Folder made by `lengthwise train`, or `prompt-length`, `noisy-oracle:TAU`, …."
         ),
     ],
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
-    ] = None,
+    dataset: DatasetArgument = None,
     split: SplitOption = None,
     where: WhereOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     prompt_column: PromptColumnOption = None,
-    length_column: Annotated[
-        str | None,
-        typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
-    ] = None,
+    length_column: LengthColumnOption = None,
     answer_column: AnswerColumnOption = None,
     turns: TurnsOption = Turns.ALL,
     prompts: PromptsOption = None,
@@ -114,6 +110,7 @@ def evaluate(
         evaluation_table,
         parts_table,
         plot_calibration,
+        require_picture,
     )
     from lengthwise.predict.evaluate import evaluate as evaluate_predictor
     from lengthwise.predict.load import load_predictor
@@ -130,6 +127,8 @@ def evaluate(
         )
     if ablation is not None:
         refuse_given(context, ["--plot"], "does not go with --ablation: leave one of them out")
+    if plot is not None:
+        require_picture(plot)
     if "backbone" not in (ablation or "").split(","):
         refuse_given(context, ["--backbone"], "is for an ablation: add --ablation backbone")
     with ConsoleProgress() as progress:

@@ -27,6 +27,14 @@ def refuse_given(context: typer.Context, options: Iterable[str], because: str) -
             raise InputError(f"{option} {because}")
 
 
+DatasetArgument = Annotated[
+    Path | None,
+    typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
+]
+LengthColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
+]
 TurnsOption = Annotated[
     Turns, typer.Option(help="Of a conversation: which of its answers are rows.")
 ]

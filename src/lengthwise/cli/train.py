@@ -10,7 +10,9 @@ import typer
 
 from lengthwise.cli.options import (
     AnswerColumnOption,
+    DatasetArgument,
     JsonOption,
+    LengthColumnOption,
     PromptColumnOption,
     PromptsOption,
     QuotesOption,
@@ -47,10 +49,7 @@ _OF_TABLES: Final = (
 def train(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder to write the predictor to.")],
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(help="Prompts and answers, in any layout that `lengthwise inspect` knows."),
-    ] = None,
+    dataset: DatasetArgument = None,
     from_log: Annotated[
         Path | None,
         typer.Option(help="Learn from what `lengthwise serve --log DIR` logged, not from a table."),
@@ -61,10 +60,7 @@ def train(
         int | None, typer.Option(min=1, help="Only the first so many rows; the newest of a log.")
     ] = None,
     prompt_column: PromptColumnOption = None,
-    length_column: Annotated[
-        str | None,
-        typer.Option(help="Column of the answers' lengths in tokens; several answers': A,B."),
-    ] = None,
+    length_column: LengthColumnOption = None,
     answer_column: AnswerColumnOption = None,
     turns: TurnsOption = Turns.ALL,
     quotes: QuotesOption = False,

@@ -394,6 +394,18 @@ def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
+def require_picture(path: Path) -> None:
+    """Refuse what no picture can be written to, before anything is predicted for it.
+
+    Raises:
+        InputError: another suffix than one of `SUFFIXES`, or no such folder.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: a picture is one of {', '.join(SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no such folder")
+
+
 def plot_calibration(parts: Sequence[Part], path: Path) -> None:
     """Draw expected against true lengths, and how many answers lie below each quantile.
 
@@ -404,8 +416,7 @@ def plot_calibration(parts: Sequence[Part], path: Path) -> None:
     Raises:
         InputError: another suffix, or it cannot be written.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: a picture is one of {', '.join(SUFFIXES)}")
+    require_picture(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
