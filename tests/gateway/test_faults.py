@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from lengthwise.gateway.limits import Limits
 from lengthwise.gateway.relay import Patience
@@ -24,12 +25,13 @@ from tests.support.small_upstream import SmallUpstream
 @asynccontextmanager
 async def gateway_before_bytes(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    **options: Any,
 ) -> AsyncIterator[Client]:
     """A gateway whose upstream writes what it likes to a connection."""
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         upstream = SmallUpstream()
         upstream.port = server.sockets[0].getsockname()[1]
-        async with gateway_before(upstream) as client:
+        async with gateway_before(upstream, **options) as client:
             yield client
 
 
@@ -153,6 +155,30 @@ def test_a_client_that_takes_nothing_is_cut_off_and_the_upstream_told() -> None:
         writer.close()
 
     play_whole(scene, patience=Patience(client_s=0.5))
+
+
+def test_a_client_that_takes_all_but_the_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is less than aiohttp waits for in a write is waited for at the end of the answer."""
+
+    async def late(response: web.StreamResponse, data: bytes = b"") -> None:
+        await asyncio.sleep(5.0)
+
+    async def run() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nthe whole answer")
+            await writer.drain()
+            writer.close()
+
+        async with gateway_before_bytes(answer, patience=Patience(client_s=0.1)) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(web.StreamResponse, "write_eof", late)
+                with pytest.raises(aiohttp.ClientError):
+                    await client.ask()
+            assert client.gateway.pool.in_flight == 0
+            assert await client.outcome("slow") == 1
+
+    asyncio.run(run())
 
 
 def test_a_client_that_stops_sending_is_cut_off() -> None:

@@ -200,9 +200,11 @@ class Relay:
                     async with asyncio.timeout(self._patience.client_s):
                         await response.write(data)
                     taken = True
-            if passing is not None and (rest := passing.flush()):
-                await response.write(rest)
-            await response.write_eof()
+            taken = False
+            async with asyncio.timeout(self._patience.client_s):
+                if passing is not None and (rest := passing.flush()):
+                    await response.write(rest)
+                await response.write_eof()  # waits until the client has taken nearly all of it
         except asyncio.CancelledError:
             if not self.cutting:
                 raise
