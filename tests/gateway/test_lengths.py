@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from lengthwise.gateway.configuration import Opener
 from lengthwise.gateway.lengths import Lengths
+from lengthwise.hints.estimate import PromptPredictor
 from lengthwise.hints.question import Question
 from lengthwise.predict.prediction import LORA
+from lengthwise.reference import model_path
 from lengthwise.settings import LengthLogSettings, Settings
 from lengthwise.workload.length_log import read_answers
 from tests.support.gateways import Client, play_whole, until
@@ -99,6 +103,52 @@ def test_nothing_that_was_read_of_a_body_is_kept_while_it_waits(policy: str) -> 
         assert {(await each).status for each in asked} == {200}
 
     play_whole(scene, policy=policy)
+
+
+def test_prompts_are_logged_in_the_words_of_whichever_tokenizer_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, log = tmp_path / "tokenizer", tmp_path / "log"
+    folder.mkdir()
+    spelled = json.loads((model_path() / "tokenizer.json").read_text())
+    spelled["model"]["merges"] = []  # letter by letter, and with other ids
+    letters = [token for token in spelled["model"]["vocab"] if len(token) == 1]
+    spelled["model"]["vocab"] = {letter: 300 - each for each, letter in enumerate(letters)}
+    (folder / "tokenizer.json").write_text(json.dumps(spelled))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+    def other(opener: Opener, spec: str | None) -> PromptPredictor | None:
+        return None if spec is None else PromptPredictor(spec, str(folder))
+
+    monkeypatch.setattr(Opener, "_load", other)
+    kept = LengthLogSettings(folder=str(log), text=True)
+
+    async def scene(client: Client, upstream: SmallUpstream) -> None:
+        gateway, lengths = client.gateway, client.gateway._lengths
+        opener = Opener(None, "small", 2, gateway._counters)
+
+        async def change(settings: Settings) -> None:
+            gateway.take_up(await asyncio.to_thread(opener.open, settings))
+
+        await change(learning := Settings(policy="fcfs", length_log=kept))
+        await client.ask("early")
+        await until(lambda: not lengths._pending)
+        upstream.hold.clear()
+        late = client.begin("late")  # rendered by the first tokenizer, and ends with the second
+        await until(lambda: any(each.prompt is not None for each in lengths._live.values()))
+        await change(learning.model_copy(update={"policy": "sjf", "predictor": "declared"}))
+        upstream.hold.set()
+        await late
+        await client.ask("next")
+        await until(lambda: gateway._counters.predictions == 1)
+        opener.close()
+        assert gateway._counters.logged + gateway._counters.log_lost == 3
+
+    play_whole(scene)
+    answers, _ = read_answers(log)
+    assert len(answers) >= 2
+    assert {answer.values["text"] for answer in answers} == {"Say 3 words."}
+    assert len({answer.header["tokenizer"] for answer in answers}) == 2
 
 
 def test_what_is_kept_to_be_learnt_from_is_bounded_and_the_rest_is_counted(

@@ -108,14 +108,17 @@ class Opener:
         predictor = before.predictor
         if spec != self._spec:
             predictor = self._load(spec)
-        log = before.log
-        if settings.length_log is None:
-            log = None
-        elif log is None or log.key != settings.length_log:
-            log = self._open_log(settings, predictor)
         encoder = None if predictor is None else predictor.encoder
-        if encoder is None and log is not None:
-            encoder = before.encoder or PromptEncoder(self._tokenizer or DEFAULT_TOKENIZER)
+        log, wanted = before.log, settings.length_log
+        if wanted is None:
+            log = None
+        else:
+            encoder = encoder or before.encoder
+            encoder = encoder or PromptEncoder(self._tokenizer or DEFAULT_TOKENIZER)
+            # A log says once what its token ids stand for.
+            if log is None or log.key != wanted or not _same_tokens(before.encoder, encoder):
+                text = token_text_of(encoder.tokenizer)
+                log = LengthLog(wanted, text, self._model, self._counters)
         if before.log is not None and before.log is not log:
             threading.Thread(target=before.log.close).start()  # it may have much to write
         self._spec = spec
@@ -143,12 +146,13 @@ class Opener:
         predictor.warm_up()
         return predictor
 
-    def _open_log(self, settings: Settings, predictor: PromptPredictor | None) -> LengthLog:
-        assert settings.length_log is not None
-        encoder = None if predictor is None else predictor.encoder
-        encoder = encoder or PromptEncoder(self._tokenizer or DEFAULT_TOKENIZER)
-        text = token_text_of(encoder.tokenizer)
-        return LengthLog(settings.length_log, text, self._model, self._counters)
+
+def _same_tokens(one: PromptEncoder | None, other: PromptEncoder) -> bool:
+    """Whether two encoders' token ids stand for the same."""
+    return one is not None and (one.tokenizer.name, one.tokenizer.fingerprint) == (
+        other.tokenizer.name,
+        other.tokenizer.fingerprint,
+    )
 
 
 #: what only an engine can do, with what to use instead, or why it is of no use

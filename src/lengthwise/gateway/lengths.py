@@ -64,6 +64,7 @@ class Measured:
         went_s: when it went, by the same clock; None while it waits.
         begun: whether its answer has: it cannot wait again.
         prompt: its tokens and hints, once rendered.
+        log: where its answer is written: the log that knows what these tokens stand for.
         prediction: of its whole answer.
         by: who predicted it.
         cut_to: its prediction as it ranks it.
@@ -80,6 +81,7 @@ class Measured:
     went_s: float | None = None
     begun: bool = False
     prompt: Prompt | None = None
+    log: LengthLog | None = None
     prediction: Prediction | None = None
     by: str | None = None
     cut_to: Prediction | None = None
@@ -242,7 +244,7 @@ class Lengths:
         prompt: Prompt | None,
         prediction: Prediction | LengthwiseError | None,
     ) -> None:
-        measured.prompt, measured.looked_at = prompt, True
+        measured.prompt, measured.log, measured.looked_at = prompt, source.log, True
         if measured.begun:
             self._forget_body(measured)
         if source.predictor is not None:
@@ -278,8 +280,10 @@ class Lengths:
     # Learning ---------------------------------------------------------------------------------
 
     def _log(self, measured: Measured) -> None:
-        log, usage, prompt = self._source.log, measured.usage, measured.prompt
-        if log is None or usage is None or prompt is None or measured.went_s is None:
+        log, usage, prompt = measured.log, measured.usage, measured.prompt
+        if self._source.log is None or log is None:
+            return  # nobody asks for it any more, or nobody did yet
+        if usage is None or prompt is None or measured.went_s is None:
             return
         said: Sequence[float | None] = measured.prediction or (None,) * len(Prediction._fields)
         log.answer(
