@@ -13,7 +13,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.serve.command import EXECUTOR, REFERENCE, ServerCommand, server_command
-from lengthwise.serve.config_file import require_same_address
+from lengthwise.serve.flags import require_same_address
 from lengthwise.serve.listen import free_port, require_free_port
 from lengthwise.settings import settings_of
 from lengthwise.simulate.presets import parse_preset

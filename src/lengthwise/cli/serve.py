@@ -112,7 +112,7 @@ def serve(
     """
     from lengthwise.policy import get_policy
     from lengthwise.serve.command import REFERENCE, probe_of, refuse_model, server_command
-    from lengthwise.serve.config_file import require_same_address
+    from lengthwise.serve.flags import require_same_address
     from lengthwise.serve.vllm_server import Server
     from lengthwise.serve.whereabouts import note_settings
     from lengthwise.simulate.presets import parse_preset

@@ -38,11 +38,10 @@ from lengthwise.serve.command import (
     REFERENCE,
     REFERENCE_ENVIRONMENT,
     REFERENCE_FLAGS,
-    given_flags,
     model_path,
     require_vllm,
 )
-from lengthwise.serve.config_file import flags_in_file
+from lengthwise.serve.flags import given_flags, with_file
 from lengthwise.vllm.compat.workers import (
     engine_in_process,
     llvmlite_unseen,
@@ -298,7 +297,7 @@ def open_engine(
         LengthwiseError: vLLM failed; the message has its own words.
     """
     require_vllm()
-    given = given_flags([*flags_in_file(flags), *flags])
+    given = given_flags(with_file(flags))
     for flag in given.intersection(_OWN_FLAGS):
         raise InputError(f"{flag} cannot be passed on to vLLM here: Lengthwise sets it itself")
     path = model_path(model)

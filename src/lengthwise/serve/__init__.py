@@ -1,7 +1,7 @@
 """One vLLM server as a child process: what `lengthwise serve` and the benchmark both need.
 
 command         what is served, and the command line and environment that it is started with
-config_file     what the file of vLLM's --config says, as flags
+flags           vLLM's flags as a user gave them, in the file of --config as well
 places          what the worker holds beside those that run
 vllm_server     started, watched, and stopped together with its engine; why it ended
 child           what runs in the child: vLLM's own server, which ends when its parent does

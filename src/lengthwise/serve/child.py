@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 
-from lengthwise.serve.config_file import flags_in_file
+from lengthwise.serve.flags import given_flags, with_file
 from lengthwise.serve.places import SIZE, sized
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_SEVERAL = ("--api-server-count", "--api_server_count", "-asc")
+_SEVERAL = "--api-server-count"
 
 
 def end_with_parent(parent: int, grace_s: float) -> None:
@@ -63,7 +63,7 @@ def main() -> None:
     end_with_parent(int(sys.argv.pop(1)), float(sys.argv.pop(1)))
     if sys.argv[1:2] and sys.argv[1].startswith(SIZE):
         sys.argv[1:] = sized(sys.argv[2:], int(sys.argv[1].removeprefix(SIZE)))
-    if any(text.startswith(_SEVERAL) for text in [*flags_in_file(sys.argv[1:]), *sys.argv[1:]]):
+    if _SEVERAL in given_flags(with_file(sys.argv[1:])):
         serve_by_several(sys.argv[1:])
         return
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)

@@ -20,7 +20,7 @@ from lengthwise.emulate.pace import EMULATE
 from lengthwise.errors import InputError, missing_extra
 from lengthwise.files import parse_json
 from lengthwise.probe.probe_folder import Probe
-from lengthwise.serve.config_file import flags_in_file
+from lengthwise.serve.flags import flag_name, given_flags, last_value, seconds_of, with_file
 from lengthwise.serve.listen import require_free_port
 from lengthwise.serve.places import ACTIVE, SEQS, Places, given_places
 from lengthwise.settings.file import SERVER
@@ -149,47 +149,6 @@ def model_path(model: str) -> str:
     return str(path) if looks_like_a_path else model
 
 
-#: vLLM's short names of flags that are looked for here.
-_SHORT: Mapping[str, str] = {
-    "-tp": "--tensor-parallel-size",
-    "-pp": "--pipeline-parallel-size",
-    "-sc": "--speculative-config",
-}
-
-
-def flag_name(flag: str) -> str:
-    """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings.
-
-    A part of one that is JSON stands for all of it: `--speculative-config.method` is one, too.
-    """
-    name = flag.split("=", 1)[0].split(".", 1)[0]
-    return _SHORT.get(name, name.replace("_", "-"))
-
-
-def given_flags(flags: Sequence[str]) -> set[str]:
-    """The names of some flags, without their values."""
-    names = {flag_name(flag) for flag in flags if flag.startswith("-")}
-    return {name for name in names if name.startswith("--")}
-
-
-def last_value(flag: str, flags: Sequence[str]) -> str | None:
-    """What a flag is given as, `--flag=value` or `--flag value`; the last one counts."""
-    value = None
-    for place, text in enumerate(flags):
-        if text.startswith("--") and flag_name(text) == flag:
-            _, equals, after = text.partition("=")
-            value = after if equals else next(iter(flags[place + 1 : place + 2]), None)
-    return value
-
-
-def seconds_of(text: str | None) -> float:
-    """The number of seconds that a flag has; 0 without one, or where it is no number."""
-    try:
-        return max(float(text or 0.0), 0.0)
-    except ValueError:
-        return 0.0  # vLLM refuses it in its own words
-
-
 def take_additional_config(flags: Sequence[str]) -> tuple[list[str], dict[str, object]]:
     """Split vLLM's `--additional-config JSON` from the other flags."""
     passed_on: list[str] = []
@@ -290,7 +249,7 @@ def server_command(
             port is taken, or the model's folder does not exist.
     """
     require_vllm()
-    told = [*flags_in_file(flags), *flags]
+    told = with_file(flags)
     given = given_flags(told)
     for flag in given & _OWN_FLAGS.keys():
         raise InputError(f"{flag} cannot be passed on to vLLM: {_OWN_FLAGS[flag]}")

@@ -1,13 +1,13 @@
-"""The YAML file that vLLM's `--config` names, and what it says as flags.
+"""vLLM's flags as a user gave them, on the command line and in the YAML file that `--config` names.
 
-vLLM puts them before those of the command line, so that those go first. What is looked up among a
-user's flags has to be looked up there as well.
+vLLM puts those of the file before those of the command line, so that the latter count. What is
+looked up among a user's flags has to be looked up in the file as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +17,50 @@ _CONFIG: Final = "--config"
 _OURS: Final = ("host", "port")  # options of `lengthwise serve` itself
 
 
-def flags_in_file(flags: Sequence[str]) -> list[str]:
-    """What the file that some flags name says, as flags; none where they name no file.
+#: vLLM's short names of flags that are looked for here.
+_SHORT: Final[Mapping[str, str]] = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-sc": "--speculative-config",
+    "-asc": "--api-server-count",
+}
+
+
+def flag_name(flag: str) -> str:
+    """`--max_num_seqs=8` → `--max-num-seqs`: vLLM takes both spellings.
+
+    A part of one that is JSON stands for all of it: `--speculative-config.method` is one, too.
+    """
+    name = flag.split("=", 1)[0].split(".", 1)[0]
+    return _SHORT.get(name, name.replace("_", "-"))
+
+
+def given_flags(flags: Sequence[str]) -> set[str]:
+    """The names of some flags, without their values."""
+    names = {flag_name(flag) for flag in flags if flag.startswith("-")}
+    return {name for name in names if name.startswith("--")}
+
+
+def last_value(flag: str, flags: Sequence[str]) -> str | None:
+    """What a flag is given as, `--flag=value` or `--flag value`; the last one counts."""
+    value = None
+    for place, text in enumerate(flags):
+        if text.startswith("--") and flag_name(text) == flag:
+            _, equals, after = text.partition("=")
+            value = after if equals else next(iter(flags[place + 1 : place + 2]), None)
+    return value
+
+
+def seconds_of(text: str | None) -> float:
+    """The number of seconds that a flag has; 0 without one, or where it is no number."""
+    try:
+        return max(float(text or 0.0), 0.0)
+    except ValueError:
+        return 0.0  # vLLM refuses it in its own words
+
+
+def with_file(flags: Sequence[str]) -> list[str]:
+    """These flags, and before them what the file says that they name.
 
     A model in it is left out, as vLLM does where the command line names one.
 
@@ -33,7 +75,7 @@ def flags_in_file(flags: Sequence[str]) -> list[str]:
             values = value if isinstance(value, list) else [value]
             texts = [json.dumps(each) if isinstance(each, dict) else str(each) for each in values]
             found += [f"--{name}", *texts]
-    return found
+    return [*found, *flags]
 
 
 def require_same_address(flags: Sequence[str], host: str, port: int) -> None:
