@@ -9,13 +9,12 @@ def serve(arguments: list[str]) -> None:
     """Be `vllm serve`, by vLLM's own command without its entry point: that of the CPU build looks
     for the metadata of a package by another name."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
@@ -24,11 +23,8 @@ def serve(arguments: list[str]) -> None:
 def engine_arguments(arguments: list[str]) -> Any:
     """What `vllm serve` makes of its arguments: its AsyncEngineArgs, whose fields are its flags."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
-    return AsyncEngineArgs.from_cli_args(parsed)
+    return AsyncEngineArgs.from_cli_args(_parser().parse_args(arguments))
 
 
 def default_slots(engine: Any) -> int:
@@ -52,14 +48,19 @@ def given_arguments(arguments: list[str]) -> dict[str, Any]:
     """The arguments of `vllm serve` by name, as its parser reads them; only those given."""
     from argparse import SUPPRESS
 
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = make_arg_parser(FlexibleArgumentParser())
+    parser = _parser()
     for action in parser._actions:
         action.default = SUPPRESS
     given: dict[str, Any] = vars(parser.parse_args(arguments))
     return given
+
+
+def _parser() -> Any:
+    """What reads the arguments of `vllm serve`."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser())
 
 
 def runs_on_cpu() -> bool:
