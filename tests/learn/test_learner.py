@@ -15,6 +15,7 @@ from lengthwise.learn.learner import (
     Learner,
     compare,
     latest_predictor,
+    note_server,
     place_predictor,
     read_predictor,
 )
@@ -402,6 +403,26 @@ def test_only_the_placed_and_the_last_good_predictor_are_kept(place: Place) -> N
     assert learner.state.accepted >= 3
     kept = {str(path) for path in (place.log.resolve() / "predictors").iterdir()}
     assert kept == {learner.state.placed, learner.state.before}
+
+
+@pytest.mark.parametrize("text", ['{"predictor": "NAMED"}', "{", None])
+def test_what_another_server_goes_by_is_kept(
+    place: Place, tmp_path: Path, text: str | None
+) -> None:
+    learner = Learner(place.log, place.settings, every=200)
+    other = tmp_path / "other.json"
+    for turn in range(4):
+        place.answer(250, seed=turn, reversed=turn % 2 == 1)
+        learner.step()
+        if turn == 0 and text is not None:
+            other.write_text(text.replace("NAMED", read_predictor(place.settings)))
+        note_server(place.log, other)
+    assert learner.state.accepted == 4
+    kept = sorted(path.name for path in (place.log / "predictors").iterdir())
+    ours = ["p-000003", "p-000004"]
+    # Where it cannot be told what the other server's settings name, none is taken away.
+    others = {None: [], "{": ["p-000001", "p-000002"]}.get(text, ["p-000001"])
+    assert kept == others + ours
 
 
 def test_the_comparison_is_paired_and_knows_noise_from_gain() -> None:

@@ -27,8 +27,10 @@ have finished, as the held-out one was when the promise was made.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import os
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from lengthwise.errors import InputError
-from lengthwise.files import parse_json, read_bounded, replaced
+from lengthwise.files import parse_json, read_bounded, replace_file, replaced
 from lengthwise.intervals import draws
 from lengthwise.predict.kendall import kendall_tau, tau_with_interval
 from lengthwise.predict.kinds import Recipe
@@ -63,6 +65,7 @@ logger = logging.getLogger("lengthwise.learn")
 STATE_FILE: Final = "learner.json"
 SCHEMA: Final = "lengthwise.learner/1"
 PREDICTORS: Final = "predictors"  #: folder below the log's
+SERVERS: Final = ".servers"  #: folder below the log's: whose settings may name one of them
 MOST_BYTES: Final = 1 << 20  #: of a settings file, as the scheduler has it
 _ATTEMPTS: Final = 5  # at changing it, where somebody else writes it too
 
@@ -128,6 +131,17 @@ def write_state(log: Path, state: State) -> None:
     """
     with replaced(log / STATE_FILE) as part:
         part.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+
+def note_server(log: Path, settings: Path) -> None:
+    """Note the settings file of a server that learns from a log: the predictor that it names stays,
+    also while another server's learner places others.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = os.fsencode(settings.resolve())
+    replace_file(log / SERVERS / hashlib.sha256(path).hexdigest()[:16], path)
 
 
 def read_predictor(settings: Path) -> str:
@@ -522,8 +536,14 @@ class Learner:
         return placed
 
     def _tidy_up(self) -> None:
-        """Keep the predictor that is placed and the one before."""
+        """Keep the predictor that is placed, the one before, and what other servers go by."""
         kept = {self.state.placed, self.state.before}
+        try:
+            for note in (self._log / SERVERS).glob("*"):
+                with contextlib.suppress(FileNotFoundError):  # settings that are there no longer
+                    kept.add(read_predictor(Path(os.fsdecode(note.read_bytes()))))
+        except (OSError, ValueError):
+            return  # somebody may be in the middle of writing: another time
         for path in (self._log / PREDICTORS).glob("p-*"):
             if str(path) not in kept:
                 shutil.rmtree(path, ignore_errors=True)

@@ -119,7 +119,7 @@ class LearnerProcess(Stoppable):
 def main() -> None:
     """Learn until the parent ends."""
     # Imported here: what keeps this process alive is in a server, which has no use for a learner.
-    from lengthwise.learn.learner import Learner
+    from lengthwise.learn.learner import Learner, note_server
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", type=int, required=True)
@@ -130,6 +130,8 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(format="lengthwise: learning: %(message)s", level=logging.INFO)
     step_back()
+    with contextlib.suppress(OSError):  # nothing can be written: the learner says so
+        note_server(given.log, given.settings)
     waited = _wait_for_others(given.log, given.parent)
     learner = Learner(
         given.log,
