@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.gateway.upstream import (
     Pool,
     Upstream,
@@ -85,10 +85,13 @@ def test_an_upstream_that_was_away_is_not_flooded() -> None:
     assert queued.count(away) == 5
 
 
+NO_NUMBERS = (b"x", b"+Inf", b"NaN")
+
+
 def test_what_waits_is_read_of_all_engines() -> None:
     page = b'# HELP x\nvllm:num_requests_waiting{engine="0"} 3.0\n'
     page += b'vllm:num_requests_waiting{engine="1"} 4.0\nvllm:num_requests_waiting_by_reason 9\n'
     assert waiting_of(page) == 7.0
-    for other in (b"", b"vllm:num_requests_waiting x\n"):
-        with pytest.raises(Exception, match="num_requests_waiting"):
-            waiting_of(other)
+    for said in (b"", *(b"vllm:num_requests_waiting %s\n" % each for each in NO_NUMBERS)):
+        with pytest.raises(LengthwiseError, match="num_requests_waiting"):
+            waiting_of(said)

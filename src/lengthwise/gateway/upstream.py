@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import re
 import socket
@@ -185,7 +186,7 @@ def waiting_of(page: bytes) -> float:
         found = [float(each) for each in _GAUGE.findall(page)]
     except ValueError:
         found = []
-    if not found:
+    if not found or not math.isfinite(sum(found)):
         raise LengthwiseError("its /metrics has no vllm:num_requests_waiting")
     return sum(found)
 
