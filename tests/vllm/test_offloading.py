@@ -17,6 +17,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from lengthwise.emulate.driver import Asked, Served, VirtualEngine, open_virtual_engine
 from lengthwise.emulate.link import BANDWIDTH, Offload
+from lengthwise.vllm.compat import schedulers
+from lengthwise.vllm.plan import Planner
+from lengthwise.vllm.scheduler import LengthwiseMixin
 from tests.support.step_facts import facts_of
 
 COST = StepCost(7e-3, 1e-4, 1e-4, 1e-6)
@@ -75,6 +78,35 @@ def test_what_is_freed_is_loaded_and_not_computed_again(lag: int) -> None:
     assert manager.block_pool.get_num_free_blocks() == 34
     measured = float(virtual.scheduler._planner.facts.array["load_s"][0])
     assert measured == pytest.approx(BLOCK_BYTES / 16 / (GBIT_PER_S * 1e9 / 8))
+
+
+def test_a_slot_that_is_kept_for_a_load_goes_to_no_newcomer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over a link that is so slow that steps come while KV is on its way."""
+    plan, end = Planner.plan, LengthwiseMixin._end_step
+    most = [0]  # newcomers that there are slots for
+    looked = [0]
+
+    def planned(planner: Planner, *args: Any) -> Any:
+        decided = plan(planner, *args)
+        scheduler = planner._scheduler
+        kept, free = schedulers.ready_holders(scheduler), schedulers.free_slots(scheduler)
+        waits = bool(planner.paused and scheduler.running and kept and free > 0)
+        looked[0] += waits
+        most[0] = max(free - kept, 0) if waits else len(scheduler.waiting)
+        return decided
+
+    def ended(scheduler: Any, output: Any) -> None:
+        held = {each.request_id for each in scheduler.kv_holding_waiting}
+        came = {each.request_id for each in scheduler.waiting.taken} - held
+        assert len(came) <= most[0]
+        end(scheduler, output)
+
+    monkeypatch.setattr(Planner, "plan", planned)
+    monkeypatch.setattr(LengthwiseMixin, "_end_step", ended)
+    served(0, connector(**{BANDWIDTH: 0.003}))
+    assert looked[0] > 0
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -134,10 +134,13 @@ class Planner:
         if not self.facts.may_decide(self.discipline, step, self.paused):
             return True, None
         try:
-            return True, self._decide() if self._gather() else None
+            front = self._decide() if self._gather() else None
         except Exception as error:  # a user's policy may do anything; requests are served
             self._abandon(error)
             return self._reorders, None
+        if front is None and self.paused and self._scheduler.running:
+            return True, []  # a slot that is free then is kept for one whose KV is being loaded
+        return True, front
 
     def put_back(self) -> None:
         """Between two steps vLLM knows of the paused requests as of running ones."""
