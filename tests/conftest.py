@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -29,6 +30,22 @@ def pytest_configure() -> None:
     # A shell starts background jobs with SIGINT ignored, and so would be the commands under test.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give one process the simulator to compile, and the other engines to start meanwhile.
+
+    Compiling takes a minute and a half, and two processes that need the same at once both do it.
+    """
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    within = item.path.relative_to(Path(__file__).parent).parts
+    return 0 if within == _COMPILES else 1 if within[0] == "engine" else 2
+
+
+_COMPILES = ("advise", "test_calibrate.py")
 
 
 @pytest.fixture

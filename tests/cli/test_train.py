@@ -126,6 +126,7 @@ def test_real_answers_of_vicuna_are_ranked(command: Command, tmp_path: Path) -> 
 
 
 @needs_data
+@pytest.mark.slow
 def test_real_answers_of_llama_are_ranked(command: Command, tmp_path: Path) -> None:
     """The bar: tau 0.44 on the test split of CASTILLO, what words and characters can reach."""
     out = tmp_path / "p"

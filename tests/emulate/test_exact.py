@@ -31,6 +31,7 @@ pytest.importorskip("vllm")
 
 ENGINES = int(os.environ.get("LENGTHWISE_VIRTUAL_ENGINES", "8"))  #: engines of random limits
 WORKLOADS = int(os.environ.get("LENGTHWISE_VIRTUAL_WORKLOADS", "10"))  #: for each
+QUICK = ("round-robin", "predicted-wait")  #: routers: one that knows nothing, and ours
 
 
 @pytest.mark.parametrize("number", range(ENGINES))
@@ -302,7 +303,10 @@ def test_looks_are_equal(lag: int, scarce: bool) -> None:
     assert peeks > 10
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each not in QUICK)) for each in ROUTERS],
+)
 def test_several_replicas_are_equal(name: str) -> None:
     """Each request goes to the same engine, and is served there in the same way, with pauses."""
     number = 100 + ROUTERS.index(name)

@@ -114,6 +114,7 @@ def test_a_probes_refined_predictions_decide(fingerprint: str, tmp_path: Path) -
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_recorded_steps_give_the_same_schedule() -> None:
     """A real engine on the wall's clock, and virtual time that is told what each step took."""
     timed = TRAIL | {"service_time": True, "max_wait_s": 0.05}
@@ -157,6 +158,7 @@ def test_answers_of_given_lengths_end_there() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_bench_gives_the_same_rows_again(fingerprint: str, tmp_path: Path) -> None:
     """A policy's row, too, is the same alone and in company."""
     folder = probe(fingerprint, tmp_path / "probe")

@@ -122,6 +122,7 @@ def test_a_server_takes_up_new_settings(server: Server) -> None:
     assert server.answer(3) == 3
 
 
+@pytest.mark.slow
 def test_a_predictors_worker_killed_in_mid_run_costs_no_request(
     server: Server, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_killed_command_takes_its_server_along(tmp_path: Path) -> None:
     assert_gone(children)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_load_ends_in_one_line(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

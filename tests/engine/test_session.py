@@ -19,6 +19,7 @@ from lengthwise.settings import Settings, parse_spec
 pytestmark = pytest.mark.engine
 
 NAMES = count()
+GREEDY = "srpt:preemption=greedy"
 SLOTS = 16
 
 
@@ -60,7 +61,13 @@ def test_the_chat_endpoint_sees_the_ids_that_predictors_were_trained_on(session:
     assert answer["prompt_token_ids"] == load_tokenizer("reference").encode_chat(prompt)
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "srpt", "oracle", "srpt:preemption=greedy"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "srpt",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("fcfs", "oracle", GREEDY)),
+    ],
+)
 def test_every_request_gets_exactly_its_length(session: Session, policy: str) -> None:
     work = requests(3 * SLOTS)
     observed = burst(session, policy, work)

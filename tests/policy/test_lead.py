@@ -128,8 +128,8 @@ def test_no_adversary_keeps_a_request_paused_for_longer(game: Game) -> None:
 
 def test_without_the_guard_a_request_stays_paused() -> None:
     # One that seems long starts alone, and is paused for a stream of others.
-    many = [0.0] + [0.05 + 0.02 * k for k in range(400)]
-    game = Game(many, [40] + [5] * 400, [40.0] + [1.0] * 400, 1, 1.0)
+    many = [0.0] + [0.05 + 0.02 * k for k in range(150)]
+    game = Game(many, [40] + [5] * 150, [40.0] + [1.0] * 150, 1, 1.0)
     unbound = played(game, "srpt", pausing=True)
     assert unbound.requests["pauses"][0] > 0
     assert excess(game, unbound, whole=True) > 0.0
@@ -138,8 +138,8 @@ def test_without_the_guard_a_request_stays_paused() -> None:
 
 def test_without_the_guard_the_same_check_fails() -> None:
     # One that looks long, and a stream of others that look short.
-    many = [0.0, 0.0] + [0.02 * k for k in range(1, 400)]
-    game = Game(many, [5, 5] + [5] * 399, [1.0, 40.0] + [1.0] * 399, 1, 1.0)
+    many = [0.0, 0.0] + [0.02 * k for k in range(1, 150)]
+    game = Game(many, [5, 5] + [5] * 149, [1.0, 40.0] + [1.0] * 149, 1, 1.0)
     assert excess(game, played(game)) > 0.0
     assert excess(game, played(game, max_lead=1.0)) <= 0.0
 
